@@ -1,0 +1,369 @@
+"""Checkpoints: our own folders, and the authors' ``.pth`` files.
+
+Our format is a folder: ``model.safetensors``, and ``config.json`` with the architecture and everything that is
+needed to use the weights (class names, normalisation, training grids). A plan table, ``plans.json``, may lie
+beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fluxvit.files import write_json
+from fluxvit.flux.budget import Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.config import FluxViTConfig
+from fluxvit.models.fluxvit import FluxViT
+
+FORMAT = 1
+WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+# Our format ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CheckpointInfo:
+    """What a model must be used with.
+
+    Args:
+        labels: Class names in the order of the logits; empty if unknown.
+        mean, std: Normalisation of RGB values in 0..1.
+        grids: Sampling grids seen in training; empty if unknown.
+        provenance: Where the weights come from; free-form.
+        plans: Best known sampling per budget; may be empty.
+    """
+
+    labels: list[str] = field(default_factory=list)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    grids: list[SamplingGrid] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    plans: list[Plan] = field(default_factory=list)
+
+
+def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) -> Path:
+    """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
+
+    Raises:
+        ValueError: The labels do not fit the model's classes, or ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    if info.labels and len(info.labels) != model.num_classes:
+        raise ValueError(f"{len(info.labels)} labels for a model of {model.num_classes} classes")
+    if folder.exists() and not (folder / CONFIG).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not a checkpoint; choose another folder")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, partial / WEIGHTS)
+    write_json(
+        partial / CONFIG,
+        {
+            "format": FORMAT,
+            "model": model.config.to_dict(),
+            "labels": info.labels,
+            "normalization": {"mean": list(info.mean), "std": list(info.std)},
+            "grids": [str(grid) for grid in info.grids],
+            "provenance": info.provenance,
+        },
+    )
+    if info.plans:
+        save_plans(partial, info.plans)
+    outdated = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, outdated)
+    os.replace(partial, folder)
+    shutil.rmtree(outdated, ignore_errors=True)
+    return folder
+
+
+def save_plans(folder: str | Path, plans: list[Plan]) -> None:
+    """Write the plan table of a checkpoint."""
+    write_json(Path(folder) / PLANS, [asdict(plan) | {"grid": str(plan.grid)} for plan in plans])
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FluxViT, CheckpointInfo]:
+    """Read a checkpoint folder; the model is in eval mode.
+
+    Raises:
+        ValueError: The folder is missing, incomplete or damaged; the message says which.
+    """
+    folder = Path(folder)
+    if folder.suffix in (".pth", ".pt", ".bin"):
+        raise ValueError(
+            f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such checkpoint folder")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a checkpoint: it has no {name}")
+    config = _read_json(folder / CONFIG)
+    try:
+        if config["format"] != FORMAT:
+            raise ValueError(f"format {config['format']}, this version of fluxvit reads {FORMAT}")
+        model_config = FluxViTConfig.from_dict(config["model"])
+        info = CheckpointInfo(
+            labels=config["labels"],
+            mean=tuple(config["normalization"]["mean"]),
+            std=tuple(config["normalization"]["std"]),
+            grids=[SamplingGrid.parse(text) for text in config["grids"]],
+            provenance=config["provenance"],
+        )
+        if (folder / PLANS).exists():
+            for plan in _read_json(folder / PLANS):
+                info.plans.append(Plan(**{**plan, "grid": SamplingGrid.parse(plan["grid"])}))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"missing key {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder}: bad {CONFIG} or {PLANS}: {reason}") from error
+    with torch.device("meta"):
+        model = FluxViT(model_config)
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
+    report = compare_keys(state, model)
+    if not report.matches:
+        raise ValueError(f"{folder}: weights and {CONFIG} disagree\n{report}")
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(True).eval(), info
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> FluxViT:
+    """The model of a checkpoint folder, in eval mode. Errors as in :func:`load_checkpoint`."""
+    return load_checkpoint(folder, device)[0]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+@dataclass
+class KeyReport:
+    """How the tensors of a file fit a model. ``mismatched`` lists (name, shape in file, shape in model)."""
+
+    used: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def matches(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.used)} tensors used"]
+        for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            lines.append(f"{len(names)} {title}" + "".join(f"\n  {name}" for name in names))
+        lines.append(f"{len(self.mismatched)} of another shape")
+        lines += [
+            f"  {name}: {list(theirs)} in the file, {list(ours)} here"
+            for name, theirs, ours in self.mismatched
+        ]
+        return "\n".join(lines)
+
+
+def compare_keys(state: Mapping[str, Tensor], model: torch.nn.Module) -> KeyReport:
+    """Compare names and shapes of a state dict with a model's."""
+    wanted = model.state_dict()
+    shared = [name for name in wanted if name in state]
+    mismatched = [
+        (name, tuple(state[name].shape), tuple(wanted[name].shape))
+        for name in shared
+        if state[name].shape != wanted[name].shape
+    ]
+    bad = {name for name, _, _ in mismatched}
+    return KeyReport(
+        used=[name for name in shared if name not in bad],
+        missing=[name for name in wanted if name not in state],
+        unexpected=[name for name in state if name not in wanted],
+        mismatched=mismatched,
+    )
+
+
+# The authors' format -------------------------------------------------------------------------------------
+
+# Their names and ours. {i} stands for a number, {qkv} for one of the letters, {x} for any rest; the first line
+# that fits decides. The patch projection and the position table, whose layout changes, are handled below.
+_NAMES = [
+    ("cls_token", "cls_token"),
+    ("gpe_proj.depthwise_conv.weight", "pos_embed.scale"),
+    ("gpe_proj.depthwise_conv.bias", "pos_embed.shift"),
+    ("patch_embed.{x}", "patch_embed.{x}"),
+    ("blocks.{i}.attn.lpe.depthwise_conv.weight", "blocks.{i}.attn.local_scale"),
+    ("blocks.{i}.attn.lpe.depthwise_conv.bias", "blocks.{i}.attn.local_shift"),
+    ("blocks.{i}.{x}", "blocks.{i}.{x}"),
+    ("clip_projector.{i}.norm1_{qkv}.{x}", "heads.{i}.pool.norm_{qkv}.{x}"),
+    ("clip_projector.{i}.cross_attn.{qkv}_bias", "heads.{i}.pool.{qkv}.bias"),
+    ("clip_projector.{i}.cross_attn.{qkv}.weight", "heads.{i}.pool.{qkv}.weight"),
+    ("clip_projector.{i}.cross_attn.proj.{x}", "heads.{i}.pool.proj.{x}"),
+    ("head.{i}.{x}", "heads.{i}.fc.{x}"),
+    ("fc_norm.{x}", "head_norm.{x}"),
+    ("final_clip_decoder_for_projs.{i}.head.{x}", "aligners.{i}.proj.{x}"),
+    ("final_clip_decoder_for_projs.{i}.norm.{x}", "aligners.{i}.norm.{x}"),
+]
+_WILDCARDS = {"{i}": r"(?P<i>\d+)", "{qkv}": "(?P<qkv>[qkv])", "{x}": "(?P<x>.+)"}
+# The tables that the released sizes were trained with: rows without the class token's -> (time, height, width).
+_TABLES = {24 * 18 * 18: (24, 18, 18), 32 * 20 * 20: (32, 20, 20)}
+
+
+def from_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
+    """Translate the authors' state dict to ours; names that have no counterpart are left as they are."""
+    ours: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name == "patch_embed.proj.weight" and value.ndim == 5:
+            ours[name] = value.permute(0, 2, 3, 4, 1).flatten(1)
+        elif name == "pos_embed" and value.numel() == (1 + _volume(config)) * config.embed_dim:
+            ours["pos_embed.cls"] = value[0, :1]
+            ours["pos_embed.grid"] = value[0, 1:].unflatten(0, config.table_shape)
+        else:
+            # What is a vector here is a depth-wise convolution of kernel one there.
+            affine = name.endswith("depthwise_conv.weight")
+            ours[_rename(name, _NAMES)] = value.flatten() if affine else value
+    return {name: value.contiguous() for name, value in ours.items()}
+
+
+def to_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
+    """Inverse of :func:`from_release`, for a state dict of ours or tensors shaped and named like it."""
+    theirs: dict[str, Tensor] = {}
+    reverse = [(ours, theirs) for theirs, ours in _NAMES]
+    for name, value in state.items():
+        if name == "patch_embed.proj.weight":
+            p, t = config.patch_size, config.tubelet_size
+            theirs[name] = value.unflatten(1, (t, p, p, config.in_chans)).permute(0, 4, 1, 2, 3)
+        elif name == "pos_embed.cls":
+            theirs["pos_embed"] = torch.cat([value, state["pos_embed.grid"].flatten(0, 2)])[None]
+        elif name != "pos_embed.grid":
+            renamed = _rename(name, reverse)
+            affine = renamed.endswith("depthwise_conv.weight")
+            theirs[renamed] = value[:, None, None, None, None] if affine else value
+    return {name: value.contiguous() for name, value in theirs.items()}
+
+
+def _rename(name: str, table: list[tuple[str, str]]) -> str:
+    for source, target in table:
+        pattern = re.escape(source)
+        for wildcard, expression in _WILDCARDS.items():
+            pattern = pattern.replace(re.escape(wildcard), expression)
+        match = re.fullmatch(pattern, name)
+        if match:
+            return target.format(**match.groupdict())
+    return name
+
+
+def _volume(config: FluxViTConfig) -> int:
+    t, h, w = config.table_shape
+    return t * h * w
+
+
+def read_release(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in one of the authors' files: under ``module`` or ``model``, or flat.
+
+    Nothing in the file is executed (``weights_only``).
+
+    Raises:
+        ValueError: The file is missing, no PyTorch file, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a PyTorch file of plain tensors ({reason})") from error
+    for key in ("module", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, Mapping)
+        or not all(isinstance(v, Tensor) for v in content.values())
+        or not content
+    ):
+        raise ValueError(f"{path}: holds no state dict under 'module' or 'model', nor a flat one")
+    return {re.sub(r"^(backbone|encoder)\.", "", name): value for name, value in content.items()}
+
+
+def infer_release_config(state: Mapping[str, Tensor], activation: str = "gelu_tanh") -> FluxViTConfig:
+    """The configuration of a released model (head width 64, pooling of 16 heads) from its tensors' shapes.
+
+    Args:
+        activation: Not visible in the shapes. The published weights were trained with tanh GELU.
+
+    Raises:
+        ValueError: The tensors are not a FluxViT's.
+    """
+    try:
+        dim, chans, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
+        rows = state["pos_embed"].shape[1] - 1
+        depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        pool_dim = state["clip_projector.0.cross_attn.proj.weight"].shape[0]
+        classes = state["head.0.weight"].shape[0] if "head.0.weight" in state else 0
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"not a FluxViT of the authors' release: {error} is missing or has another shape"
+        ) from error
+    if rows not in _TABLES:
+        raise ValueError(
+            f"pos_embed has {rows} grid rows; the released sizes have {' or '.join(map(str, _TABLES))}"
+        )
+    return FluxViTConfig(
+        embed_dim=dim,
+        depth=depth,
+        num_heads=dim // 64,
+        mlp_ratio=hidden / dim,
+        patch_size=patch,
+        tubelet_size=tubelet,
+        in_chans=chans,
+        table_shape=_TABLES[rows],
+        pool_dim=pool_dim,
+        num_classes=classes,
+        activation=activation,
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+    )
+
+
+def convert_release(
+    source: str | Path, *, activation: str = "gelu_tanh", allow_mismatch: bool = False
+) -> tuple[FluxViT, KeyReport]:
+    """Build our model from one of the authors' files.
+
+    Args:
+        source: Their ``.pth`` file, small or base.
+        activation: ``gelu_tanh`` or ``gelu``.
+        allow_mismatch: Leave tensors that do not fit at their initial values instead of refusing.
+
+    Raises:
+        ValueError: The file cannot be read, or its tensors do not match and ``allow_mismatch`` is off; the
+            message lists them.
+    """
+    theirs = read_release(source)
+    config = infer_release_config(theirs, activation)
+    state = from_release(theirs, config)
+    model = FluxViT(config)
+    report = compare_keys(state, model)
+    if not report.matches and not allow_mismatch:
+        raise ValueError(f"{source}: tensors do not match (--allow_mismatch takes those that do)\n{report}")
+    model.load_state_dict({name: state[name].float() for name in report.used}, strict=False)
+    return model.eval(), report

@@ -1,0 +1,101 @@
+"""What a forward pass costs: multiply-accumulates (MACs) of a network size at a grid and a budget.
+
+The paper's "GFLOPs" are GMACs of the kept tokens alone. What it leaves out, the embedding of the whole pool
+and the selection, is counted here beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fluxvit.flux.grid import SamplingGrid
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """The numbers that decide a FluxViT's cost. ``pool_dim`` is the width of the pooled vector."""
+
+    embed_dim: int
+    depth: int
+    mlp_ratio: float
+    patch_size: int
+    tubelet_size: int
+    in_chans: int
+    pool_dim: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs of one clip, part by part."""
+
+    embed_kept: int
+    embed_dropped: int
+    selection: int
+    blocks: int
+    pooling: int
+    classifier: int
+
+    @property
+    def published(self) -> int:
+        """As the paper counts (tables 6 and 7): kept tokens only."""
+        return self.embed_kept + self.blocks + self.pooling + self.classifier
+
+    @property
+    def unpublished(self) -> int:
+        """What the paper leaves out: embedding tokens that are dropped, and scoring the pool."""
+        return self.embed_dropped + self.selection
+
+    @property
+    def total(self) -> int:
+        """Everything that the network computes."""
+        return self.published + self.unpublished
+
+
+def clip_cost(size: NetworkSize, keep: int, pool: int | None = None) -> Cost:
+    """Cost of one clip.
+
+    Args:
+        size: The network.
+        keep: Tokens that enter the blocks, class token not counted.
+        pool: Tokens of the sampled grid; default: ``keep``, nothing is dropped.
+
+    Raises:
+        ValueError: ``keep`` is below 1 or above ``pool``.
+    """
+    pool = keep if pool is None else pool
+    if not 1 <= keep <= pool:
+        raise ValueError(f"cannot keep {keep} of {pool} tokens")
+    width, length = size.embed_dim, keep + 1
+    patch = size.in_chans * size.tubelet_size * size.patch_size**2 * width
+    linear = round((4 + 2 * size.mlp_ratio) * width * width)
+    return Cost(
+        embed_kept=keep * patch,
+        embed_dropped=(pool - keep) * patch,
+        # One subtraction and one squared sum per channel of a token: about a MAC each.
+        selection=pool * width if keep < pool else 0,
+        blocks=size.depth * (length * linear + 2 * length * length * width),
+        # Keys and values of all tokens; the query and the output are one token's.
+        pooling=2 * length * width * width + width * width + 2 * length * width + width * size.pool_dim,
+        classifier=size.pool_dim * size.num_classes,
+    )
+
+
+def grid_cost(size: NetworkSize, grid: SamplingGrid, keep: int) -> Cost:
+    """:func:`clip_cost` of a grid; ``keep`` above the pool keeps all.
+
+    Raises:
+        ValueError: The grid is not a whole number of tokens.
+    """
+    pool = grid.tokens(size.patch_size, size.tubelet_size)
+    return clip_cost(size, min(keep, pool), pool)
+
+
+def activation_bytes(size: NetworkSize, keep: int, batch: int = 1, bytes_per_value: int = 2) -> int:
+    """Activations held for the backward pass of one budget, without checkpointing; an estimate.
+
+    Per block and token: the inputs of two norms, of qkv, attention and its output, of both MLP layers and the
+    activation between them, counted in units of the width.
+    """
+    per_token = (8 + 3 * size.mlp_ratio) * size.embed_dim * size.depth
+    return round(batch * (keep + 1) * per_token * bytes_per_value)

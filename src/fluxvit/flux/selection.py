@@ -1,0 +1,249 @@
+"""Which tokens of a pool to keep: the group-dynamic selector and its baselines.
+
+A selector turns patch embeddings ``[B, T, L, C]`` (after the patch norm, before positions; T frames of L
+tokens) into scores ``[B, T, L]``, and says how the frames are split into groups. :func:`select` then keeps
+the best of each group. No selector has parameters, and none lets gradients through.
+
+The rules, where the paper leaves room or the release differs:
+
+* Exactly ``keep`` tokens stay. They are split evenly between the groups, the remainder going to the first
+  ones (the release rounds down in floating point and loses up to four tokens).
+* Scores are computed in fp32 whatever the dtype of the embeddings, and ties go to the lowest index, so that
+  one input gives one selection. In bf16 most distances tie.
+* A group has at least two frames: four frames make two groups. An odd number of frames makes two groups,
+  the first one frame longer; fewer than four make one.
+* A single frame has no motion. Its tokens are scored by their distance from the frame's mean token.
+* The kept tokens for a smaller budget are a subset of those for a larger one. That holds for every selector
+  here, because the scores do not depend on the budget and no group's share shrinks when the budget grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Selector(Protocol):
+    """Scores tokens; higher is kept first."""
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """``[B, T, L, C]`` to fp32 scores ``[B, T, L]``."""
+        ...
+
+    def groups(self, frames: int) -> tuple[int, ...]:
+        """Sizes, in frames, of the contiguous groups that share the budget evenly."""
+        ...
+
+
+def split_frames(frames: int, groups: int) -> tuple[int, ...]:
+    """Group sizes for ``frames``: ``groups`` if they divide the frames evenly, else half as many, and so on.
+
+    No group has fewer than two frames (unless there is only one); odd counts fall back to two uneven groups.
+    """
+    count = groups
+    while count > 1 and (frames % count or frames // count < 2):
+        count //= 2
+    if count == 1 and groups > 1 and frames % 2 and frames >= 4:
+        return frames - frames // 2, frames // 2
+    return (frames // count,) * count
+
+
+def share_budget(keep: int, capacities: Sequence[int]) -> list[int]:
+    """Split ``keep`` evenly between groups, remainder to the first, none above its capacity."""
+    assert 0 <= keep <= sum(capacities)
+    shares = [0] * len(capacities)
+    unfilled = list(range(len(capacities)))
+    while unfilled:
+        each, extra = divmod(keep, len(unfilled))
+        full = [group for group in unfilled if capacities[group] <= each]
+        if not full:
+            for place, group in enumerate(unfilled):
+                shares[group] = each + (place < extra)
+            break
+        for group in full:
+            shares[group] = capacities[group]
+            keep -= capacities[group]
+            unfilled.remove(group)
+    return shares
+
+
+@dataclass(frozen=True)
+class GroupDynamic:
+    """Change between neighbouring frames of a group at the same position (paper section 3, table 2).
+
+    The first frame of a group has no predecessor there; it takes the scores of the second, as in the release.
+
+    Args:
+        num_groups: Wanted number of groups (the paper's 4).
+        p: Order of the norm over channels (the paper's 2).
+    """
+
+    num_groups: int = 4
+    p: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.num_groups < 1:
+            raise ValueError(f"num_groups is {self.num_groups}; at least one group is needed")
+
+    def groups(self, frames: int) -> tuple[int, ...]:
+        return split_frames(frames, self.num_groups)
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        x = embeddings.detach().float()
+        frames = x.shape[1]
+        if frames == 1:
+            return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
+        change = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], self.p, dim=-1)
+        source = []
+        for size in self.groups(frames):
+            first = len(source)
+            source += [first, *range(first, first + size - 1)]
+        return change[:, source]
+
+
+@dataclass(frozen=True)
+class _Ungrouped:
+    """Base of the selectors that treat the whole clip as one group."""
+
+    def groups(self, frames: int) -> tuple[int, ...]:
+        return (frames,)
+
+
+@dataclass(frozen=True)
+class Tube(_Ungrouped):
+    """The same random positions in every frame, as in tube masking (table 2). ``seed`` fixes them."""
+
+    seed: int = 0
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        batch, frames, tokens, _ = embeddings.shape
+        # Ties go to the lowest index, so a position that no longer fits whole is kept in the first frames.
+        return _random((batch, 1, tokens), self.seed, embeddings.device).expand(-1, frames, -1)
+
+
+@dataclass(frozen=True)
+class Uniform(_Ungrouped):
+    """Tokens spread evenly over the clip, whatever they show: a golden-ratio sequence over raster order."""
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        batch, frames, tokens, _ = embeddings.shape
+        order = torch.arange(frames * tokens, dtype=torch.float64, device=embeddings.device)
+        spread = torch.frac(order * 0.6180339887498949).float()
+        return (1 - spread).view(1, frames, tokens).expand(batch, -1, -1)
+
+
+@dataclass(frozen=True)
+class Random(_Ungrouped):
+    """Tokens at random. ``seed`` fixes them: the same shape gives the same tokens."""
+
+    seed: int = 0
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        return _random(tuple(embeddings.shape[:3]), self.seed, embeddings.device)
+
+
+def _random(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    # Drawn on the CPU: generators differ between devices. Each clip has its own stream, so that its tokens
+    # do not depend on the batch it is in.
+    rows = torch.rand(shape[1:], generator=torch.Generator().manual_seed(seed))
+    return rows.to(device).expand(shape)
+
+
+SELECTORS: dict[str, Selector] = {
+    "group_dynamic": GroupDynamic(),
+    "dynamic": GroupDynamic(num_groups=1),
+    "tube": Tube(),
+    "uniform": Uniform(),
+    "random": Random(),
+}
+
+
+def get_selector(selector: str | Selector) -> Selector:
+    """A selector by name, or the given one.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if not isinstance(selector, str):
+        return selector
+    if selector not in SELECTORS:
+        raise ValueError(f"selector {selector!r} is unknown; choose one of {', '.join(SELECTORS)}")
+    return SELECTORS[selector]
+
+
+def keep_best(scores: Tensor, groups: Sequence[int], keep: int) -> Tensor:
+    """Indices of the best tokens of every group.
+
+    Args:
+        scores: fp32 ``[B, T, L]``.
+        groups: Frames in each group, adding up to T.
+        keep: Tokens to keep, 1 to T * L.
+
+    Returns:
+        int64 ``[B, keep]``: indices into the flattened T * L pool, ascending.
+    """
+    length = scores.shape[2]
+    capacities = [size * length for size in groups]
+    picks, start = [], 0
+    for share, capacity in zip(share_budget(keep, capacities), capacities, strict=True):
+        picks.append(_topk_lowest_index(scores.flatten(1)[:, start : start + capacity], share) + start)
+        start += capacity
+    return torch.cat(picks, dim=1).sort(dim=1).values
+
+
+def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
+    """``topk`` indices with ties to the lowest index; plain ``topk`` leaves ties open.
+
+    Everything above the k-th value stays, and of the tokens equal to it the first ones. As only ``topk``,
+    comparisons and a running sum are used, exporters take it with dynamic shapes.
+    """
+    if k == 0:
+        return scores.new_empty((scores.shape[0], 0), dtype=torch.long)
+    threshold = scores.topk(k, dim=1).values[:, -1:]
+    above, level = scores > threshold, scores == threshold
+    room = k - above.sum(1, keepdim=True)
+    stays = above | (level & (level.cumsum(1) <= room))
+    # Distinct keys: a kept token's is above every dropped one's, and lower indices come first.
+    index = torch.arange(scores.shape[1], device=scores.device)
+    keys = stays * scores.shape[1] - index
+    return keys.topk(k, dim=1).indices
+
+
+def select(embeddings: Tensor, keep: int, selector: str | Selector = "group_dynamic") -> Tensor:
+    """Choose the tokens to keep.
+
+    Args:
+        embeddings: Patch embeddings ``[B, T, L, C]``, any float dtype; detached.
+        keep: Tokens to keep, 1 to T * L.
+        selector: A name of :data:`SELECTORS` or a selector.
+
+    Returns:
+        int64 ``[B, keep]``: indices into the flattened T * L pool, ascending and unique.
+
+    Raises:
+        ValueError: ``keep`` is out of range.
+    """
+    return select_many(embeddings, [keep], selector)[0]
+
+
+def select_many(
+    embeddings: Tensor, keeps: Sequence[int], selector: str | Selector = "group_dynamic"
+) -> list[Tensor]:
+    """:func:`select` for several budgets; the scores are computed once.
+
+    Raises:
+        ValueError: A budget is out of range.
+    """
+    chooser = get_selector(selector)
+    frames, length = embeddings.shape[1], embeddings.shape[2]
+    for keep in keeps:
+        if not 1 <= keep <= frames * length:
+            raise ValueError(
+                f"cannot keep {keep} of {frames * length} tokens; ask for 1 to {frames * length}"
+            )
+    scores = chooser.scores(embeddings)
+    return [keep_best(scores, chooser.groups(frames), keep) for keep in keeps]

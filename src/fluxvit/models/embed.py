@@ -1,0 +1,118 @@
+"""From pixels to tokens: patch embedding with dual norms, and positions for any grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluxvit.models.norm import RMSNorm
+
+_CACHED_GRIDS = 16  # A deployment uses a few; a search over grids must not fill the memory.
+
+
+class PatchEmbed(nn.Module):
+    """Cut a video into tubelets and project each, with an RMS norm before and one after (DPN).
+
+    The values of a tubelet are ordered (time, height, width, channel).
+    """
+
+    def __init__(
+        self, patch_size: int, tubelet_size: int, in_chans: int, embed_dim: int, *, dual_norm: bool
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.tubelet_size, self.in_chans = patch_size, tubelet_size, in_chans
+        values = tubelet_size * patch_size**2 * in_chans
+        self.norm_before = RMSNorm(values) if dual_norm else nn.Identity()
+        self.proj = nn.Linear(values, embed_dim)
+        self.norm = RMSNorm(embed_dim) if dual_norm else nn.Identity()
+
+    def forward(self, video: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """Embed ``[B, C, T, H, W]``.
+
+        Returns:
+            Embeddings ``[B, t, h * w, D]`` without positions, and the token shape (t, h, w).
+
+        Raises:
+            ValueError: The video is no whole number of tubelets.
+        """
+        if video.ndim != 5 or video.shape[1] != self.in_chans:
+            raise ValueError(f"expected a video [B, {self.in_chans}, T, H, W], got {list(video.shape)}")
+        batch, channels, frames, height, width = video.shape
+        p, tt = self.patch_size, self.tubelet_size
+        if frames % tt or height % p or width % p or min(frames, height, width) == 0:
+            raise ValueError(
+                f"a video of {frames} frames of {height}x{width} does not divide into tubelets of "
+                f"{tt} frames of {p}x{p} pixels; resize or crop it"
+            )
+        t, h, w = frames // tt, height // p, width // p
+        x = video.to(self.proj.weight.dtype).reshape(batch, channels, t, tt, h, p, w, p)
+        x = x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, t, h * w, -1)
+        return self.norm(self.proj(self.norm_before(x))), (t, h, w)
+
+
+def sincos_table(shape: tuple[int, int, int], dim: int) -> Tensor:
+    """3-D sine-cosine positions ``[T, H, W, dim]``: a quarter of the channels for time, then width, height.
+
+    Each part of width d holds sin(pos * w_k), then cos(pos * w_k), with w_k = 10000 ** (-2k / d).
+    """
+
+    def encode(positions: int, width: int) -> Tensor:
+        rate = 10000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+        angle = torch.arange(positions, dtype=torch.float64)[:, None] * rate
+        return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+    t, h, w = shape
+    side = dim * 3 // 8
+    parts = (
+        encode(t, dim - 2 * side)[:, None, None].expand(t, h, w, -1),
+        encode(w, side)[None, None].expand(t, h, w, -1),
+        encode(h, side)[None, :, None].expand(t, h, w, -1),
+    )
+    return torch.cat(parts, dim=-1)
+
+
+class PositionTable(nn.Module):
+    """Learned positions on a 3-D grid, resampled to the grid at hand (GPE, paper section 3).
+
+    The per-channel ``scale`` and ``shift`` (in the release a convolution of kernel one) apply to the grid's
+    rows, not to the class token's. Resampling is linear in time, then bicubic in space.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dim: int, *, affine: bool) -> None:
+        super().__init__()
+        self.cls = nn.Parameter(torch.zeros(1, dim))
+        self.grid = nn.Parameter(sincos_table(shape, dim))
+        self.scale = nn.Parameter(torch.ones(dim)) if affine else None
+        self.shift = nn.Parameter(torch.zeros(dim)) if affine else None
+        self._cache: dict[tuple[int, int, int], tuple[tuple, Tensor]] = {}
+
+    def forward(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Rows for the class token ``[1, C]`` and for a grid of tokens ``[t * h * w, C]``, fp32.
+
+        Without gradients the rows of each grid are computed once and kept.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.cls.float(), self._resample(shape)
+        parameters = [p for p in (self.grid, self.scale, self.shift) if p is not None]
+        # In-place changes (an optimiser's, a loaded checkpoint's) raise the version; moves change the rest.
+        state = tuple((p._version, p.data_ptr(), p.device, p.dtype) for p in parameters)
+        if shape not in self._cache or self._cache[shape][0] != state:
+            if len(self._cache) == _CACHED_GRIDS:
+                self._cache.clear()
+            self._cache[shape] = (state, self._resample(shape))
+        return self.cls.float(), self._cache[shape][1]
+
+    def _resample(self, shape: tuple[int, int, int]) -> Tensor:
+        table = self.grid.float()
+        if self.scale is not None:
+            table = table * self.scale.float() + self.shift.float()
+        frames, height, width, dim = table.shape
+        t, h, w = shape
+        if t != frames:
+            rows = table.flatten(1).t()[None]
+            table = F.interpolate(rows, size=t, mode="linear")[0].t().unflatten(1, (height, width, dim))
+        if (h, w) != (height, width):
+            planes = table.permute(0, 3, 1, 2)
+            table = F.interpolate(planes, size=(h, w), mode="bicubic").permute(0, 2, 3, 1)
+        return table.reshape(t * h * w, dim)

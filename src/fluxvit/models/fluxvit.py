@@ -1,0 +1,421 @@
+"""FluxViT: one video transformer for any sampling grid and any token budget.
+
+"Make Your Training Flexible: Towards Deployment-Efficient Video Models" (arXiv 2503.14237).
+
+Reading order: :meth:`FluxViT.forward` embeds the whole pool once, scores it once, and for each budget encodes
+the kept tokens and reads the head that was trained nearest to that budget.
+
+Shapes: B clips, T token frames, L tokens per frame, K kept tokens, C channels, P width of the pooled vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fluxvit.flux.selection import Selector, select_many
+from fluxvit.models.attention import Attention
+from fluxvit.models.config import FluxViTConfig, preset
+from fluxvit.models.embed import PatchEmbed, PositionTable
+from fluxvit.models.norm import RMSNorm
+
+
+class FluxViTOutput(NamedTuple):
+    """What one budget yields.
+
+    ``logits`` [B, classes]; ``embedding`` [B, P], the pooled vector, not normalised; ``kept`` int64 [B, K],
+    ascending indices into the pool of T * L tokens, or None when nothing was dropped; ``head``, its index.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    kept: Tensor | None
+    head: int
+
+
+class Intermediates(NamedTuple):
+    """Token-level features.
+
+    ``tokens`` [B, 1 + K, C] after the last block, class token first; ``layers``, the same after the asked
+    blocks; ``kept`` as in :class:`FluxViTOutput`; ``shape``, the pool's (T, height, width) in tokens.
+    """
+
+    tokens: Tensor
+    layers: list[Tensor]
+    kept: Tensor | None
+    shape: tuple[int, int, int]
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+class LayerScale(nn.Module):
+    """Learned scale per channel, multiplied in fp32."""
+
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() * self.gamma.float()
+
+
+class DropPath(nn.Module):
+    """Skip the branch of a clip with probability ``rate`` in training; scale the others up."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        stays = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * stays / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: FluxViTConfig, drop_path: float) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.norm1 = RMSNorm(dim)
+        self.attn = Attention(
+            dim,
+            config.num_heads,
+            qkv_bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
+            local_position=config.local_position,
+        )
+        self.ls1 = LayerScale(dim, config.layer_scale)
+        self.norm2 = RMSNorm(dim)
+        self.mlp = Mlp(dim, round(config.mlp_ratio * dim), config.activation)
+        self.ls2 = LayerScale(dim, config.layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
+        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), lengths))).to(x.dtype)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
+
+
+class AttentionPool(nn.Module):
+    """One attention query, the mean token, over all tokens."""
+
+    def __init__(self, dim: int, num_heads: int, out_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_q, self.norm_k, self.norm_v = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C]`` to ``[B, P]``."""
+        query = x.mean(1, keepdim=True)
+        projected = self.q(self.norm_q(query)), self.k(self.norm_k(x)), self.v(self.norm_v(x))
+        heads = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in projected)
+        return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1))
+
+
+class BudgetHead(nn.Module):
+    """Pooling and classifier of one budget."""
+
+    def __init__(self, config: FluxViTConfig) -> None:
+        super().__init__()
+        self.pool = AttentionPool(config.embed_dim, config.pool_heads, config.pool_dim)
+        self.fc = _classifier(config)
+
+
+class Aligner(nn.Module):
+    """Maps a smaller budget's pooled vector onto the largest's (self-alignment of Flux-Multi)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, P]`` to unit vectors ``[B, P]``."""
+        return F.normalize(self.norm(self.proj(x)), dim=-1)
+
+
+class FluxViT(nn.Module):
+    """Budget-adaptive video transformer.
+
+    ``model(video, budget=1024)`` keeps 1024 tokens; ``budget=[2048, 1024, 512]`` gives one output per budget.
+    The video ``[B, C, T, H, W]`` may be of any grid that divides into tubelets, square or not, batch 1 too.
+    """
+
+    def __init__(self, config: FluxViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.patch_embed = PatchEmbed(
+            config.patch_size, config.tubelet_size, config.in_chans, dim, dual_norm=config.dual_patch_norm
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = PositionTable(config.table_shape, dim, affine=config.global_position)
+        self.blocks = nn.ModuleList(
+            Block(config, config.drop_path * i / max(1, config.depth - 1)) for i in range(config.depth)
+        )
+        self.heads = nn.ModuleList(BudgetHead(config) for _ in config.budgets)
+        self.head_drop = nn.Dropout(config.drop_rate)
+        self.head_norm = nn.LayerNorm(config.pool_dim)
+        self.aligners = nn.ModuleList(Aligner(config.pool_dim) for _ in config.budgets[1:])
+        self.grad_checkpointing = False
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Normal weights of std 0.02 but for the patch projection, residual branches scaled by depth."""
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and name != "patch_embed.proj":
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for i, block in enumerate(self.blocks, start=1):
+                block.attn.proj.weight.div_((2 * i) ** 0.5)
+                block.mlp.fc2.weight.div_((2 * i) ** 0.5)
+
+    # The network -----------------------------------------------------------------------------------------
+
+    @overload
+    def forward(
+        self,
+        video: Tensor,
+        budget: int | None = None,
+        head: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> FluxViTOutput: ...
+
+    @overload
+    def forward(
+        self,
+        video: Tensor,
+        budget: Sequence[int],
+        head: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> list[FluxViTOutput]: ...
+
+    def forward(
+        self,
+        video: Tensor,
+        budget: int | Sequence[int] | None = None,
+        head: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> FluxViTOutput | list[FluxViTOutput]:
+        """Classify clips.
+
+        Args:
+            video: Normalised clips ``[B, C, T, H, W]``.
+            budget: Tokens to keep; at or above the pool's size, or None, all are kept. A sequence embeds and
+                scores the pool once and gives one output per budget, in its order.
+            head: Index of the head to read; None: the one trained nearest to the number of kept tokens.
+            selector: Which tokens to keep.
+
+        Raises:
+            ValueError: A budget is below 1, there is no such head, or the video does not divide into tubelets.
+        """
+        if head is not None and not 0 <= head < len(self.heads):
+            raise ValueError(f"head {head} does not exist; this model has heads 0 to {len(self.heads) - 1}")
+        embeddings, shape = self.patch_embed(video)
+        budgets = [budget] if budget is None or isinstance(budget, int) else list(budget)
+        outputs = []
+        for kept in self.choose(embeddings, budgets, selector):
+            tokens = self.encode(self.place(embeddings, shape, kept))
+            outputs.append(self._read(tokens, kept, head))
+        return outputs[0] if budget is None or isinstance(budget, int) else outputs
+
+    def forward_features(
+        self, video: Tensor, budget: int | None = None, selector: str | Selector = "group_dynamic"
+    ) -> Tensor:
+        """Tokens after the last block ``[B, 1 + K, C]``, class token first. Arguments as in :meth:`forward`."""
+        embeddings, shape = self.patch_embed(video)
+        (kept,) = self.choose(embeddings, [budget], selector)
+        return self.encode(self.place(embeddings, shape, kept))
+
+    def forward_head(self, tokens: Tensor, head: int | None = None, pre_logits: bool = False) -> Tensor:
+        """Tokens ``[B, 1 + K, C]`` to logits ``[B, classes]``, or to the pooled vector ``[B, P]``."""
+        head = self.config.nearest_head(tokens.shape[1] - 1) if head is None else head
+        pooled = self.heads[head].pool(tokens)
+        return pooled if pre_logits else self._classify(pooled, head)
+
+    def forward_intermediates(
+        self,
+        video: Tensor,
+        indices: int | Sequence[int] = 1,
+        budget: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> Intermediates:
+        """Token features after chosen blocks, with the positions that they come from.
+
+        Args:
+            video, budget, selector: As in :meth:`forward`.
+            indices: Blocks to take (negative ones count from the end), or how many of the last ones.
+
+        Raises:
+            ValueError: There is no such block.
+        """
+        depth = len(self.blocks)
+        wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
+        if any(not -depth <= i < depth for i in wanted):
+            raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
+        embeddings, shape = self.patch_embed(video)
+        (kept,) = self.choose(embeddings, [budget], selector)
+        x = self.place(embeddings, shape, kept)
+        outputs = []
+        for block in self.blocks:
+            x = self._run(block, x, None)
+            outputs.append(x)
+        return Intermediates(x, [outputs[i] for i in wanted], kept, shape)
+
+    def forward_packed(
+        self,
+        videos: Sequence[Tensor],
+        budgets: Sequence[int | None],
+        head: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> list[FluxViTOutput]:
+        """Clips of different grids and budgets in one pass, without padding.
+
+        Args:
+            videos: Clips ``[C, T, H, W]``, each of its own size.
+            budgets: One for each clip, as in :meth:`forward`.
+
+        Returns:
+            One output per clip, with a batch axis of 1; equal to running each clip alone.
+        """
+        kept, tokens = [], []
+        for video, budget in zip(videos, budgets, strict=True):
+            embeddings, shape = self.patch_embed(video[None])
+            kept += self.choose(embeddings, [budget], selector)
+            tokens.append(self.place(embeddings, shape, kept[-1]))
+        lengths = [x.shape[1] for x in tokens]
+        packed = self.encode(torch.cat(tokens, dim=1), lengths)
+        return [self._read(x, k, head) for x, k in zip(packed.split(lengths, dim=1), kept, strict=True)]
+
+    # Its steps -------------------------------------------------------------------------------------------
+
+    def choose(
+        self, embeddings: Tensor, budgets: Sequence[int | None], selector: str | Selector = "group_dynamic"
+    ) -> list[Tensor | None]:
+        """Indices ``[B, K]`` to keep of embeddings ``[B, T, L, C]`` for each budget; None where all stay.
+
+        Raises:
+            ValueError: A budget is below 1.
+        """
+        pool = embeddings.shape[1] * embeddings.shape[2]
+        for budget in budgets:
+            if budget is not None and budget < 1:
+                raise ValueError(f"budget {budget}: at least one token must be kept")
+        keeps = [budget for budget in budgets if budget is not None and budget < pool]
+        selections = iter(select_many(embeddings, keeps, selector) if keeps else [])
+        return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
+
+    def place(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:
+        """Kept embeddings with their positions, class token first: ``[B, 1 + K, C]``."""
+        cls_row, rows = self.pos_embed(shape)
+        x = embeddings.flatten(1, 2)
+        if kept is not None:
+            x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
+            rows = rows[kept]
+        cls = (self.cls_token + cls_row).to(x.dtype).expand(x.shape[0], -1, -1)
+        return torch.cat([cls, x + rows.to(x.dtype)], dim=1)
+
+    def encode(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
+        """Run the blocks on ``[B, N, C]``; there is no norm after the last one."""
+        for block in self.blocks:
+            x = self._run(block, x, lengths)
+        return x
+
+    def align(self, embedding: Tensor, head: int) -> Tensor:
+        """Unit vectors ``[B, P]`` to compare a smaller budget's pooled vector with head 0's.
+
+        Raises:
+            ValueError: Head 0, or one that does not exist: it has no aligner.
+        """
+        if not 1 <= head < len(self.heads):
+            raise ValueError(f"head {head} has no aligner; heads 1 to {len(self.heads) - 1} do")
+        return self.aligners[head - 1](embedding)
+
+    def _run(self, block: nn.Module, x: Tensor, lengths: list[int] | None) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, lengths, use_reentrant=False)
+        return block(x, lengths)
+
+    def _read(self, tokens: Tensor, kept: Tensor | None, head: int | None) -> FluxViTOutput:
+        head = self.config.nearest_head(tokens.shape[1] - 1) if head is None else head
+        pooled = self.heads[head].pool(tokens)
+        return FluxViTOutput(self._classify(pooled, head), pooled, kept, head)
+
+    def _classify(self, pooled: Tensor, head: int) -> Tensor:
+        return self.heads[head].fc(self.head_norm(self.head_drop(pooled)))
+
+    # timm's vocabulary -----------------------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    def get_classifier(self) -> nn.ModuleList:
+        """The classifiers, one per budget."""
+        return nn.ModuleList(head.fc for head in self.heads)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """New classifiers for ``num_classes`` classes (0: none), freshly initialised."""
+        self.config = FluxViTConfig.from_dict({**self.config.to_dict(), "num_classes": num_classes})
+        reference = self.head_norm.weight
+        for head in self.heads:
+            head.fc = _classifier(self.config).to(reference.device, reference.dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more axes that must not decay; those of one axis never should."""
+        return {"cls_token", "pos_embed.cls", "pos_embed.grid"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that assign parameters to layers, for layer-wise learning rates (timm's convention)."""
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": r"^blocks\.(\d+)"
+            if coarse
+            else [(r"^blocks\.(\d+)", None), (r"^head|^aligners", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory: recompute each block in the backward pass."""
+        self.grad_checkpointing = enable
+
+
+def _classifier(config: FluxViTConfig) -> nn.Module:
+    if config.num_classes == 0:
+        return nn.Identity()
+    fc = nn.Linear(config.pool_dim, config.num_classes)
+    nn.init.trunc_normal_(fc.weight, std=0.02)
+    nn.init.zeros_(fc.bias)
+    return fc
+
+
+def create_model(name: str, **overrides: Any) -> FluxViT:
+    """A model of a named size, freshly initialised; keyword arguments replace fields of its configuration.
+
+    Raises:
+        ValueError: The name or a field is unknown, or a value is bad.
+    """
+    return FluxViT(preset(name, **overrides))

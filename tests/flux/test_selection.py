@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluxvit.flux.selection import (
+    SELECTORS,
+    GroupDynamic,
+    keep_best,
+    select,
+    select_many,
+    share_budget,
+    split_frames,
+)
+
+NAMES = sorted(SELECTORS)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    """Embeddings of any small shape, often with many ties, and a number of tokens to keep."""
+    batch, frames, length = draw(st.integers(1, 3)), draw(st.integers(1, 13)), draw(st.integers(1, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    x = torch.randn(batch, frames, length, 4, generator=generator)
+    if draw(st.booleans()):
+        x = x.round()
+    return x, draw(st.integers(1, frames * length))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(pool=pools())
+@settings(max_examples=60, deadline=None)
+def test_keeps_exactly_k_sorted_unique_in_range(name: str, pool: tuple[torch.Tensor, int]) -> None:
+    x, keep = pool
+    kept = select(x, keep, name)
+    assert kept.shape == (x.shape[0], keep)
+    assert (kept[:, 1:] > kept[:, :-1]).all()
+    assert kept.min() >= 0
+    assert kept.max() < x.shape[1] * x.shape[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(pool=pools(), smaller=st.floats(0.01, 1))
+@settings(max_examples=40, deadline=None)
+def test_smaller_budget_keeps_a_subset(name: str, pool: tuple[torch.Tensor, int], smaller: float) -> None:
+    x, keep = pool
+    large, small = select_many(x, [keep, max(1, int(keep * smaller))], name)
+    for a, b in zip(large, small, strict=True):
+        assert set(b.tolist()) <= set(a.tolist())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(pool=pools())
+@settings(max_examples=30, deadline=None)
+def test_a_clip_alone_keeps_what_it_keeps_in_a_batch(name: str, pool: tuple[torch.Tensor, int]) -> None:
+    x, keep = pool
+    assert torch.equal(select(x, keep, name)[-1:], select(x[-1:], keep, name))
+
+
+@given(pool=pools())
+@settings(max_examples=60, deadline=None)
+def test_group_dynamic_against_plain_loops(pool: tuple[torch.Tensor, int]) -> None:
+    x, keep = pool
+    batch, frames, length, _ = x.shape
+    groups = split_frames(frames, 4)
+    shares = share_budget(keep, [size * length for size in groups])
+    for b in range(batch):
+        expected, start = [], 0
+        for size, share in zip(groups, shares, strict=True):
+            scored = []
+            for t in range(start, start + size):
+                for i in range(length):
+                    if frames == 1:
+                        score = torch.linalg.vector_norm(x[b, 0, i] - x[b, 0].mean(0))
+                    else:
+                        now = max(t, start + 1)
+                        score = torch.linalg.vector_norm(x[b, now, i] - x[b, now - 1, i])
+                    scored.append((-round(score.item(), 5), t * length + i))
+            expected += [index for _, index in sorted(scored)[:share]]
+            start += size
+        assert select(x, keep)[b].tolist() == sorted(expected)
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    still = torch.ones(2, 4, 6, 3)
+    assert select(still, 5, "dynamic").tolist() == [[0, 1, 2, 3, 4]] * 2
+    # Four frames make two groups; the odd token goes to the first.
+    assert select(still, 5).tolist() == [[0, 1, 2, 12, 13]] * 2
+
+
+def test_scores_are_fp32_whatever_the_dtype() -> None:
+    x = torch.randn(1, 8, 50, 32).bfloat16()
+    assert GroupDynamic().scores(x).dtype == torch.float32
+    assert torch.equal(select(x, 77), select(x.float(), 77))
+    # In bf16 most distances would tie.
+    assert len(GroupDynamic().scores(x).unique()) > 150
+
+
+def test_no_gradient_passes() -> None:
+    assert not GroupDynamic().scores(torch.randn(1, 4, 3, 2, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("frames", "sizes"),
+    [
+        (1, (1,)),
+        (2, (2,)),
+        (3, (3,)),
+        (4, (2, 2)),
+        (5, (3, 2)),
+        (6, (3, 3)),
+        (8, (2, 2, 2, 2)),
+        (9, (5, 4)),
+        (10, (5, 5)),
+        (12, (3, 3, 3, 3)),
+    ],
+)
+def test_groups_have_two_frames_at_least(frames: int, sizes: tuple[int, ...]) -> None:
+    assert split_frames(frames, 4) == sizes
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=6), st.data())
+def test_budget_is_shared_evenly_up_to_capacity(capacities: list[int], data: st.DataObject) -> None:
+    keep = data.draw(st.integers(0, sum(capacities)))
+    shares = share_budget(keep, capacities)
+    assert sum(shares) == keep
+    assert all(share <= capacity for share, capacity in zip(shares, capacities, strict=True))
+    unfilled = [share for share, capacity in zip(shares, capacities, strict=True) if share < capacity]
+    assert max(shares) <= min(unfilled, default=max(shares)) + 1
+
+
+def test_every_group_is_covered() -> None:
+    x = torch.zeros(1, 16, 10, 4)
+    x[:, 3] += 100  # A burst in the first group must not take all tokens.
+    frames_kept = select(x, 16)[0] // 10
+    assert torch.bincount(frames_kept // 4, minlength=4).tolist() == [4, 4, 4, 4]
+    assert (select(x, 10, "dynamic")[0] // 10).unique().tolist() == [3]
+
+
+def test_tube_keeps_the_same_positions_in_every_frame() -> None:
+    kept = select(torch.randn(1, 6, 20, 4), 6 * 5, "tube")[0]
+    rows = [set((kept[kept // 20 == t] % 20).tolist()) for t in range(6)]
+    assert all(row == rows[0] for row in rows)
+    assert len(rows[0]) == 5
+
+
+def test_uniform_covers_space_and_time_evenly() -> None:
+    kept = select(torch.randn(1, 8, 64, 4), 128, "uniform")[0]
+    assert torch.bincount(kept // 64, minlength=8).float().std() < 2
+    assert torch.bincount(kept % 64 // 8, minlength=8).float().std() < 3
+
+
+@pytest.mark.parametrize("keep", [0, -1, 25])
+def test_budget_out_of_range(keep: int) -> None:
+    with pytest.raises(ValueError, match="of 24 tokens"):
+        select(torch.randn(1, 4, 6, 2), keep)
+
+
+def test_unknown_selector_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="group_dynamic"):
+        select(torch.randn(1, 4, 6, 2), 3, "dinamic")
+
+
+def test_exports_with_dynamic_batch_and_length() -> None:
+    class Chooser(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return select(x, 50)
+
+    dynamic = {0: torch.export.Dim("batch", min=1, max=64), 2: torch.export.Dim("length", min=16, max=400)}
+    program = torch.export.export(Chooser(), (torch.randn(2, 8, 25, 8),), dynamic_shapes=(dynamic,))
+    for shape in ((3, 8, 36, 8), (1, 8, 100, 8)):
+        x = torch.randn(shape)
+        assert torch.equal(program.module()(x), select(x, 50))
+
+
+def test_keep_best_of_given_scores() -> None:
+    scores = torch.tensor([[[1.0, 5.0], [2.0, 5.0], [9.0, 0.0]]])
+    assert keep_best(scores, (2, 1), 3).tolist() == [[1, 3, 4]]
