@@ -1,8 +1,8 @@
 """Checkpoints: our own folders, and the authors' ``.pth`` files.
 
-Our format is a folder: ``model.safetensors``, and ``config.json`` with the architecture and everything that is
-needed to use the weights (class names, normalisation, training grids). A plan table, ``plans.json``, may lie
-beside them.
+Our format is a folder: ``model.safetensors``, and ``config.json`` with the architecture and everything that
+is needed to use the weights (class names, normalisation, training grids). A plan table, ``plans.json``, may
+lie beside them.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ def compare_keys(state: Mapping[str, Tensor], model: torch.nn.Module) -> KeyRepo
 
 # The authors' format -------------------------------------------------------------------------------------
 
-# Their names and ours. {i} stands for a number, {qkv} for one of the letters, {x} for any rest; the first line
-# that fits decides. The patch projection and the position table, whose layout changes, are handled below.
+# Their names and ours. {i} stands for a number, {qkv} for one of the letters, {x} for any rest; the first
+# line that fits decides. The patch projection and the position table, whose layout changes, follow below.
 _NAMES = [
     ("cls_token", "cls_token"),
     ("gpe_proj.depthwise_conv.weight", "pos_embed.scale"),
@@ -222,7 +222,7 @@ _NAMES = [
     ("final_clip_decoder_for_projs.{i}.norm.{x}", "aligners.{i}.norm.{x}"),
 ]
 _WILDCARDS = {"{i}": r"(?P<i>\d+)", "{qkv}": "(?P<qkv>[qkv])", "{x}": "(?P<x>.+)"}
-# The tables that the released sizes were trained with: rows without the class token's -> (time, height, width).
+# The released sizes' position tables: rows without the class token's -> (time, height, width).
 _TABLES = {24 * 18 * 18: (24, 18, 18), 32 * 20 * 20: (32, 20, 20)}
 
 

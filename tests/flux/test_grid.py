@@ -4,7 +4,10 @@ import pytest
 
 from fluxvit.flux.grid import SamplingGrid, draw_grid, legal_grids
 
-PAPER = "8x224 8x252 10x224 10x252 12x196 12x224 12x252 14x196 14x224 16x168 16x196 16x224 18x168 18x196 20x168 20x196 22x168 24x168"
+PAPER = (
+    "8x224 8x252 10x224 10x252 12x196 12x224 12x252 14x196 14x224 "
+    "16x168 16x196 16x224 18x168 18x196 20x168 20x196 22x168 24x168"
+)
 RELEASE = {
     6: (280, 308, 336),
     8: (224, 252, 280, 308, 336),

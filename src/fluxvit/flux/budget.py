@@ -24,7 +24,7 @@ class Budget:
 
     Args:
         tokens: Tokens that enter the blocks.
-        gflops: GMACs of everything that the network computes (the papers of the field call a multiply-accumulate
+        gflops: GMACs of everything that the network computes (the field's papers call a multiply-accumulate
             one FLOP).
         latency_ms: Milliseconds of a forward pass of one clip on the device in hand.
 
@@ -73,15 +73,14 @@ def fit_budget(
     """
     if budget.tokens is not None:
         return nearest_plan(plans, budget.tokens)
-    limit: float
-    if budget.gflops is not None:
-        limit, unit = budget.gflops, "GFLOPs"
+    limit = budget.gflops if budget.gflops is not None else budget.latency_ms
+    assert limit is not None
+    unit = "GFLOPs" if budget.gflops is not None else "ms"
 
-        def spent(plan: Plan) -> float:
+    def spent(plan: Plan) -> float:
+        if budget.gflops is not None:
             return grid_cost(size, plan.grid, plan.keep).total / 1e9
-    else:
-        assert budget.latency_ms is not None
-        limit, unit, spent = budget.latency_ms, "ms", measure_ms
+        return measure_ms(plan)
 
     largest = max(plan.grid.tokens(size.patch_size, size.tubelet_size) for plan in plans)
     low, high = 1, largest
@@ -89,7 +88,8 @@ def fit_budget(
     least = spent(cheapest)
     if least > limit:
         raise ValueError(
-            f"budget {limit:g} {unit}: the least this model can spend on {cheapest.grid} is {least:.3g} {unit}"
+            f"budget {limit:g} {unit}: the least that this model can spend on {cheapest.grid} "
+            f"is {least:.3g} {unit}"
         )
     while high - low > max(1, largest // 256):
         middle = (low + high) // 2

@@ -98,7 +98,7 @@ class GroupDynamic:
         if frames == 1:
             return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
         change = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], self.p, dim=-1)
-        source = []
+        source: list[int] = []
         for size in self.groups(frames):
             first = len(source)
             source += [first, *range(first, first + size - 1)]

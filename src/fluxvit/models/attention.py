@@ -11,7 +11,7 @@ from fluxvit.models.norm import RMSNorm
 try:  # Native variable-length attention: in newer PyTorch only, and for CUDA only.
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None) -> Tensor:
@@ -27,12 +27,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None)
     """
     if lengths is None:
         return F.scaled_dot_product_attention(q, k, v)
-    assert q.shape[0] == 1 and q.shape[2] == sum(lengths)
+    assert q.shape[0] == 1
+    assert q.shape[2] == sum(lengths)
     if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
         ends = torch.tensor([0, *lengths], device=q.device).cumsum(0).to(torch.int32)
         longest = max(lengths)
-        packed = (x[0].transpose(0, 1) for x in (q, k, v))
-        return varlen_attn(*packed, ends, ends, longest, longest).transpose(0, 1)[None]
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        return varlen_attn(q, k, v, ends, ends, longest, longest).transpose(0, 1)[None]
     owner = torch.repeat_interleave(torch.tensor(lengths, device=q.device))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=owner[:, None] == owner[None, :])
 
@@ -62,8 +63,9 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         # The norms' fp32 weights promote; attention wants one dtype.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        heads = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = attention(*heads, lengths=lengths).transpose(1, 2).flatten(2)
+        local = v
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = attention(q, k, v, lengths).transpose(1, 2).flatten(2)
         if self.local_scale is not None:
-            out = out + v * self.local_scale + self.local_shift
+            out = out + local * self.local_scale + self.local_shift
         return self.proj(out)

@@ -231,7 +231,8 @@ class FluxViT(nn.Module):
             selector: Which tokens to keep.
 
         Raises:
-            ValueError: A budget is below 1, there is no such head, or the video does not divide into tubelets.
+            ValueError: A budget is below 1, there is no such head, or the video does not divide into
+                tubelets.
         """
         if head is not None and not 0 <= head < len(self.heads):
             raise ValueError(f"head {head} does not exist; this model has heads 0 to {len(self.heads) - 1}")
@@ -246,7 +247,7 @@ class FluxViT(nn.Module):
     def forward_features(
         self, video: Tensor, budget: int | None = None, selector: str | Selector = "group_dynamic"
     ) -> Tensor:
-        """Tokens after the last block ``[B, 1 + K, C]``, class token first. Arguments as in :meth:`forward`."""
+        """Tokens after the last block ``[B, 1 + K, C]``, class token first; arguments as in ``forward``."""
         embeddings, shape = self.patch_embed(video)
         (kept,) = self.choose(embeddings, [budget], selector)
         return self.encode(self.place(embeddings, shape, kept))
