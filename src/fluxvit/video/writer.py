@@ -51,7 +51,9 @@ def write_video(
                 raise ValueError(
                     f"{path}: frame {count} is {width}x{height}, the first was {stream.width}x{stream.height}"
                 )
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            )
             count += 1
         if count == 0:
             raise ValueError(f"{path}: no frames to write")

@@ -1,0 +1,141 @@
+"""What every video backend shares: the facts about a file, its errors, and reading frames by time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+# A time may miss a frame's start by rounding (3 * 0.04 < 0.12); video clocks tick no faster than this.
+_CLOCK_SLACK = 1e-6
+
+
+class VideoError(ValueError):
+    """A video that cannot be read. The message is one line, ``PATH: reason``."""
+
+    @classmethod
+    def of(cls, path: str | Path, reason: str) -> VideoError:
+        """The error for ``path``; ``reason`` says what is wrong and, where there is one, the cure."""
+        return cls(f"{path}: {' '.join(reason.split())}")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says about itself. Headers lie: trust ``VideoReader.times`` for what is really there.
+
+    Attributes:
+        path: The file, or the folder of images.
+        width: Pixels as displayed, after rotation. Pixels are taken as square.
+        height: Pixels as displayed, after rotation.
+        frames: Number of frames the header claims, None if it makes no claim.
+        fps: Average frames per second, None if unknown.
+        duration: Seconds the header claims, None if it makes no claim.
+        rotation: Clockwise degrees (0, 90, 180, 270) that the stored frames are turned for display.
+        codec: Name of the codec, such as ``h264``.
+        pixel_format: FFmpeg's name of the stored pixel format, such as ``yuv420p10le``.
+    """
+
+    path: Path
+    width: int
+    height: int
+    frames: int | None
+    fps: float | None
+    duration: float | None
+    rotation: int
+    codec: str
+    pixel_format: str
+
+
+class VideoReader(Protocol):
+    """An open video. Not for sharing between threads; open one for each."""
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the header says."""
+
+    @property
+    def times(self) -> np.ndarray:
+        """Start of every frame in the file: seconds from the first one, float64 ``[N]``, rising."""
+
+    @property
+    def end(self) -> float:
+        """Seconds at which the last frame stops being shown."""
+
+    def read(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
+        """RGB frames shown at ``times``; see `TimedReader.read`."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> VideoReader: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class TimedReader(ABC):
+    """Turns times into frame numbers, so that a backend only has to decode frames by number."""
+
+    info: VideoInfo
+
+    @property
+    @abstractmethod
+    def times(self) -> np.ndarray:
+        """Start of every frame in the file: seconds from the first one, float64 ``[N]``, rising."""
+
+    @property
+    @abstractmethod
+    def end(self) -> float:
+        """Seconds at which the last frame stops being shown."""
+
+    @abstractmethod
+    def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
+        """Yield one RGB uint8 ``[H, W, 3]`` image for each of ``indices``, which rise strictly."""
+
+    def read(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Frames shown at ``times``: for each, the last frame that starts at or before it.
+
+        Times before the first frame give the first, times after the last give the last.
+
+        Args:
+            times: ``[T]`` seconds from the first frame, in any order, repeats allowed.
+
+        Returns:
+            uint8 RGB ``[T, H, W, 3]``, in the order of ``times``.
+
+        Raises:
+            ValueError: There are no times, or one is not a finite number.
+            VideoError: Nothing can be decoded.
+        """
+        seconds = np.asarray(times, dtype=np.float64)
+        if seconds.ndim != 1 or seconds.size == 0 or not np.isfinite(seconds).all():
+            raise ValueError(f"{self.info.path}: times must be one or more finite seconds, got {times!r}")
+        shown = np.searchsorted(self.times, seconds + _CLOCK_SLACK, side="right") - 1
+        indices, places = np.unique(shown.clip(0), return_inverse=True)
+        clip = np.empty((0,), dtype=np.uint8)
+        count = 0
+        for image in self._decode(indices.tolist()):
+            if count == 0:
+                clip = np.empty((len(seconds), *image.shape), dtype=np.uint8)
+            clip[places == count] = image
+            count += 1
+        assert count == len(indices)
+        return clip
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> TimedReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,96 @@
+"""A folder of image files as a video."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.rgb import RGBConverter, quarter_turns
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+class FolderReader(TimedReader):
+    """Reads the images of a folder, in natural order of their names (``2.png`` before ``10.png``).
+
+    Other and hidden files are passed over; sub-folders are not entered.
+
+    Args:
+        path: The folder.
+        fps: Images per second.
+        short_side: As in `fluxvit.video.reader.open_video`.
+
+    Raises:
+        VideoError: The folder does not exist or holds no images, or an image cannot be read.
+    """
+
+    def __init__(self, path: str | Path, *, fps: float = 25.0, short_side: int | None = None) -> None:
+        path = Path(path)
+        if not path.is_dir():
+            raise VideoError.of(path, "no such folder")
+        self._files = sorted(
+            (f for f in path.iterdir() if f.suffix.lower() in _SUFFIXES and not f.name.startswith(".")),
+            key=_natural_order,
+        )
+        if not self._files:
+            raise VideoError.of(path, f"a folder without images ({', '.join(sorted(_SUFFIXES))})")
+        first = _decode_image(self._files[0])
+        self._convert = RGBConverter(first, short_side)
+        self._size = first.width, first.height
+        turns = quarter_turns(first)
+        width, height = self._size if turns % 2 == 0 else self._size[::-1]
+        self.info = VideoInfo(
+            path=path,
+            width=width,
+            height=height,
+            frames=len(self._files),
+            fps=fps,
+            duration=len(self._files) / fps,
+            rotation=90 * turns,
+            codec=self._files[0].suffix.lower().lstrip("."),
+            pixel_format=first.format.name,
+        )
+        self._times = np.arange(len(self._files)) / fps
+        self._end = len(self._files) / fps
+
+    @property
+    def times(self) -> np.ndarray:
+        return self._times
+
+    @property
+    def end(self) -> float:
+        return self._end
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+    def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
+        for index in indices:
+            frame = _decode_image(self._files[index])
+            if (frame.width, frame.height) != self._size:
+                width, height = self._size
+                raise VideoError.of(
+                    self._files[index],
+                    f"is {frame.width}x{frame.height}, the first image of its folder {width}x{height}",
+                )
+            yield self._convert(frame)
+
+
+def _decode_image(path: Path) -> av.VideoFrame:
+    try:
+        # Without this option a % in the name is taken for the pattern of a numbered sequence.
+        with av.open(f"file:{path}", options={"pattern_type": "none"}) as container:
+            return next(container.decode(video=0))
+    except (FFmpegError, IndexError, StopIteration):
+        raise VideoError.of(path, "not an image, or it is damaged") from None
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sort key that compares runs of digits as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

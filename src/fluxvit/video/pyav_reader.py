@@ -1,0 +1,338 @@
+"""The default backend: exact frames from any file FFmpeg can read, decoding as little as possible.
+
+A file is demuxed once without decoding (well under a millisecond for a hundred frames), which tells every
+frame's time and from which key frame it can be reached. A read then walks through the wanted frames in order
+and, at each, either decodes on or seeks, whichever is nearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.rgb import RGBConverter, quarter_turns
+
+# Seeking flushes the decoder, which then needs a few packets before its first frame comes out.
+_SEEK_COST_IN_PACKETS = 3
+
+_MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
+
+
+@dataclass(frozen=True)
+class _Packet:
+    """What a demuxed packet says about its frame; times in ticks of the stream's clock."""
+
+    pts: int | None
+    dts: int | None
+    duration: int | None
+    is_key: bool
+    is_shown: bool
+
+
+class _Contents:
+    """Where every frame of a file is, from its packets in decoding order.
+
+    Frames are known to the decoder by a *tick*: the presentation time or, in files that store none, the
+    frame's number.
+
+    Attributes:
+        ticks: int64 ``[N]``, rising; entry i belongs to frame i in display order.
+        times: float64 ``[N]`` seconds from the first frame.
+        end: Seconds at which the last frame stops being shown.
+        origin: Seconds on the stream's own clock at which the first frame is shown.
+        counts: Ticks are frame numbers, so frames must be counted from the beginning of the file.
+    """
+
+    def __init__(
+        self, packets: list[_Packet], time_base: float, fps: float | None, reorders_silently: bool
+    ) -> None:
+        self.packets = packets
+        shown = [i for i, packet in enumerate(packets) if packet.is_shown]
+        clock = [packets[i].pts for i in shown]
+        self.counts = reorders_silently or None in clock
+        if self.counts:
+            clock = [packets[i].dts for i in shown]
+            if None in clock:
+                step = 1 / (time_base * (fps or 25.0))
+                clock = [round(n * step) for n in range(len(shown))]
+        starts, first_seen = np.unique(np.array(clock, dtype=np.int64), return_index=True)
+        self.ticks = np.arange(len(starts)) if self.counts else starts
+        self.times = (starts - starts[0]) * time_base
+        self.origin = float(starts[0] * time_base)
+        self._position = np.array(shown)[first_seen]
+        self._keys = [i for i, packet in enumerate(packets) if packet.is_key]
+        last = packets[self._position[-1]].duration
+        if last:
+            shown_for = last * time_base
+        elif len(starts) > 1:
+            shown_for = float(np.median(np.diff(self.times)))
+        else:
+            shown_for = 1 / (fps or 25.0)
+        self.end = float(self.times[-1]) + shown_for
+
+    def next_run(self, frames: list[int]) -> tuple[int, list[int]]:
+        """The packet to start decoding at for ``frames[0]``, and the ``frames`` to go on to from there."""
+        start = self._key_before(frames[0])
+        run = frames[:1]
+        for frame in frames[1:]:
+            if self._key_before(frame) - self._position[run[-1]] > _SEEK_COST_IN_PACKETS:
+                break
+            run.append(frame)
+        return start, run
+
+    def _key_before(self, frame: int) -> int:
+        """Index of the packet from which ``frame`` can be decoded; 0 is the beginning of the file."""
+        if self.counts:
+            return 0
+        for key in reversed(self._keys[: np.searchsorted(self._keys, self._position[frame], side="right")]):
+            # Frames stored after a key frame but shown before it (open GOP) need the group before, too.
+            pts = self.packets[key].pts
+            if pts is not None and pts <= self.ticks[frame]:
+                return key
+        return 0
+
+
+class PyAVReader(TimedReader):
+    """Reads a video file through PyAV; see `fluxvit.video.reader.open_video` for the arguments.
+
+    Raises:
+        VideoError: The file is missing, empty, cut short before its index, no video, sound only, or holds no
+            frame that can be decoded.
+    """
+
+    def __init__(self, path: str | Path, *, short_side: int | None = None, threads: int = 1) -> None:
+        self._path = Path(path)
+        self._threads = threads
+        self._packets: list[_Packet] = []
+        self._seeks = True
+        self._open()
+        # One demuxing pass serves both the first frame, now, and the table of contents, if it is wanted.
+        self._first_pass = self._recorded(self._demux())
+        try:
+            first = next(self._frames(self._first_pass), None)
+            if first is None:
+                raise self._nothing_decoded()
+        except VideoError:
+            self.close()
+            raise
+        self._convert = RGBConverter(first, short_side)
+        self.info = self._describe(first)
+
+    @property
+    def times(self) -> np.ndarray:
+        return self.contents.times
+
+    @property
+    def end(self) -> float:
+        return self.contents.end
+
+    @cached_property
+    def contents(self) -> _Contents:
+        for _ in self._first_pass:
+            pass
+        # AVI has no presentation times: FFmpeg numbers its packets as if they were shown in stored order.
+        reorders_silently = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+        assert self._stream.time_base is not None
+        return _Contents(self._packets, float(self._stream.time_base), self.info.fps, bool(reorders_silently))
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
+        pending = indices
+        self._seeks = self._seeks and not self.contents.counts
+        while pending:
+            start, run = self.contents.next_run(pending) if self._seeks else (0, pending)
+            done = 0
+            for frame in self._run(start, self.contents.ticks[run].tolist()):
+                yield self._convert(frame)
+                done += 1
+            if done < len(run):
+                # Damage, or timestamps that change with the entry point: only a full pass is to be trusted.
+                assert self._seeks
+                self._seeks = False
+            pending = pending[done:]
+
+    def _run(self, start: int, targets: list[int]) -> Iterator[av.VideoFrame]:
+        """Frames at the ticks ``targets`` (rising), decoding from packet ``start`` on.
+
+        In a full pass over the file, a target that cannot be decoded is replaced by the frame before it.
+        After a jump the run stops early instead, since the jump may be the reason.
+        """
+        left = targets[::-1]
+        previous: av.VideoFrame | None = None
+        for number, frame in enumerate(self._frames(self._packets_from(start), skip_unless=set(targets))):
+            tick = number if self.contents.counts else frame.pts
+            if tick is None:
+                continue
+            while left and left[-1] < tick:
+                if self._seeks:
+                    return
+                yield previous or frame
+                left.pop()
+            if left and left[-1] == tick:
+                yield frame
+                left.pop()
+            if not left:
+                return
+            previous = frame
+        if self._seeks:
+            return
+        if previous is None:
+            raise self._nothing_decoded()
+        for _ in left:
+            yield previous
+
+    def _frames(
+        self, packets: Iterator[av.Packet], skip_unless: set[int] | None = None
+    ) -> Iterator[av.VideoFrame]:
+        """Decode ``packets``, passing over what is damaged.
+
+        With ``skip_unless``, frames at other ticks may be left out when no frame depends on them.
+        """
+        codec = self._stream.codec_context
+        for packet in packets:
+            needed = skip_unless is None or self.contents.counts or packet.pts in skip_unless
+            codec.skip_frame = "DEFAULT" if needed else "NONREF"
+            yield from self._decoded(packet)
+        yield from self._decoded(None)
+
+    def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        """Frames that come out when ``packet`` goes in; None asks for those still held back."""
+        try:
+            return self._stream.decode(packet)
+        except FFmpegError:
+            return []
+
+    def _packets_from(self, start: int) -> Iterator[av.Packet]:
+        """Packets from number ``start`` or, where seeking is coarse, from a key frame before it."""
+        target = self.contents.packets[start]
+        # Some containers are indexed by display time, some by decoding time; the wrong one may land too late.
+        for timestamp in (target.pts, target.dts) if self._seeks else ():
+            if timestamp is None:
+                continue
+            try:
+                self._container.seek(timestamp, stream=self._stream)
+            except FFmpegError:
+                break
+            packets = self._demux()
+            landed = next((packet for packet in packets if packet.is_keyframe), None)
+            if landed is None or landed.pts is None or target.pts is None:
+                break
+            if landed.pts <= target.pts:
+                return chain([landed], packets)
+        # Reopening costs a few milliseconds and, unlike seeking, is sure to find the first packet.
+        self._container.close()
+        self._open()
+        return self._demux()
+
+    def _open(self) -> None:
+        self._container, self._stream = _open_stream(self._path)
+        self._stream.codec_context.thread_count = self._threads
+        if self._threads != 1:
+            self._stream.codec_context.thread_type = "AUTO"
+
+    def _demux(self) -> Iterator[av.Packet]:
+        """Packets up to the end of the file, or to the point where it is too damaged to go on."""
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    yield packet
+        except FFmpegError:
+            return
+
+    def _recorded(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        for packet in packets:
+            self._packets.append(
+                _Packet(packet.pts, packet.dts, packet.duration, packet.is_keyframe, not packet.is_discard)
+            )
+            yield packet
+
+    def _describe(self, first: av.VideoFrame) -> VideoInfo:
+        stream, container = self._stream, self._container
+        width, height = first.width, first.height
+        turns = quarter_turns(first)
+        if turns % 2:
+            width, height = height, width
+        duration = None
+        if stream.duration is not None and stream.time_base is not None:
+            duration = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            duration = container.duration / av.time_base
+        return VideoInfo(
+            path=self._path,
+            width=width,
+            height=height,
+            frames=stream.frames or None,
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            duration=duration,
+            rotation=90 * turns,
+            codec=stream.codec_context.name,
+            pixel_format=first.format.name,
+        )
+
+    def _nothing_decoded(self) -> VideoError:
+        codec = self._stream.codec_context.name
+        return VideoError.of(self._path, f"not one {codec} frame could be decoded; the file is damaged")
+
+
+def _open_stream(path: Path) -> tuple[InputContainer, VideoStream]:
+    """Open ``path`` at its main video stream, or raise a VideoError that says what it is instead."""
+    if not path.exists():
+        raise VideoError.of(path, "no such file")
+    if path.is_dir():
+        raise VideoError.of(path, "a folder, not a video file")
+    if path.stat().st_size == 0:
+        raise VideoError.of(path, "the file is empty (0 bytes)")
+    try:
+        # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
+        container = av.open(f"file:{path}")
+    except (FFmpegError, OSError) as error:
+        raise VideoError.of(path, _why_not_opened(path, error)) from None
+    # Cover art of a song is a video stream, too.
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        only_sound = bool(container.streams.audio)
+        container.close()
+        raise VideoError.of(path, "holds sound but no pictures" if only_sound else "holds no video stream")
+    if videos[0].codec_context is None:
+        container.close()
+        raise VideoError.of(path, "this build of FFmpeg has no decoder for its codec")
+    return container, videos[0]
+
+
+def _why_not_opened(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if _is_mp4_without_index(path):
+        return "cut short: its index (moov atom) is missing; copy or download the file again"
+    detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
+    return f"not a video, or its header is damaged (FFmpeg: {detail})"
+
+
+def _is_mp4_without_index(path: Path) -> bool:
+    """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box."""
+    with path.open("rb") as file:
+        position = 0
+        while len(header := file.read(16)) >= 8:
+            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            if kind == b"moov" or (position == 0 and kind not in _MP4_OPENINGS):
+                return False
+            if size == 1:
+                size = int.from_bytes(header[8:16], "big")
+            if size < 8:
+                break
+            position += size
+            file.seek(position)
+    return position > 0

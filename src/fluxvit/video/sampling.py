@@ -1,0 +1,131 @@
+"""Which moments of a video to look at. Times are seconds; readers turn them into frames.
+
+With a generator a draw is random (training); without one it is fixed, and ``view`` of ``views`` chooses among
+evenly spread draws whose scores are averaged at test time. ``views=1`` gives the central one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def segment_times(
+    start: float,
+    end: float,
+    frames: int,
+    *,
+    generator: np.random.Generator | None = None,
+    view: int = 0,
+    views: int = 1,
+) -> np.ndarray:
+    """One time from each of ``frames`` equal segments of ``[start, end)``.
+
+    Random within each segment if there is a generator, else ``(view + 1) / (views + 1)`` of the way through
+    it: the middle for one view.
+
+    Returns:
+        float64 ``[frames]`` seconds, rising, within ``[start, end)``.
+
+    Raises:
+        ValueError: The span is empty, or ``frames``, ``view`` or ``views`` is out of range.
+    """
+    _check(frames, generator, view, views)
+    _check_span(start, end)
+    part = (view + 1) / (views + 1) if generator is None else generator.random(frames)
+    times = start + (np.arange(frames) + part) * ((end - start) / frames)
+    return _within(times, start, end)
+
+
+def dense_times(
+    start: float,
+    end: float,
+    frames: int,
+    *,
+    fps: float,
+    stride: int = 1,
+    generator: np.random.Generator | None = None,
+    view: int = 0,
+    views: int = 1,
+) -> np.ndarray:
+    """Every ``stride``-th frame of a window of ``frames * stride / fps`` seconds within ``[start, end)``.
+
+    The window lies at random if there is a generator, else the windows of all views are spread evenly from
+    the first to the last possible place; the only window of one view lies in the middle. A video shorter
+    than the window is played from its start, and its last frame is repeated.
+
+    Args:
+        fps: Frames per second that ``stride`` counts: the video's own rate, or one rate for a whole data set.
+
+    Returns:
+        float64 ``[frames]`` seconds, never falling, within ``[start, end)``.
+
+    Raises:
+        ValueError: The span is empty, or a number is out of range.
+    """
+    _check(frames, generator, view, views)
+    _check_span(start, end)
+    if not 0 < fps < np.inf or stride < 1:
+        raise ValueError(f"fps must be above 0 and stride at least 1, got fps={fps}, stride={stride}")
+    room = max(0.0, end - start - frames * stride / fps)
+    if generator is not None:
+        offset = generator.uniform(0, room)
+    else:
+        offset = room / 2 if views == 1 else room * view / (views - 1)
+    # Half a frame in: at a border between two frames rounding would choose.
+    times = start + offset + (np.arange(frames) * stride + 0.5) / fps
+    return _within(times, start, end)
+
+
+def sparse_indices(
+    count: int,
+    frames: int,
+    *,
+    generator: np.random.Generator | None = None,
+    view: int = 0,
+    views: int = 1,
+) -> np.ndarray:
+    """Frame numbers by the integer rule behind the published FluxViT and InternVideo2 scores.
+
+    `segment_times` does the same in seconds and suits new work better. Use this one to reproduce a published
+    protocol: ``reader.read(reader.times[sparse_indices(len(reader.times), 8)])``. Neighbouring training
+    segments share their border frame, and ``frames > count`` repeats frames, as in the published rule.
+
+    Args:
+        count: Frames in the video.
+        frames: Frames wanted.
+
+    Returns:
+        int64 ``[frames]``, never falling, within ``[0, count)``.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    _check(frames, generator, view, views)
+    if count < 1:
+        raise ValueError(f"a video needs at least 1 frame to sample from, got {count}")
+    segment = (count - 1) / frames
+    borders = np.round(segment * np.arange(frames + 1)).astype(np.int64)
+    if generator is None:
+        indices = borders[:-1] + int(segment / (views + 1) * (view + 1))
+    else:
+        indices = generator.integers(borders[:-1], borders[1:], endpoint=True)
+    return np.minimum(indices, count - 1)
+
+
+def _check(frames: int, generator: np.random.Generator | None, view: int, views: int) -> None:
+    if frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
+    if not 0 <= view < views:
+        raise ValueError(f"view must be within 0..views-1, got view={view}, views={views}")
+    if generator is not None and views != 1:
+        raise ValueError("a random draw has no views; give either a generator or view and views")
+
+
+def _check_span(start: float, end: float) -> None:
+    if not -np.inf < start < end < np.inf:
+        raise ValueError(f"a span of video must end after it starts, got {start} to {end} seconds")
+
+
+def _within(times: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Clamp to the half-open span; rounding can touch its end."""
+    return np.clip(times, start, np.nextafter(end, start))

@@ -1,0 +1,187 @@
+"""Resizing, cropping and normalising clips, the same for every frame of a clip.
+
+A *clip* is a tensor ``[3, T, H, W]``, uint8 (0 to 255) or floating (0 to 1). Keep uint8 until `normalize`:
+it is a quarter of the memory. Antialiased resizing of uint8 needs the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def to_tensor(frames: np.ndarray | Tensor) -> Tensor:
+    """A reader's frames ``[T, H, W, 3]`` as a clip ``[3, T, H, W]``; a view of the same memory and dtype.
+
+    Raises:
+        ValueError: The shape is not ``[T, H, W, 3]``, or the dtype is neither uint8 nor floating.
+    """
+    video = torch.as_tensor(frames)
+    if video.ndim != 4 or video.shape[-1] != 3:
+        raise ValueError(f"frames must be [T, H, W, 3], got {list(video.shape)}")
+    if video.dtype != torch.uint8 and not video.is_floating_point():
+        raise ValueError(f"frames must be uint8 or floating, got {video.dtype}")
+    return video.permute(3, 0, 1, 2)
+
+
+def resize(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a clip to ``size`` = (height, width), bilinear with antialiasing; dtype is kept.
+
+    Raises:
+        ValueError: ``size`` is not positive, or ``video`` is not a clip.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"cannot resize to {height}x{width}: sides must be at least 1 pixel")
+    if _size(video) == size:
+        return video
+    images = F.interpolate(video.transpose(0, 1), size=size, mode="bilinear", antialias=True)
+    return images.transpose(0, 1)
+
+
+def resize_short_side(video: Tensor, size: int) -> Tensor:
+    """Resize a clip to ``size`` pixels along its shorter side, keeping the aspect ratio.
+
+    Raises:
+        ValueError: As in `resize`.
+    """
+    height, width = _size(video)
+    scale = size / min(height, width)
+    return resize(video, (round(height * scale), round(width * scale)))
+
+
+def center_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle (height, width) of a clip, a view.
+
+    Raises:
+        ValueError: The clip is smaller than ``size``.
+    """
+    _check_fits(video, size)
+    (height, width), (crop_height, crop_width) = _size(video), size
+    return _crop(video, (height - crop_height) // 2, (width - crop_width) // 2, size)
+
+
+def crop_views(video: Tensor, size: int, views: int = 3) -> Tensor:
+    """Square crops spread evenly along the longer side, and central across it.
+
+    Three views are left, centre, right or top, middle, bottom. One view is the centre.
+
+    Returns:
+        ``[views, 3, T, size, size]``.
+
+    Raises:
+        ValueError: The clip is smaller than ``size``, or ``views`` is below 1.
+    """
+    if views < 1:
+        raise ValueError(f"views must be at least 1, got {views}")
+    _check_fits(video, (size, size))
+    height, width = _size(video)
+    crops = []
+    for view in range(views):
+        part = 0.5 if views == 1 else view / (views - 1)
+        top = int((height - size) * (part if height > width else 0.5))
+        left = int((width - size) * (0.5 if height > width else part))
+        crops.append(_crop(video, top, left, (size, size)))
+    return torch.stack(crops)
+
+
+def random_resized_crop(
+    video: Tensor,
+    size: tuple[int, int],
+    generator: np.random.Generator,
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Cut a random box out of a clip and resize it to ``size`` = (height, width).
+
+    Args:
+        scale: Range of the box's area as a part of the frame's, uniform.
+        ratio: Range of the box's width over its height, uniform in the logarithm.
+
+    Raises:
+        ValueError: A range is empty or not positive, or ``size`` is not positive.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"need 0 < low <= high, and scale at most 1; got scale={scale}, ratio={ratio}")
+    height, width = _size(video)
+    area = height * width * generator.uniform(*scale)
+    aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    # A box that sticks out is cut to the frame rather than drawn again, so the draw always takes two numbers.
+    box_height = min(height, max(1, round(math.sqrt(area / aspect))))
+    box_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    top = int(generator.integers(height - box_height, endpoint=True))
+    left = int(generator.integers(width - box_width, endpoint=True))
+    return resize(_crop(video, top, left, (box_height, box_width)), size)
+
+
+def horizontal_flip(video: Tensor) -> Tensor:
+    """The clip mirrored left to right. Not for data sets whose labels know left from right."""
+    return video.flip(-1)
+
+
+def normalize(
+    video: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """Per channel ``(video - mean) / std``, float32; uint8 is first scaled to 0..1.
+
+    Raises:
+        ValueError: ``mean`` and ``std`` are not three numbers each, or ``std`` is not positive.
+    """
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std must be three numbers each, std above 0; got {mean} and {std}")
+    _size(video)
+    unit = 255.0 if video.dtype == torch.uint8 else 1.0
+    # One multiply and one add over the clip: (x / unit - mean) / std = x * gain + bias.
+    gain = torch.tensor([1 / (unit * s) for s in std], device=video.device)
+    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=video.device)
+    clip = video.contiguous().to(torch.float32)
+    return torch.addcmul(bias.view(3, 1, 1, 1), clip, gain.view(3, 1, 1, 1))
+
+
+def eval_transform(
+    frames: np.ndarray | Tensor,
+    height: int,
+    width: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Tensor:
+    """A reader's frames ready for a network: resized until (height, width) just fits, cut to it, normalised.
+
+    Args:
+        frames: uint8 ``[T, H, W, 3]``.
+
+    Returns:
+        float32 ``[3, T, height, width]``.
+
+    Raises:
+        ValueError: A size is not positive, or ``frames`` has another shape.
+    """
+    video = to_tensor(frames)
+    scale = max(height / video.shape[-2], width / video.shape[-1])
+    fitted = max(height, round(video.shape[-2] * scale)), max(width, round(video.shape[-1] * scale))
+    return normalize(center_crop(resize(video, fitted), (height, width)), mean, std)
+
+
+def _size(video: Tensor) -> tuple[int, int]:
+    """Height and width of a clip."""
+    if video.ndim != 4 or video.shape[0] != 3:
+        raise ValueError(f"a clip must be [3, T, H, W], got {list(video.shape)}; see to_tensor")
+    return video.shape[-2], video.shape[-1]
+
+
+def _crop(video: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
+    return video[..., top : top + size[0], left : left + size[1]]
+
+
+def _check_fits(video: Tensor, size: tuple[int, int]) -> None:
+    height, width = _size(video)
+    if not 1 <= size[0] <= height or not 1 <= size[1] <= width:
+        raise ValueError(f"cannot cut {size[0]}x{size[1]} out of a {height}x{width} clip; resize it first")
