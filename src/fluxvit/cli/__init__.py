@@ -1,1 +1,68 @@
+"""The ``fluxvit`` command: one module a command, imported only when it is asked for."""
 
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "make a small data set, train on it, evaluate and report; about ten minutes on two cores",
+    "predict": "say what is to be seen in clips, at a budget",
+    "convert": "turn one of the authors' .pth files into a checkpoint folder",
+    "data": "make data sets",
+    "info": "parameters and cost of a model at each budget",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 2 for bad input, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    name = argv[0]
+    if name == "--version":
+        from fluxvit import __version__
+
+        print(f"fluxvit {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        return _fail(f"unknown command {name!r}; {hint}")
+    try:
+        return import_module(f"fluxvit.cli.{name}").run(argv[1:])
+    except ValueError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does; nothing more may be written, even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fluxvit COMMAND ...",
+            "",
+            "Budget-adaptive video transformers: train once, deploy at any budget.",
+            "",
+            *lines,
+            "",
+            "fluxvit COMMAND --help tells more.",
+        ]
+    )
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"fluxvit: {message}", file=sys.stderr)
+    return code

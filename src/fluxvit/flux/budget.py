@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -99,3 +100,22 @@ def fit_budget(
             high = middle
     best = nearest_plan(plans, high)
     return best if spent(best) <= limit else nearest_plan(plans, low)
+
+
+def parse_budget(text: str) -> Budget:
+    """Read ``"1024"`` or ``"1024tokens"``, ``"20gflops"`` or ``"50ms"``.
+
+    Raises:
+        ValueError: ``text`` is none of these, or not positive.
+    """
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(tokens|gflops|ms|)", text.strip().lower())
+    if not match:
+        raise ValueError(f"budget {text!r}: give tokens (1024), GFLOPs (20gflops) or milliseconds (50ms)")
+    value, unit = float(match[1]), match[2]
+    if unit == "gflops":
+        return Budget(gflops=value)
+    if unit == "ms":
+        return Budget(latency_ms=value)
+    if value != int(value):
+        raise ValueError(f"budget {text!r}: tokens come in whole numbers")
+    return Budget(tokens=int(value))

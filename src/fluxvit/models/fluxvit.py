@@ -256,7 +256,7 @@ class FluxViT(nn.Module):
         """Tokens ``[B, 1 + K, C]`` to logits ``[B, classes]``, or to the pooled vector ``[B, P]``."""
         head = self.config.nearest_head(tokens.shape[1] - 1) if head is None else head
         pooled = self.heads[head].pool(tokens)
-        return pooled if pre_logits else self._classify(pooled, head)
+        return pooled if pre_logits else self.classify(pooled, head)
 
     def forward_intermediates(
         self,
@@ -364,9 +364,10 @@ class FluxViT(nn.Module):
     def _read(self, tokens: Tensor, kept: Tensor | None, head: int | None) -> FluxViTOutput:
         head = self.config.nearest_head(tokens.shape[1] - 1) if head is None else head
         pooled = self.heads[head].pool(tokens)
-        return FluxViTOutput(self._classify(pooled, head), pooled, kept, head)
+        return FluxViTOutput(self.classify(pooled, head), pooled, kept, head)
 
-    def _classify(self, pooled: Tensor, head: int) -> Tensor:
+    def classify(self, pooled: Tensor, head: int) -> Tensor:
+        """Pooled vectors ``[B, P]`` to logits ``[B, classes]``."""
         return self.heads[head].fc(self.head_norm(self.head_drop(pooled)))
 
     # timm's vocabulary -----------------------------------------------------------------------------------

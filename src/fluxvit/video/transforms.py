@@ -69,6 +69,18 @@ def center_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     return _crop(video, (height - crop_height) // 2, (width - crop_width) // 2, size)
 
 
+def resize_and_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a clip, keeping its aspect, until ``size`` = (height, width) just fits, and cut the middle out.
+
+    Raises:
+        ValueError: As in `resize`.
+    """
+    height, width = _size(video)
+    scale = max(size[0] / height, size[1] / width)
+    fitted = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    return center_crop(resize(video, fitted), size)
+
+
 def crop_views(video: Tensor, size: int, views: int = 3) -> Tensor:
     """Square crops spread evenly along the longer side, and central across it.
 
@@ -130,14 +142,16 @@ def horizontal_flip(video: Tensor) -> Tensor:
 def normalize(
     video: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
-    """Per channel ``(video - mean) / std``, float32; uint8 is first scaled to 0..1.
+    """Per channel ``(video - mean) / std``, float32; uint8 is first scaled to 0..1. Batches work too.
 
     Raises:
-        ValueError: ``mean`` and ``std`` are not three numbers each, or ``std`` is not positive.
+        ValueError: ``mean`` and ``std`` are not three numbers each, ``std`` is not positive, or ``video`` is
+            not ``[..., 3, T, H, W]``.
     """
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(f"mean and std must be three numbers each, std above 0; got {mean} and {std}")
-    _size(video)
+    if video.ndim < 4 or video.shape[-4] != 3:
+        raise ValueError(f"clips must be [..., 3, T, H, W], got {list(video.shape)}")
     unit = 255.0 if video.dtype == torch.uint8 else 1.0
     # One multiply and one add over the clip: (x / unit - mean) / std = x * gain + bias.
     gain = torch.tensor([1 / (unit * s) for s in std], device=video.device)
@@ -164,10 +178,7 @@ def eval_transform(
     Raises:
         ValueError: A size is not positive, or ``frames`` has another shape.
     """
-    video = to_tensor(frames)
-    scale = max(height / video.shape[-2], width / video.shape[-1])
-    fitted = max(height, round(video.shape[-2] * scale)), max(width, round(video.shape[-1] * scale))
-    return normalize(center_crop(resize(video, fitted), (height, width)), mean, std)
+    return normalize(resize_and_crop(to_tensor(frames), (height, width)), mean, std)
 
 
 def _size(video: Tensor) -> tuple[int, int]:

@@ -1,0 +1,36 @@
+"""``fluxvit demo``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from fluxvit.cli.parser import Parser, values
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        "demo",
+        "Make a small data set of videos, train a model with three token budgets on it, evaluate it at each, "
+        "and write a report and a checkpoint. An interrupted demo goes on where it stopped.",
+    )
+    add = parser.add_argument
+    add("--out", default="runs/demo", help="folder to write")
+    add("--videos", type=int, help="training videos")
+    add("--steps", type=int, help="training steps")
+    add("--control_steps", type=int, help="training steps of each control")
+    add("--seed", type=int, help="of data and training")
+    add("--workers", type=int, help="processes that make videos; default: one per core")
+    return _demo(**values(parser, argv))
+
+
+def _demo(**settings: Any) -> int:
+    from fluxvit.demo import DemoConfig, run_demo
+    from fluxvit.training.trainer import Stopped
+
+    try:
+        run_demo(DemoConfig(**{name: value for name, value in settings.items() if value is not None}))
+    except Stopped as stop:
+        print(f"fluxvit: {stop}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,62 @@
+"""``fluxvit info``."""
+
+from __future__ import annotations
+
+from fluxvit.cli.parser import Parser, values
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser("info", "Parameters and cost of a model at each budget.")
+    parser.add_argument("model", help="a size, such as fluxvit_small, or a checkpoint folder")
+    parser.add_argument("--tokens", help="budgets, such as 512,1024; default: the model's, and its paper's")
+    parser.add_argument("--grid", help="sampling grid whose pool is embedded, such as 16x224")
+    return _info(**values(parser, argv))
+
+
+def _info(model: str, tokens: str | None, grid: str | None) -> int:
+    from pathlib import Path
+
+    import torch
+
+    from fluxvit.checkpoints import load
+    from fluxvit.flux.cost import clip_cost
+    from fluxvit.flux.grid import SamplingGrid
+    from fluxvit.models.config import PRESETS
+    from fluxvit.models.fluxvit import create_model
+
+    if model in PRESETS:
+        with torch.device("meta"):
+            network = create_model(model)
+    elif Path(model).exists():
+        network = load(model)
+    else:
+        raise ValueError(f"{model} is neither a checkpoint folder nor one of {', '.join(PRESETS)}")
+    config = network.config
+    if tokens is None:
+        budgets = sorted({*config.budgets, *((512,) if config.patch_size == 14 else ())})
+    else:
+        try:
+            budgets = [int(text) for text in tokens.split(",")]
+        except ValueError:
+            raise ValueError(f"--tokens {tokens!r}: give whole numbers, such as 512,1024") from None
+    pool = None
+    if grid is not None:
+        pool = SamplingGrid.parse(grid).tokens(config.patch_size, config.tubelet_size)
+
+    count = sum(p.numel() for p in network.parameters())
+    tables = sum(p.numel() for p in network.pos_embed.parameters())
+    print(f"{model}: {config.depth} blocks, width {config.embed_dim}, {config.num_heads} heads, ", end="")
+    print(f"patch {config.patch_size}, tubelet {config.tubelet_size}, {config.num_classes} classes")
+    print(f"parameters {count / 1e6:.2f} M (of these {tables / 1e6:.2f} M positions)")
+    print("GMACs of one clip (papers write GFLOPs); 'published' is what the paper counts, kept tokens only;")
+    print(f"'left out' is embedding the dropped tokens of {grid or 'a pool twice the budget'} and selection")
+    print(f"{'tokens':>8} {'pool':>8} {'published':>10} {'left out':>9} {'total':>8}")
+    for budget in budgets:
+        sampled = 2 * budget if pool is None else pool
+        if budget > sampled:
+            print(f"{budget:>8} {sampled:>8}  (the grid has fewer tokens)")
+            continue
+        cost = clip_cost(config.size, budget, sampled)
+        row = (cost.published, cost.unpublished, cost.total)
+        print(f"{budget:>8} {sampled:>8} {row[0] / 1e9:>10.3f} {row[1] / 1e9:>9.3f} {row[2] / 1e9:>8.3f}")
+    return 0

@@ -1,0 +1,64 @@
+"""What a training step computes. A task owns forward pass and loss; the trainer knows neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fluxvit.flux.selection import Selector
+from fluxvit.models.fluxvit import FluxViT
+
+
+class Task(Protocol):
+    """Computes a batch's loss."""
+
+    def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Normalised clips ``[B, 3, T, H, W]`` to ``{"loss": scalar, name of a metric: scalar, ...}``."""
+        ...
+
+
+@dataclass(frozen=True)
+class FluxTuning:
+    """Supervised tuning at one or several token budgets (paper section 3; the release's losses).
+
+    One embedding of the pool serves all budgets. The loss is the sum over budgets of the cross-entropy, plus
+    the alignment of each smaller budget's pooled vector with the largest's: smooth L1 of unit vectors, no
+    gradient into the largest.
+
+    Args:
+        budgets: Tokens kept, largest first. One budget is Flux-Single, several are Flux-Multi. Budget i reads
+            head i.
+        align_weight: Weight of the alignment. With unit vectors of width P smooth L1 is (1 - cos) / P, so the
+            release's weight of 1 hardly counts.
+        label_smoothing: Of the cross-entropy.
+        selector: Which tokens to keep.
+    """
+
+    budgets: Sequence[int]
+    align_weight: float = 1.0
+    label_smoothing: float = 0.0
+    selector: str | Selector = "group_dynamic"
+
+    def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
+        embeddings, shape = model.patch_embed(video)
+        kept = model.choose(embeddings, self.budgets, self.selector)
+        result: dict[str, Tensor] = {}
+        loss = embeddings.new_zeros((), dtype=torch.float32)
+        anchor = None
+        for head, (budget, choice) in enumerate(zip(self.budgets, kept, strict=True)):
+            tokens = model.encode(model.place(embeddings, shape, choice))
+            pooled = model.forward_head(tokens, head, pre_logits=True)
+            logits = model.classify(pooled, head).float()
+            loss = loss + F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+            result[f"accuracy@{budget}"] = (logits.argmax(-1) == label).float().mean()
+            if anchor is None:
+                anchor = F.normalize(pooled.detach().float(), dim=-1)
+            elif self.align_weight:
+                alignment = F.smooth_l1_loss(model.align(pooled, head).float(), anchor)
+                loss = loss + self.align_weight * alignment
+        return {"loss": loss, **result}

@@ -1,0 +1,54 @@
+"""Small things that many tests need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.flux.budget import Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.video.writer import write_video
+
+torch.set_num_threads(1)
+
+
+def small_model(num_classes: int = 5) -> FluxViT:
+    torch.manual_seed(0)
+    return create_model(
+        "fluxvit_nano",
+        embed_dim=32,
+        depth=2,
+        pool_dim=16,
+        pool_heads=2,
+        budgets=(24, 12, 6),
+        table_shape=(4, 4, 4),
+        num_classes=num_classes,
+    ).eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A random model with plans for two of its budgets."""
+    info = CheckpointInfo(
+        labels=["a", "b", "c", "d", "e"],
+        grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
+        plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],
+    )
+    return save_checkpoint(tmp_path / "checkpoint", small_model(), info)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A bright square that moves over noise, 20 frames of 64x48."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 60, (20, 48, 64, 3), dtype=np.uint8)
+    for t in range(20):
+        frames[t, 16:32, 2 * t : 2 * t + 16] = 240
+    path = tmp_path / "clip.mp4"
+    write_video(path, frames, 10)
+    return path
