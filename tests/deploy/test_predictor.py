@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+
+from fluxvit import Budget, Plan, Predictor, SamplingGrid
+from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, write_explanation
+from fluxvit.deploy.predictor import default_plans
+from fluxvit.flux.cost import grid_cost
+from fluxvit.models.config import preset
+
+
+def test_prediction(checkpoint: Path, clip: Path) -> None:
+    result = Predictor(checkpoint, 12)(clip)
+    assert result.plan == Plan(SamplingGrid(8, 16, 32), 12)
+    assert result.probabilities.sum() == pytest.approx(1)
+    top = result.top(3)
+    assert [p for _, p in top] == sorted(result.probabilities, reverse=True)[:3]
+    assert top[0][0] == "abcde"[result.probabilities.argmax()]
+    assert result.frames.shape == (8, 48, 64, 3)
+    assert result.kept.shape == (12,)
+    assert result.fps == pytest.approx(4, rel=0.01)
+
+
+def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Path) -> None:
+    from fluxvit.video.transforms import eval_transform
+
+    predictor = Predictor(checkpoint, 12)
+    result = predictor(clip)
+    video = eval_transform(result.frames, 16, 32)
+    with torch.no_grad():
+        logits = predictor.model(video[None], 12).logits[0]
+    np.testing.assert_allclose(result.probabilities, logits.softmax(-1).numpy(), atol=1e-6)
+
+
+def test_plans_are_used_and_budgets_between_them_cut_down(checkpoint: Path) -> None:
+    assert Predictor(checkpoint).plan == Plan(SamplingGrid(8, 24, 24), 24)
+    assert Predictor(checkpoint, 20).plan == Plan(SamplingGrid(8, 16, 32), 20)
+    assert Predictor(checkpoint, 5).plan.keep == 5
+    # Above every pool: all tokens of the largest plan's grid.
+    assert Predictor(checkpoint, 10**6).plan == Plan(SamplingGrid(8, 24, 24), 36)
+
+
+def test_a_grid_can_be_asked_for(checkpoint: Path, clip: Path) -> None:
+    assert Predictor(checkpoint, 10, grid=SamplingGrid(6, 8, 40))(clip).kept.shape == (10,)
+    assert Predictor(checkpoint, grid=SamplingGrid(4, 16, 16)).plan.keep == 8
+
+
+def test_budget_in_gflops_counts_everything(checkpoint: Path) -> None:
+    predictor = Predictor(checkpoint, Budget(gflops=0.0008))
+    size, plan = predictor.model.config.size, predictor.plan
+    assert grid_cost(size, plan.grid, plan.keep).total <= 0.0008e9
+    assert grid_cost(size, plan.grid, plan.keep + 2).total > 0.0008e9
+
+
+def test_budget_in_milliseconds_is_measured(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock of our own: a real one would make the test depend on the machine.
+    monkeypatch.setattr(Predictor, "measure_ms", lambda self, plan, repeats=7: 10 + plan.keep)
+    assert Predictor(checkpoint, Budget(latency_ms=30)).plan.keep == 20
+    with pytest.raises(ValueError, match="budget 5 ms: the least"):
+        Predictor(checkpoint, Budget(latency_ms=5))
+
+
+def test_measuring_runs(checkpoint: Path) -> None:
+    assert Predictor(checkpoint).measure_ms(Plan(SamplingGrid(4, 16, 16), 4), repeats=1) > 0
+
+
+def test_default_plans_sample_about_two_and_a_half_times_the_budget() -> None:
+    config = preset("fluxvit_small")
+    grids = [SamplingGrid(t, s, s) for t in (8, 12, 16) for s in (168, 224)]
+    (plan,) = default_plans(config, CheckpointInfo(grids=grids), 1024)
+    assert plan == Plan(SamplingGrid(16, 168, 168), 1024)
+    with pytest.raises(ValueError, match="give a grid"):
+        default_plans(config, CheckpointInfo(), 1024)
+
+
+@pytest.mark.parametrize("budget", [0, -3])
+def test_budget_of_nothing(checkpoint: Path, budget: int) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        Predictor(checkpoint, budget)
+
+
+def test_models_without_classifier_or_head(checkpoint: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "headless", small_model(0), CheckpointInfo())
+    with pytest.raises(ValueError, match="no classifier"):
+        Predictor(tmp_path / "headless")
+    with pytest.raises(ValueError, match="heads 0 to 2"):
+        Predictor(checkpoint, head=3)
+
+
+# Explanation -------------------------------------------------------------------------------------------------
+
+
+def test_kept_mask_repeats_tubelets() -> None:
+    mask = kept_mask(np.array([0, 5]), (2, 1, 3), 2)
+    assert mask.astype(int).tolist() == [[[1, 0, 0]], [[1, 0, 0]], [[0, 0, 1]], [[0, 0, 1]]]
+    assert kept_mask(None, (2, 1, 3), 1).all()
+
+
+def test_dropped_patches_are_dim_and_kept_ones_untouched() -> None:
+    frames = np.full((1, 48, 72, 3), (200, 100, 50), np.uint8)
+    mask = np.array([[[True, False, False], [False, False, False]]])
+    shown = dim_dropped(frames, mask)
+    assert (shown[0, 5:20, 5:20] == frames[0, 5:20, 5:20]).all()
+    assert shown[0, 30:, 30:].max() < 50
+    # The outline runs along the border with dropped patches only, not along the frame's edge.
+    assert shown[0, 10, 23].tolist() == [255, 214, 10]
+    assert shown[0, 0, 10].tolist() == [200, 100, 50]
+
+
+def test_explanation_follows_the_motion(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
+    prediction = Predictor(checkpoint, 8, grid=SamplingGrid(8, 48, 64))(clip)
+    mask = kept_mask(prediction.kept, (4, 6, 8), 2)
+    # The square is 16 px high, on rows 16 to 32; everything else is still.
+    assert mask[:, 2:4].sum() == mask.sum()
+    picture = explain(prediction, 8, 2)
+    assert picture.dtype == np.uint8
+    assert picture.shape[0] == 8
+    write_explanation(tmp_path / "out.mp4", prediction, 8, 2)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8

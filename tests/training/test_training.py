@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from torch.nn import functional as F
+
+from fluxvit.data.dataset import Clip, ClipDataset
+from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
+from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.evaluation.classification import Score, predict_dataset
+from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
+from fluxvit.flux.budget import Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.training.optim import cosine_schedule, parameter_groups
+from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.trainer import Stopped, TrainConfig, Trainer
+
+GRIDS = [SamplingGrid(8, 16, 16), SamplingGrid(4, 24, 24)]
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+class Bands:
+    """Videos of noise with a bright band whose direction and colour are their class, without files."""
+
+    def read(self, index: int, positions: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(index)
+        frames = rng.integers(0, 60, (len(positions), 20, 28, 3), dtype=np.uint8)
+        band = (frames[:, 8:12], frames[:, :, 12:16])[index % 5 // 3]
+        band[..., index % 3] = 250
+        return frames
+
+
+def dataset(count: int = 40, order: str = "normal") -> ClipDataset:
+    entries = tuple(Entry(Path(f"{i}.mp4"), i % 5) for i in range(count))
+    return ClipDataset(Manifest(entries, ("a", "b", "c", "d", "e"), "digest"), Bands(), order=order)
+
+
+def trainer(folder: Path, steps: int = 6, wrap=lambda batches, first: batches, **settings) -> Trainer:
+    data, config = dataset(), TrainConfig(steps=steps, batch_size=4, warmup=2, precision="fp32", **settings)
+
+    def batches(first: int) -> Iterator[Clip]:
+        return wrap(loader(data, TrainingBatches(len(data), GRIDS, 4, steps, 0, first)), first)
+
+    return Trainer(
+        small_model().train(), FluxTuning((24, 12, 6)), config, batches, folder, MEAN, STD, {"run": "test"}
+    )
+
+
+def weights(run: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+
+# Batches -----------------------------------------------------------------------------------------------------
+
+
+def test_batches_visit_every_video_once_an_epoch_on_one_grid_each() -> None:
+    batches = list(TrainingBatches(40, GRIDS, 4, 20, seed=3))
+    for epoch in (batches[:10], batches[10:]):
+        assert sorted(request.item for batch in epoch for request in batch) == list(range(40))
+    assert [r.item for r in batches[0]] != [r.item for r in batches[10]]
+    assert all(len({request.grid for request in batch}) == 1 for batch in batches)
+    assert {batch[0].grid for batch in batches} == set(GRIDS)
+
+
+def test_resumed_batches_are_those_that_would_have_come() -> None:
+    whole, rest = (list(TrainingBatches(40, GRIDS, 4, 20, 3, first)) for first in (0, 7))
+    assert whole[7:] == rest
+
+
+def test_too_few_videos() -> None:
+    with pytest.raises(ValueError, match="do not fill a batch"):
+        TrainingBatches(3, GRIDS, 4, 20, 0)
+
+
+def test_clips_depend_on_their_request_alone() -> None:
+    data = dataset()
+    (requests,) = TrainingBatches(40, GRIDS, 4, 1, 0)
+    assert all(torch.equal(data[r].video, data[r].video) for r in requests)
+    again = requests[0]._replace(seed=(9, 9, 9))
+    assert not torch.equal(data[requests[0]].video, data[again].video)
+    assert data[again].video.shape == (3, again.grid.frames, again.grid.height, again.grid.width)
+
+
+def test_controls_hide_order() -> None:
+    class Clock:
+        def read(self, index: int, positions: np.ndarray) -> np.ndarray:
+            return np.tile((positions * 250).astype(np.uint8)[:, None, None, None], (1, 16, 16, 3))
+
+    data = dataset()
+    seen = {}
+    for order in ("normal", "shuffled", "single"):
+        control = ClipDataset(data.manifest, Clock(), order=order)
+        seen[order] = control[epoch_batches(40, GRIDS[0], 4)[0][0]].video[0, :, 0, 0].tolist()
+    assert seen["normal"] == sorted(seen["normal"])
+    assert seen["shuffled"] != sorted(seen["shuffled"])
+    assert len(set(seen["single"])) == 1
+    with pytest.raises(ValueError, match="shuffled"):
+        ClipDataset(data.manifest, Clock(), order="backwards")
+
+
+# Steps -------------------------------------------------------------------------------------------------------
+
+
+def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
+    model = small_model()
+    video, label = torch.randn(4, 3, 8, 24, 24), torch.tensor([0, 1, 2, 3])
+    outputs = model(video, budget=[24, 12, 6])
+    assert [out.head for out in outputs] == [0, 1, 2]
+    classification = sum(F.cross_entropy(out.logits, label) for out in outputs)
+    anchor = F.normalize(outputs[0].embedding, dim=-1)
+    alignment = sum(F.smooth_l1_loss(model.align(out.embedding, out.head), anchor) for out in outputs[1:])
+    for weight in (0.0, 1.0, 7.0):
+        result = FluxTuning((24, 12, 6), align_weight=weight)(model, video, label)
+        torch.testing.assert_close(result["loss"], classification + weight * alignment)
+
+
+def test_alignment_pulls_small_budgets_only() -> None:
+    """The largest budget's pooling gets the same gradient with and without alignment."""
+    gradients = []
+    for weight in (0.0, 100.0):
+        model = small_model()
+        video = torch.randn(4, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+        FluxTuning((24, 12, 6), align_weight=weight)(model, video, torch.arange(4))["loss"].backward()
+        gradients.append([model.heads[i].pool.proj.weight.grad for i in (0, 1)])
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert not torch.equal(gradients[0][1], gradients[1][1])
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=60, lr=3e-3)
+    run.run(progress=False)
+    results = predict_dataset(run.model, dataset(), GRIDS[0], [24, 12, 6], mean=MEAN, std=STD)
+    assert min(result.score.accuracy for result in results) > 0.9
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+
+
+def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
+    undisturbed = trainer(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    undisturbed.run(progress=False)
+
+    def interrupting(batches, first):
+        for number, batch in enumerate(batches):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with pytest.raises(Stopped, match="stopped after step 4 of 6"):
+        trainer(tmp_path / "b", wrap=interrupting).run(progress=False)
+    resumed = trainer(tmp_path / "b")
+    resumed.run(progress=False)
+    assert torch.equal(weights(resumed), weights(undisturbed))
+    # A finished run does nothing more.
+    finished = trainer(tmp_path / "b")
+    finished.run(progress=False)
+    assert torch.equal(weights(finished), weights(undisturbed))
+
+
+def test_signals_are_handed_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    trainer(tmp_path).run(progress=False)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_settings_do_not_resume(tmp_path: Path) -> None:
+    trainer(tmp_path).run(progress=False)
+    other = trainer(tmp_path)
+    other.fingerprint = {"run": "other"}
+    with pytest.raises(ValueError, match="other settings"):
+        other.run(progress=False)
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    with torch.no_grad():
+        run.model.head_norm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the loss is nan at step 0"):
+        run.run(progress=False)
+
+
+def test_schedule() -> None:
+    rates = [cosine_schedule(step, 100, 10, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[99] == pytest.approx(0.1, abs=0.01)
+
+
+def test_vectors_and_positions_do_not_decay() -> None:
+    model = small_model()
+    decayed, plain = parameter_groups(model, 0.3, model.no_weight_decay())
+    assert decayed["weight_decay"] == 0.3
+    assert plain["weight_decay"] == 0
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {"pos_embed.grid", "cls_token", "blocks.0.attn.local_scale"} <= {names[id(p)] for p in plain["params"]}
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+# Evaluation --------------------------------------------------------------------------------------------------
+
+
+def test_wilson_interval() -> None:
+    low, high = Score(80, 100).interval
+    assert (low, high) == (pytest.approx(0.7112, abs=1e-3), pytest.approx(0.8666, abs=1e-3))
+    assert Score(0, 10).interval[0] == 0
+    assert Score(10, 10).interval[1] == pytest.approx(1)
+
+
+def test_trying_grids() -> None:
+    model = small_model()
+    trials = try_grids(model, dataset(7), [24, 12, 6], GRIDS, mean=MEAN, std=STD, progress=False)
+    # 8x16 has 16 tokens, 4x24 has 18: the largest budget fits neither.
+    assert {budget: len(rows) for budget, rows in trials.items()} == {24: 0, 12: 2, 6: 2}
+    assert all(trial.score.total == 7 for trial in trials[6])
+    with pytest.raises(ValueError, match="denser"):
+        best_trial(trials[24], 8, 2)
+
+
+def test_best_trial_prefers_accuracy_then_a_small_pool() -> None:
+    small, large = Plan(SamplingGrid(8, 16, 16), 6), Plan(SamplingGrid(8, 32, 32), 6)
+    tie = [Trial(large, Score(5, 9)), Trial(small, Score(5, 9))]
+    assert best_trial(tie, 8, 2).plan == small
+    assert best_trial([*tie, Trial(large, Score(6, 9))], 8, 2).plan == large
+
+
+def test_plain_grid_has_about_the_budget() -> None:
+    assert plain_grid(small_model(), 24, 16) == SamplingGrid(12, 16, 16)
+    assert plain_grid(small_model(), 1, 32) == SamplingGrid(2, 32, 32)
