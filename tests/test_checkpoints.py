@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
 
 import fluxvit
+from conftest import small_model
 from fluxvit.checkpoints import (
     CheckpointInfo,
     convert_release,
@@ -85,7 +85,7 @@ def _edit(folder: Path, change) -> None:
     path.write_text(json.dumps(config))
 
 
-# The authors' files ------------------------------------------------------------------------------------------
+# The authors' files ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from fluxvit.data.motionworld import MotionWorldConfig, factor_values, make_moti
 from fluxvit.deploy.explain import dim_dropped, kept_mask, shown_frames
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.classification import Predictions, Score, predict_dataset
+from fluxvit.evaluation.figures import require_matplotlib
 from fluxvit.evaluation.report import Strip, write_report
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
 from fluxvit.files import write_json
@@ -55,6 +56,8 @@ class DemoConfig:
     Args:
         out: Folder of everything that the demo writes.
         videos: Training videos.
+        val: Validation videos, on which the grids are chosen.
+        test: Test videos.
         steps: Training steps of the model.
         control_steps: Training steps of each of the two controls.
         seed: Of data, initialisation and order.
@@ -63,6 +66,8 @@ class DemoConfig:
 
     out: str = "runs/demo"
     videos: int = 3000
+    val: int = 320
+    test: int = 480
     steps: int = 1500
     control_steps: int = 300
     seed: int = 0
@@ -76,40 +81,34 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
         Stopped: Interrupted while training; the weights so far are in ``OUT/last``.
         ValueError: ``config.out`` holds a demo of other settings.
     """
+    require_matplotlib()  # Now, not after minutes of training.
     console = console or Console()
     out = Path(config.out)
     console.rule("fluxvit demo: data")
-    world = MotionWorldConfig(config.videos, config.seed, "demo", val=320, test=480)
+    world = MotionWorldConfig(config.videos, config.seed, "demo", val=config.val, test=config.test)
     make_motionworld(out / "data", world, workers=config.workers)
-    splits = {name: read_motionworld(out / "data", name) for name in ("train", "val", "test")}
-    caches = {
-        name: FrameCache(out / "data" / "cache", manifest, FRAMES, SHORT_SIDE).build(workers=config.workers)
-        for name, manifest in splits.items()
-    }
-
-    def data(split: str, order: str = "normal") -> ClipDataset:
-        return ClipDataset(splits[split], caches[split], Augmentation((0.7, 1.0), (0.85, 1.18)), order)
+    data = Data(out / "data", workers=config.workers)
 
     console.rule("training: one model, three budgets")
-    model = _train(config, config.steps, out, data("train"), BUDGETS, GRIDS)
+    model = train_model(out, data.clips("train"), BUDGETS, GRIDS, config.steps, config.seed)
     training_log = _read_log(out)
 
     console.rule("controls: models that cannot see the order of time")
     controls = [
-        _control(config, out, "single frame", "single", data, [SamplingGrid(2, PLAIN_SIZE, PLAIN_SIZE)]),
-        _control(config, out, "shuffled frames", "shuffled", data, [SamplingGrid(16, 32, 32)]),
+        _control(config, out, data, "single frame", "single", SamplingGrid(2, 40, 40)),
+        _control(config, out, data, "shuffled frames", "shuffled", SamplingGrid(16, 32, 32)),
     ]
 
     console.rule("evaluation: the best grid for each budget")
-    trials = try_grids(model, data("val"), BUDGETS, GRIDS, mean=MEAN, std=STD)
+    trials = try_grids(model, data.clips("val"), BUDGETS, GRIDS, mean=MEAN, std=STD)
     shape = model.config.patch_size, model.config.tubelet_size
     best = {budget: best_trial(trials[budget], *shape).plan for budget in BUDGETS}
     plain = {budget: Plan(plain_grid(model, budget, PLAIN_SIZE), budget) for budget in BUDGETS}
-    plain_scores = {b: _test(model, data("test"), plan) for b, plan in plain.items()}
-    best_scores = {b: _test(model, data("test"), plan) for b, plan in best.items()}
+    plain_scores = {b: test_model(model, data.clips("test"), plan) for b, plan in plain.items()}
+    best_scores = {b: test_model(model, data.clips("test"), plan) for b, plan in best.items()}
 
     info = CheckpointInfo(
-        labels=list(splits["train"].labels),
+        labels=list(data.labels),
         grids=list(GRIDS),
         provenance={"made_by": f"fluxvit {__version__} demo", "settings": asdict(config)},
         plans=list(best.values()),
@@ -128,7 +127,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
         "title": "fluxvit demo",
         "headline": _headline(curve[-1], len(info.labels)),
         "chance": 1 / len(info.labels),
-        "conditions": _conditions(config, model, splits),
+        "conditions": _conditions(config, model, data),
         "curve": curve,
         "trials": [_trial(model, trial) for rows in trials.values() for trial in rows],
         "controls": controls,
@@ -146,7 +145,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
         "training": training_log,
     }
     write_json(out / "results.json", results)
-    write_report(out / "report.html", results, _strips(folder, splits["test"], config.seed))
+    write_report(out / "report.html", results, _strips(folder, data.manifest("test"), config.seed))
     console.rule("done")
     for row in curve:
         plain_text, best_text = (
@@ -160,24 +159,57 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     return out / "report.html"
 
 
-# Training ------------------------------------------------------------------------------------------------
+# Data and training ---------------------------------------------------------------------------------------
 
 
-def _train(
-    config: DemoConfig,
-    steps: int,
+class Data:
+    """The splits of a MotionWorld, with their frames decoded once and kept small.
+
+    Args:
+        folder: The MotionWorld.
+        target: ``motion`` or ``object``.
+        workers: Processes that decode; None: one per core.
+    """
+
+    def __init__(self, folder: Path, target: str = "motion", workers: int | None = None) -> None:
+        self._folder, self._target, self._workers = folder, target, workers
+        self.labels = self.manifest("train").labels
+
+    def manifest(self, split: str) -> Manifest:
+        """The videos of a split."""
+        return read_motionworld(self._folder, split, self._target)
+
+    def clips(self, split: str, order: str = "normal") -> ClipDataset:
+        """The clips of a split; ``order`` as in :class:`ClipDataset`."""
+        manifest = self.manifest(split)
+        cache = FrameCache(self._folder / "cache", manifest, FRAMES, SHORT_SIDE)
+        # Little cropping: an object that leaves the frame is part of what happens.
+        crops = Augmentation((0.7, 1.0), (0.85, 1.18))
+        return ClipDataset(manifest, cache.build(workers=self._workers), crops, order)
+
+
+def train_model(
     folder: Path,
     dataset: ClipDataset,
     budgets: Sequence[int],
     grids: Sequence[SamplingGrid],
+    steps: int,
+    seed: int,
     title: str = "Training",
 ) -> FluxViT:
-    torch.manual_seed(config.seed)
-    model = create_model("fluxvit_nano", num_classes=len(dataset.manifest.labels), budgets=tuple(budgets))
-    train = TrainConfig(steps=steps, batch_size=32, lr=2e-3, seed=config.seed)
+    """Train a nano model from scratch, or what is left to train of it.
+
+    Raises:
+        Stopped: Interrupted; the weights so far are in ``folder/last``.
+        ValueError: ``folder`` holds a run of other settings.
+    """
+    torch.manual_seed(seed)
+    labels = dataset.manifest.labels
+    model = create_model("fluxvit_nano", num_classes=len(labels), budgets=tuple(budgets))
+    config = TrainConfig(steps=steps, batch_size=32, lr=2e-3, seed=seed)
 
     def batches(first: int) -> Any:
-        requests = TrainingBatches(len(dataset), grids, train.batch_size, steps, config.seed, first)
+        requests = TrainingBatches(len(dataset), grids, config.batch_size, steps, seed, first)
         return loader(dataset, requests, workers=1)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,35 +217,34 @@ def _train(
         "data": dataset.manifest.digest,
         "order": dataset.order,
         "model": json.dumps(model.config.to_dict()),
-        "train": json.dumps(asdict(train)),
+        "train": json.dumps(asdict(config)),
         "grids": ",".join(map(str, grids)),
     }
-    trainer = Trainer(model, FluxTuning(budgets), train, batches, folder, MEAN, STD, fingerprint)
+    trainer = Trainer(model, FluxTuning(budgets), config, batches, folder, MEAN, STD, fingerprint)
     try:
         trainer.run(title)
     except Stopped as stop:
-        info = CheckpointInfo(labels=list(dataset.manifest.labels), grids=list(grids))
+        info = CheckpointInfo(labels=list(labels), grids=list(grids))
         last = save_checkpoint(folder / "last", model, info)
-        raise Stopped(f"{stop}; weights so far are in {last}; the same command goes on") from None
+        raise Stopped(f"{stop}; the weights so far are in {last}, the same command goes on") from None
     return model.eval()
 
 
 def _control(
-    config: DemoConfig, out: Path, name: str, order: str, data: Any, grids: Sequence[SamplingGrid]
+    config: DemoConfig, out: Path, data: Data, name: str, order: str, grid: SamplingGrid
 ) -> dict[str, Any]:
-    budget = grids[0].tokens(8, 2)
-    model = _train(
-        config, config.control_steps, out / "controls" / order, data("train", order), [budget], grids, name
-    )
-    result = _test(model, data("test", order), Plan(grids[0], budget))
-    low, high = result.score.interval
+    tokens = grid.tokens(8, 2)
+    run, steps = out / "controls" / order, config.control_steps
+    model = train_model(run, data.clips("train", order), [tokens], [grid], steps, config.seed, name)
+    score = test_model(model, data.clips("test", order), Plan(grid, tokens)).score
+    low, high = score.interval
     return {
         "name": name,
-        "detail": f"The same network, trained {config.control_steps} steps on {grids[0]}, frames {order}.",
-        "accuracy": result.score.accuracy,
+        "detail": f"The same network, trained for {steps} steps on {grid}.",
+        "accuracy": score.accuracy,
         "low": low,
         "high": high,
-        "total": result.score.total,
+        "total": score.total,
     }
 
 
@@ -224,7 +255,8 @@ def _read_log(folder: Path) -> list[dict[str, float]]:
 # Evaluation ----------------------------------------------------------------------------------------------
 
 
-def _test(model: FluxViT, dataset: ClipDataset, plan: Plan) -> Predictions:
+def test_model(model: FluxViT, dataset: ClipDataset, plan: Plan) -> Predictions:
+    """Predictions of a model for a split at a plan."""
     return predict_dataset(model, dataset, plan.grid, [plan.keep], mean=MEAN, std=STD, progress="Testing")[0]
 
 
@@ -289,16 +321,24 @@ def _strips(checkpoint: Path, test: Manifest, seed: int, count: int = 3) -> list
     return strips
 
 
-def _conditions(config: DemoConfig, model: FluxViT, splits: dict[str, Manifest]) -> dict[str, str]:
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    bf16 = pick_precision("auto", torch.device("cpu"))
+def environment() -> dict[str, str]:
+    """What a figure was measured on."""
     return {
         "Date": time.strftime("%Y-%m-%d"),
         "Software": f"fluxvit {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}",
         "Machine": f"{os.cpu_count()} CPU cores, {torch.backends.cpu.get_cpu_capability()}",
+        "Precision": "bf16" if pick_precision("auto", torch.device("cpu")) else "fp32",
+    }
+
+
+def _conditions(config: DemoConfig, model: FluxViT, data: Data) -> dict[str, str]:
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    splits = [(name, data.manifest(name)) for name in ("train", "val", "test")]
+    return {
+        **environment(),
         "Data": (
             f"MotionWorld, difficulty demo, seed {config.seed}: "
-            + ", ".join(f"{len(m)} {name} (digest {m.digest})" for name, m in splits.items())
+            + ", ".join(f"{len(manifest)} {name} (digest {manifest.digest})" for name, manifest in splits)
         ),
         "Model": (
             f"fluxvit_nano, {parameters:.2f} M parameters, patch {model.config.patch_size}, "
@@ -306,7 +346,7 @@ def _conditions(config: DemoConfig, model: FluxViT, splits: dict[str, Manifest])
         ),
         "Training": (
             f"Flux-Multi with alignment from scratch, {config.steps} steps of 32 clips, "
-            f"{'bf16' if bf16 else 'fp32'}, grids {', '.join(map(str, GRIDS))}"
+            f"grids {', '.join(map(str, GRIDS))}"
         ),
         "Evaluation": (
             "one central view a clip; plain: a grid whose pool is about the budget; optimised: the grid that "

@@ -13,12 +13,12 @@ from fluxvit.video.writer import write_video
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture) -> None:
-    try:
-        assert main([command, "--help"]) == 0
-    except SystemExit as stop:
-        assert stop.code == 0
-    assert f"usage: fluxvit {command}" in capsys.readouterr().out
+def test_help_of_every_command(command: str) -> None:
+    # In a process of its own: some commands return from printing help, the parsers exit.
+    run = [sys.executable, "-m", "fluxvit", command, "--help"]
+    assert (
+        f"usage: fluxvit {command}" in subprocess.run(run, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:

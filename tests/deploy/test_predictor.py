@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
 
+from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, write_explanation
@@ -94,7 +94,7 @@ def test_models_without_classifier_or_head(checkpoint: Path, tmp_path: Path) -> 
         Predictor(checkpoint, head=3)
 
 
-# Explanation -------------------------------------------------------------------------------------------------
+# Explanation -----------------------------------------------------------------------------------------------
 
 
 def test_kept_mask_repeats_tubelets() -> None:

@@ -166,7 +166,7 @@ def test_dense_attention_equals_a_plain_formula() -> None:
     torch.testing.assert_close(attention(q, k, v), expected)
 
 
-# Positions -------------------------------------------------------------------------------------------------
+# Positions -----------------------------------------------------------------------------------------------
 
 
 def test_sincos_golden_values() -> None:
@@ -201,7 +201,7 @@ def test_positions_get_gradients_at_another_grid() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.pos_embed.parameters())
 
 
-# Tools of timm's vocabulary --------------------------------------------------------------------------------
+# Tools of timm's vocabulary ------------------------------------------------------------------------------
 
 
 @torch.no_grad()

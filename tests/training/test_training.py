@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
 from torch.nn import functional as F
 
+from conftest import small_model
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
@@ -27,20 +27,20 @@ GRIDS = [SamplingGrid(8, 16, 16), SamplingGrid(4, 24, 24)]
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-class Bands:
-    """Videos of noise with a bright band whose direction and colour are their class, without files."""
+class Colours:
+    """Noisy videos whose colour is their class, without files."""
+
+    HUES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1))
 
     def read(self, index: int, positions: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(index)
         frames = rng.integers(0, 60, (len(positions), 20, 28, 3), dtype=np.uint8)
-        band = (frames[:, 8:12], frames[:, :, 12:16])[index % 5 // 3]
-        band[..., index % 3] = 250
-        return frames
+        return frames + np.multiply(self.HUES[index % 5], 190).astype(np.uint8)
 
 
 def dataset(count: int = 40, order: str = "normal") -> ClipDataset:
     entries = tuple(Entry(Path(f"{i}.mp4"), i % 5) for i in range(count))
-    return ClipDataset(Manifest(entries, ("a", "b", "c", "d", "e"), "digest"), Bands(), order=order)
+    return ClipDataset(Manifest(entries, ("a", "b", "c", "d", "e"), "digest"), Colours(), order=order)
 
 
 def trainer(folder: Path, steps: int = 6, wrap=lambda batches, first: batches, **settings) -> Trainer:
@@ -58,7 +58,7 @@ def weights(run: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
 
-# Batches -----------------------------------------------------------------------------------------------------
+# Batches ---------------------------------------------------------------------------------------------------
 
 
 def test_batches_visit_every_video_once_an_epoch_on_one_grid_each() -> None:
@@ -106,7 +106,7 @@ def test_controls_hide_order() -> None:
         ClipDataset(data.manifest, Clock(), order="backwards")
 
 
-# Steps -------------------------------------------------------------------------------------------------------
+# Steps -----------------------------------------------------------------------------------------------------
 
 
 def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
@@ -202,11 +202,13 @@ def test_vectors_and_positions_do_not_decay() -> None:
     assert decayed["weight_decay"] == 0.3
     assert plain["weight_decay"] == 0
     names = {id(p): name for name, p in model.named_parameters()}
-    assert {"pos_embed.grid", "cls_token", "blocks.0.attn.local_scale"} <= {names[id(p)] for p in plain["params"]}
+    assert {"pos_embed.grid", "cls_token", "blocks.0.attn.local_scale"} <= {
+        names[id(p)] for p in plain["params"]
+    }
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
 
 
-# Evaluation --------------------------------------------------------------------------------------------------
+# Evaluation ------------------------------------------------------------------------------------------------
 
 
 def test_wilson_interval() -> None:

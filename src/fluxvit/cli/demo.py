@@ -17,6 +17,8 @@ def run(argv: list[str]) -> int:
     add = parser.add_argument
     add("--out", default="runs/demo", help="folder to write")
     add("--videos", type=int, help="training videos")
+    add("--val", type=int, help="validation videos, on which sampling grids are chosen")
+    add("--test", type=int, help="test videos")
     add("--steps", type=int, help="training steps")
     add("--control_steps", type=int, help="training steps of each control")
     add("--seed", type=int, help="of data and training")

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fluxvit import Predictor
+from fluxvit.cli import main
+
+SMALL = [
+    "--videos",
+    "64",
+    "--val",
+    "8",
+    "--test",
+    "16",
+    "--steps",
+    "3",
+    "--control_steps",
+    "2",
+    "--workers",
+    "1",
+]
+
+
+def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
+    """Every stage runs on tiny settings, and a second call finds everything done."""
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), *SMALL]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [row["budget"] for row in results["curve"]] == sorted(
+        (r["budget"] for r in results["curve"]), reverse=True
+    )
+    for row in results["curve"]:
+        assert row["plain"]["total"] == row["optimised"]["total"] == 16
+        assert row["optimised"]["pool"] >= row["budget"]
+    assert {control["name"] for control in results["controls"]} == {"single frame", "shuffled frames"}
+    page = (out / "report.html").read_text()
+    assert results["headline"] in page
+    assert "report" in capsys.readouterr().out
+
+    predictor = Predictor(out / "best", results["curve"][-1]["budget"])
+    assert str(predictor.plan.grid) == results["curve"][-1]["optimised"]["grid"]
+    assert len(predictor(next((out / "data" / "test").glob("*.mp4"))).top(3)) == 3
+
+    state = (out / "state.pt").stat().st_mtime_ns
+    assert main(["demo", "--out", str(out), *SMALL]) == 0
+    assert (out / "state.pt").stat().st_mtime_ns == state
+    assert json.loads((out / "results.json").read_text())["curve"] == results["curve"]
+
+
+def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys) -> None:
+    out = str(tmp_path / "demo")
+    assert main(["demo", "--out", out, *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["demo", "--out", out, *SMALL, "--seed", "1"]) == 2
+    assert "seed is 0 there and 1 here" in capsys.readouterr().err
