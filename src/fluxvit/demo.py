@@ -42,10 +42,10 @@ from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import LOG, Stopped, TrainConfig, Trainer, pick_precision
 
-BUDGETS = (128, 64, 32)
+BUDGETS = (96, 48, 24)
 FRAMES, SHORT_SIDE = 32, 64  # Of the frame cache: at least what the densest grid samples.
-PLAIN_SIZE = 40
-GRIDS = legal_grids(range(16, 33, 8), range(32, 49, 8), 128, 400, patch_size=8, tubelet_size=2)
+PLAIN_SIZE = 32
+GRIDS = legal_grids(range(16, 33, 8), range(32, 41, 8), 192, 400, patch_size=8, tubelet_size=2)
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -65,10 +65,10 @@ class DemoConfig:
     """
 
     out: str = "runs/demo"
-    videos: int = 3000
-    val: int = 320
-    test: int = 480
-    steps: int = 1500
+    videos: int = 2400
+    val: int = 240
+    test: int = 400
+    steps: int = 1000
     control_steps: int = 300
     seed: int = 0
     workers: int | None = None
@@ -206,7 +206,7 @@ def train_model(
     torch.manual_seed(seed)
     labels = dataset.manifest.labels
     model = create_model("fluxvit_nano", num_classes=len(labels), budgets=tuple(budgets))
-    config = TrainConfig(steps=steps, batch_size=32, lr=2e-3, seed=seed)
+    config = TrainConfig(steps=steps, batch_size=32, lr=1e-3, seed=seed)
 
     def batches(first: int) -> Any:
         requests = TrainingBatches(len(dataset), grids, config.batch_size, steps, seed, first)

@@ -89,13 +89,3 @@ def grid_cost(size: NetworkSize, grid: SamplingGrid, keep: int) -> Cost:
     """
     pool = grid.tokens(size.patch_size, size.tubelet_size)
     return clip_cost(size, min(keep, pool), pool)
-
-
-def activation_bytes(size: NetworkSize, keep: int, batch: int = 1, bytes_per_value: int = 2) -> int:
-    """Activations held for the backward pass of one budget, without checkpointing; an estimate.
-
-    Per block and token: the inputs of two norms, of qkv, attention and its output, of both MLP layers and the
-    activation between them, counted in units of the width.
-    """
-    per_token = (8 + 3 * size.mlp_ratio) * size.embed_dim * size.depth
-    return round(batch * (keep + 1) * per_token * bytes_per_value)

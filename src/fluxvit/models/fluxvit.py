@@ -237,12 +237,12 @@ class FluxViT(nn.Module):
         if head is not None and not 0 <= head < len(self.heads):
             raise ValueError(f"head {head} does not exist; this model has heads 0 to {len(self.heads) - 1}")
         embeddings, shape = self.patch_embed(video)
-        budgets = [budget] if budget is None or isinstance(budget, int) else list(budget)
+        budgets = list(budget) if isinstance(budget, Sequence) else [budget]
         outputs = []
         for kept in self.choose(embeddings, budgets, selector):
             tokens = self.encode(self.place(embeddings, shape, kept))
             outputs.append(self._read(tokens, kept, head))
-        return outputs[0] if budget is None or isinstance(budget, int) else outputs
+        return outputs if isinstance(budget, Sequence) else outputs[0]
 
     def forward_features(
         self, video: Tensor, budget: int | None = None, selector: str | Selector = "group_dynamic"
