@@ -45,9 +45,8 @@ def main() -> None:
         data = Data(folder, target)
         run = args.out / f"{target}-{order}"
         start = time.monotonic()
-        model = train_model(
-            run, data.clips("train", order), [plan.keep], [plan.grid], args.steps, args.seed, run.name
-        )
+        clips = data.clips("train", order)
+        model, precision = train_model(run, clips, [plan.keep], [plan.grid], args.steps, args.seed, run.name)
         seconds = time.monotonic() - start
         score = test_model(model, data.clips("test", order), plan).score
         chance = 1 / len(data.labels)
@@ -61,6 +60,7 @@ def main() -> None:
                 "interval": [round(x, 4) for x in score.interval],
                 "chance": round(chance, 4),
                 "train_seconds": round(seconds),
+                "precision": precision,
             }
         )
         print(

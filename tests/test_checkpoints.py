@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fluxvit.checkpoints import (
     CheckpointInfo,
     convert_release,
     load_checkpoint,
+    read_release,
     save_checkpoint,
     to_release,
 )
@@ -50,7 +52,8 @@ def test_replacing_keeps_nothing_of_the_old(checkpoint: Path) -> None:
 
 def test_never_overwrites_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="something else than a checkpoint"):
         save_checkpoint(tmp_path, small_model(), CheckpointInfo())
     assert (tmp_path / "thesis.tex").exists()
 
@@ -68,14 +71,26 @@ def test_labels_must_fit(tmp_path: Path) -> None:
         (lambda c: (c / "config.json").write_text("{"), "cannot be read as JSON"),
         (lambda c: (c / "config.json").write_text("{}"), "missing key 'format'"),
         (lambda c: _edit(c, lambda config: config.update(format=99)), "format 99"),
-        (lambda c: _edit(c, lambda config: config["model"].update(depth=3)), "12 missing|missing"),
+        (
+            lambda c: _edit(c, lambda config: config["model"].update(depth=3)),
+            "disagree: .* 15 missing, 0 unexpected",
+        ),
         (lambda c: _edit(c, lambda config: config["model"].update(speed=3)), "unknown model settings: speed"),
+        (lambda c: _edit(c, lambda config: config.update(labels=["a"])), "1 labels for a model of 5"),
     ],
 )
 def test_damaged_checkpoints_say_what_is_wrong(checkpoint: Path, damage, message: str) -> None:
     damage(checkpoint)
     with pytest.raises(ValueError, match=message):
         load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:77"])
+def test_devices_that_are_not_there(checkpoint: Path, device: str) -> None:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ValueError, match=f"device '?{device}"):
+        load_checkpoint(checkpoint, device)
 
 
 def _edit(folder: Path, change) -> None:
@@ -94,7 +109,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     model = create_model("fluxvit_small", layer_scale=0.1)
     path = tmp_path_factory.mktemp("release") / "fluxvit_s14.pth"
-    torch.save({"module": to_release(model.state_dict(), model.config), "epoch": 5}, path)
+    content = {"module": to_release(model.state_dict(), model.config), "args": argparse.Namespace(lr=1.0)}
+    torch.save(content, path)
     return path
 
 
@@ -113,10 +129,10 @@ def test_converted_full_size_model_runs_at_batch_one(released: Path, tmp_path: P
 
 
 def test_conversion_refuses_what_does_not_match(released: Path, tmp_path: Path) -> None:
-    content = torch.load(released, weights_only=True)
-    del content["module"]["blocks.3.norm1.weight"]
-    content["module"]["surprise"] = torch.zeros(2)
-    content["module"]["fc_norm.bias"] = torch.zeros(5)
+    content = {"model": read_release(released)}
+    del content["model"]["blocks.3.norm1.weight"]
+    content["model"]["surprise"] = torch.zeros(2)
+    content["model"]["fc_norm.bias"] = torch.zeros(5)
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="allow_mismatch") as error:
         convert_release(tmp_path / "odd.pth")
@@ -130,9 +146,13 @@ def test_conversion_refuses_what_does_not_match(released: Path, tmp_path: Path) 
 def test_conversion_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not a checkpoint")
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
+    torch.save(
+        {"patch_embed.proj.weight": torch.zeros(1), "pos_embed": torch.zeros(1)}, tmp_path / "flat.pth"
+    )
     torch.save([1, 2], tmp_path / "list.pth")
     for name, message in [
         ("text.pth", "not a PyTorch file"),
+        ("flat.pth", "not a FluxViT"),
         ("other.pth", "not a FluxViT"),
         ("list.pth", "holds no state dict"),
         ("missing.pth", "no such file"),
@@ -149,6 +169,6 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     (tmp_path / "trap.pth").write_bytes(pickle.dumps({"model": Trap()}))
-    with pytest.raises(ValueError, match="not a PyTorch file of plain tensors"):
+    with pytest.raises(ValueError, match="could run code"):
         convert_release(tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from fluxvit import Predictor
 from fluxvit.cli import main
+from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
 
 SMALL = [
     "--videos",
@@ -32,8 +35,9 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
     )
     for row in results["curve"]:
         assert row["plain"]["total"] == row["optimised"]["total"] == 16
-        assert row["optimised"]["pool"] >= row["budget"]
-    assert {control["name"] for control in results["controls"]} == {"single frame", "shuffled frames"}
+        assert row["plain"]["pool"] == row["budget"] <= row["optimised"]["pool"]
+    controls = [control["name"] for control in results["controls"]]
+    assert controls == ["frames in order", "shuffled frames", "a single frame"]
     page = (out / "report.html").read_text()
     assert results["headline"] in page
     assert "report" in capsys.readouterr().out
@@ -49,8 +53,13 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
 
 
 def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys) -> None:
-    out = str(tmp_path / "demo")
-    assert main(["demo", "--out", out, *SMALL]) == 0
-    capsys.readouterr()
-    assert main(["demo", "--out", out, *SMALL, "--seed", "1"]) == 2
-    assert "seed is 0 there and 1 here" in capsys.readouterr().err
+    make_motionworld(tmp_path / "demo" / "data", MotionWorldConfig(32, 0, "demo", val=1, test=1), workers=1)
+    assert main(["demo", "--out", str(tmp_path / "demo"), *SMALL]) == 2
+    assert "videos is 32 there and 64 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["videos", "val", "test", "steps", "control_steps"])
+def test_demo_checks_sizes_before_it_works(setting: str, tmp_path: Path, capsys) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), f"--{setting}", "0"]) == 2
+    assert f"{setting} is 0; the demo needs at least" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -7,6 +7,7 @@ lie beside them.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -27,10 +28,10 @@ from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = 1
 WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 # Our format ----------------------------------------------------------------------------------------------
@@ -65,13 +66,14 @@ def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) ->
     folder = Path(folder)
     if info.labels and len(info.labels) != model.num_classes:
         raise ValueError(f"{len(info.labels)} labels for a model of {model.num_classes} classes")
-    if folder.exists() and not (folder / CONFIG).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not a checkpoint; choose another folder")
+    if folder.exists() and not _only_checkpoint(folder):
+        raise ValueError(f"{folder} holds something else than a checkpoint; choose another folder")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     safetensors.torch.save_file(state, partial / WEIGHTS)
+    (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
     write_json(
         partial / CONFIG,
         {
@@ -93,6 +95,11 @@ def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) ->
     return folder
 
 
+def _only_checkpoint(folder: Path) -> bool:
+    """Whether replacing ``folder`` loses nothing but a checkpoint."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {WEIGHTS, CONFIG, PLANS}
+
+
 def save_plans(folder: str | Path, plans: list[Plan]) -> None:
     """Write the plan table of a checkpoint."""
     write_json(Path(folder) / PLANS, [asdict(plan) | {"grid": str(plan.grid)} for plan in plans])
@@ -102,9 +109,10 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     """Read a checkpoint folder; the model is in eval mode.
 
     Raises:
-        ValueError: The folder is missing, incomplete or damaged; the message says which.
+        ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message says
+            which.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), _usable_device(device)
     if folder.suffix in (".pth", ".pt", ".bin"):
         raise ValueError(
             f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
@@ -135,19 +143,31 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     with torch.device("meta"):
         model = FluxViT(model_config)
     try:
-        state = safetensors.torch.load_file(folder / WEIGHTS, device=str(device))
+        state = safetensors.torch.load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
     report = compare_keys(state, model)
     if not report.matches:
-        raise ValueError(f"{folder}: weights and {CONFIG} disagree\n{report}")
+        raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
+    if info.labels and len(info.labels) != model.num_classes:
+        raise ValueError(f"{folder}: {len(info.labels)} labels for a model of {model.num_classes} classes")
     model.load_state_dict(state, assign=True)
-    return model.requires_grad_(True).eval(), info
+    return model.requires_grad_(True).to(device).eval(), info
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> FluxViT:
     """The model of a checkpoint folder, in eval mode. Errors as in :func:`load_checkpoint`."""
     return load_checkpoint(folder, device)[0]
+
+
+def _usable_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown; use cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: this PyTorch sees no CUDA device; use cpu")
+    return device
 
 
 def _read_json(path: Path) -> Any:
@@ -169,6 +189,14 @@ class KeyReport:
     @property
     def matches(self) -> bool:
         return not (self.missing or self.unexpected or self.mismatched)
+
+    @property
+    def summary(self) -> str:
+        """The counts, in one line."""
+        return (
+            f"{len(self.used)} tensors used, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected, {len(self.mismatched)} of another shape"
+        )
 
     def __str__(self) -> str:
         lines = [f"{len(self.used)} tensors used"]
@@ -287,10 +315,14 @@ def read_release(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Code bases of this family store their parsed arguments too; a Namespace is only data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a PyTorch file of plain tensors ({reason})") from error
+        raise ValueError(
+            f"{path}: not a PyTorch file, or it holds more than tensors and plain data, which is not loaded "
+            "because it could run code"
+        ) from error
     for key in ("module", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -320,7 +352,7 @@ def infer_release_config(state: Mapping[str, Tensor], activation: str = "gelu_ta
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
         pool_dim = state["clip_projector.0.cross_attn.proj.weight"].shape[0]
         classes = state["head.0.weight"].shape[0] if "head.0.weight" in state else 0
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
             f"not a FluxViT of the authors' release: {error} is missing or has another shape"
         ) from error

@@ -8,21 +8,20 @@ stage is kept: a second call goes on where the first one stopped.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from fluxvit import __version__
-from fluxvit.checkpoints import IMAGENET_MEAN, IMAGENET_STD, CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
@@ -38,15 +37,20 @@ from fluxvit.files import write_json
 from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.machine import usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.tasks import FluxTuning
-from fluxvit.training.trainer import LOG, Stopped, TrainConfig, Trainer, pick_precision
+from fluxvit.training.trainer import LOG, Stopped, TrainConfig, Trainer
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
-BUDGETS = (96, 48, 24)
-FRAMES, SHORT_SIDE = 32, 64  # Of the frame cache: at least what the densest grid samples.
-PLAIN_SIZE = 32
+BUDGETS = (100, 50, 25)
+CACHED_FRAMES, CACHED_SIDE = 32, 56  # Enough for the densest grid, and for cropping before it.
+CONTROL = Plan(SamplingGrid(32, 40, 40), 50)
+STILL = Plan(SamplingGrid(2, 40, 40), 25)
+PLAIN_SIZE = 40  # Eight, four and two such frames are the three budgets.
 GRIDS = legal_grids(range(16, 33, 8), range(32, 41, 8), 192, 400, patch_size=8, tubelet_size=2)
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class DemoConfig:
         val: Validation videos, on which the grids are chosen.
         test: Test videos.
         steps: Training steps of the model.
-        control_steps: Training steps of each of the two controls.
+        control_steps: Training steps of each control.
         seed: Of data, initialisation and order.
         workers: Processes that make and decode videos; None: one per core.
     """
@@ -73,12 +77,17 @@ class DemoConfig:
     seed: int = 0
     workers: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, least in (("videos", BATCH), ("val", 1), ("test", 1), ("steps", 1), ("control_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; the demo needs at least {least}")
+
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     """Run the demo, or the rest of it; returns the path of the report.
 
     Raises:
-        Stopped: Interrupted while training; the weights so far are in ``OUT/last``.
+        Stopped: Interrupted while training; the message says where the weights so far are.
         ValueError: ``config.out`` holds a demo of other settings.
     """
     require_matplotlib()  # Now, not after minutes of training.
@@ -90,30 +99,36 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     data = Data(out / "data", workers=config.workers)
 
     console.rule("training: one model, three budgets")
-    model = train_model(out, data.clips("train"), BUDGETS, GRIDS, config.steps, config.seed)
+    trained = train_model(out, data.clips("train"), BUDGETS, GRIDS, config.steps, config.seed)
+    model = trained.model
     training_log = _read_log(out)
-
-    console.rule("controls: models that cannot see the order of time")
-    controls = [
-        _control(config, out, data, "single frame", "single", SamplingGrid(2, 40, 40)),
-        _control(config, out, data, "shuffled frames", "shuffled", SamplingGrid(16, 32, 32)),
-    ]
-
-    console.rule("evaluation: the best grid for each budget")
-    trials = try_grids(model, data.clips("val"), BUDGETS, GRIDS, mean=MEAN, std=STD)
-    shape = model.config.patch_size, model.config.tubelet_size
-    best = {budget: best_trial(trials[budget], *shape).plan for budget in BUDGETS}
-    plain = {budget: Plan(plain_grid(model, budget, PLAIN_SIZE), budget) for budget in BUDGETS}
-    plain_scores = {b: test_model(model, data.clips("test"), plan) for b, plan in plain.items()}
-    best_scores = {b: test_model(model, data.clips("test"), plan) for b, plan in best.items()}
-
     info = CheckpointInfo(
         labels=list(data.labels),
         grids=list(GRIDS),
         provenance={"made_by": f"fluxvit {__version__} demo", "settings": asdict(config)},
-        plans=list(best.values()),
     )
+    # Of use from here on, whatever happens next; the plans follow.
     folder = save_checkpoint(out / "best", model, info)
+
+    console.rule("controls: what can be told without the order of time")
+    controls = [
+        _control(config, out, data, "frames in order", "normal", CONTROL),
+        _control(config, out, data, "shuffled frames", "shuffled", CONTROL),
+        _control(config, out, data, "a single frame", "single", STILL),
+    ]
+
+    console.rule("evaluation: the best grid for each budget")
+    plain = {budget: Plan(plain_grid(model, budget, PLAIN_SIZE), budget) for budget in BUDGETS}
+    # The plain grids are candidates too: if they were best, the search should say so.
+    candidates = sorted({*GRIDS, *(plan.grid for plan in plain.values())})
+    trials = try_grids(model, data.clips("val"), BUDGETS, candidates, mean=MEAN, std=STD, workers=1)
+    shape = model.config.patch_size, model.config.tubelet_size
+    best = {budget: best_trial(trials[budget], *shape).plan for budget in BUDGETS}
+    test = data.clips("test")
+    plain_scores = {budget: test_model(model, test, plan) for budget, plan in plain.items()}
+    best_scores = {budget: test_model(model, test, plan) for budget, plan in best.items()}
+    info.plans = list(best.values())
+    save_checkpoint(folder, model, info)
 
     curve: list[dict[str, Any]] = [
         {
@@ -127,7 +142,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
         "title": "fluxvit demo",
         "headline": _headline(curve[-1], len(info.labels)),
         "chance": 1 / len(info.labels),
-        "conditions": _conditions(config, model, data),
+        "conditions": _conditions(config, trained, data),
         "curve": curve,
         "trials": [_trial(model, trial) for rows in trials.values() for trial in rows],
         "controls": controls,
@@ -163,7 +178,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 
 
 class Data:
-    """The splits of a MotionWorld, with their frames decoded once and kept small.
+    """The splits of a MotionWorld.
 
     Args:
         folder: The MotionWorld.
@@ -180,12 +195,24 @@ class Data:
         return read_motionworld(self._folder, split, self._target)
 
     def clips(self, split: str, order: str = "normal") -> ClipDataset:
-        """The clips of a split; ``order`` as in :class:`ClipDataset`."""
+        """The clips of a split; ``order`` as in :class:`ClipDataset`.
+
+        Those of ``train`` come from a cache, the others from the files, as they will when the model is used.
+        """
         manifest = self.manifest(split)
-        cache = FrameCache(self._folder / "cache", manifest, FRAMES, SHORT_SIDE)
+        if split != "train":
+            return ClipDataset(manifest, order=order)
+        cache = FrameCache(self._folder / "cache", manifest, CACHED_FRAMES, CACHED_SIDE)
         # Little cropping: an object that leaves the frame is part of what happens.
         crops = Augmentation((0.7, 1.0), (0.85, 1.18))
         return ClipDataset(manifest, cache.build(workers=self._workers), crops, order)
+
+
+class Trained(NamedTuple):
+    """A model, and the precision that it was trained in."""
+
+    model: FluxViT
+    precision: str
 
 
 def train_model(
@@ -196,7 +223,7 @@ def train_model(
     steps: int,
     seed: int,
     title: str = "Training",
-) -> FluxViT:
+) -> Trained:
     """Train a nano model from scratch, or what is left to train of it.
 
     Raises:
@@ -206,7 +233,7 @@ def train_model(
     torch.manual_seed(seed)
     labels = dataset.manifest.labels
     model = create_model("fluxvit_nano", num_classes=len(labels), budgets=tuple(budgets))
-    config = TrainConfig(steps=steps, batch_size=32, lr=1e-3, seed=seed)
+    config = TrainConfig(steps=steps, batch_size=BATCH, lr=1e-3, seed=seed)
 
     def batches(first: int) -> Any:
         requests = TrainingBatches(len(dataset), grids, config.batch_size, steps, seed, first)
@@ -220,27 +247,25 @@ def train_model(
         "train": json.dumps(asdict(config)),
         "grids": ",".join(map(str, grids)),
     }
-    trainer = Trainer(model, FluxTuning(budgets), config, batches, folder, MEAN, STD, fingerprint)
+    trainer = Trainer(model, FluxTuning(), config, batches, folder, MEAN, STD, fingerprint)
     try:
         trainer.run(title)
     except Stopped as stop:
         info = CheckpointInfo(labels=list(labels), grids=list(grids))
         last = save_checkpoint(folder / "last", model, info)
-        raise Stopped(f"{stop}; the weights so far are in {last}, the same command goes on") from None
-    return model.eval()
+        raise Stopped(f"{stop} ({title}); its weights are in {last}; the same command goes on") from None
+    return Trained(model.eval(), trainer.precision)
 
 
-def _control(
-    config: DemoConfig, out: Path, data: Data, name: str, order: str, grid: SamplingGrid
-) -> dict[str, Any]:
-    tokens = grid.tokens(8, 2)
+def _control(config: DemoConfig, out: Path, data: Data, name: str, order: str, plan: Plan) -> dict[str, Any]:
     run, steps = out / "controls" / order, config.control_steps
-    model = train_model(run, data.clips("train", order), [tokens], [grid], steps, config.seed, name)
-    score = test_model(model, data.clips("test", order), Plan(grid, tokens)).score
+    clips = data.clips("train", order)
+    model = train_model(run, clips, [plan.keep], [plan.grid], steps, config.seed, name).model
+    score = test_model(model, data.clips("test", order), plan).score
     low, high = score.interval
     return {
         "name": name,
-        "detail": f"The same network, trained for {steps} steps on {grid}.",
+        "detail": f"The same network trained {steps} steps at one budget, {plan.keep} tokens of {plan.grid}.",
         "accuracy": score.accuracy,
         "low": low,
         "high": high,
@@ -257,7 +282,10 @@ def _read_log(folder: Path) -> list[dict[str, float]]:
 
 def test_model(model: FluxViT, dataset: ClipDataset, plan: Plan) -> Predictions:
     """Predictions of a model for a split at a plan."""
-    return predict_dataset(model, dataset, plan.grid, [plan.keep], mean=MEAN, std=STD, progress="Testing")[0]
+    (result,) = predict_dataset(
+        model, dataset, plan.grid, [plan.keep], mean=MEAN, std=STD, workers=1, progress="Testing"
+    )
+    return result
 
 
 def _headline(smallest: dict[str, Any], classes: int) -> str:
@@ -300,11 +328,13 @@ def _factor_accuracy(predictions: Predictions, factors: tuple[str, ...]) -> list
 
 
 def _strips(checkpoint: Path, test: Manifest, seed: int, count: int = 3) -> list[Strip]:
-    """Film strips of a few test clips, with what each budget keeps and answers."""
-    predictors = [Predictor(checkpoint, budget) for budget in BUDGETS]
+    """Film strips of a few test clips: what each budget keeps of the same frames, and answers."""
+    grid = Predictor(checkpoint, BUDGETS[0]).plan.grid
+    predictors = [Predictor(checkpoint, budget, grid=grid) for budget in BUDGETS]
     config = predictors[0].model.config
+    shape = grid.token_shape(config.patch_size, config.tubelet_size)
     strips = []
-    for entry in random.Random(seed).sample(test.entries, count):
+    for entry in random.Random(seed).sample(test.entries, min(count, len(test))):
         answers: list[tuple[int, str, float, bool]] = []
         rows: list[tuple[str, np.ndarray]] = []
         for budget, predictor in zip(BUDGETS, predictors, strict=True):
@@ -312,9 +342,8 @@ def _strips(checkpoint: Path, test: Manifest, seed: int, count: int = 3) -> list
             (label, probability), *_ = prediction.top(1)
             answers.append((budget, label, probability, label == test.labels[entry.label]))
             frames = shown_frames(prediction, min_height=96)
-            shape = prediction.plan.grid.token_shape(config.patch_size, config.tubelet_size)
             if not rows:
-                rows.append(("sampled", frames))
+                rows.append((f"sampled {grid}", frames))
             mask = kept_mask(prediction.kept, shape, config.tubelet_size)
             rows.append((f"{budget} tokens", dim_dropped(frames, mask)))
         strips.append(Strip(entry.path.stem, test.labels[entry.label], answers, rows))
@@ -326,12 +355,12 @@ def environment() -> dict[str, str]:
     return {
         "Date": time.strftime("%Y-%m-%d"),
         "Software": f"fluxvit {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}",
-        "Machine": f"{os.cpu_count()} CPU cores, {torch.backends.cpu.get_cpu_capability()}",
-        "Precision": "bf16" if pick_precision("auto", torch.device("cpu")) else "fp32",
+        "Machine": f"{usable_cores()} CPU cores, {torch.backends.cpu.get_cpu_capability()}",
     }
 
 
-def _conditions(config: DemoConfig, model: FluxViT, data: Data) -> dict[str, str]:
+def _conditions(config: DemoConfig, trained: Trained, data: Data) -> dict[str, str]:
+    model = trained.model
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     splits = [(name, data.manifest(name)) for name in ("train", "val", "test")]
     return {
@@ -345,11 +374,11 @@ def _conditions(config: DemoConfig, model: FluxViT, data: Data) -> dict[str, str
             f"tubelet {model.config.tubelet_size}, budgets {', '.join(map(str, BUDGETS))}"
         ),
         "Training": (
-            f"Flux-Multi with alignment from scratch, {config.steps} steps of 32 clips, "
-            f"grids {', '.join(map(str, GRIDS))}"
+            f"Flux-Multi with alignment from scratch in {trained.precision}, {config.steps} steps of {BATCH} "
+            f"clips, grids {', '.join(map(str, GRIDS))}"
         ),
         "Evaluation": (
-            "one central view a clip; plain: a grid whose pool is about the budget; optimised: the grid that "
-            "scored best on the validation split; intervals: Wilson, 95 %"
+            "fp32, one central view a clip, decoded from the files; plain: as many frames as the budget pays "
+            "for whole; optimised: the grid that scored best on the validation split; intervals: Wilson, 95 %"
         ),
     }

@@ -76,6 +76,15 @@ def test_predict(checkpoint: Path, clip: Path, tmp_path: Path, capsys: pytest.Ca
     assert "12 of 32 tokens of 8x16x32" in capsys.readouterr().out
 
 
+def test_explain_never_overwrites_the_clip(
+    checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = clip.read_bytes()
+    assert main(["predict", str(clip), "--checkpoint", str(checkpoint), "--explain", str(clip)]) == 2
+    assert "the clip itself" in capsys.readouterr().err
+    assert clip.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -86,6 +95,7 @@ def test_predict(checkpoint: Path, clip: Path, tmp_path: Path, capsys: pytest.Ca
         (["--top", "0"], "at least one class"),
         (["--explain", "out.txt"], "must end in .mp4"),
         (["--checkpoint", "nowhere"], "no such checkpoint folder"),
+        (["--device", "banana"], "device 'banana' is unknown"),
     ],
 )
 def test_predict_refuses_nonsense(

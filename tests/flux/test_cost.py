@@ -22,8 +22,11 @@ PUBLISHED = {
 def test_macs_equal_the_papers(name: str, tokens: int) -> None:
     ours = clip_cost(preset(name).size, tokens).published / 1e9
     theirs = PUBLISHED[name][tokens]
-    # 13 is the paper's 13.5 cut off; the others are rounded.
-    assert theirs == int(ours) or ours == pytest.approx(theirs, rel=0.01)
+    if (name, tokens) == ("fluxvit_small", 512):
+        # The paper prints 13, though its own convention gives 13.5 without and 13.6 with the pooling.
+        assert ours == pytest.approx(13.55, rel=0.01)
+    else:
+        assert ours == pytest.approx(theirs, rel=0.01)
 
 
 @pytest.mark.parametrize("keep", [16, 32])

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from fluxvit.flux.selection import (
     SELECTORS,
     GroupDynamic,
+    Random,
+    Tube,
     keep_best,
     select,
     select_many,
@@ -144,6 +146,19 @@ def test_tube_keeps_the_same_positions_in_every_frame() -> None:
     rows = [set((kept[kept // 20 == t] % 20).tolist()) for t in range(6)]
     assert all(row == rows[0] for row in rows)
     assert len(rows[0]) == 5
+
+
+def test_random_choices_are_fixed_by_a_seed_or_fresh() -> None:
+    x = torch.randn(2, 4, 20, 3)
+    for kind in (Random, Tube):
+        assert torch.equal(select(x, 30, kind(3)), select(x, 30, kind(3)))
+        assert not torch.equal(select(x, 30, kind(3)), select(x, 30, kind(4)))
+        torch.manual_seed(0)
+        first, second = select(x, 30, kind(None)), select(x, 30, kind(None))
+        assert not torch.equal(first, second)
+        assert not torch.equal(first[0], first[1])
+        torch.manual_seed(0)
+        assert torch.equal(select(x, 30, kind(None)), first)
 
 
 def test_uniform_covers_space_and_time_evenly() -> None:

@@ -141,8 +141,11 @@ def test_head_of_the_nearest_budget(keep: int, head: int) -> None:
 
 def test_head_can_be_overridden() -> None:
     assert MODEL(clip(1, 4, 3, 3), budget=6, head=0).head == 0
-    with pytest.raises(ValueError, match="heads 0 to 2"):
-        MODEL(clip(1, 4, 3, 3), head=3)
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match="heads 0 to 2"):
+            MODEL(clip(1, 4, 3, 3), head=wrong)
+        with pytest.raises(ValueError, match="heads 0 to 2"):
+            MODEL.forward_packed([clip(1, 4, 3, 3)[0]], [6], head=wrong)
 
 
 def test_bad_inputs_name_the_cure() -> None:
@@ -150,6 +153,8 @@ def test_bad_inputs_name_the_cure() -> None:
         MODEL(torch.randn(1, 3, 4, 18, 16))
     with pytest.raises(ValueError, match=r"expected a video \[B, 3, T, H, W\]"):
         MODEL(torch.randn(3, 4, 16, 16))
+    with pytest.raises(ValueError, match="normalize it first"):
+        MODEL(torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8))
     with pytest.raises(ValueError, match="tubelets of 2 frames"):
         TUBELET(torch.randn(1, 3, 3, 16, 16))
     with pytest.raises(ValueError, match="at least one token"):
@@ -188,6 +193,12 @@ def test_positions_follow_their_parameters_and_are_cached() -> None:
     torch.testing.assert_close(table((2, 5, 4))[1], first)
 
 
+def test_positions_of_a_model_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = tiny()
+        assert torch.equal(model(clip(1, 2, 5, 4)).logits, MODEL(clip(1, 2, 5, 4)).logits)
+
+
 def test_positions_of_transposed_grids_are_not_confused() -> None:
     """2 x 8 and 4 x 4 tokens have one count and must have different positions."""
     table = PositionTable((2, 4, 4), 32, affine=False)
@@ -223,6 +234,8 @@ def test_intermediates() -> None:
     assert torch.equal(result.kept, MODEL(video, budget=13).kept)
     with pytest.raises(ValueError, match="blocks 0 to 1"):
         MODEL.forward_intermediates(video, [2])
+    with pytest.raises(ValueError, match="the last 3 blocks: this model has 2"):
+        MODEL.forward_intermediates(video, 3)
 
 
 def test_reset_classifier() -> None:
@@ -280,8 +293,20 @@ def test_export_with_a_fixed_budget_and_dynamic_batch() -> None:
         torch.testing.assert_close(logits, out.logits)
 
 
-def test_drop_path_keeps_the_mean() -> None:
-    model = tiny(drop_path=0.5).train()
-    x = torch.ones(4000, 1, 1)
-    assert model.blocks[-1].drop_path(x).mean().item() == pytest.approx(1, abs=0.1)
-    assert set(model.blocks[-1].drop_path(x).unique().tolist()) == {0.0, 2.0}
+def test_drop_path_keeps_the_mean_and_treats_clips_apart() -> None:
+    drop_path = tiny(drop_path=0.5).train().blocks[-1].drop_path
+    dense = drop_path(torch.ones(4000, 2, 1))
+    assert dense.mean().item() == pytest.approx(1, abs=0.1)
+    assert set(dense.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(dense[:, 0], dense[:, 1])
+    packed = drop_path(torch.ones(1, 2000 * 5, 1), [2, 3] * 2000)
+    assert packed.mean().item() == pytest.approx(1, abs=0.1)
+    assert all(len(clip.unique()) == 1 for clip in packed.split([2, 3] * 2000, dim=1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the native kernel is for CUDA only")
+def test_native_packed_attention_equals_the_block_mask() -> None:
+    lengths = [5, 17, 1]
+    q, k, v = torch.randn(3, 1, 2, sum(lengths), 64)
+    native = attention(*(t.cuda().bfloat16() for t in (q, k, v)), lengths=lengths)
+    torch.testing.assert_close(native.float().cpu(), attention(q, k, v, lengths), rtol=0.05, atol=0.05)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,7 @@ def trainer(folder: Path, steps: int = 6, wrap=lambda batches, first: batches, *
     def batches(first: int) -> Iterator[Clip]:
         return wrap(loader(data, TrainingBatches(len(data), GRIDS, 4, steps, 0, first)), first)
 
-    return Trainer(
-        small_model().train(), FluxTuning((24, 12, 6)), config, batches, folder, MEAN, STD, {"run": "test"}
-    )
+    return Trainer(small_model().train(), FluxTuning(), config, batches, folder, MEAN, STD, {"run": "test"})
 
 
 def weights(run: Trainer) -> torch.Tensor:
@@ -118,7 +117,7 @@ def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
     anchor = F.normalize(outputs[0].embedding, dim=-1)
     alignment = sum(F.smooth_l1_loss(model.align(out.embedding, out.head), anchor) for out in outputs[1:])
     for weight in (0.0, 1.0, 7.0):
-        result = FluxTuning((24, 12, 6), align_weight=weight)(model, video, label)
+        result = FluxTuning(align_weight=weight)(model, video, label)
         torch.testing.assert_close(result["loss"], classification + weight * alignment)
 
 
@@ -128,7 +127,7 @@ def test_alignment_pulls_small_budgets_only() -> None:
     for weight in (0.0, 100.0):
         model = small_model()
         video = torch.randn(4, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-        FluxTuning((24, 12, 6), align_weight=weight)(model, video, torch.arange(4))["loss"].backward()
+        FluxTuning(align_weight=weight)(model, video, torch.arange(4))["loss"].backward()
         gradients.append([model.heads[i].pool.proj.weight.grad for i in (0, 1)])
     assert torch.equal(gradients[0][0], gradients[1][0])
     assert not torch.equal(gradients[0][1], gradients[1][1])
@@ -178,6 +177,27 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     other.fingerprint = {"run": "other"}
     with pytest.raises(ValueError, match="other settings"):
         other.run(progress=False)
+
+
+def test_log_holds_every_step_once(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=25).run(progress=False)
+    log = tmp_path / "log.jsonl"
+    # As if killed in the middle of a line, some steps after the last saved state.
+    log.write_text(log.read_text() + json.dumps({"step": 30, "loss": 1.0}) + '\n{"step": 4')
+    trainer(tmp_path, steps=25).run(progress=False)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [0, 10, 20]
+
+
+def test_precision_is_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def auto(answer: str) -> str:
+        monkeypatch.setattr("fluxvit.training.trainer.faster_precision", lambda device: answer)
+        run = trainer(tmp_path)
+        run.config = replace(run.config, precision="auto")
+        run.run(progress=False)
+        return run.precision
+
+    assert auto("bf16") == "bf16"
+    assert auto("fp32") == "bf16"
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ def _convert(source: str, out: str, activation: str, labels: str | None, allow_m
     from fluxvit.checkpoints import CheckpointInfo, convert_release, save_checkpoint
     from fluxvit.flux.grid import legal_grids
 
-    names = Path(labels).read_text(encoding="utf-8").splitlines() if labels else []
+    try:
+        names = Path(labels).read_text(encoding="utf-8").splitlines() if labels else []
+    except UnicodeDecodeError:
+        raise ValueError(f"--labels {labels}: not a UTF-8 text file") from None
     model, report = convert_release(source, activation=activation, allow_mismatch=allow_mismatch)
     print(report)
     info = CheckpointInfo(

@@ -46,6 +46,9 @@ def _predict(
     if explain and Path(explain).suffix not in (".mp4", ".mov", ".mkv"):
         raise ValueError(f"--explain {explain}: the name must end in .mp4, .mov or .mkv")
 
+    if explain and Path(explain).resolve() == Path(clips[0]).resolve():
+        raise ValueError(f"--explain {explain}: that is the clip itself; choose another name")
+
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rich.progress import track
 
 from fluxvit.data.manifest import Manifest
 from fluxvit.files import atomic_path
+from fluxvit.machine import usable_cores
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 
@@ -48,7 +48,7 @@ class FrameCache:
         if self._index_path.exists():
             return self
         jobs = [(entry.path, self._frames, self._short_side) for entry in self._manifest.entries]
-        workers = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 64)
+        workers = min(workers or usable_cores(), 1 + len(jobs) // 64)
         sizes = []
         with atomic_path(self._pixels_path) as partial, partial.open("wb") as out:
             context = multiprocessing.get_context("spawn")
@@ -64,7 +64,13 @@ class FrameCache:
         return self
 
     def read(self, index: int, positions: np.ndarray) -> np.ndarray:
-        """Frames of a video at ``positions`` in [0, 1) of its length, uint8 ``[T, H, W, 3]``."""
+        """Frames of a video at ``positions`` in [0, 1) of its length, uint8 ``[T, H, W, 3]``.
+
+        Raises:
+            ValueError: More frames are asked for than are kept.
+        """
+        if len(positions) > self._frames:
+            raise ValueError(f"{len(positions)} frames of a cache of {self._frames}; cache more frames")
         if self._pixels is None:
             # Mapped where it is used: a worker process must not inherit the parent's mapping.
             self._sizes = [(h, w) for h, w in json.loads(self._index_path.read_text())]

@@ -78,8 +78,8 @@ class ClipDataset(Dataset[Clip]):
         manifest: The videos.
         source: Where frames come from; default: decoded from the files.
         augmentation: For requests with a seed.
-        order: What the model is shown of time: ``normal``; ``shuffled``, the frames in random order;
-            ``single``, one random frame repeated. The last two are controls: what they can tell needs no
+        order: What the model is shown of time: ``normal``; ``shuffled``, frames from random times in random
+        # Controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
             temporal understanding.
     """
 

@@ -14,7 +14,7 @@ from fluxvit.flux.grid import SamplingGrid, draw_grid
 
 
 class TrainingBatches:
-    """Requests of batches ``start_step`` to ``steps``: one grid a batch, each video once an epoch."""
+    """Requests of batches ``start_step`` to ``steps``: one grid a batch, a video at most once an epoch."""
 
     def __init__(
         self,

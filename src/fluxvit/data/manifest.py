@@ -18,7 +18,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split of a data set. ``digest`` identifies its contents in results."""
+    """A split of a data set. ``digest`` identifies its videos and labels in results."""
 
     entries: tuple[Entry, ...]
     labels: tuple[str, ...]
@@ -60,7 +60,7 @@ def read_manifest(path: str | Path, target: str = "label", labels: tuple[str, ..
     highest = max(entry.label for entry in entries)
     if labels and highest >= len(labels):
         raise ValueError(f"{path}: class {highest} is used, but there are {len(labels)} class names")
-    return Manifest(tuple(entries), labels, hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Manifest(tuple(entries), labels, hashlib.sha256(f"{target}\n{text}".encode()).hexdigest()[:16])
 
 
 def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> Manifest:

@@ -79,10 +79,11 @@ def explain(prediction: Prediction, patch_size: int, tubelet_size: int) -> np.nd
 
 
 def write_explanation(path: str | Path, prediction: Prediction, patch_size: int, tubelet_size: int) -> None:
-    """Write :func:`explain` as a video that plays at the clip's own pace.
+    """Write :func:`explain` as a video that plays at the clip's own pace, but at no less than two frames a
+    second: the frames sampled from a long video would stand still.
 
     Raises:
         ValueError: The container that the file's suffix names is unknown.
     """
-    fps = min(60.0, max(0.5, prediction.fps))
+    fps = min(60.0, max(2.0, prediction.fps))
     write_video(path, explain(prediction, patch_size, tubelet_size), fps, gop=1, crf=18)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +99,7 @@ class Predictor:
             else (self.info.plans or default_plans(config, self.info, budget.tokens))
         )
         plan = fit_budget(budget, known, config.size, self.measure_ms)
-        pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
-        self.plan = Plan(plan.grid, min(plan.keep, pool), plan.head if head is None else head)
+        self.plan = plan if head is None else replace(plan, head=head)
 
     @torch.inference_mode()
     def __call__(self, path: str | Path) -> Prediction:

@@ -21,7 +21,7 @@ class Trial:
 
 
 def plain_grid(model: FluxViT, budget: int, size: int) -> SamplingGrid:
-    """The grid of square frames of side ``size`` whose pool is nearest to a budget: nothing need be dropped.
+    """The grid with as many square frames of side ``size`` as a budget pays for whole; one tubelet at least.
 
     Raises:
         ValueError: ``size`` is no multiple of the patch size.
@@ -29,7 +29,7 @@ def plain_grid(model: FluxViT, budget: int, size: int) -> SamplingGrid:
     per_frame = SamplingGrid(model.config.tubelet_size, size, size).tokens(
         model.config.patch_size, model.config.tubelet_size
     )
-    return SamplingGrid(model.config.tubelet_size * max(1, round(budget / per_frame)), size, size)
+    return SamplingGrid(model.config.tubelet_size * max(1, budget // per_frame), size, size)
 
 
 def try_grids(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -46,8 +46,8 @@ class Budget:
 
 
 def nearest_plan(plans: Sequence[Plan], tokens: int) -> Plan:
-    """The plan for a token budget: of the plans made for at most ``tokens`` tokens, the largest, else the
-    smallest one cut down. Its ``keep`` is ``tokens`` where the pool allows.
+    """The plan for a token budget: of the plans made for at most ``tokens`` tokens the largest, else the
+    smallest, with ``tokens`` kept. The pool may be smaller; then all of it is kept.
     """
     assert plans
     below = [plan for plan in plans if plan.keep <= tokens]
@@ -61,45 +61,53 @@ def fit_budget(
     size: NetworkSize,
     measure_ms: Callable[[Plan], float],
 ) -> Plan:
-    """The largest plan within a budget.
+    """The plan with the most tokens within a budget.
 
     Args:
         budget: What may be spent.
-        plans: Known plans; their grids are used, with as many tokens kept as the budget allows.
+        plans: Known plans. Between two of them the smaller one's grid is used, as by :func:`nearest_plan`.
         size: The network, for GFLOPs.
-        measure_ms: Measures a plan's latency on the device, for milliseconds; called about ten times.
+        measure_ms: Measures a plan's latency on the device, for milliseconds; called some ten times.
 
     Raises:
         ValueError: Not even one token fits.
     """
+
+    def pool(plan: Plan) -> int:
+        return plan.grid.tokens(size.patch_size, size.tubelet_size)
+
     if budget.tokens is not None:
-        return nearest_plan(plans, budget.tokens)
+        plan = nearest_plan(plans, budget.tokens)
+        return replace(plan, keep=min(plan.keep, pool(plan)))
     limit = budget.gflops if budget.gflops is not None else budget.latency_ms
     assert limit is not None
-    unit = "GFLOPs" if budget.gflops is not None else "ms"
 
     def spent(plan: Plan) -> float:
         if budget.gflops is not None:
             return grid_cost(size, plan.grid, plan.keep).total / 1e9
         return measure_ms(plan)
 
-    largest = max(plan.grid.tokens(size.patch_size, size.tubelet_size) for plan in plans)
-    low, high = 1, largest
-    cheapest = nearest_plan(plans, low)
-    least = spent(cheapest)
-    if least > limit:
-        raise ValueError(
-            f"budget {limit:g} {unit}: the least that this model can spend on {cheapest.grid} "
-            f"is {least:.3g} {unit}"
-        )
-    while high - low > max(1, largest // 256):
-        middle = (low + high) // 2
-        if spent(nearest_plan(plans, middle)) <= limit:
-            low = middle
-        else:
-            high = middle
-    best = nearest_plan(plans, high)
-    return best if spent(best) <= limit else nearest_plan(plans, low)
+    # A dense grid can cost more than a sparse one that keeps more tokens: cost rises with the tokens only
+    # while the grid stays the same. Each plan rules from its own number of tokens to the next plan's.
+    ordered = sorted(plans, key=lambda plan: plan.keep)
+    least = float("inf")
+    for i in reversed(range(len(ordered))):
+        plan = ordered[i]
+        first = 1 if i == 0 else min(plan.keep, pool(plan))
+        last = pool(plan) if i == len(ordered) - 1 else min(pool(plan), ordered[i + 1].keep - 1)
+        low = Plan(plan.grid, first)
+        least = min(least, spent(low))
+        if least <= limit:
+            high = Plan(plan.grid, max(first, last))
+            # Measuring takes time, and is not exact anyway.
+            step = 1 if budget.gflops is not None else max(1, last // 256)
+            while high.keep - low.keep > step:
+                middle = Plan(plan.grid, (low.keep + high.keep) // 2)
+                low, high = (middle, high) if spent(middle) <= limit else (low, middle)
+            best = high if spent(high) <= limit else low
+            return plan if best.keep == plan.keep else best
+    unit = "GFLOPs" if budget.gflops is not None else "ms"
+    raise ValueError(f"budget {limit:g} {unit}: the least that this model can spend is {least:.3g} {unit}")
 
 
 def parse_budget(text: str) -> Budget:

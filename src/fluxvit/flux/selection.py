@@ -115,9 +115,14 @@ class _Ungrouped:
 
 @dataclass(frozen=True)
 class Tube(_Ungrouped):
-    """The same random positions in every frame, as in tube masking (table 2). ``seed`` fixes them."""
+    """The same random positions in every frame, as in tube masking (table 2).
 
-    seed: int = 0
+    Args:
+        seed: Fixes the positions, the same for every clip. None draws new ones for every clip and call from
+            PyTorch's generator, as training wants.
+    """
+
+    seed: int | None = 0
 
     def scores(self, embeddings: Tensor) -> Tensor:
         batch, frames, tokens, _ = embeddings.shape
@@ -138,19 +143,20 @@ class Uniform(_Ungrouped):
 
 @dataclass(frozen=True)
 class Random(_Ungrouped):
-    """Tokens at random. ``seed`` fixes them: the same shape gives the same tokens."""
+    """Tokens at random; ``seed`` as for :class:`Tube`."""
 
-    seed: int = 0
+    seed: int | None = 0
 
     def scores(self, embeddings: Tensor) -> Tensor:
         return _random(tuple(embeddings.shape[:3]), self.seed, embeddings.device)
 
 
-def _random(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
-    # Drawn on the CPU: generators differ between devices. Each clip has its own stream, so that its tokens
-    # do not depend on the batch it is in.
-    rows = torch.rand(shape[1:], generator=torch.Generator().manual_seed(seed))
-    return rows.to(device).expand(shape)
+def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> Tensor:
+    # Drawn on the CPU, because generators differ between devices.
+    if seed is None:
+        return torch.rand(shape).to(device)
+    # One draw for all clips: a clip's tokens must not depend on the batch that it is in.
+    return torch.rand(shape[1:], generator=torch.Generator().manual_seed(seed)).to(device).expand(shape)
 
 
 SELECTORS: dict[str, Selector] = {

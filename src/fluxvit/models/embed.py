@@ -34,10 +34,14 @@ class PatchEmbed(nn.Module):
             Embeddings ``[B, t, h * w, D]`` without positions, and the token shape (t, h, w).
 
         Raises:
-            ValueError: The video is no whole number of tubelets.
+            ValueError: The video is no whole number of tubelets, or not floating-point.
         """
         if video.ndim != 5 or video.shape[1] != self.in_chans:
             raise ValueError(f"expected a video [B, {self.in_chans}, T, H, W], got {list(video.shape)}")
+        if not video.is_floating_point():
+            raise ValueError(
+                f"expected a normalised floating-point video, got {video.dtype}; normalize it first"
+            )
         batch, channels, frames, height, width = video.shape
         p, tt = self.patch_size, self.tubelet_size
         if frames % tt or height % p or width % p or min(frames, height, width) == 0:
@@ -90,18 +94,23 @@ class PositionTable(nn.Module):
     def forward(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Rows for the class token ``[1, C]`` and for a grid of tokens ``[t * h * w, C]``, fp32.
 
-        Without gradients the rows of each grid are computed once and kept.
+        Without gradients the rows of each grid are computed once and kept, until a parameter changes. Only
+        changes behind autograd's back, through ``parameter.data``, go unseen.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.cls.float(), self._resample(shape)
         parameters = [p for p in (self.grid, self.scale, self.shift) if p is not None]
+        # Parameters made in inference mode have no version to tell a change by.
+        unversioned = any(p.is_inference() for p in parameters)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or unversioned:
+            return self.cls.float(), self._resample(shape)
         # In-place changes (an optimiser's, a loaded checkpoint's) raise the version; moves change the rest.
         state = tuple((p._version, p.data_ptr(), p.device, p.dtype) for p in parameters)
-        if shape not in self._cache or self._cache[shape][0] != state:
-            if len(self._cache) == _CACHED_GRIDS:
+        former, rows = self._cache.get(shape, ((), self.cls))
+        if former != state:
+            rows = self._resample(shape)
+            if len(self._cache) >= _CACHED_GRIDS:
                 self._cache.clear()
-            self._cache[shape] = (state, self._resample(shape))
-        return self.cls.float(), self._cache[shape][1]
+            self._cache[shape] = (state, rows)
+        return self.cls.float(), rows
 
     def _resample(self, shape: tuple[int, int, int]) -> Tensor:
         table = self.grid.float()

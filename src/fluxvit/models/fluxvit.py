@@ -82,11 +82,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
+        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
         if not self.training or self.rate == 0:
             return x
-        stays = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * stays / (1 - self.rate)
+        clips = x.shape[0] if lengths is None else len(lengths)
+        stays = (torch.rand(clips, device=x.device) >= self.rate).float() / (1 - self.rate)
+        if lengths is None:
+            return x * stays[:, None, None]
+        return x * stays.repeat_interleave(torch.tensor(lengths, device=x.device))[None, :, None]
 
 
 class Block(nn.Module):
@@ -111,8 +115,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
         """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), lengths))).to(x.dtype)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), lengths)), lengths).to(x.dtype)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths).to(x.dtype)
 
 
 class AttentionPool(nn.Module):
@@ -234,8 +238,6 @@ class FluxViT(nn.Module):
             ValueError: A budget is below 1, there is no such head, or the video does not divide into
                 tubelets.
         """
-        if head is not None and not 0 <= head < len(self.heads):
-            raise ValueError(f"head {head} does not exist; this model has heads 0 to {len(self.heads) - 1}")
         embeddings, shape = self.patch_embed(video)
         budgets = list(budget) if isinstance(budget, Sequence) else [budget]
         outputs = []
@@ -253,8 +255,12 @@ class FluxViT(nn.Module):
         return self.encode(self.place(embeddings, shape, kept))
 
     def forward_head(self, tokens: Tensor, head: int | None = None, pre_logits: bool = False) -> Tensor:
-        """Tokens ``[B, 1 + K, C]`` to logits ``[B, classes]``, or to the pooled vector ``[B, P]``."""
-        head = self.config.nearest_head(tokens.shape[1] - 1) if head is None else head
+        """Tokens ``[B, 1 + K, C]`` to logits ``[B, classes]``, or to the pooled vector ``[B, P]``.
+
+        Raises:
+            ValueError: There is no such head.
+        """
+        head = self._choose_head(tokens, head)
         pooled = self.heads[head].pool(tokens)
         return pooled if pre_logits else self.classify(pooled, head)
 
@@ -272,9 +278,11 @@ class FluxViT(nn.Module):
             indices: Blocks to take (negative ones count from the end), or how many of the last ones.
 
         Raises:
-            ValueError: There is no such block.
+            ValueError: There is no such block, or there are not so many.
         """
         depth = len(self.blocks)
+        if isinstance(indices, int) and not 1 <= indices <= depth:
+            raise ValueError(f"the last {indices} blocks: this model has {depth}")
         wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
         if any(not -depth <= i < depth for i in wanted):
             raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
@@ -362,9 +370,16 @@ class FluxViT(nn.Module):
         return block(x, lengths)
 
     def _read(self, tokens: Tensor, kept: Tensor | None, head: int | None) -> FluxViTOutput:
-        head = self.config.nearest_head(tokens.shape[1] - 1) if head is None else head
+        head = self._choose_head(tokens, head)
         pooled = self.heads[head].pool(tokens)
         return FluxViTOutput(self.classify(pooled, head), pooled, kept, head)
+
+    def _choose_head(self, tokens: Tensor, head: int | None) -> int:
+        if head is None:
+            return self.config.nearest_head(tokens.shape[1] - 1)
+        if not 0 <= head < len(self.heads):
+            raise ValueError(f"head {head} does not exist; this model has heads 0 to {len(self.heads) - 1}")
+        return head
 
     def classify(self, pooled: Tensor, head: int) -> Tensor:
         """Pooled vectors ``[B, P]`` to logits ``[B, classes]``."""

@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, no_decay: Set[str]) 
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, floor: float) -> float:
-    """Learning-rate factor of a step: linear warm-up from 0 to 1, then half a cosine down to ``floor``."""
+    """Learning-rate factor of a step: a linear warm-up to 1, then half a cosine down to ``floor``."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

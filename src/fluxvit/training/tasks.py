@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,31 +25,30 @@ class Task(Protocol):
 class FluxTuning:
     """Supervised tuning at one or several token budgets (paper section 3; the release's losses).
 
-    One embedding of the pool serves all budgets. The loss is the sum over budgets of the cross-entropy, plus
+    The budgets are the model's own: one is Flux-Single, several are Flux-Multi; each trains its own head. One
+    embedding of the pool serves all. The loss is the sum over budgets of the cross-entropy, plus
     the alignment of each smaller budget's pooled vector with the largest's: smooth L1 of unit vectors, no
     gradient into the largest.
 
     Args:
-        budgets: Tokens kept, largest first. One budget is Flux-Single, several are Flux-Multi. Budget i reads
-            head i.
         align_weight: Weight of the alignment. With unit vectors of width P smooth L1 is (1 - cos) / P, so the
             release's weight of 1 hardly counts.
         label_smoothing: Of the cross-entropy.
         selector: Which tokens to keep.
     """
 
-    budgets: Sequence[int]
     align_weight: float = 1.0
     label_smoothing: float = 0.0
     selector: str | Selector = "group_dynamic"
 
     def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
         embeddings, shape = model.patch_embed(video)
-        kept = model.choose(embeddings, self.budgets, self.selector)
+        budgets = model.config.budgets
+        kept = model.choose(embeddings, budgets, self.selector)
         result: dict[str, Tensor] = {}
         loss = embeddings.new_zeros((), dtype=torch.float32)
         anchor = None
-        for head, (budget, choice) in enumerate(zip(self.budgets, kept, strict=True)):
+        for head, (budget, choice) in enumerate(zip(budgets, kept, strict=True)):
             tokens = model.encode(model.place(embeddings, shape, choice))
             pooled = model.forward_head(tokens, head, pre_logits=True)
             logits = model.classify(pooled, head).float()

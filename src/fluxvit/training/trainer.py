@@ -8,12 +8,12 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fluxvit.data.dataset import Clip
 from fluxvit.files import atomic_path
@@ -67,12 +67,10 @@ class TrainConfig:
             raise ValueError("steps and batch_size must be at least 1")
 
 
-def pick_precision(wanted: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype, or None for fp32. ``auto`` times a matrix product in both: CPUs differ widely."""
-    if wanted != "auto":
-        return torch.bfloat16 if wanted == "bf16" else None
+def faster_precision(device: torch.device) -> str:
+    """``bf16`` or ``fp32``: on a CPU, what multiplies matrices faster, for CPUs differ widely in bf16."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = torch.ones(2048, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
@@ -83,7 +81,7 @@ def pick_precision(wanted: str, device: torch.device) -> torch.dtype | None:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return torch.bfloat16 if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else None
+    return "bf16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "fp32"
 
 
 @dataclass
@@ -98,6 +96,7 @@ class Trainer:
         folder: Where the state and the log go.
         mean, std: Normalisation of the clips.
         fingerprint: Identifies the run; a saved state of another run is refused.
+        precision: After :meth:`run`, what it trained in: ``fp32`` or ``bf16``.
     """
 
     model: FluxViT
@@ -108,6 +107,7 @@ class Trainer:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: dict[str, Any]
+    precision: str = field(default="", init=False)
 
     def run(self, title: str = "Training", progress: bool = True) -> None:
         """Train to the last step, from where a former run stopped if there was one.
@@ -119,10 +119,14 @@ class Trainer:
         config, device = self.config, next(self.model.parameters()).device
         groups = parameter_groups(self.model, config.weight_decay, self.model.no_weight_decay())
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        self.precision = config.precision
         first = self._restore(optimizer)
+        self._trim_log(first)
         if first == config.steps:
             return
-        autocast = pick_precision(config.precision, device)
+        if self.precision == "auto":
+            self.precision = faster_precision(device)
+        autocast = torch.bfloat16 if self.precision == "bf16" else None
         self.model.train()
         saved = time.monotonic()
         smooth: dict[str, float] = {}
@@ -173,6 +177,8 @@ class Trainer:
         state = {
             "fingerprint": self.fingerprint,
             "step": step,
+            # Not to be chosen again: a resumed run takes the steps that it would have taken.
+            "precision": self.precision,
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
@@ -188,7 +194,23 @@ class Trainer:
             raise ValueError(f"{path} is of a run with other settings; choose another folder or remove it")
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        self.precision = state["precision"]
         return state["step"]
+
+    def _trim_log(self, first: int) -> None:
+        """Drop logged steps that will be taken again, and what a crash left of a line."""
+        path = self.folder / LOG
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] < first:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                continue
+        with atomic_path(path) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
@@ -219,18 +241,17 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
 def _bar(title: str, total: int, done: int, enabled: bool) -> Iterator[Callable[[dict[str, float]], None]]:
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=12),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[metrics]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, disable=not enabled) as progress:
         task = progress.add_task(title, total=total, completed=done, metrics="")
 
         def advance(metrics: dict[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            text = " ".join(f"{name.removeprefix('accuracy')} {value:.2f}" for name, value in metrics.items())
             progress.update(task, advance=1, metrics=text)
 
         yield advance

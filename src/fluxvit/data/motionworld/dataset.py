@@ -25,6 +25,7 @@ from fluxvit.data.motionworld.scene import SampleSpec, plan
 from fluxvit.data.motionworld.shapes import OBJECTS
 from fluxvit.data.motionworld.textures import SPLITS
 from fluxvit.files import atomic_path, write_json
+from fluxvit.machine import usable_cores
 from fluxvit.video.writer import write_video
 
 VERSION = 1
@@ -164,7 +165,7 @@ def make_motionworld(
         ValueError: ``workers`` is not positive, or ``out`` holds a dataset of another configuration.
     """
     out = Path(out)
-    workers = workers if workers is not None else os.cpu_count() or 1
+    workers = workers if workers is not None else usable_cores()
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     _claim(out, config)
