@@ -72,8 +72,8 @@ class DemoConfig:
     videos: int = 2400
     val: int = 240
     test: int = 400
-    steps: int = 1000
-    control_steps: int = 300
+    steps: int = 850
+    control_steps: int = 250
     seed: int = 0
     workers: int | None = None
 
@@ -204,7 +204,7 @@ class Data:
             return ClipDataset(manifest, order=order)
         cache = FrameCache(self._folder / "cache", manifest, CACHED_FRAMES, CACHED_SIDE)
         # Little cropping: an object that leaves the frame is part of what happens.
-        crops = Augmentation((0.7, 1.0), (0.85, 1.18))
+        crops = Augmentation(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18))
         return ClipDataset(manifest, cache.build(workers=self._workers), crops, order)
 
 

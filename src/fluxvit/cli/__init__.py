@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "demo": "make a small data set, train on it, evaluate and report; about ten minutes on two cores",
+    "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
     "predict": "say what is to be seen in clips, at a budget",
     "convert": "turn one of the authors' .pth files into a checkpoint folder",
     "data": "make data sets",
