@@ -39,8 +39,9 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.machine import usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.training.config import TrainConfig
 from fluxvit.training.tasks import FluxTuning
-from fluxvit.training.trainer import LOG, Stopped, TrainConfig, Trainer
+from fluxvit.training.trainer import LOG, Stopped, Trainer
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 BUDGETS = (100, 50, 25)
@@ -72,8 +73,8 @@ class DemoConfig:
     videos: int = 2400
     val: int = 240
     test: int = 400
-    steps: int = 850
-    control_steps: int = 250
+    steps: int = 1000
+    control_steps: int = 300
     seed: int = 0
     workers: int | None = None
 

@@ -44,6 +44,7 @@ def test_module_and_command_are_the_same() -> None:
         (["info", "fluxvit_small", "--tokens", "many"], "whole numbers"),
         (["convert", "missing.pth", "out"], "no such file"),
         (["data", "make", "kinetics"], "motionworld"),
+        (["data", "make", "mocap", "{tmp}/x", "--short_sides", "big"], "give whole numbers"),
         (["data", "make", "motionworld", "{tmp}/x", "--videos", "0"], "videos must be at least 1"),
         (["data", "make", "motionworld", "{tmp}/x", "--difficulty", "brutal"], "brutal"),
     ],

@@ -8,13 +8,21 @@ import pytest
 
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset, ClipRequest, VideoSource
-from fluxvit.data.manifest import read_manifest, read_motionworld
+from fluxvit.data.manifest import (
+    NO_LABEL,
+    Entry,
+    Manifest,
+    content_digest,
+    read_manifest,
+    read_motionworld,
+    write_manifest,
+)
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.base import VideoError
 from fluxvit.video.writer import write_video
 
 
-def write_manifest(folder: Path, lines: list[object]) -> Path:
+def write_manifest_lines(folder: Path, lines: list[object]) -> Path:
     path = folder / "videos.jsonl"
     path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
     return path
@@ -26,7 +34,9 @@ def videos(tmp_path: Path) -> Path:
     for i, (height, width) in enumerate([(48, 64), (64, 48), (50, 50)]):
         frames = [np.full((height, width, 3), 12 * t, np.uint8) for t in range(20)]
         write_video(tmp_path / f"{i}.mp4", frames, 20, crf=0)
-    return write_manifest(tmp_path, [{"path": f"{i}.mp4", "label": i, "other": 7 - i} for i in range(3)])
+    return write_manifest_lines(
+        tmp_path, [{"path": f"{i}.mp4", "label": i, "other": 7 - i} for i in range(3)]
+    )
 
 
 def test_manifest(videos: Path) -> None:
@@ -49,11 +59,60 @@ def test_manifest(videos: Path) -> None:
         ([{"path": "a", "label": True}], "not a class index"),
         ([[1, 2]], "line 1"),
         ([{"path": "a", "label": 5}], "class 5 is used, but there are 2 class names"),
+        ([{"path": "", "label": 0}], "line 1: path is '', not the name of a file"),
+        ([{"path": "a", "label": 0, "fps": "fast"}], "fps is 'fast', not a finite number"),
+        (['{"path": "a", "label": 0, "end": NaN}'], "end is nan, not a finite number"),
+        ([{"path": "a", "label": 0, "frames": 2.5}], "frames is 2.5, not a whole number"),
+        ([{"path": "a", "label": 0, "ok": 1}], "ok is 1, not true or false"),
+        ([{"path": "a", "label": 0, "captions": "Up."}], "captions are 'Up.', not a list of sentences"),
+        ([{"manifest": 9}], "line 1: a manifest of version 9; this fluxvit reads version 1"),
+        ([{"manifest": 1}], "no videos are listed"),
     ],
 )
 def test_bad_manifests_name_the_line(tmp_path: Path, lines: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_manifest(write_manifest(tmp_path, lines), labels=("x", "y"))
+        read_manifest(write_manifest_lines(tmp_path, lines), labels=("x", "y"))
+
+
+def test_manifests_are_read_as_written(tmp_path: Path) -> None:
+    root = tmp_path / "videos"
+    entries = (
+        Entry(root / "a b.mp4", 1, ("Up.",), 0.5, 2.0, 60, 29.97, 64, 48, 2.0, 90, "vp9", noflip=True),
+        Entry(root / "sub" / "ü.mp4", 0, ok=False, error="missing", source="k710", extra={"mood": ["blue"]}),
+        Entry(Path("/elsewhere/c.mp4")),
+    )
+    digest = content_digest(entries, root)
+    manifest = Manifest(entries, ("x", "y"), digest, "clips", "val", root)
+    write_manifest(tmp_path / "x.jsonl", manifest)
+    assert read_manifest(tmp_path / "x.jsonl", target=None) == manifest
+    header, *records = map(json.loads, (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines())
+    assert header["root"] == "videos"
+    assert (header["videos"], header["broken"], header["digest"]) == (3, 1, digest)
+    assert [record["path"] for record in records] == ["a b.mp4", "sub/ü.mp4", "/elsewhere/c.mp4"]
+    assert manifest.entries[2].label == NO_LABEL
+    with pytest.raises(ValueError, match="line 4: no key 'label'"):
+        read_manifest(tmp_path / "x.jsonl")
+
+
+def test_digest_covers_what_decides_a_result(tmp_path: Path) -> None:
+    def digest(*changes: dict[str, object]) -> str:
+        lines: list[object] = [{"path": f"{n}.mp4", "label": n} | dict(c) for n, c in enumerate(changes)]
+        return read_manifest(write_manifest_lines(tmp_path, lines)).digest
+
+    before = digest({}, {})
+    # What headers say of the files, and what else is known about them.
+    assert digest({"fps": 25, "frames": 10, "ok": True}, {"note": "x"}) == before
+    changed = [{"label": 4}, {"path": "z"}, {"start": 1.0}, {"end": 1.0}, {"ok": False}, {"noflip": True}]
+    digests = {digest({}, dict(change)) for change in changed}
+    assert len(digests | {before}) == 1 + len(changed)
+
+
+def test_only_readable_videos(tmp_path: Path) -> None:
+    good, bad = Entry(tmp_path / "a", 0), Entry(tmp_path / "b", 1, ok=False, error="missing")
+    manifest = Manifest((good, bad), ("x", "y"), "digest")
+    assert manifest.readable().entries == (good,)
+    with pytest.raises(ValueError, match="all 1 videos of the manifest are broken: missing"):
+        Manifest((bad,), (), "digest").readable()
 
 
 def test_missing_manifests(tmp_path: Path) -> None:
@@ -99,3 +158,21 @@ def test_clips_fit_their_grid(videos: Path) -> None:
         assert clip.label == clip.item == item
         brightness = clip.video.float().mean((0, 2, 3))
         assert (brightness.diff() > 0).all()
+
+
+def test_segments_are_what_is_shown(videos: Path) -> None:
+    """The second half alone, decoded and cached; a segment beyond the end is an error that names the file."""
+    lines = [
+        {"path": "0.mp4", "label": 0, "start": 0.5, "end": 9.0},
+        {"path": "1.mp4", "label": 0, "start": 7},
+    ]
+    manifest = read_manifest(write_manifest_lines(videos.parent, lines))
+    positions = (np.arange(5) + 0.5) / 5
+    decoded = VideoSource(manifest).read(0, positions).mean((1, 2, 3))
+    # Twenty frames a second, each 12 brighter than the one before: frames 11, 13, 15, 17, 19.
+    np.testing.assert_allclose(decoded, [132, 156, 180, 204, 228], atol=3)
+    only = read_manifest(write_manifest_lines(videos.parent, lines[:1]))
+    cache = FrameCache(videos.parent / "cache", only, 5, 32).build(workers=1, progress=False)
+    np.testing.assert_allclose(cache.read(0, positions).mean((1, 2, 3)), decoded, atol=3)
+    with pytest.raises(VideoError, match=r"1\.mp4: its segment from 7 s on lies outside"):
+        VideoSource(manifest).read(1, positions)

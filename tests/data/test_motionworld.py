@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from fluxvit.data.making import SPLITS
 from fluxvit.data.motionworld import (
     ACTS,
     DIFFICULTIES,
@@ -33,7 +34,7 @@ from fluxvit.data.motionworld import dataset as dataset_module
 from fluxvit.data.motionworld.acts import STATE
 from fluxvit.data.motionworld.render import _Sprite, render_scene
 from fluxvit.data.motionworld.shapes import silhouette
-from fluxvit.data.motionworld.textures import ASSETS, PHOTOS, SPLITS
+from fluxvit.data.motionworld.textures import ASSETS, PHOTOS
 
 SPEC = SampleSpec("train", 3, motion=5, object=9, seed=7, difficulty="demo")
 EVERYTHING = replace(SPEC, factors=FACTORS, motion=0)

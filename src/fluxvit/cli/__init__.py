@@ -10,6 +10,7 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
+    "train": "train a model by a recipe",
     "predict": "say what is to be seen in clips, at a budget",
     "convert": "turn one of the authors' .pth files into a checkpoint folder",
     "data": "make data sets",

@@ -6,13 +6,22 @@ from fluxvit.cli.parser import Parser, values
 
 
 def run(argv: list[str]) -> int:
-    usage = "usage: fluxvit data make motionworld OUT ...\n\nfluxvit data make motionworld --help tells more."
+    usage = (
+        "usage: fluxvit data probe SOURCE --out MANIFEST ...\n"
+        "       fluxvit data make motionworld|metaworld|mocap OUT ...\n\n"
+        "fluxvit data probe --help and fluxvit data make motionworld --help tell more."
+    )
+    if argv[:1] == ["probe"]:
+        return _run_probe(argv[1:])
     if argv[:2] == ["make", "motionworld"]:
         return _run_motionworld(argv[2:])
+    if argv[:1] == ["make"] and argv[1:2] in (["metaworld"], ["mocap"]):
+        return _run_simulated(argv[1], argv[2:])
     if not argv or argv[0] in ("-h", "--help") or argv[1:2] in (["-h"], ["--help"]):
         print(usage)
         return 0
-    raise ValueError(f"data {' '.join(argv[:2])}: unknown; there is: fluxvit data make motionworld OUT")
+    known = "fluxvit data probe SOURCE, fluxvit data make motionworld|metaworld|mocap OUT"
+    raise ValueError(f"data {' '.join(argv[:2])}: unknown; there is: {known}")
 
 
 def _run_motionworld(argv: list[str]) -> int:
@@ -46,4 +55,92 @@ def _make_motionworld(
     chosen = {} if factors is None else {"factors": tuple(factors.split(","))}
     config = MotionWorldConfig(videos, seed, difficulty, val=val, test=test, **chosen)
     print(f"wrote {make_motionworld(out, config, workers=workers)}")
+    return 0
+
+
+def _run_simulated(name: str, argv: list[str]) -> int:
+    what = {
+        "metaworld": "Make 50 manipulations by a robot arm; needs pip install 'fluxvit[metaworld]'.",
+        "mocap": "Make 15 human actions, split by viewpoint; needs pip install 'fluxvit[mocap]'.",
+    }
+    parser = Parser(f"data make {name}", what[name])
+    add = parser.add_argument
+    add("out", help="folder to write; an interrupted run goes on where it stopped")
+    add("--videos", type=int, default=1000, help="training videos")
+    add("--val", type=int, help="validation videos; default: a tenth of --videos")
+    add("--test", type=int, help="test videos; default: a tenth of --videos")
+    add("--seed", type=int, default=0, help="another seed gives other videos")
+    add("--short_sides", default="128,160,192", help="pixels; each video has one of them")
+    add("--workers", type=int, help="processes; default: one per core")
+    return _make_simulated(name, **values(parser, argv))
+
+
+def _make_simulated(
+    name: str,
+    out: str,
+    videos: int,
+    val: int | None,
+    test: int | None,
+    seed: int,
+    short_sides: str,
+    workers: int | None,
+) -> int:
+    from fluxvit.data import simulated
+
+    try:
+        sides = tuple(int(side) for side in short_sides.split(","))
+    except ValueError:
+        raise ValueError(f"--short_sides {short_sides!r}: give whole numbers, such as 128,160") from None
+    if name == "metaworld":
+        arm = simulated.MetaworldConfig(videos, seed, sides, val, test)
+        print(f"wrote {simulated.make_metaworld(out, arm, workers=workers)}")
+    else:
+        human = simulated.MocapConfig(videos, seed, sides, val, test)
+        print(f"wrote {simulated.make_mocap(out, human, workers=workers)}")
+    return 0
+
+
+def _run_probe(argv: list[str]) -> int:
+    parser = Parser(
+        "data probe",
+        "Check every video of a data set and write a manifest: what is there, what is broken and why. An "
+        "interrupted check goes on where it stopped. Formats and their layout on disk: docs/data.md.",
+    )
+    add = parser.add_argument
+    add("source", help="what the data set ships: a list, an annotation file, or a folder")
+    add("--out", required=True, help="manifest to write, such as data/k400-train.jsonl")
+    add("--format", default="auto", help="such as folder, csv, kinetics, ssv2; default: recognised")
+    add("--root", help="folder of the videos; default: that of the source")
+    add("--split", help="train, val or test; default: what the name of the source says")
+    add("--labels", help="text file of class names, one a line, for lists that have numbers only")
+    add("--deep", action="store_true", help="decode every frame")
+    add("--workers", type=int, help="processes; default: one per core")
+    add("--time_limit", type=float, help="seconds for one file; default: 60, with --deep 600")
+    return _probe(**values(parser, argv))
+
+
+def _probe(
+    source: str,
+    out: str,
+    format: str,
+    root: str | None,
+    split: str | None,
+    labels: str | None,
+    deep: bool,
+    workers: int | None,
+    time_limit: float | None,
+) -> int:
+    import sys
+
+    from fluxvit.data.probe import probe_manifest
+    from fluxvit.data.sources import read_source
+
+    videos = read_source(source, format, root, split, labels)
+    recognised = "recognised as" if format == "auto" else "read as"
+    part = f" {videos.split}" if videos.split else ""
+    print(f"{source}: {recognised} {videos.name}{part}, {len(videos.entries)} videos", file=sys.stderr)
+    for note in videos.notes:
+        print(f"fluxvit: {note}", file=sys.stderr)
+    print(probe_manifest(videos, out, workers, deep=deep, time_limit=time_limit))
+    print(f"wrote {out}")
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from fluxvit.data.manifest import Manifest
+from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.files import atomic_path
 from fluxvit.machine import usable_cores
 from fluxvit.video.reader import open_video
@@ -47,7 +47,7 @@ class FrameCache:
         """
         if self._index_path.exists():
             return self
-        jobs = [(entry.path, self._frames, self._short_side) for entry in self._manifest.entries]
+        jobs = [(entry, self._frames, self._short_side) for entry in self._manifest.entries]
         workers = min(workers or usable_cores(), 1 + len(jobs) // 64)
         sizes = []
         with atomic_path(self._pixels_path) as partial, partial.open("wb") as out:
@@ -82,7 +82,7 @@ class FrameCache:
         return clip[np.minimum((positions * self._frames).astype(int), self._frames - 1)]
 
 
-def _decode(job: tuple[Path, int, int]) -> np.ndarray:
-    path, frames, short_side = job
-    with open_video(path, short_side=short_side) as reader:
-        return reader.read(segment_times(0, reader.end, frames).tolist())
+def _decode(job: tuple[Entry, int, int]) -> np.ndarray:
+    entry, frames, short_side = job
+    with open_video(entry.path, short_side=short_side) as reader:
+        return reader.read(segment_times(*entry.span(reader.end), frames).tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -14,27 +15,37 @@ from torch.utils.data import Dataset
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_scale_crop, random_erase
+from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
-from fluxvit.video.transforms import random_resized_crop, resize_and_crop, to_tensor
+from fluxvit.video.transforms import horizontal_flip, random_resized_crop, resize_and_crop, to_tensor
+
+_log = logging.getLogger(__name__)
 
 
 class ClipRequest(NamedTuple):
-    """Video number ``item`` on ``grid``; ``seed`` makes it a random training clip, None a test clip."""
+    """Video number ``item`` on ``grid``; ``seed`` makes it a random training clip, None a test clip.
+
+    More than one of ``samples`` asks for that many training clips of the same decoded frames, augmented
+    differently.
+    """
 
     item: int
     grid: SamplingGrid
     seed: tuple[int, ...] | None = None
+    samples: int = 1
 
 
 class Clip(NamedTuple):
-    """A clip, or a batch of them with a leading axis B: ``video`` uint8 ``[3, T, H, W]``; its class ``label``
-    and number ``item``, int64.
+    """A clip, or a batch of them with a leading axis B: ``video`` uint8 ``[3, T, H, W]``; its class
+    ``label``, number ``item``, and how many unreadable videos it stands in for (``replaced``), int64.
     """
 
     video: Tensor
     label: Tensor
     item: Tensor
+    replaced: Tensor
 
 
 class FrameSource(Protocol):
@@ -54,21 +65,81 @@ class VideoSource:
     manifest: Manifest
 
     def read(self, index: int, positions: np.ndarray) -> np.ndarray:
-        with open_video(self.manifest.entries[index].path) as reader:
-            return reader.read((positions * reader.end).tolist())
+        entry = self.manifest.entries[index]
+        with open_video(entry.path) as reader:
+            start, end = entry.span(reader.end)
+            return reader.read((start + positions * (end - start)).tolist())
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Of training clips; the same for all frames of one.
+    """Of training clips; the same for all frames of one. Steps come in this order; the default only crops.
 
     Args:
-        crop_scale: Range of the area of a random crop, as a part of the frame's.
-        crop_ratio: Range of its width over its height.
+        crop: ``resized``, a box of random area and shape; or ``multi_scale``, one of a few boxes at one of 13
+            places (the paper's pre-training).
+        crop_scale: For ``resized`` the range of the box's area as a part of the frame's (default 0.5..1); for
+            ``multi_scale`` the sides to choose from as parts of the largest (default 1, 0.875, 0.75, 0.66).
+        crop_ratio: For ``resized`` only: the range of the box's width over its height (default 3/4..4/3).
+        flip: Probability of mirroring left and right, where the data set allows it.
+        rand_augment: `RandAugment` in the usual notation, such as ``rand-m7-n4-mstd0.5-inc1``.
+        color_jitter: Brightness, contrast, saturation and hue of a `ColorJitter`.
+        erase: Probability of replacing a box with noise.
+
+    Raises:
+        ValueError: A setting is out of its range, or does not belong to the crop.
     """
 
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop: str = "resized"
+    crop_scale: tuple[float, ...] | None = None
+    crop_ratio: tuple[float, float] | None = None
+    flip: float = 0.0
+    rand_augment: str | None = None
+    color_jitter: tuple[float, float, float, float] | None = None
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("resized", "multi_scale"):
+            raise ValueError(f"crop {self.crop!r}: choose resized or multi_scale")
+        if self.crop == "multi_scale" and self.crop_ratio is not None:
+            raise ValueError(
+                "crop_ratio belongs to the resized crop; multi_scale takes its shapes from crop_scale"
+            )
+        if self.crop == "resized" and self.crop_scale is not None and len(self.crop_scale) != 2:
+            raise ValueError(f"crop_scale of a resized crop is a low and a high area, got {self.crop_scale}")
+        if not 0 <= self.flip <= 1 or not 0 <= self.erase <= 1:
+            raise ValueError(f"flip and erase are probabilities, got {self.flip} and {self.erase}")
+        # One pixel goes through everything, so that a bad setting of a part fails here and not in a worker.
+        self(torch.zeros(3, 1, 1, 1, dtype=torch.uint8), (1, 1), np.random.default_rng(0))
+
+    def __call__(
+        self, clip: Tensor, size: tuple[int, int], rng: np.random.Generator, flip_allowed: bool = True
+    ) -> Tensor:
+        """Augment a clip ``[3, T, H, W]``, uint8 or floating, to ``size`` = (height, width); contiguous.
+
+        Cropping comes first, although the release crops last: what follows then works on fewer pixels.
+
+        Args:
+            flip_allowed: False where labels tell left from right.
+        """
+        clip = self._cropped(clip, size, rng)
+        if self.flip and flip_allowed and rng.random() < self.flip:
+            clip = horizontal_flip(clip)
+        clip = clip.contiguous()
+        if self.rand_augment is not None:
+            clip = RandAugment.parse(self.rand_augment)(clip, rng)
+        if self.color_jitter is not None:
+            clip = ColorJitter(*self.color_jitter)(clip, rng)
+        if self.erase and rng.random() < self.erase:
+            clip = random_erase(clip, rng)
+        return clip
+
+    def _cropped(self, clip: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
+        if self.crop == "multi_scale":
+            scales = TSN_SCALES if self.crop_scale is None else self.crop_scale
+            return multi_scale_crop(clip, size, rng, scales)
+        low, high = self.crop_scale or (0.5, 1.0)
+        return random_resized_crop(clip, size, rng, (low, high), self.crop_ratio or (3 / 4, 4 / 3))
 
 
 class ClipDataset(Dataset[Clip]):
@@ -79,8 +150,11 @@ class ClipDataset(Dataset[Clip]):
         source: Where frames come from; default: decoded from the files.
         augmentation: For requests with a seed.
         order: What the model is shown of time: ``normal``; ``shuffled``, frames from random times in random
-        # Controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
+            order; ``single``, one random frame throughout. The controls tell whether a data set needs
             temporal understanding.
+        flip_allowed: False where labels tell left from right: clips are never mirrored, whatever the recipe.
+        max_bad_clips: Unreadable training videos, one after the other, that are replaced before it is an
+            error. Test videos are never replaced.
     """
 
     def __init__(
@@ -89,6 +163,8 @@ class ClipDataset(Dataset[Clip]):
         source: FrameSource | FrameCache | None = None,
         augmentation: Augmentation | None = None,
         order: str = "normal",
+        flip_allowed: bool = True,
+        max_bad_clips: int = 20,
     ) -> None:
         if order not in ("normal", "shuffled", "single"):
             raise ValueError(f"order {order!r}: choose normal, shuffled or single")
@@ -96,15 +172,54 @@ class ClipDataset(Dataset[Clip]):
         self.source = source or VideoSource(manifest)
         self.augmentation = augmentation or Augmentation()
         self.order = order
+        self.flip_allowed = flip_allowed
+        self.max_bad_clips = max_bad_clips
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, request: ClipRequest) -> Clip:
-        grid, entry = request.grid, self.manifest.entries[request.item]
-        train = request.seed is not None
-        # Test clips get a generator too, for the controls; it depends on the video alone.
-        rng = np.random.default_rng(request.seed if request.seed is not None else [request.item])
+        """The clip that is asked for; for more than one sample a batch of that many.
+
+        Raises:
+            ValueError: Less than one sample, or several of a test clip; or too many training videos in a row
+                cannot be read.
+            VideoError: A test video cannot be read.
+        """
+        if request.samples < 1 or (request.samples > 1 and request.seed is None):
+            raise ValueError(f"cannot make {request.samples} samples of {request}; several need a seed")
+        if request.seed is None:
+            return self._test_clip(request)
+        # Unreadable training videos are replaced by the next that can be read, and counted.
+        for tries in range(self.max_bad_clips + 1):
+            item = (request.item + tries) % len(self)
+            try:
+                return self._training_clips(request, item, tries)
+            except VideoError as error:
+                _log.warning("%s; taking the next video", error)
+        raise ValueError(
+            f"{self.max_bad_clips + 1} videos in a row cannot be read, the last at number {item}"
+        )
+
+    def _test_clip(self, request: ClipRequest) -> Clip:
+        # The controls need a generator here too; it depends on the video alone.
+        video = self._sample(request.item, request.grid, np.random.default_rng([request.item]), train=False)
+        label = torch.tensor(self.manifest.entries[request.item].label)
+        size = (request.grid.height, request.grid.width)
+        item = torch.tensor(request.item)
+        return Clip(resize_and_crop(video, size).contiguous(), label, item, torch.tensor(0))
+
+    def _training_clips(self, request: ClipRequest, item: int, replaced: int) -> Clip:
+        rng = np.random.default_rng(request.seed)
+        video = self._sample(item, request.grid, rng, train=True)
+        entry, size = self.manifest.entries[item], (request.grid.height, request.grid.width)
+        may_flip = self.flip_allowed and not entry.noflip
+        facts = torch.tensor(entry.label), torch.tensor(item), torch.tensor(replaced)
+        clips = [Clip(self.augmentation(video, size, rng, may_flip), *facts) for _ in range(request.samples)]
+        return clips[0] if request.samples == 1 else collate(clips)
+
+    def _sample(self, item: int, grid: SamplingGrid, rng: np.random.Generator, *, train: bool) -> Tensor:
+        """Frames of a video at the times that the grid and the order ask for, ``[3, T, H, W]``."""
         # The controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
         if self.order == "shuffled":
             positions = rng.random(grid.frames)
@@ -112,16 +227,12 @@ class ClipDataset(Dataset[Clip]):
             positions = np.full(grid.frames, rng.random())
         else:
             positions = segment_times(0, 1, grid.frames, generator=rng if train else None)
-        video = to_tensor(self.source.read(request.item, positions))
-        size = (grid.height, grid.width)
-        if train:
-            how = self.augmentation
-            video = random_resized_crop(video, size, rng, how.crop_scale, how.crop_ratio)
-        else:
-            video = resize_and_crop(video, size)
-        return Clip(video.contiguous(), torch.tensor(entry.label), torch.tensor(request.item))
+        return to_tensor(self.source.read(item, positions))
 
 
 def collate(clips: Sequence[Clip]) -> Clip:
-    """Stack clips of one grid."""
-    return Clip(*(torch.stack(field) for field in zip(*clips, strict=True)))
+    """One batch of clips of one grid, or of batches of them, in their order."""
+    batches = [
+        clip if clip.video.ndim == 5 else Clip(*(field.unsqueeze(0) for field in clip)) for clip in clips
+    ]
+    return Clip(*(torch.cat(field) for field in zip(*batches, strict=True)))

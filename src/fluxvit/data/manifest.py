@@ -1,66 +1,215 @@
-"""The list of videos of a data set: one JSON object a line."""
+"""The checked list of videos of a data set, in one ``.jsonl`` file.
+
+The first line may be a header, every other line is a video::
+
+    {"manifest": 1, "name": "ssv2", "split": "val", "root": "videos", "classes": ["Approaching ...", ...],
+     "videos": 24777, "broken": 1, "digest": "5f0c..."}
+    {"path": "78687.webm", "label": 42, "captions": ["holding potato next to ..."], "frames": 48, "fps": 12.0,
+     "width": 427, "height": 240, "duration": 4.0, "rotation": 0, "codec": "vp9", "ok": true, "noflip": true}
+    {"path": "12.webm", "label": 7, "ok": false, "error": "missing", "noflip": true}
+
+One file, not a list and a description beside it: it is replaced in one step, and the parts cannot be
+separated. Without a header the file is a plain list, such as MotionWorld's. Only ``path`` is required; keys
+that this module does not know are kept when a manifest is written again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from fluxvit.files import atomic_path
+from fluxvit.video.base import VideoError
+
+VERSION = 1
+NO_LABEL = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A labelled video; ``path`` is absolute."""
+    """A video, or a segment of one.
+
+    Attributes:
+        path: The file or the folder of frames.
+        label: Class index; `NO_LABEL` if it has none.
+        captions: Sentences that describe it.
+        start: Second at which the segment starts; None: the beginning.
+        end: Second at which the segment ends; None: the end of the video.
+        frames: Frames of the whole file, like ``duration``.
+        fps: Average frames per second.
+        width: Pixels as displayed.
+        height: Pixels as displayed.
+        duration: Seconds.
+        rotation: Clockwise degrees that frames are turned for display.
+        codec: Such as ``h264``; the suffix of the images of a folder.
+        ok: False if it is known to be unreadable.
+        error: Why.
+        noflip: Mirrored it would mean something else: never flip it.
+        source: The data set it comes from, in a mixture of several.
+        extra: What else the manifest says about it.
+    """
 
     path: Path
-    label: int
+    label: int = NO_LABEL
+    captions: tuple[str, ...] = ()
+    start: float | None = None
+    end: float | None = None
+    frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    duration: float | None = None
+    rotation: int | None = None
+    codec: str | None = None
+    ok: bool = True
+    error: str | None = None
+    noflip: bool = False
+    source: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def span(self, length: float) -> tuple[float, float]:
+        """Seconds at which the segment starts and ends in a video of ``length`` seconds.
+
+        Raises:
+            VideoError: The segment lies outside of the video.
+        """
+        start, end = self.start or 0.0, length if self.end is None else min(self.end, length)
+        if start >= end:
+            reason = f"its segment from {start:g} s on lies outside of the video, which ends at {length:g} s"
+            raise VideoError.of(self.path, reason)
+        return start, end
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A split of a data set. ``digest`` identifies its videos and labels in results."""
+    """A split of a data set. ``digest`` identifies its videos and labels in results.
+
+    Attributes:
+        entries: The videos, the broken ones among them.
+        labels: Class names; empty if they are unknown.
+        digest: See `content_digest`.
+        name: Name of the data set, empty if unknown.
+        split: Name of the split, empty if unknown.
+        root: The folder that holds the videos.
+    """
 
     entries: tuple[Entry, ...]
     labels: tuple[str, ...]
     digest: str
+    name: str = ""
+    split: str = ""
+    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def readable(self) -> Manifest:
+        """The same without the videos that are known to be broken.
 
-def read_manifest(path: str | Path, target: str = "label", labels: tuple[str, ...] = ()) -> Manifest:
-    """Read a ``.jsonl`` file whose lines have a ``path`` (relative to the file) and a class index.
+        Its digest is marked, since caches and results number the videos of what they were made from.
+
+        Raises:
+            ValueError: All of them are broken.
+        """
+        entries = tuple(entry for entry in self.entries if entry.ok)
+        if not entries:
+            raise ValueError(f"all {len(self)} videos of the manifest are broken: {self.entries[0].error}")
+        if len(entries) == len(self):
+            return self
+        return replace(self, entries=entries, digest=f"{self.digest}-readable")
+
+
+def read_manifest(
+    path: str | Path,
+    target: str | None = "label",
+    labels: tuple[str, ...] = (),
+    root: str | Path | None = None,
+) -> Manifest:
+    """Read a manifest.
 
     Args:
-        target: The key of the class index.
-        labels: Class names, if known.
+        target: The key of the class index; None: labels are not asked for, and taken where there are any.
+        labels: Class names; default: those of the header.
+        root: The folder that the paths are relative to; default: the one named by the header, else the
+            manifest's own.
 
     Raises:
-        ValueError: The file is missing or empty, or a line is not of that form; the message names the line.
+        ValueError: The file is missing or empty, or a line is not of the form above; the message names the
+            line.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest")
-    text = path.read_text(encoding="utf-8")
+    header: dict[str, Any] = {}
+    base = Path(root) if root is not None else path.parent
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            label = record[target]
-            if type(label) is not int or label < 0:
-                raise ValueError(f"{target} is {label!r}, not a class index")
-            entries.append(Entry(path.parent / record["path"], label))
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            reason = f"no key {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}, line {number}: {reason}") from error
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = _record(line)
+                    if number == 1 and "manifest" in record:
+                        header = _header(record)
+                        base = base if root is not None else path.parent / header.get("root", "")
+                    else:
+                        entries.append(_entry(record, base, target))
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a UTF-8 text file") from None
     if not entries:
         raise ValueError(f"{path}: no videos are listed")
+    labels = labels or tuple(header.get("classes", ()))
     highest = max(entry.label for entry in entries)
     if labels and highest >= len(labels):
         raise ValueError(f"{path}: class {highest} is used, but there are {len(labels)} class names")
-    return Manifest(tuple(entries), labels, hashlib.sha256(f"{target}\n{text}".encode()).hexdigest()[:16])
+    name, split = header.get("name", ""), header.get("split", "")
+    return Manifest(tuple(entries), labels, content_digest(entries, base), name, split, base)
+
+
+def write_manifest(path: str | Path, manifest: Manifest) -> None:
+    """Write a manifest, whole or not at all.
+
+    Paths are written relative to ``manifest.root``. That is written relative to the manifest if it lies below
+    its folder, so that both can be moved together, and else as an absolute path.
+    """
+    path, root = Path(path).absolute(), manifest.root.absolute()
+    header = {
+        "manifest": VERSION,
+        "name": manifest.name,
+        "split": manifest.split,
+        "root": _relative(root, path.parent),
+        "classes": manifest.labels,
+        "videos": len(manifest),
+        "broken": sum(not entry.ok for entry in manifest.entries),
+        "digest": manifest.digest,
+    }
+    # A name that is not Unicode has surrogates, which are written as JSON escapes.
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
+        out.write(json.dumps(header, ensure_ascii=False) + "\n")
+        for entry in manifest.entries:
+            out.write(json.dumps(_to_record(entry, manifest.root), ensure_ascii=False) + "\n")
+
+
+def content_digest(entries: Iterable[Entry], root: Path) -> str:
+    """16 hexadecimal digits that tell whether two manifests lead to the same results.
+
+    It covers what a result depends on: paths relative to ``root``, labels, captions, segments, which videos
+    are readable, which may not be flipped, and their order, which decides the batches. Where the folder lies
+    and what headers say about the files makes no difference.
+    """
+    digest = hashlib.sha256()
+    for e in entries:
+        facts = [_relative(e.path, root), e.label, e.captions, e.start, e.end, e.ok, e.noflip]
+        digest.update(json.dumps(facts).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> Manifest:
@@ -83,3 +232,80 @@ def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> 
     facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     key, names = keys[target]
     return read_manifest(folder / f"{split}.jsonl", key, tuple(facts[names]))
+
+
+_COUNTS = ("frames", "width", "height", "rotation")
+_SECONDS = ("start", "end", "duration", "fps")
+_TEXTS = ("codec", "error", "source")
+_FLAGS = ("ok", "noflip")
+_FACTS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(_COUNTS, ((int,), "a whole number")),
+    **dict.fromkeys(_SECONDS, ((int, float), "a finite number")),
+    **dict.fromkeys(_TEXTS, ((str,), "a text")),
+    **dict.fromkeys(_FLAGS, ((bool,), "true or false")),
+}
+_OTHER_KEYS = ("path", "label", "caption", "captions")
+
+
+def _record(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f'a list entry must be an object, such as {{"path": ...}}, not {line.strip()[:40]}')
+    return record
+
+
+def _header(record: dict[str, Any]) -> dict[str, Any]:
+    if record["manifest"] != VERSION:
+        raise ValueError(f"a manifest of version {record['manifest']}; this fluxvit reads version {VERSION}")
+    return record
+
+
+def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
+    for key in ("path",) if target is None else ("path", target):
+        if key not in record:
+            raise ValueError(f"no key {key!r}")
+    name, key = record["path"], target or "label"
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"path is {name!r}, not the name of a file")
+    label = record.get(key, NO_LABEL)
+    if type(label) is not int or (label < 0 and key in record):
+        raise ValueError(f"{key} is {label!r}, not a class index")
+    captions = record.get("captions", [record["caption"]] if "caption" in record else [])
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise ValueError(f"captions are {captions!r}, not a list of sentences")
+    facts, extra = {}, {}
+    for fact, value in record.items():
+        if fact in _FACTS:
+            kinds, meaning = _FACTS[fact]
+            if value is not None:
+                if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+                    raise ValueError(f"{fact} is {value!r}, not {meaning}")
+                facts[fact] = value
+        elif fact not in _OTHER_KEYS:
+            extra[fact] = value
+    return Entry(root / name, label, tuple(captions), **facts, extra=extra)
+
+
+def _to_record(entry: Entry, root: Path) -> dict[str, Any]:
+    record: dict[str, Any] = {"path": _relative(entry.path, root)}
+    if entry.label != NO_LABEL:
+        record["label"] = entry.label
+    if entry.captions:
+        record["captions"] = entry.captions
+    for key in (*_SECONDS, *_COUNTS, *_TEXTS):
+        if (value := getattr(entry, key)) is not None:
+            record[key] = value
+    record["ok"] = entry.ok
+    if entry.noflip:
+        record["noflip"] = True
+    return {**record, **entry.extra}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """``path`` relative to ``folder`` if it lies below it, with forward slashes on every system."""
+    # As text: a million calls of pathlib's own test take a quarter of a minute.
+    name, parent = path.as_posix(), folder.as_posix()
+    return "." if name == parent else name.removeprefix(parent.rstrip("/") + "/")

@@ -17,7 +17,10 @@ class Task(Protocol):
     """Computes a batch's loss."""
 
     def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Normalised clips ``[B, 3, T, H, W]`` to ``{"loss": scalar, name of a metric: scalar, ...}``."""
+        """Normalised clips ``[B, 3, T, H, W]`` and labels to ``{"loss": scalar, name of a metric: scalar}``.
+
+        Labels are class indices ``[B]``, or soft: ``[B, classes]``.
+        """
         ...
 
 
@@ -46,6 +49,7 @@ class FluxTuning:
         budgets = model.config.budgets
         kept = model.choose(embeddings, budgets, self.selector)
         result: dict[str, Tensor] = {}
+        truth = label if label.ndim == 1 else label.argmax(-1)  # Of mixed clips, the one that shows more.
         loss = embeddings.new_zeros((), dtype=torch.float32)
         anchor = None
         for head, (budget, choice) in enumerate(zip(budgets, kept, strict=True)):
@@ -53,7 +57,7 @@ class FluxTuning:
             pooled = model.forward_head(tokens, head, pre_logits=True)
             logits = model.classify(pooled, head).float()
             loss = loss + F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
-            result[f"accuracy@{budget}"] = (logits.argmax(-1) == label).float().mean()
+            result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()
             if anchor is None:
                 anchor = F.normalize(pooled.detach().float(), dim=-1)
             elif self.align_weight:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fluxvit.data.making import SPLITS
 from fluxvit.data.motionworld.acts import ACTS, ORDER
 from fluxvit.data.motionworld.scene import Event, SampleSpec, Scene
 from fluxvit.data.motionworld.shapes import OBJECTS
-from fluxvit.data.motionworld.textures import SPLITS
 
 # Clauses by act and orientation. {it} stands for the main object, {visitor} for the one of a pass.
 _CLAUSES: dict[tuple[str, int], tuple[str, ...]] = {

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fluxvit.data.making import SPLITS
 from fluxvit.data.motionworld.acts import ACTS, DEFAULT_FACTORS, STATE, act_states, factor_values, playback
 from fluxvit.data.motionworld.difficulty import Difficulty, get_difficulty
 from fluxvit.data.motionworld.shapes import OBJECTS
-from fluxvit.data.motionworld.textures import SPLITS, TextureRef, draw_texture
+from fluxvit.data.motionworld.textures import TextureRef, draw_texture
 
 ASPECTS: dict[tuple[int, int], float] = {(1, 1): 0.35, (4, 3): 0.3, (16, 9): 0.2, (3, 4): 0.1, (9, 16): 0.05}
 """Aspect ratios, width to height, and how often they occur."""

@@ -14,14 +14,13 @@ from pathlib import Path
 import av
 import numpy as np
 
+from fluxvit.data.making import SPLITS
 from fluxvit.data.motionworld.raster import bilinear
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
 SIDE = 160
 """Side of every texture in pixels."""
-
-SPLITS = ("train", "val", "test")
 
 PHOTOS: dict[str, dict[str, str]] = {
     "train": {

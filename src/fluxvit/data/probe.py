@@ -1,0 +1,450 @@
+"""Check the files of a data set, in parallel, and write what they are into a manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+from av.error import FFmpegError
+from av.stream import Disposition
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fluxvit.data.manifest import NO_LABEL, Entry, Manifest, content_digest, write_manifest
+from fluxvit.data.sources import VideoList
+from fluxvit.files import atomic_path
+from fluxvit.machine import usable_cores
+from fluxvit.video.reader import PyAVReader, VideoError, open_video
+
+# Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
+_TOLERATED_LOSS = 0.1
+
+# Frames of a folder decoded at once, which bounds memory.
+_IMAGES_AT_ONCE = 32
+
+# Numbers, but not those of names such as h264.
+_NUMBER = re.compile(r"(?<![a-zA-Z\d])\d+(\.\d+)?")
+
+_ENTRY_FIELDS = {field.name for field in fields(Entry)}
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def probe_manifest(
+    videos: VideoList,
+    out: str | Path,
+    workers: int | None = None,
+    *,
+    deep: bool = False,
+    time_limit: float | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Check every file of a list and write the manifest.
+
+    Results are kept in ``<out>.partial`` as they come: after an interruption the same call goes on where it
+    stopped, and looks again at what was broken. The manifest appears when it is complete, in the order of the
+    list. Worker processes are spawned: a script that calls this needs ``if __name__ == "__main__":``.
+
+    Args:
+        out: The manifest, ``.jsonl``; it replaces an older one.
+        workers: Processes, each with one thread; default: one per core.
+        deep: Decode every frame, not only the first.
+        time_limit: Seconds that one file may take; default: 60, or 600 if ``deep``.
+        progress: Show a bar on standard error.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    out = Path(out)
+    if out.suffix != ".jsonl":
+        raise ValueError(f"{out}: the name of a manifest ends in .jsonl")
+    workers = usable_cores() if workers is None else workers
+    time_limit = (600.0 if deep else 60.0) if time_limit is None else time_limit
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if not time_limit > 0:
+        raise ValueError(f"time_limit must be more than 0 seconds, not {time_limit}")
+
+    paths = list(dict.fromkeys(entry.path for entry in videos.entries))
+    log = out.with_name(f"{out.name}.partial")
+    known = _resume(log, deep)
+    done = {path: known[str(path)] for path in paths if str(path) in known}
+    left = [path for path in paths if path not in done]
+    look = partial(inspect_video, deep=deep)
+    with (
+        log.open("a", encoding="utf-8") as results,
+        _bar(len(paths), len(done), progress) as advance,
+        # Closed at once: on Ctrl-C the processes must not wait for the garbage collector.
+        closing(guarded(look, left, workers, time_limit)) as outcomes,
+    ):
+        for path, outcome in outcomes:
+            facts: dict[str, Any] = {"ok": False, "error": outcome} if isinstance(outcome, str) else outcome
+            results.write(json.dumps({"path": str(path), "deep": deep, "facts": facts}) + "\n")
+            results.flush()
+            done[path] = facts
+            advance(facts["ok"])
+
+    entries = tuple(_checked(entry, done[entry.path]) for entry in videos.entries)
+    digest = content_digest(entries, videos.root)
+    manifest = Manifest(entries, videos.labels, digest, videos.name, videos.split, videos.root)
+    write_manifest(out, manifest)
+    log.unlink()
+    return Summary.of(manifest)
+
+
+def inspect_video(path: Path, *, deep: bool = False) -> dict[str, Any]:
+    """What a file is, as fields of `Entry`: facts, ``ok``, and ``error`` if it cannot be used. Never raises.
+
+    The packets of the whole file are read, since a header does not know that its file was cut short; the
+    first frame is decoded and, if ``deep``, all others. Frames and duration are those that are there. A file
+    that has lost up to a tenth of its frames is usable; how many a deep look misses is in ``damaged_frames``.
+    """
+    facts: dict[str, Any] = {"ok": True, "error": None}
+    try:
+        if not path.exists():
+            return {"ok": False, "error": "missing"}
+        with open_video(path) as reader:
+            info = reader.info
+            facts |= {
+                "frames": len(reader.times),
+                "fps": info.fps,
+                "width": info.width,
+                "height": info.height,
+                "duration": round(reader.end, 6),
+                "rotation": info.rotation,
+                "codec": info.codec,
+            }
+            lost = 0
+            if isinstance(reader, PyAVReader):
+                _expect_whole(reader)
+                if deep:
+                    lost = max(0, facts["frames"] - _count_intact(path))
+            elif deep:
+                for first in range(0, len(reader.times), _IMAGES_AT_ONCE):
+                    reader.read(reader.times[first : first + _IMAGES_AT_ONCE])
+        if lost > _TOLERATED_LOSS * facts["frames"]:
+            raise VideoError.of(path, f"damaged: {lost} of {facts['frames']} frames cannot be decoded")
+        if lost:
+            facts["damaged_frames"] = lost
+    except VideoError as error:
+        facts |= {"ok": False, "error": str(error).removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")}
+    except Exception as error:
+        # Whatever a decoder thinks of next: one file must not end the check of the others.
+        facts |= {"ok": False, "error": " ".join(f"{type(error).__name__}: {error}".split())}
+    return facts
+
+
+def guarded(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, time_limit: float
+) -> Generator[tuple[Job, Result | str], None, None]:
+    """Call a function in processes that may hang or die, and yield each job with its result as they come.
+
+    Where there is no result, a sentence tells why: the call took more than ``time_limit`` seconds, or its
+    process died. Either way that process is replaced. The function must be picklable and must not raise.
+
+    Raises:
+        RuntimeError: A process died before its first job, so another one would, too.
+    """
+    pending = deque(jobs)
+    team: list[_Worker] = []
+    try:
+        team += (_Worker(function, time_limit) for _ in range(min(workers, len(pending))))
+        while team:
+            for worker in _due(team):
+                job = worker.job
+                try:
+                    answer = worker.answer()
+                except _LostError as loss:
+                    if job is None:
+                        raise RuntimeError(f"a worker process could not start: it {loss}") from None
+                    answer = str(loss)
+                    team.remove(worker)
+                    worker.stop()
+                    if pending:
+                        team.append(_Worker(function, time_limit))
+                else:
+                    if pending:
+                        worker.give(pending.popleft())
+                    else:
+                        team.remove(worker)
+                        worker.stop()
+                if job is not None:
+                    yield job, answer
+    finally:
+        for worker in team:
+            worker.stop()
+
+
+class _LostError(Exception):
+    """A worker gave no answer; the message says why."""
+
+
+class _Worker:
+    """A process that answers one job at a time. Its first answer comes without a job: it has started."""
+
+    def __init__(self, function: Callable[[Any], Any], time_limit: float) -> None:
+        # Spawned, not forked: the caller may have threads (PyTorch, BLAS) whose locks a fork would copy.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.job: Any = None
+        self.deadline = math.inf
+        self._time_limit = time_limit
+        self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        with _one_thread_each():
+            self._process.start()
+        theirs.close()
+
+    def give(self, job: Any) -> None:
+        self.job, self.deadline = job, time.monotonic() + self._time_limit
+        # To a process that has died: its answer is then that it has.
+        with suppress(ConnectionError):
+            self.connection.send(job)
+
+    def answer(self) -> Any:
+        """The answer that has come; raises if the process has died instead, or is overdue."""
+        try:
+            if not self.connection.poll():
+                raise _LostError(f"took longer than {self._time_limit:g} s")
+            answer = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise _LostError(f"ended the process that read it ({how})") from None
+        self.job, self.deadline = None, math.inf
+        return answer
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _due(team: list[_Worker]) -> list[_Worker]:
+    """Wait until there are workers that have answered, died or used up their time, and return them."""
+    soonest = min(worker.deadline for worker in team)
+    patience = None if soonest == math.inf else max(0.0, soonest - time.monotonic())
+    ready = wait([worker.connection for worker in team], patience)
+    return [worker for worker in team if worker.connection in ready or time.monotonic() >= worker.deadline]
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """Answer jobs until the parent process ends. Ctrl-C is left to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    # The other end closes when the parent is killed, too.
+    with suppress(EOFError, ConnectionError):
+        connection.send(None)
+        while True:
+            connection.send(function(connection.recv()))
+
+
+def _follow_parent() -> None:
+    """End with the parent even if it is killed while this process hangs in a file."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in worker processes only"
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started within do not open a pool of BLAS threads each, one for every core."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a manifest holds; as text, what the command prints.
+
+    Attributes:
+        videos: Entries, the broken ones among them.
+        classes: Classes that the labels use.
+        broken: Paths by reason, the commonest reason first. Numbers in a reason are written as ``#``.
+        damaged: Readable files of which a deep look missed frames.
+        hours: Length of the readable files; several segments of a file count once.
+        sizes: Entries that can be read by ``(width, height)``.
+        rates: And by frames per second, to two digits; None where it is unknown.
+        digest: Of the manifest.
+    """
+
+    videos: int
+    classes: int
+    broken: dict[str, list[Path]]
+    damaged: list[Path]
+    hours: float
+    sizes: Counter[tuple[int | None, int | None]]
+    rates: Counter[float | None]
+    digest: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Summary:
+        readable = [entry for entry in manifest.entries if entry.ok]
+        broken: dict[str, list[Path]] = {}
+        for entry in manifest.entries:
+            if not entry.ok:
+                broken.setdefault(_NUMBER.sub("#", entry.error or "unknown"), []).append(entry.path)
+        seconds = {entry.path: entry.duration or 0.0 for entry in readable}
+        return cls(
+            videos=len(manifest),
+            classes=len({entry.label for entry in manifest.entries} - {NO_LABEL}),
+            broken=dict(sorted(broken.items(), key=lambda item: -len(item[1]))),
+            damaged=[entry.path for entry in readable if "damaged_frames" in entry.extra],
+            hours=sum(seconds.values()) / 3600,
+            sizes=Counter((entry.width, entry.height) for entry in readable),
+            rates=Counter(None if entry.fps is None else round(entry.fps, 2) for entry in readable),
+            digest=manifest.digest,
+        )
+
+    def __str__(self) -> str:
+        sizes = Counter({f"{width}x{height}": count for (width, height), count in self.sizes.items()})
+        rates = Counter({"unknown" if r is None else f"{r:g}": count for r, count in self.rates.items()})
+        broken = sum(map(len, self.broken.values()))
+        lines = [
+            f"{self.videos} videos, {self.classes} classes, {self.hours:.2f} hours, {broken} broken; "
+            f"digest {self.digest}",
+            f"sizes              {_shares(sizes)}",
+            f"frames per second  {_shares(rates)}",
+        ]
+        for reason, paths in self.broken.items():
+            lines += [f"{len(paths)} broken: {reason}", *_named(paths)]
+        if self.damaged:
+            lines += [
+                f"{len(self.damaged)} usable, with frames that cannot be decoded",
+                *_named(self.damaged),
+            ]
+        return "\n".join(lines)
+
+
+def _shares(counts: Counter[str], shown: int = 5) -> str:
+    parts = [f"{name} ({100 * count / counts.total():.0f} %)" for name, count in counts.most_common(shown)]
+    return ", ".join(parts) + (f", {len(counts) - shown} others" if len(counts) > shown else "")
+
+
+def _named(paths: list[Path], shown: int = 20) -> list[str]:
+    more = [f"  and {len(paths) - shown} more, in the manifest"] if len(paths) > shown else []
+    # A name that is not Unicode could not be printed.
+    names = (str(path).encode(errors="backslashreplace").decode() for path in paths[:shown])
+    return [f"  {name}" for name in names] + more
+
+
+def _resume(log: Path, deep: bool) -> dict[str, dict[str, Any]]:
+    """Facts about readable files that an interrupted check has found, by path.
+
+    The log is written anew without the rest: what was broken may have been repaired since, a shallow look is
+    no deep one, and the last line may have been cut off.
+    """
+    lines, known = [], {}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["facts"]["ok"] and record["deep"] >= deep:
+            known[record["path"]] = record["facts"]
+            lines.append(line + "\n")
+    with atomic_path(log) as fresh:
+        fresh.write_text("".join(lines), encoding="utf-8")
+    return known
+
+
+def _checked(entry: Entry, facts: dict[str, Any]) -> Entry:
+    """The entry with what was found out about its file, and whether its segment lies in it."""
+    found = {key: value for key, value in facts.items() if key in _ENTRY_FIELDS}
+    extra = {key: value for key, value in entry.extra.items() if key != "damaged_frames"}
+    extra |= {key: value for key, value in facts.items() if key not in _ENTRY_FIELDS}
+    entry = replace(entry, **found, extra=extra)
+    if not entry.ok:
+        return entry
+    start, end = entry.start or 0.0, entry.end
+    fault = None
+    if start < 0 or (end is not None and end <= start):
+        fault = f"its segment is empty: {start:g} to {end:g} s"
+    elif entry.duration is not None and start >= entry.duration:
+        fault = f"its segment starts at {start:g} s, but the video ends at {entry.duration:g} s"
+    return replace(entry, ok=fault is None, error=fault)
+
+
+def _expect_whole(reader: PyAVReader) -> None:
+    """Raise if much less is in a file than its header promises."""
+    promised, packets = reader.info.frames, len(reader.contents.packets)
+    if promised is not None and packets < (1 - _TOLERATED_LOSS) * promised:
+        raise VideoError.of(reader.info.path, f"cut short: {packets} of {promised} frames are there")
+    # Matroska and WebM promise no frames, but a length; it may be that of the sound.
+    seconds = reader.info.duration
+    if promised is None and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
+        with av.open(f"file:{reader.info.path}") as container:
+            promise = "matroska" in container.format.name and not container.streams.audio
+        if promise:
+            raise VideoError.of(reader.info.path, f"cut short: {reader.end:.1f} of {seconds:.1f} s are there")
+
+
+def _count_intact(path: Path) -> int:
+    """Frames that decode without damage."""
+    intact = 0
+    with av.open(f"file:{path}") as container:
+        videos = container.streams.video
+        # Cover art of a song is a video stream, too.
+        stream = next(s for s in videos if not s.disposition & Disposition.attached_pic)
+        for packet in _until_damage(container.demux(stream)):
+            try:
+                intact += sum(not frame.is_corrupt for frame in stream.decode(packet))
+            except FFmpegError:
+                continue
+    return intact
+
+
+def _until_damage(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    try:
+        yield from packets
+    except FFmpegError:
+        return
+
+
+@contextmanager
+def _bar(total: int, done: int, enabled: bool) -> Iterator[Callable[[bool], None]]:
+    """A progress bar; yields a function that takes whether the video just checked is readable."""
+    columns = (
+        TextColumn("Checking videos"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[red]{task.fields[broken]} broken"),
+        TimeRemainingColumn(),
+    )
+    broken = 0
+
+    def advance(ok: bool) -> None:
+        nonlocal broken
+        broken += not ok
+        bar.update(task, advance=1, broken=broken)
+
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled, transient=True) as bar:
+        task = bar.add_task("", total=total, completed=done, broken=0)
+        yield advance

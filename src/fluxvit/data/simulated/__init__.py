@@ -1,0 +1,25 @@
+"""Labelled videos from simulators: ``metaworld`` (robot arm) and ``mocap`` (human actions).
+
+Each needs its extra: ``pip install 'fluxvit[metaworld]'``, ``pip install 'fluxvit[mocap]'``. What is in them
+and under which licence: ``docs/simulated.md``.
+"""
+
+from fluxvit.data.simulated.arm_tasks import TASK_NAMES, TASKS
+from fluxvit.data.simulated.human_actions import ACTION_NAMES, ACTIONS
+from fluxvit.data.simulated.metaworld import MetaworldConfig, make_metaworld
+from fluxvit.data.simulated.mocap import MocapConfig, make_mocap
+from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig, sample_specs
+
+__all__ = [
+    "ACTIONS",
+    "ACTION_NAMES",
+    "TASKS",
+    "TASK_NAMES",
+    "ClipSpec",
+    "MetaworldConfig",
+    "MocapConfig",
+    "SimulatedConfig",
+    "make_metaworld",
+    "make_mocap",
+    "sample_specs",
+]

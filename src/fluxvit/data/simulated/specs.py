@@ -1,0 +1,157 @@
+"""What both simulated data sets share: their configuration, the list of their videos, sizes on screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fluxvit.data.making import SPLITS, balanced, split_counts
+from fluxvit.data.motionworld.textures import draw_texture, texture, tone
+from fluxvit.files import write_json
+
+ASPECTS = ((4, 3), (1, 1), (16, 9))
+"""Aspect ratios, width to height."""
+
+FRAME_RATES = (12, 15, 20, 25, 30)
+
+SIDE_LIMITS = (64, 360)
+"""Least and largest short side in pixels: the simulators draw into buffers of limited size."""
+
+
+@dataclass(frozen=True)
+class SimulatedConfig:
+    """What to make.
+
+    Args:
+        videos: Number of training videos.
+        seed: Seed of everything random.
+        short_sides: Short sides of the videos in pixels, even; each video has one of them.
+        val: Number of validation videos. By default a tenth of ``videos``, but at least one per class.
+        test: Number of test videos, with the same default.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    classes: ClassVar[tuple[str, ...]] = ()
+
+    videos: int
+    seed: int = 0
+    short_sides: tuple[int, ...] = (128, 160, 192)
+    val: int | None = None
+    test: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "short_sides", tuple(self.short_sides))
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, but is {self.seed}")
+        low, high = SIDE_LIMITS
+        wrong = [side for side in self.short_sides if not low <= side <= high or side % 2]
+        if wrong or not self.short_sides:
+            raise ValueError(
+                f"short_sides must be even numbers from {low} to {high}, not {wrong or 'an empty list'}"
+            )
+        counts = split_counts(self.videos, self.val, self.test, least=len(self.classes))
+        for name in ("val", "test"):
+            object.__setattr__(self, name, counts[name])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of videos in each split."""
+        return {"train": self.videos, "val": self.val or 0, "test": self.test or 0}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The configuration as JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Names one video. All that is random about it follows from the seed, the split and the index.
+
+    Attributes:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        index: Number of the video in its split.
+        label: Class index.
+        seed: Seed of the data set.
+        short_sides: Short sides in pixels to choose from.
+    """
+
+    split: str
+    index: int
+    label: int
+    seed: int
+    short_sides: tuple[int, ...]
+
+    def rng(self, stream: int = 0) -> np.random.Generator:
+        """A generator of the video's own; streams of other numbers are independent of it."""
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), self.index, stream])
+
+
+def sample_specs(config: SimulatedConfig, split: str) -> list[ClipSpec]:
+    """The videos of a split, in order. Classes are equally frequent up to one video."""
+    # A key of two numbers, apart from those of the videos, which have four.
+    rng = np.random.default_rng([config.seed, SPLITS.index(split)])
+    labels = balanced(rng, config.counts[split], len(config.classes))
+    return [
+        ClipSpec(split, index, int(label), config.seed, config.short_sides)
+        for index, label in enumerate(labels)
+    ]
+
+
+def draw_size(rng: np.random.Generator, short_sides: Sequence[int]) -> tuple[int, int]:
+    """Width and height of a video in pixels, both even."""
+    across, down = ASPECTS[rng.integers(len(ASPECTS))]
+    short = int(rng.choice(short_sides))
+    return 2 * round(short * across / down / 2), short
+
+
+def surface(rng: np.random.Generator, split: str, side: int) -> np.ndarray:
+    """A texture for a table, a floor or a wall, uint8 ``[side, side, 3]``; the splits share none."""
+    pixels = texture(draw_texture(rng, split))
+    pixels = tone(pixels, rng.uniform(0.35, 0.75), rng.uniform(0.04, 0.15), rng.uniform(0.2, 1.0))
+    ticks = np.linspace(0, len(pixels) - 1, side).round().astype(int)
+    return (pixels[ticks][:, ticks] * 255).round().astype(np.uint8)
+
+
+def write_notes(
+    path: Path, spec: ClipSpec, motion: str, size: tuple[int, int], frames: int, fps: int, **more: Any
+) -> None:
+    """Write the annotation of the video at ``path`` to a ``.json`` file beside it.
+
+    It is known when the video is made, so it comes before the video: where there is a video, there are notes.
+    """
+    notes = {
+        "label": spec.label,
+        "motion": motion,
+        **more,
+        "frames": frames,
+        "fps": fps,
+        "width": size[0],
+        "height": size[1],
+        "duration": round(frames / fps, 4),
+    }
+    write_json(path.with_suffix(".json"), notes)
+
+
+def read_notes(path: Path, spec: ClipSpec) -> dict[str, Any]:
+    """The annotation of the video at ``path``.
+
+    Raises:
+        ValueError: It is missing.
+    """
+    notes = path.with_suffix(".json")
+    if not notes.is_file():
+        raise ValueError(f"{notes} is missing; delete {path.name} beside it and repeat the command")
+    return dict(json.loads(notes.read_text(encoding="utf-8")))
+
+
+def label_of(spec: ClipSpec) -> int:
+    """The class of a video."""
+    return spec.label

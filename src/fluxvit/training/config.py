@@ -1,0 +1,186 @@
+"""What a training run is made of, as plain values, for files and the command line. Imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        steps: Optimiser steps.
+        batch_size: Clips a step.
+        lr: Peak learning rate of AdamW.
+        min_lr_ratio: Last learning rate over the peak's.
+        warmup: Steps of linear warm-up.
+        weight_decay: Of matrices.
+        betas: Of AdamW.
+        clip_grad: Largest norm of the gradient; 0 for no limit.
+        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: what multiplies faster on this device.
+        seed: Of initialisation, grids, clip order and augmentation.
+        save_seconds: Time between saved states.
+        layer_decay: Learning rate of a layer over that of the one above it; 1 for one rate.
+        accumulate: Parts that a batch is cut into, to fit the memory; the step stays the same.
+        ema: Decay of the moving average of the weights, such as 0.9999; 0 for none.
+        max_bad_steps: Steps with a loss that is not finite, one after the other, that end the run; each is
+            skipped.
+        checkpoint_blocks: Recompute activations in the backward pass: less memory, a third more compute.
+        compile_blocks: Compile each block.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    lr: float = 1e-3
+    min_lr_ratio: float = 0.01
+    warmup: int = 100
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_grad: float = 1.0
+    precision: str = "auto"
+    seed: int = 0
+    save_seconds: float = 60.0
+    layer_decay: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
+    max_bad_steps: int = 20
+    checkpoint_blocks: bool = False
+    compile_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision {self.precision!r}: choose auto, fp32 or bf16")
+        for name in ("steps", "batch_size", "accumulate", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The data of a run.
+
+    Args:
+        train: Manifest of the training videos.
+        val: Manifest of the videos that choose the best checkpoint; empty for none.
+        target: Key of the class index in the manifests.
+        workers: Processes that prepare clips.
+        cache: Folder of decoded frames, for short videos and few cores; empty for no cache.
+        cache_frames: Frames kept of each video.
+        cache_side: Their shorter side in pixels.
+        max_bad_clips: Unreadable training clips, one after the other, that end the run; each is replaced by
+            the next of the manifest.
+    """
+
+    train: str
+    val: str = ""
+    target: str = "label"
+    workers: int = 2
+    cache: str = ""
+    cache_frames: int = 32
+    cache_side: int = 128
+    max_bad_clips: int = 20
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network of a run.
+
+    Args:
+        name: A size, such as ``fluxvit_small``.
+        init: Checkpoint folder to start from; its architecture is kept. Empty: start at random.
+        settings: Fields of the configuration to replace, such as ``budgets`` and ``drop_path``.
+    """
+
+    name: str = "fluxvit_small"
+    init: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """The sampling grids that batches draw from (Flux augmentation), or one for fixed-grid training.
+
+    Args:
+        frames: First, end (not included) and step of the numbers of frames.
+        sizes: The same of the side of square frames in pixels.
+        min_tokens: Smallest pool.
+        max_tokens: Largest pool.
+    """
+
+    frames: tuple[int, int, int] = (4, 26, 2)
+    sizes: tuple[int, int, int] = (168, 280, 28)
+    min_tokens: int = 2048
+    max_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """The loss; see ``FluxTuning``.
+
+    Args:
+        align_weight: Weight of the self-alignment of smaller budgets; 0 for none.
+        label_smoothing: Of the cross-entropy.
+        selector: Which tokens to keep.
+    """
+
+    align_weight: float = 1.0
+    label_smoothing: float = 0.0
+    selector: str = "group_dynamic"
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Validation while training.
+
+    Args:
+        grid: Sampling of validation clips, such as ``8x224``.
+        every_epochs: Epochs between two.
+    """
+
+    grid: str = "8x224"
+    every_epochs: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Args:
+        data: The data.
+        out: Folder of checkpoints and logs.
+        model: The network.
+        grids: What batches sample.
+        task: The loss.
+        optim: How to train; its ``steps`` and ``warmup`` follow from the epochs.
+        epochs: Passes over the training videos.
+        warmup_epochs: Of these with a rising learning rate.
+        samples: Differently augmented clips of each decoded video in a batch.
+        augment: Settings of ``Augmentation``.
+        mixing: Settings of ``Mixing`` (mixup and CutMix); null for none.
+        evaluation: Validation.
+    """
+
+    data: DataSettings
+    out: str = "runs/train"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    grids: GridSettings = field(default_factory=GridSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    optim: TrainConfig = field(default_factory=TrainConfig)
+    epochs: float = 5.0
+    warmup_epochs: float = 1.0
+    samples: int = 1
+    augment: dict[str, Any] = field(default_factory=dict)
+    mixing: dict[str, Any] | None = None
+    evaluation: EvalSettings = field(default_factory=EvalSettings)
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"epochs {self.epochs:g} must be above 0, and warmup_epochs {self.warmup_epochs:g} below it"
+            )

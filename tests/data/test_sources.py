@@ -1,0 +1,340 @@
+"""Every format on files laid out as the data set ships. Files need not be videos here: nothing is opened."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fluxvit.data.manifest import NO_LABEL, read_manifest
+from fluxvit.data.sources import FORMATS, VideoList, detect, read_source
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def dump(path: Path, content: object) -> Path:
+    return write(path, json.dumps(content))
+
+
+def listed(videos: VideoList) -> dict[str, int]:
+    """Labels by path relative to the root."""
+    return {entry.path.relative_to(videos.root).as_posix(): entry.label for entry in videos.entries}
+
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "walk" / "b.mp4",
+        tmp_path / "walk" / "deeper" / "a.MOV",
+        tmp_path / "walk" / "notes.txt",
+        tmp_path / "run" / "frames" / "1.jpg",
+        tmp_path / "run" / "frames" / "2.jpg",
+        tmp_path / "run" / "c.webm",
+        tmp_path / "run" / ".cache" / "d.mp4",
+    )
+    videos = read_source(tmp_path)
+    assert videos.name == "folder"
+    assert videos.labels == ("run", "walk")
+    assert listed(videos) == {"run/c.webm": 0, "run/frames": 0, "walk/b.mp4": 1, "walk/deeper/a.MOV": 1}
+    assert videos.notes == ("1 files that are not named like videos were passed over",)
+
+
+def test_folder_of_splits_numbers_classes_over_all_of_them(tmp_path: Path) -> None:
+    touch(tmp_path / "train" / "b" / "1.mp4", tmp_path / "train" / "a" / "2.mp4")
+    touch(tmp_path / "validation" / "b" / "3.mp4")
+    assert listed(read_source(tmp_path, split="val")) == {"validation/b/3.mp4": 1}
+    assert len(read_source(tmp_path, split="train").entries) == 2
+    with pytest.raises(ValueError, match=r"which of its splits\? Choose with --split train or val"):
+        read_source(tmp_path)
+    with pytest.raises(ValueError, match="no split 'test'"):
+        read_source(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("delimiter", [",", " ", "\t", ";"])
+def test_csv_is_cut_at_the_last_delimiter(tmp_path: Path, delimiter: str) -> None:
+    names = ["a/plain.mp4", "a/with space.mp4", "b/with, comma.mp4", "b/semi;colon 3.mp4"]
+    touch(*(tmp_path / name for name in names))
+    lines = [f"{name}{delimiter}{label}" for label, name in enumerate(names)]
+    videos = read_source(write(tmp_path / "train.csv", *lines))
+    assert videos.name == "csv"
+    assert videos.split == "train"
+    assert listed(videos) == {name: label for label, name in enumerate(names)}
+
+
+def test_csv_variants(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "videos" / "a, b.mp4", tmp_path / "videos" / "12.mp4", tmp_path / "videos" / "f" / "1.jpg"
+    )
+    path = write(
+        tmp_path / "list.txt", "\ufeffpath,label", '"a, b.mp4",jump', "12,fly high", "", "f,fly high  "
+    )
+    videos = read_source(path, root=tmp_path / "videos")
+    # A name without a dot is an mp4, as in the release, unless it is a folder of frames.
+    assert listed(videos) == {"a, b.mp4": 1, "12.mp4": 0, "f": 0}
+    assert videos.labels == ("fly high", "jump")
+
+    numbers = write(tmp_path / "absolute.csv", f"{tmp_path}/videos/12.mp4 1", f"{tmp_path}/videos/f 0")
+    videos = read_source(numbers, labels=write(tmp_path / "names.txt", "x", "y"))
+    assert videos.root == tmp_path / "videos"
+    assert videos.labels == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a.mp4,1", "b.mp4,dog"], "label of b.mp4 is 'dog', but others are numbers"),
+        (["a.mp4,1", "b.mp4,-1"], "classes count from 0"),
+        (["a.mp4"], "no tab, comma, semicolon or space"),
+        (["a.mp4,"], "no tab, comma, semicolon or space"),
+        ([""], "no tab, comma"),
+        (["none.mp4,1"], "none of its 1 videos exists, such as .*none.mp4; say with --root"),
+    ],
+)
+def test_bad_lists(tmp_path: Path, lines: list[str], message: str) -> None:
+    touch(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    with pytest.raises(ValueError, match=message) as error:
+        read_source(write(tmp_path / "list.csv", *lines))
+    assert str(tmp_path / "list.csv") in str(error.value)
+
+
+def test_intervals_and_mixtures(tmp_path: Path) -> None:
+    touch(tmp_path / "k" / "a b.mp4", tmp_path / "s" / "1.webm")
+    videos = read_source(write(tmp_path / "anet.csv", "k/a b.mp4,20.5,1.5,3,7", "s/1.webm,4,-1,-1,2"))
+    assert videos.name == "intervals"
+    first, second = videos.entries
+    assert (first.start, first.end, first.duration, first.label) == (1.5, 3, 20.5, 7)
+    assert (second.start, second.end) == (None, None)
+
+    lines = ["k710,k/a b.mp4,20.5,-1,-1,7", "ssv2,s/1.webm,4,0,2,-1"]
+    videos = read_source(write(tmp_path / "train_1.1M.csv", *lines))
+    assert videos.name == "mixture"
+    first, second = videos.entries
+    assert (first.source, first.noflip, first.label, first.start) == ("k710", False, 7, None)
+    assert (second.source, second.noflip, second.label, second.end) == ("ssv2", True, NO_LABEL, 2)
+    with pytest.raises(ValueError, match=r"5 fields"):
+        read_source(write(tmp_path / "x.csv", "a.mp4,1"), "intervals")
+
+
+def test_rawframes(tmp_path: Path) -> None:
+    touch(tmp_path / "frames" / "78687" / "img_00001.jpg", tmp_path / "frames" / "78687" / "img_00002.jpg")
+    videos = read_source(write(tmp_path / "train.csv", "78687 2 42", "12 30 0"), root=tmp_path / "frames")
+    assert videos.name == "rawframes"
+    assert listed(videos) == {"78687": 42, "12": 0}
+    assert videos.entries[0].frames == 2
+    with pytest.raises(ValueError, match="has 'x' frames"):
+        read_source(write(tmp_path / "bad.csv", "78687 x 42"), "rawframes", tmp_path / "frames")
+
+
+def test_kinetics_official(tmp_path: Path) -> None:
+    touch(
+        tmp_path / "videos" / "train" / "zumba" / "--abc_000010_000020.mp4",
+        tmp_path / "videos" / "train" / "archery" / "def_000059_000069.mkv",
+        tmp_path / "videos" / "test" / "ghi.mp4",
+    )
+    header = "label,youtube_id,time_start,time_end,split,is_cc"
+    rows = ["zumba,--abc,10,20,train,0", '"archery",def,59,69,train,0', "archery,gone,0,10,train,0"]
+    write(tmp_path / "lists" / "train.csv", header, *rows)
+    write(tmp_path / "lists" / "validate.csv", header, "bowling,jkl,1,11,val,0")
+    write(tmp_path / "lists" / "test.csv", "youtube_id,time_start,time_end,split", "ghi,3,13,test")
+    videos = read_source(tmp_path / "lists", root=tmp_path / "videos", split="train")
+    assert videos.name == "kinetics"
+    assert videos.labels == ("archery", "bowling", "zumba")
+    assert listed(videos) == {
+        "train/zumba/--abc_000010_000020.mp4": 2,
+        "train/archery/def_000059_000069.mkv": 0,
+        "gone_000000_000010.mp4": 0,
+    }
+    test = read_source(tmp_path / "lists" / "test.csv", root=tmp_path / "videos")
+    assert listed(test) == {"test/ghi.mp4": NO_LABEL}
+
+
+def test_kinetics_release_lists(tmp_path: Path) -> None:
+    touch(tmp_path / "v" / "abc.mp4")
+    for name in ("train", "val", "test"):
+        write(tmp_path / f"{name}.csv", "v/abc.mp4,709")
+    assert listed(read_source(tmp_path, "kinetics", split="validation")) == {"v/abc.mp4": 709}
+    assert read_source(tmp_path, split="val").split == "val"
+
+
+@pytest.fixture
+def ssv2(tmp_path: Path) -> Path:
+    touch(tmp_path / "20bn-something-something-v2" / "78687.webm")
+    names = {"Holding something next to something": "1", "Approaching something with your camera": "0"}
+    dump(tmp_path / "something-something-v2-labels.json", names)
+    video = {
+        "id": "78687",
+        "label": "holding potato next to vicks vaporub bottle",
+        "template": "Holding [something] next to [something]",
+        "placeholders": ["potato", "vicks vaporub bottle"],
+    }
+    other = {"id": "42", "label": "approaching a mug", "template": "Approaching [something] with your camera"}
+    dump(tmp_path / "something-something-v2-train.json", [video, other])
+    dump(tmp_path / "something-something-v2-validation.json", [video])
+    dump(tmp_path / "something-something-v2-test.json", [{"id": "78687"}])
+    return tmp_path
+
+
+def test_ssv2(ssv2: Path) -> None:
+    videos = read_source(ssv2, split="train")
+    assert videos.name == "ssv2"
+    assert videos.labels == ("Approaching something with your camera", "Holding something next to something")
+    assert listed(videos) == {"20bn-something-something-v2/78687.webm": 1, "42.webm": 0}
+    first = videos.entries[0]
+    assert first.noflip
+    assert first.captions == ("holding potato next to vicks vaporub bottle",)
+    assert first.extra["placeholders"] == ["potato", "vicks vaporub bottle"]
+    assert read_source(ssv2 / "something-something-v2-validation.json").split == "val"
+    assert read_source(ssv2, split="test").entries[0].label == NO_LABEL
+    write(ssv2 / "val.csv", "20bn-something-something-v2/78687.webm 1")
+    assert read_source(ssv2 / "val.csv", "ssv2").entries[0].noflip
+
+    dump(ssv2 / "something-something-v2-validation.json", [{"id": "1", "template": "Eating [something]"}])
+    with pytest.raises(ValueError, match="which is no class"):
+        read_source(ssv2, split="val")
+
+
+def test_mit(tmp_path: Path) -> None:
+    touch(tmp_path / "training" / "clapping" / "yt-1.mp4", tmp_path / "validation" / "blocking" / "2.mp4")
+    write(tmp_path / "moments_categories.txt", "clapping,1", "blocking,0")
+    write(tmp_path / "trainingSet.csv", "clapping/yt-1.mp4,clapping,3,0", "blocking/gone.mp4,blocking,4,1")
+    write(tmp_path / "validationSet.csv", "blocking/2.mp4,blocking,3,0")
+    videos = read_source(tmp_path, split="train")
+    assert (videos.name, videos.labels) == ("mit", ("blocking", "clapping"))
+    assert listed(videos) == {"training/clapping/yt-1.mp4": 1, "training/blocking/gone.mp4": 0}
+    assert listed(read_source(tmp_path / "validationSet.csv")) == {"validation/blocking/2.mp4": 0}
+
+
+def test_ucf101(tmp_path: Path) -> None:
+    lists, name = tmp_path / "ucfTrainTestlist", "Archery/v_Archery_g01_c01.avi"
+    touch(tmp_path / "UCF-101" / name)
+    write(lists / "classInd.txt", "1 ApplyEyeMakeup", "2 Archery")
+    write(lists / "trainlist01.txt", f"{name} 2")
+    write(lists / "testlist02.txt", name)
+    for source, split in ((lists, "train"), (lists / "trainlist01.txt", None), (lists, "test2")):
+        videos = read_source(source, root=tmp_path / "UCF-101", split=split)
+        assert (videos.name, videos.labels) == ("ucf101", ("ApplyEyeMakeup", "Archery"))
+        assert listed(videos) == {name: 1}
+    with pytest.raises(ValueError, match="choose --split train or test"):
+        read_source(lists, root=tmp_path, split="val")
+
+
+def test_hmdb51(tmp_path: Path) -> None:
+    splits, videos = tmp_path / "testTrainMulti_7030_splits", tmp_path / "hmdb51_org"
+    touch(videos / "brush_hair" / "one two.avi", videos / "wave" / "c.avi")
+    write(splits / "brush_hair_test_split1.txt", "one two.avi 1 ", "b.avi 2 ", "d.avi 0 ")
+    write(splits / "wave_test_split1.txt", "c.avi 2 ")
+    train = read_source(splits, root=videos, split="train")
+    assert (train.name, train.split, train.labels) == ("hmdb51", "train1", ("brush_hair", "wave"))
+    assert listed(train) == {"brush_hair/one two.avi": 0}
+    assert listed(read_source(splits, root=videos, split="test")) == {"brush_hair/b.avi": 0, "wave/c.avi": 1}
+    with pytest.raises(ValueError, match=r"no files \*_test_split3"):
+        read_source(splits, root=videos, split="test3")
+
+
+def test_coin(tmp_path: Path) -> None:
+    touch(tmp_path / "videos" / "131" / "LtRSn-ntcLY.mp4")
+    step = {"id": "212", "segment": [60.0, 69.0], "label": "take out the laptop CD drive"}
+    first = {"recipe_type": 131, "class": "ReplaceCDDriveWithSSD", "subset": "training", "annotation": [step]}
+    other = {"recipe_type": 13, "class": "ChangeCarTire", "subset": "testing", "annotation": []}
+    dump(tmp_path / "COIN.json", {"database": {"LtRSn-ntcLY": first, "xyz": other}})
+    videos = read_source(tmp_path, root=tmp_path / "videos", split="train")
+    assert (videos.name, videos.labels) == ("coin", ("ChangeCarTire", "ReplaceCDDriveWithSSD"))
+    assert listed(videos) == {"131/LtRSn-ntcLY.mp4": 1}
+    assert videos.entries[0].extra["steps"][0]["end"] == 69
+    with pytest.raises(ValueError, match="no split 'val'; choose test or train"):
+        read_source(tmp_path / "COIN.json", split="val")
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("activity_net.v1-3.min.json", "activitynet"), ("HACS_segments_v1.1.1.json", "hacs")],
+)
+def test_activitynet_and_hacs(tmp_path: Path, name: str, format: str) -> None:
+    touch(tmp_path / "videos" / "v_--0edUL8zmA.mp4", tmp_path / "videos" / "test.mp4")
+    segments = [
+        {"label": "Dodgeball", "segment": [5.4, 11.6]},
+        {"label": "Archery", "segment": [12, 88.16]},
+    ]
+    videos = {
+        "--0edUL8zmA": {"subset": "training", "duration": "92.166667", "annotations": segments},
+        "test": {"subset": "testing", "annotations": []},
+    }
+    dump(tmp_path / name, {"database": videos})
+    for source in (tmp_path, tmp_path / name):
+        train = read_source(source, root=tmp_path / "videos", split="train")
+        assert (train.name, train.labels) == (format, ("Archery", "Dodgeball"))
+        assert [(e.label, e.start, e.end) for e in train.entries] == [(1, 5.4, 11.6), (0, 12, 88.16)]
+    test = read_source(tmp_path, root=tmp_path / "videos", split="testing")
+    assert listed(test) == {"test.mp4": NO_LABEL}
+    assert test.split == "test"
+
+
+def test_motionworld_and_manifests(tmp_path: Path) -> None:
+    touch(tmp_path / "train" / "000000.mp4")
+    line = {"path": "train/000000.mp4", "label": 1, "captions": ["Up."], "qa": [{"question": "?"}], "fps": 12}
+    dump(tmp_path / "train.jsonl", line)
+    dump(tmp_path / "dataset.json", {"name": "MotionWorld", "motion_classes": ["a", "b"]})
+    for source, split in ((tmp_path, "train"), (tmp_path / "train.jsonl", None)):
+        videos = read_source(source, split=split)
+        assert listed(videos) == {"train/000000.mp4": 1}
+        assert videos.entries[0].captions == ("Up.",)
+        assert videos.entries[0].extra == {"qa": [{"question": "?"}]}
+    assert videos.name == "manifest"
+    assert read_manifest(tmp_path / "train.jsonl").entries[0].fps == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "message"),
+    [
+        ("COIN.json", '{"database": {"x": {"subset": "training"}}}', "coin", r"no 'recipe_type'\); choose"),
+        ("COIN.json", '{"database": {"x": {"class": "a"}}}', "coin", "no 'subset'"),
+        ("a.json", "[1]", "activitynet", 'no object "database"'),
+        (
+            "a.json",
+            '{"database": {"x": {"subset": "test", "annotations": [3]}}}',
+            "hacs",
+            "not as hacs ships",
+        ),
+        ("classInd.txt", "1 Archery\n3 Walking", "ucf101", "not numbered from 1 on without a gap"),
+        ("classInd.txt", "Archery", "ucf101", "a class without a number"),
+    ],
+)
+def test_annotations_of_another_shape(
+    tmp_path: Path, name: str, content: str, format: str, message: str
+) -> None:
+    write(tmp_path / name, content)
+    write(tmp_path / "trainlist01.txt", "Archery/v.avi 1")
+    source = tmp_path if format == "ucf101" else tmp_path / name
+    with pytest.raises(ValueError, match=message) as error:
+        read_source(source, format, split="test" if format == "hacs" else "train")
+    assert str(tmp_path) in str(error.value)
+
+
+def test_what_is_not_recognised(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in (
+        tmp_path / "empty",
+        dump(tmp_path / "odd.json", {"a": 1}),
+        write(tmp_path / "a.xml", "<a/>"),
+    ):
+        with pytest.raises(ValueError, match="not recognised; choose one with --format"):
+            detect(source)
+    with pytest.raises(ValueError, match="not JSON"):
+        detect(write(tmp_path / "broken.json", "{"))
+    with pytest.raises(ValueError, match=re.escape(", ".join(FORMATS))):
+        read_source(tmp_path, "cinema")
+    with pytest.raises(ValueError, match="no such file or folder"):
+        read_source(tmp_path / "none")
+    with pytest.raises(ValueError, match="no such folder of videos"):
+        read_source(tmp_path, root=tmp_path / "none")
