@@ -168,7 +168,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "sprung",))
 
-    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"model": Trap()}))
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
     with pytest.raises(ValueError, match="could run code"):
         convert_release(tmp_path / "trap.pth")
     assert not (tmp_path / "sprung").exists()

@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a model by a recipe",
     "predict": "say what is to be seen in clips, at a budget",
     "convert": "turn one of the authors' .pth files into a checkpoint folder",
-    "data": "make data sets",
+    "data": "check and make data sets",
     "info": "parameters and cost of a model at each budget",
 }
 
