@@ -92,6 +92,8 @@ def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, c
     ("options", "message"),
     [
         (["--epochs", "0"], "epochs 0 must be above 0"),
+        (["--optim.steps", "7"], "set epochs instead"),
+        (["--optim.warmup", "7"], "set warmup_epochs instead"),
         (["--grids.min_tokens", "1000", "--grids.max_tokens", "2000"], "no grid of frames"),
         (["--optim.batch_size", "64"], "do not fill a batch"),
         (["--evaluation.grid", "4x17"], "height 17 is not a multiple of 8"),

@@ -184,3 +184,7 @@ class Recipe:
             raise ValueError(
                 f"epochs {self.epochs:g} must be above 0, and warmup_epochs {self.warmup_epochs:g} below it"
             )
+        # A recipe counts in epochs; a setting that would be overridden must not pass in silence.
+        for name, instead in (("steps", "epochs"), ("warmup", "warmup_epochs")):
+            if getattr(self.optim, name) != getattr(TrainConfig, name):
+                raise ValueError(f"optim.{name} follows from the epochs in a recipe; set {instead} instead")
