@@ -32,6 +32,9 @@ from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = 1
 WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+DEFAULT_CHECKPOINT = "fluxvit_nano_motionworld"
+"""The checkpoint that answers when none is named: it comes with the package."""
 
 
 # Our format ----------------------------------------------------------------------------------------------
@@ -108,17 +111,21 @@ def save_plans(folder: str | Path, plans: list[Plan]) -> None:
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FluxViT, CheckpointInfo]:
     """Read a checkpoint folder; the model is in eval mode.
 
+    Args:
+        folder: A folder, or the name of a checkpoint that comes with the package (:func:`pretrained_names`).
+
     Raises:
         ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message says
             which.
     """
-    folder, device = Path(folder), _usable_device(device)
+    folder, device = _find(folder), _usable_device(device)
     if folder.suffix in (".pth", ".pt", ".bin"):
         raise ValueError(
             f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
         )
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such checkpoint folder")
+        known = ", ".join(pretrained_names())
+        raise ValueError(f"{folder}: no such checkpoint folder; the package itself has {known}")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a checkpoint: it has no {name}")
@@ -155,6 +162,17 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     return model.requires_grad_(True).to(device).eval(), info
 
 
+def pretrained_names() -> list[str]:
+    """Names of the checkpoints that come with the package; each has a model card, ``README.md``."""
+    return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+
+
+def _find(folder: str | Path) -> Path:
+    """A folder of that name comes first, then the package's own."""
+    packaged = PRETRAINED / folder
+    return packaged if str(folder) in pretrained_names() and not Path(folder).exists() else Path(folder)
+
+
 def load(folder: str | Path, device: str | torch.device = "cpu") -> FluxViT:
     """The model of a checkpoint folder, in eval mode. Errors as in :func:`load_checkpoint`."""
     return load_checkpoint(folder, device)[0]
@@ -165,8 +183,9 @@ def _usable_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device {name!r} is unknown; use cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: this PyTorch sees no CUDA device; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count() or "no"
+        raise ValueError(f"device {name}: this PyTorch sees {count} CUDA devices; use another or cpu")
     return device
 
 

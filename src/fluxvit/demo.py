@@ -40,8 +40,9 @@ from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.machine import usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import TrainConfig
+from fluxvit.training.logs import LOG
 from fluxvit.training.tasks import FluxTuning
-from fluxvit.training.trainer import LOG, Stopped, Trainer
+from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 BUDGETS = (100, 50, 25)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +179,32 @@ def test_segments_are_what_is_shown(videos: Path) -> None:
     np.testing.assert_allclose(cache.read(0, positions).mean((1, 2, 3)), decoded, atol=3)
     with pytest.raises(VideoError, match=r"1\.mp4: its segment from 7 s on lies outside"):
         VideoSource(manifest).read(1, positions)
+
+
+def test_a_cache_clears_what_killed_processes_left_of_it(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    manifest = read_manifest(videos)
+    FrameCache(folder, manifest, 2, 16).build(workers=1, progress=False)
+    (pixels,) = folder.glob("*.u8")
+    pixels.with_suffix(".json").unlink()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    # Its number may be given anew, but not within the life of a test.
+    dead, mine = (folder / f".{pixels.stem}.{pid}.partial.u8" for pid in (ended.pid, os.getppid()))
+    dead.touch()
+    mine.touch()
+    FrameCache(folder, manifest, 2, 16).build(workers=1, progress=False)
+    assert not dead.exists()
+    assert mine.exists()
+
+
+def test_class_names_of_what_was_made_lie_beside_it(tmp_path: Path) -> None:
+    path = write_manifest_lines(tmp_path, [{"path": "a.mp4", "label": 1, "object": 0, "other": 0}])
+    facts = {"motion_classes": ["left", "right"], "object_classes": ["cat"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    assert read_manifest(path).labels == ("left", "right")
+    assert read_manifest(path, "object").labels == ("cat",)
+    assert read_manifest(path, "other").labels == ()
+    # A header's names are of the label, not of other keys.
+    write_manifest(tmp_path / "checked.jsonl", read_manifest(path))
+    assert read_manifest(tmp_path / "checked.jsonl").labels == ("left", "right")

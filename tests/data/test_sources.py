@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import NO_LABEL, read_manifest
-from fluxvit.data.sources import FORMATS, VideoList, detect, read_source
+from fluxvit.data.sources import FORMATS, detect, read_source
 
 
 def touch(*paths: Path) -> None:

@@ -249,6 +249,26 @@ def test_reset_classifier() -> None:
     assert model(clip(1, 2, 2, 2)).logits.shape == (1, 16)
 
 
+def test_reset_budgets_copies_the_nearest_heads() -> None:
+    model = tiny(budgets=(8,))
+    video = clip(2, 4, 4, 4)
+    before = model(video, budget=8).logits
+    model.reset_budgets((12, 8, 4))
+    assert model.config.budgets == (12, 8, 4)
+    for head in range(3):
+        assert torch.equal(model(video, budget=8, head=head).logits, before)
+    # Copies, not the same parameters.
+    assert len({id(head.fc.weight) for head in model.heads}) == 3
+    assert model.align(torch.ones(1, model.config.pool_dim), 2).norm().item() == pytest.approx(1)
+    fresh = FluxViT(model.config)
+    fresh.load_state_dict(model.state_dict())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.reset_budgets((12, 8, 4))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="must fall"):
+        model.reset_budgets((4, 8))
+
+
 def test_weight_decay_names_exist_and_cover_positions() -> None:
     names = dict(MODEL.named_parameters())
     assert MODEL.no_weight_decay() <= set(names)

@@ -1,49 +1,248 @@
-"""Several processes on one machine, over gloo: the same as one."""
+"""Several processes on one machine, over gloo: the same as one, copied (DDP) or sharded (FSDP2)."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_training import GRIDS, Colours, dataset, trainer
 
-WORKER = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{tests!r}, {here!r}]
-import torch
-torch.set_num_threads(1)
-from test_training import *
-from fluxvit.training.distributed import join_world, leave_world
-world = join_world("cpu")
-run = trainer(Path({folder!r}), steps=5, world=world, accumulate={accumulate})
-run.run(progress=False)
-if world.is_main:
-    torch.save(weights(run), Path({folder!r}) / "weights.pt")
-leave_world(world)
-"""
+from fluxvit.checkpoints import CheckpointInfo, load
+from fluxvit.training.distributed import ALONE, World, join_world, leave_world, whole
+from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.validation import Validation, export_checkpoint
+from fluxvit.video.base import VideoError
+
+SETTINGS = {"layer_decay": 0.75, "ema": 0.9, "clip_grad": 0.5, "log_every": 1}
+BAD_STEP, STOP_AFTER, STEPS = 1, 3, 5
 
 
-def launch(folder: Path, processes: int, accumulate: int = 1) -> torch.Tensor:
-    """Weights after five steps of two clips per process, four in all."""
-    folder.mkdir()
+class Picky(FluxTuning):
+    """Finds the loss of clips labelled 999 infinite."""
+
+    def __call__(self, model, video, label):
+        bad = bool((label == 999).any())
+        result = super().__call__(model, video, label.clamp(max=4))
+        return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
+
+
+def make(folder: Path, world: World, *, stop: bool = False, seen: list | None = None, **settings) -> Trainer:
+    """A run whose second step is bad: in the last part of the batch of the last process only."""
+
+    def wrap(batches, first):
+        for step, batch in enumerate(batches, start=first):
+            if seen is not None:
+                seen.append(tuple(batch.video.shape[2:]))
+            if stop and step == STOP_AFTER - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            label = batch.label.clone()
+            if step == BAD_STEP and world.rank == world.size - 1:
+                label[-1] = 999
+            yield batch._replace(label=label)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    run = trainer(folder, steps=STEPS, wrap=wrap, world=world, **SETTINGS, **settings)
+    run.task = Picky()
+    return run
+
+
+def outcome(run: Trainer) -> dict[str, Any]:
+    """What a run leads to: losses, trained weights, averaged weights. All processes together."""
+    averaged = run.gather_model()
+    run.world.barrier()
+    rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    return {
+        "losses": {row["step"]: row["loss"] for row in rows},
+        "norms": {row["step"]: row["grad_norm"] for row in rows},
+        "weights": torch.cat([whole(p.detach()).flatten() for p in run.model.parameters()]),
+        "averaged": torch.cat([p.detach().flatten() for p in averaged.parameters()]).clone(),
+        "skipped": run.skipped,
+    }
+
+
+class Broken(Colours):
+    """Its sixth video cannot be read."""
+
+    def read(self, index, positions):
+        if index == 5:
+            raise VideoError.of("5.mp4", "broken")
+        return super().read(index, positions)
+
+
+def validate(folder: Path, world: World, **settings) -> dict[str, Any]:
+    """Scores and best weights of a run that validates 13 videos every two steps."""
+    run = make(folder, world, **settings)
+    data = dataset(13)
+    run.after_step = Validation(run, CheckpointInfo(), data, GRIDS[0], 2, progress=False)
+    run.run(progress=False)
+    logits = torch.stack([p.logits for p in run.after_step._predict(run.gather_model(), [24, 6])])
+    data.source = Broken()
+    message = ""
+    try:
+        run.after_step._predict(run.gather_model(), [24])
+    except ValueError as error:
+        message = str(error)
+    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    return {"rows": rows, "logits": logits, "message": message}
+
+
+def all_jobs(folder: Path, world: World) -> dict[str, Any]:
+    """Everything that two processes are to show, in one start of them."""
+    seen: list = []
+    results: dict[str, Any] = {"seen": seen}
+    for name, settings in {
+        "copied": {"accumulate": 2},
+        "sharded": {"accumulate": 2, "shard": True},
+        "recomputed": {"checkpoint_blocks": True, "shard": True},
+    }.items():
+        run = make(folder / name, world, seen=seen if name == "copied" else None, **settings)
+        run.run(progress=False)
+        results[name] = outcome(run)
+    numbers = [whole(p).numel() for p in run.model.parameters()]
+    results["parts"] = sum(p.to_local().numel() for p in run.model.parameters()) / sum(numbers)
+
+    stopped = make(folder / "stopped", world, stop=True, shard=True)
+    with pytest.raises(Stopped):
+        stopped.run(progress=False)
+    model = stopped.gather_model()
+    if world.is_main:
+        export_checkpoint(folder / "export", model, CheckpointInfo())
+        for name in ("sharded_again", "copied_now"):
+            shutil.copytree(folder / "stopped", folder / name)
+    world.barrier()
+    for name, settings in {
+        "sharded_again": {"shard": True},
+        "copied_now": {},
+        "from_one": {"shard": True},
+    }.items():
+        run = make(folder / name, world, **settings)
+        run.run(progress=False)
+        results[name] = outcome(run)
+    results["validation"] = validate(folder / "validation", world, shard=True)
+    return results
+
+
+def work(folder: Path) -> None:
+    torch.set_num_threads(1)
+    world = join_world("cpu")
+    torch.save(all_jobs(folder, world), folder / f"{world.rank}.pt")
+    leave_world(world)
+
+
+def launch(call: str, processes: int, timeout: float = 300) -> None:
+    """Run a call of this module in so many processes."""
     here = Path(__file__).parent
-    code = WORKER.format(tests=str(here.parent), here=str(here), folder=str(folder), accumulate=accumulate)
+    code = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]; "
+    code += f"from pathlib import Path; import test_distributed; test_distributed.{call}"
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     common = os.environ | {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     workers = [subprocess.Popen([sys.executable, "-c", code], env=common | place) for place in places]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * processes
-    return torch.load(folder / "weights.pt", weights_only=True)
+    try:
+        assert [worker.wait(timeout) for worker in workers] == [0] * processes
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, accumulate: int) -> None:
-    one, two = launch(tmp_path / "one", 1), launch(tmp_path / "two", 2, accumulate)
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> dict[str, Any]:
+    """The run of one process."""
+    seen: list = []
+    run = make(folder / "one", ALONE, seen=seen)
+    run.run(progress=False)
+    return {**outcome(run), "seen": seen, "validation": validate(folder / "validation_one", ALONE)}
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    with pytest.raises(Stopped):
+        make(folder / "from_one", ALONE, stop=True).run(progress=False)
+    launch(f"work(Path({str(folder)!r}))", 2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+WAYS = ["copied", "sharded", "recomputed", "sharded_again", "copied_now", "from_one"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_take_the_steps_of_one(way: str, one: dict, two: list[dict]) -> None:
+    """Copied, sharded, and resumed from the other's state: losses, gradients and weights are the same."""
+    for result in two:
+        found = result[way]
+        assert found["losses"].keys() == one["losses"].keys() == {0, 2, 3, 4}
+        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        assert found["norms"] == pytest.approx(one["norms"], rel=1e-4)
+        assert found["skipped"] == 1
+        torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found["averaged"], one["averaged"], rtol=0, atol=1e-5)
+
+
+def test_processes_sample_the_same_grids(one: dict, two: list[dict]) -> None:
+    assert len(set(one["seen"])) == 2
+    assert two[0]["seen"] == two[1]["seen"] == one["seen"]
+
+
+def test_sharding_shares_out(two: list[dict]) -> None:
+    assert sum(result["parts"] for result in two) == pytest.approx(1)
+    assert max(result["parts"] for result in two) < 0.6
+
+
+def test_a_sharded_state_goes_on_in_one_process(folder: Path, one: dict, two: list[dict]) -> None:
+    assert [path.name for path in (folder / "stopped").glob("*state*")] == [f"state-{STOP_AFTER}"]
+    shutil.copytree(folder / "stopped", folder / "one_now")
+    # The recipe may say shard still: one process has nothing to share out.
+    run = make(folder / "one_now", ALONE, shard=True)
+    exported = load(folder / "export")
+
+    def compare(taken: int) -> None:
+        if taken == STOP_AFTER:
+            for theirs, ours in zip(exported.parameters(), run.gather_model().parameters(), strict=True):
+                torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6, check_device=False)
+            run.compared = True
+
+    run.after_step = compare
+    run.run(progress=False)
+    assert run.compared
+    found = outcome(run)
+    assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)
+    # Now it is a file, and the folder is gone.
+    assert [path.name for path in (folder / "one_now").glob("*state*")] == ["state.pt"]
+
+
+def test_every_video_is_validated_once(folder: Path, one: dict, two: list[dict]) -> None:
+    expected = one["validation"]
+    assert [row["step"] for row in expected["rows"]] == [2, 4, 5]
+    for result in two:
+        found = result["validation"]
+        assert found["rows"] == expected["rows"]
+        torch.testing.assert_close(found["logits"], expected["logits"], rtol=0, atol=1e-4)
+    best = [load(folder / name / "best") for name in ("validation", "validation_one")]
+    for ours, theirs in zip(*(model.parameters() for model in best), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_an_unreadable_validation_video_is_raised_by_all(one: dict, two: list[dict]) -> None:
+    assert one["validation"]["message"] == "5.mp4: broken"
+    # Video 5 is the second process's.
+    assert two[1]["validation"]["message"] == "5.mp4: broken"
+    assert two[0]["validation"]["message"] == "validation failed in process 1: 5.mp4: broken"

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,11 @@ import torch
 
 import fluxvit
 from fluxvit.cli import main
+from fluxvit.cli.train import parse_recipe
+from fluxvit.data.manifest import read_manifest
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.training.state import find_state
 from fluxvit.video.writer import write_video
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -27,12 +35,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_motionworld(tmp_path_factory.mktemp("data") / "mw", config, workers=1, progress=False)
 
 
-def train(recipe: Path, world: Path, out: Path, *options: str) -> int:
-    data = ["--data.train", str(world / "train.jsonl"), "--data.val", str(world / "val.jsonl")]
+def arguments(recipe: Path, world: Path, out: Path, *options: str) -> list[str]:
+    data = [
+        *("--data.root", "", "--data.train", str(world / "train.jsonl")),
+        *("--data.val", str(world / "val.jsonl")),
+    ]
     settings = json.dumps({"budgets": [8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16})
-    return main(
-        ["train", str(recipe), *data, *TINY, "--out", str(out), "--model.settings", settings, *options]
-    )
+    return ["train", str(recipe), *data, *TINY, "--out", str(out), "--model.settings", settings, *options]
+
+
+def train(recipe: Path, world: Path, out: Path, *options: str) -> int:
+    return main(arguments(recipe, world, out, *options))
 
 
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
@@ -47,6 +60,24 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
     assert run["recipe"]["optim"]["batch_size"] == 8
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_makes_sense_at_its_own_size(path: Path) -> None:
+    recipe, _ = parse_recipe([str(path)])
+    with torch.device("meta"):
+        config = fluxvit.create_model(recipe.model.name, **recipe.model.settings).config
+    patches = {"patch_size": config.patch_size, "tubelet_size": config.tubelet_size}
+    ranges = range(*recipe.grids.frames), range(*recipe.grids.sizes)
+    grids = legal_grids(*ranges, recipe.grids.min_tokens, recipe.grids.max_tokens, **patches)
+    # Flux: grids of many shapes, none smaller than the smallest budget, some to select from for each.
+    assert len(grids) > 4
+    assert min(grid.tokens(**patches) for grid in grids) >= config.budgets[-1]
+    assert max(grid.tokens(**patches) for grid in grids) > config.budgets[0]
+    SamplingGrid.parse(recipe.evaluation.grid).token_shape(**patches)
+    if recipe.data.cache:
+        assert max(grid.frames for grid in grids) <= recipe.data.cache_frames
+        assert max(grid.height for grid in grids) <= recipe.data.cache_side
+
+
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
     world: Path, tmp_path: Path, capsys
 ) -> None:
@@ -59,13 +90,56 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
     assert "other settings" in capsys.readouterr().err
 
 
+def test_how_the_work_is_done_may_change_halfway(world: Path, tmp_path: Path) -> None:
+    recipe, out = CONFIGS[-1], tmp_path / "run"
+    assert train(recipe, world, out) == 0
+    options = [
+        *("--optim.shard", "true", "--optim.accumulate", "4", "--optim.log_every", "3"),
+        *("--optim.save_seconds", "7", "--optim.checkpoint_blocks", "true", "--data.workers", "1"),
+    ]
+    assert train(recipe, world, out, *options) == 0
+
+
+def test_a_termination_does_not_wait_for_the_validation(world: Path, tmp_path: Path) -> None:
+    """With data workers, under a validation that would take minutes."""
+    out, val = tmp_path / "run", tmp_path / "val.jsonl"
+    rows = [json.loads(line) for line in (world / "val.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["path"] = str(world / row["path"])
+    val.write_text("".join(json.dumps(row) + "\n" for row in rows * 5000))
+    options = ["--data.val", str(val), "--data.workers", "1", "--epochs", "2"]
+    command = arguments(CONFIGS[-1], world, out, *options)
+    screen = tmp_path / "screen"
+    with screen.open("wb") as output:
+        shown = os.environ | {"FORCE_COLOR": "1", "COLUMNS": "200"}  # Or there is no progress bar.
+        run = subprocess.Popen(
+            [sys.executable, "-m", "fluxvit", *command], stdout=output, stderr=output, env=shown
+        )
+        try:
+            deadline = time.monotonic() + 100
+            while b"Validating" not in screen.read_bytes():
+                assert run.poll() is None, screen.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(0.5)
+            run.terminate()
+            assert run.wait(60) == 130  # The whole validation would take minutes.
+        finally:
+            run.kill()
+    assert find_state(out).about["step"] == 2
+    assert not (out / "validation.jsonl").exists()
+    assert fluxvit.load(out / "last").num_classes == 16
+
+
 def test_tuning_another_model_with_new_classes(world: Path, checkpoint: Path, tmp_path: Path) -> None:
     recipe = CONFIGS[-1]
-    settings = ["--model.init", str(checkpoint), "--model.settings", '{"drop_path": 0.2}', "--epochs", "1"]
+    changed = '{"drop_path": 0.2, "budgets": [8, 4, 2]}'
+    settings = ["--model.init", str(checkpoint), "--model.settings", changed, "--epochs", "1"]
     assert train(recipe, world, tmp_path / "run", *settings) == 0
     tuned, start = fluxvit.load(tmp_path / "run" / "last"), fluxvit.load(checkpoint)
     assert (tuned.num_classes, start.num_classes) == (16, 5)
     assert tuned.config.drop_path == 0.2
+    assert tuned.config.budgets == (8, 4, 2)
     close = (tuned.patch_embed.proj.weight - start.patch_embed.proj.weight).abs().max()
     assert 0 < close < 0.05
 
@@ -100,6 +174,9 @@ def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, c
         (["--data.train", "nowhere.jsonl"], "no such manifest"),
         (["--model.init", "nowhere"], "no such checkpoint folder"),
         (["--augment", '{"crop": "round"}'], "choose resized or multi_scale"),
+        (["--data.root", "clips"], "give data.root, or data.train and data.val"),
+        (["--data.train", ""], "no data: give data.train"),
+        (["--data.sampling", "thick"], "choose sparse or dense"),
     ],
 )
 def test_bad_recipes_are_refused(
@@ -111,3 +188,55 @@ def test_bad_recipes_are_refused(
         code = stop.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_classes_is_checked_and_split_by_the_run(tmp_path: Path, caplog) -> None:
+    for name, brightness in (("dark", 20), ("light", 200)):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for i in range(12):
+            frame = torch.full((24, 24, 3), brightness + i, dtype=torch.uint8).numpy()
+            write_video(tmp_path / "clips" / name / f"{i}.mp4", [frame] * 4, 8)
+    for i in range(12, 16):  # Enough that one or the other is held out.
+        (tmp_path / "clips" / "dark" / f"{i}.mp4").write_text("text")
+    options = [
+        "--data.root",
+        str(tmp_path / "clips"),
+        "--data.train",
+        "",
+        "--data.val",
+        "",
+        "--augment",
+        "{}",
+    ]
+    assert train(CONFIGS[-1], tmp_path, tmp_path / "run", *options) == 0
+    splits = {name: read_manifest(tmp_path / "run" / f"{name}.jsonl") for name in ("train", "val")}
+    paths = {name: {entry.path for entry in split.entries} for name, split in splits.items()}
+    assert len(paths["train"] | paths["val"]) == 28
+    assert not paths["train"] & paths["val"]
+    assert [entry.label for entry in splits["val"].entries].count(0) == 1
+    assert splits["val"].labels == ("dark", "light")
+    broken = sum(not entry.ok for split in splits.values() for entry in split.entries)
+    assert broken == 4
+    assert "cannot be read and are left out" in caplog.text
+    # The command line again: nothing is checked anew, the run is finished.
+    assert train(CONFIGS[-1], tmp_path, tmp_path / "run", *options) == 0
+    (tmp_path / "none").mkdir()
+    options[1] = str(tmp_path / "none")
+    assert train(CONFIGS[-1], tmp_path, tmp_path / "other", *options) == 2
+
+
+def test_known_broken_videos_count_as_wrong_in_validation(world: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (world / "val.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["path"] = str(world / row["path"])
+    broken = [
+        {**row, "path": str(tmp_path / f"{i}.mp4"), "ok": False, "error": "empty"}
+        for i, row in enumerate(rows)
+    ]
+    means = []
+    for name, listed in (("whole", rows), ("half", rows + broken)):
+        val = tmp_path / f"{name}.jsonl"
+        val.write_text("".join(json.dumps(row) + "\n" for row in listed))
+        assert train(CONFIGS[-1], world, tmp_path / name, "--data.val", str(val)) == 0
+        means.append(json.loads((tmp_path / name / "validation.jsonl").read_text().splitlines()[-1])["mean"])
+    assert means[1] == means[0] / 2

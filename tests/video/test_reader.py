@@ -6,6 +6,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clips import FPS, cut_short, encode, encode_sound, number_of, numbered, numbers_of, save_image
@@ -205,6 +206,8 @@ def broken(folder: Path, kind: str) -> Path:
     path = folder / f"{kind}.mp4"
     if kind == "text":
         path.write_text("not a video at all\n" * 50)
+    elif kind == "noise":  # which FFmpeg takes for a container
+        path.write_bytes(np.random.default_rng(289).bytes(5000))
     elif kind == "empty":
         path.touch()
     elif kind == "folder":
@@ -227,6 +230,7 @@ def broken(folder: Path, kind: str) -> Path:
     [
         ("missing", "no such file"),
         ("text", r"not a video, or its header is damaged \(FFmpeg: Invalid data"),
+        ("noise", "not a video: no picture stream in it"),
         ("empty", "empty"),
         ("folder", "a folder without images"),
         ("no_index", "cut short: its index"),
@@ -242,6 +246,14 @@ def test_errors_are_one_line_with_file_and_reason(tmp_path: Path, kind: str, rea
     assert "\n" not in str(caught.value)
     # Loader workers send their errors to the main process.
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_title_in_any_encoding_is_read_past(tmp_path: Path) -> None:
+    path = encode(tmp_path / "clip.mp4", count=2)
+    with av.open(str(path)) as container:
+        tags = container.metadata["encoder"]
+    path.write_bytes(path.read_bytes().replace(tags.encode(), b"\xe9" * len(tags)))
+    assert probe(path).frames == 2
 
 
 def test_names_that_look_like_protocols_are_files(tmp_path: Path) -> None:

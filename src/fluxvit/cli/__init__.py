@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
     "train": "train a model by a recipe",
+    "probe": "train classifiers on a frozen checkpoint's features",
     "predict": "say what is to be seen in clips, at a budget",
     "convert": "turn one of the authors' .pth files into a checkpoint folder",
     "data": "check and make data sets",

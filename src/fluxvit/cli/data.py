@@ -8,11 +8,14 @@ from fluxvit.cli.parser import Parser, values
 def run(argv: list[str]) -> int:
     usage = (
         "usage: fluxvit data probe SOURCE --out MANIFEST ...\n"
+        "       fluxvit data shard MANIFEST OUT --size 1GB ...\n"
         "       fluxvit data make motionworld|metaworld|mocap OUT ...\n\n"
         "fluxvit data probe --help and fluxvit data make motionworld --help tell more."
     )
     if argv[:1] == ["probe"]:
         return _run_probe(argv[1:])
+    if argv[:1] == ["shard"]:
+        return _run_shard(argv[1:])
     if argv[:2] == ["make", "motionworld"]:
         return _run_motionworld(argv[2:])
     if argv[:1] == ["make"] and argv[1:2] in (["metaworld"], ["mocap"]):
@@ -20,7 +23,10 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help") or argv[1:2] in (["-h"], ["--help"]):
         print(usage)
         return 0
-    known = "fluxvit data probe SOURCE, fluxvit data make motionworld|metaworld|mocap OUT"
+    known = (
+        "fluxvit data probe SOURCE, fluxvit data shard MANIFEST OUT, "
+        "fluxvit data make motionworld|metaworld|mocap OUT"
+    )
     raise ValueError(f"data {' '.join(argv[:2])}: unknown; there is: {known}")
 
 
@@ -144,3 +150,41 @@ def _probe(
     print(probe_manifest(videos, out, workers, deep=deep, time_limit=time_limit))
     print(f"wrote {out}")
     return 0
+
+
+def _run_shard(argv: list[str]) -> int:
+    parser = Parser(
+        "data shard",
+        "Pack the readable videos of a manifest into tar files, as they are, and write the manifest that "
+        "reads them. An interrupted run goes on where it stopped. More: docs/data.md.",
+    )
+    add = parser.add_argument
+    add("manifest", help="a manifest, as fluxvit data probe writes it")
+    add("out", help="folder of the shards and of their manifest, which keeps its name")
+    add("--size", default="1GB", help="of a shard, such as 500MB or 2GB")
+    add("--max_videos", type=int, help="most videos in a shard")
+    add("--url", help="where the shards will be read from, such as s3://bucket/k400; default: OUT")
+    return _shard(**values(parser, argv))
+
+
+def _shard(manifest: str, out: str, size: str, max_videos: int | None, url: str | None) -> int:
+    from pathlib import Path
+
+    from fluxvit.data.manifest import read_manifest
+    from fluxvit.data.shards import write_shards
+
+    videos = read_manifest(manifest, target=None)
+    if Path(out).resolve() == Path(manifest).resolve().parent:
+        raise ValueError(f"{out}: {manifest} lies there and would be replaced; choose another folder")
+    print(write_shards(videos, out, Path(manifest).stem, _bytes(size), max_videos=max_videos, url=url))
+    return 0
+
+
+def _bytes(size: str) -> int:
+    number, unit = size.strip().upper().removesuffix("B"), 1.0
+    if number[-1:] in tuple("KMGT"):
+        number, unit = number[:-1], 1000.0 ** (1 + "KMGT".index(number[-1]))
+    try:
+        return int(float(number) * unit)
+    except (ValueError, OverflowError):
+        raise ValueError(f"--size {size!r}: give a number of bytes, such as 500MB or 2GB") from None

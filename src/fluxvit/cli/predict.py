@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     parser = Parser("predict", "Say what is to be seen in clips.")
     add = parser.add_argument
     add("clips", nargs="+", help="video files, or folders of frames")
-    add("--checkpoint", required=True, help="checkpoint folder, such as runs/demo/best")
+    add("--checkpoint", help="checkpoint folder, such as runs/demo/best; default: the package's nano model")
     add(
         "--budget", help="what a clip may cost: 1024 (tokens), 20gflops or 50ms; default: the largest trained"
     )
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> int:
 
 def _predict(
     clips: list[str],
-    checkpoint: str,
+    checkpoint: str | None,
     budget: str | None,
     grid: str | None,
     top: int,
@@ -49,17 +49,24 @@ def _predict(
     if explain and Path(explain).resolve() == Path(clips[0]).resolve():
         raise ValueError(f"--explain {explain}: that is the clip itself; choose another name")
 
+    from fluxvit.checkpoints import DEFAULT_CHECKPOINT
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
     from fluxvit.video.base import VideoError
 
     predictor = Predictor(
-        checkpoint,
+        checkpoint or DEFAULT_CHECKPOINT,
         None if budget is None else parse_budget(budget),
         grid=None if grid is None else SamplingGrid.parse(grid),
         device=device,
     )
+    if checkpoint is None:
+        print(
+            f"fluxvit: answering with {DEFAULT_CHECKPOINT}, which comes with the package and tells "
+            f"{len(predictor.labels)} motions of drawn objects; --checkpoint names another",
+            file=sys.stderr,
+        )
     failed = 0
     for clip in clips:
         try:

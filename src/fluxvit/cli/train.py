@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
+    return _train(*parse_recipe(argv))
+
+
+def parse_recipe(argv: list[str]) -> tuple[Recipe, str]:
+    """The recipe of a command line, and the device."""
     from fluxvit.training.config import Recipe
 
     parser = Parser("train", "Train by a recipe: fluxvit train RECIPE.yaml --data.train TRAIN.jsonl ...")
@@ -23,7 +28,7 @@ def run(argv: list[str]) -> int:
     settings = parser.instantiate_classes(parser.parse_args(argv))
     device = settings.pop("device")
     settings.pop("config")
-    return _train(Recipe(**vars(settings)), device)
+    return Recipe(**vars(settings)), device
 
 
 def _train(recipe: Recipe, device: str) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 from rich.progress import track
 
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.files import atomic_path
-from fluxvit.machine import usable_cores
+from fluxvit.files import atomic_path, clear_partials
+from fluxvit.machine import follow_parent, usable_cores
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 
@@ -47,12 +47,13 @@ class FrameCache:
         """
         if self._index_path.exists():
             return self
+        clear_partials(self._pixels_path)  # They are large.
         jobs = [(entry, self._frames, self._short_side) for entry in self._manifest.entries]
         workers = min(workers or usable_cores(), 1 + len(jobs) // 64)
         sizes = []
         with atomic_path(self._pixels_path) as partial, partial.open("wb") as out:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            with ProcessPoolExecutor(workers, context, follow_parent) as pool:
                 decoded = pool.map(_decode, jobs, chunksize=16)
                 for clip in track(
                     decoded, "Decoding frames", len(jobs), transient=True, disable=not progress

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.manifest import Manifest
@@ -18,10 +17,11 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_scale_crop, random_erase
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
-from fluxvit.video.sampling import segment_times
+from fluxvit.video.sampling import dense_times, segment_times
 from fluxvit.video.transforms import horizontal_flip, random_resized_crop, resize_and_crop, to_tensor
 
-_log = logging.getLogger(__name__)
+TimesOf = Callable[[float, float, float], np.ndarray]
+"""Chooses moments of a video: ``[T]`` seconds from its start, its end and its frames per second."""
 
 
 class ClipRequest(NamedTuple):
@@ -40,12 +40,14 @@ class ClipRequest(NamedTuple):
 class Clip(NamedTuple):
     """A clip, or a batch of them with a leading axis B: ``video`` uint8 ``[3, T, H, W]``; its class
     ``label``, number ``item``, and how many unreadable videos it stands in for (``replaced``), int64.
+    ``faults`` are the errors of those videos, ``PATH: reason`` each; of a batch, of all of its clips.
     """
 
     video: Tensor
     label: Tensor
     item: Tensor
     replaced: Tensor
+    faults: tuple[str, ...] = ()
 
 
 class FrameSource(Protocol):
@@ -54,21 +56,32 @@ class FrameSource(Protocol):
     def read(self, index: int, positions: np.ndarray) -> np.ndarray: ...
 
 
+@runtime_checkable
+class TimedSource(FrameSource, Protocol):
+    """A source that knows seconds, as dense sampling must; ``read_times`` reads what ``times`` chooses."""
+
+    def read_times(self, index: int, times: TimesOf) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class VideoSource:
     """Decodes the files of a manifest.
 
-    Raises (from :meth:`read`):
+    Raises (from its methods):
         VideoError: The file cannot be read.
     """
 
     manifest: Manifest
 
     def read(self, index: int, positions: np.ndarray) -> np.ndarray:
+        return self.read_times(index, lambda start, end, _: start + positions * (end - start))
+
+    def read_times(self, index: int, times: TimesOf) -> np.ndarray:
         entry = self.manifest.entries[index]
         with open_video(entry.path) as reader:
-            start, end = entry.span(reader.end)
-            return reader.read((start + positions * (end - start)).tolist())
+            # Of the frames that are there: headers lie, and some do not tell their rate.
+            fps = len(reader.times) / reader.end
+            return reader.read(times(*entry.span(reader.end), fps))
 
 
 @dataclass(frozen=True)
@@ -152,9 +165,19 @@ class ClipDataset(Dataset[Clip]):
         order: What the model is shown of time: ``normal``; ``shuffled``, frames from random times in random
             order; ``single``, one random frame throughout. The controls tell whether a data set needs
             temporal understanding.
+        sampling: ``sparse``, a frame of each of equal segments of the video; or ``dense``, every
+            ``stride``-th frame of a window that lies at random in training and in the middle in tests. The
+            last frame of a video shorter than the window is repeated.
+        stride: Of dense sampling, in frames.
+        stride_fps: Frames per second that the stride counts; default: each video's own. With one rate for all
+            a stride is a time: 2 at 10 frames per second is 0.2 seconds.
         flip_allowed: False where labels tell left from right: clips are never mirrored, whatever the recipe.
         max_bad_clips: Unreadable training videos, one after the other, that are replaced before it is an
             error. Test videos are never replaced.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range, or dense sampling is asked of cached frames or
+            for a control.
     """
 
     def __init__(
@@ -165,13 +188,28 @@ class ClipDataset(Dataset[Clip]):
         order: str = "normal",
         flip_allowed: bool = True,
         max_bad_clips: int = 20,
+        sampling: str = "sparse",
+        stride: int = 4,
+        stride_fps: float | None = None,
     ) -> None:
         if order not in ("normal", "shuffled", "single"):
             raise ValueError(f"order {order!r}: choose normal, shuffled or single")
         self.manifest = manifest
         self.source = source or VideoSource(manifest)
+        if sampling not in ("sparse", "dense"):
+            raise ValueError(f"sampling {sampling!r}: choose sparse or dense")
+        if stride < 1 or (stride_fps is not None and not 0 < stride_fps < np.inf):
+            raise ValueError(f"stride must be at least 1 and its rate above 0, got {stride} and {stride_fps}")
+        if sampling == "dense" and not isinstance(self.source, TimedSource):
+            raise ValueError(
+                "dense sampling needs the video files: cached frames are spread over the whole video and lie "
+                "at no fixed stride; train without a cache, or with sparse sampling"
+            )
+        if sampling == "dense" and order != "normal":
+            raise ValueError(f"order {order!r} takes frames from the whole video: use sparse sampling")
         self.augmentation = augmentation or Augmentation()
         self.order = order
+        self.sampling, self.stride, self.stride_fps = sampling, stride, stride_fps
         self.flip_allowed = flip_allowed
         self.max_bad_clips = max_bad_clips
 
@@ -190,16 +228,15 @@ class ClipDataset(Dataset[Clip]):
             raise ValueError(f"cannot make {request.samples} samples of {request}; several need a seed")
         if request.seed is None:
             return self._test_clip(request)
-        # Unreadable training videos are replaced by the next that can be read, and counted.
-        for tries in range(self.max_bad_clips + 1):
-            item = (request.item + tries) % len(self)
+        # Unreadable training videos are replaced by the next that can be read, counted and named.
+        faults: list[str] = []
+        while len(faults) <= self.max_bad_clips:
+            item = (request.item + len(faults)) % len(self)
             try:
-                return self._training_clips(request, item, tries)
+                return self._training_clips(request, item, tuple(faults))
             except VideoError as error:
-                _log.warning("%s; taking the next video", error)
-        raise ValueError(
-            f"{self.max_bad_clips + 1} videos in a row cannot be read, the last at number {item}"
-        )
+                faults.append(str(error))
+        raise ValueError(f"{len(faults)} videos in a row cannot be read, the last: {faults[-1]}")
 
     def _test_clip(self, request: ClipRequest) -> Clip:
         # The controls need a generator here too; it depends on the video alone.
@@ -209,30 +246,48 @@ class ClipDataset(Dataset[Clip]):
         item = torch.tensor(request.item)
         return Clip(resize_and_crop(video, size).contiguous(), label, item, torch.tensor(0))
 
-    def _training_clips(self, request: ClipRequest, item: int, replaced: int) -> Clip:
+    def _training_clips(self, request: ClipRequest, item: int, faults: tuple[str, ...]) -> Clip:
         rng = np.random.default_rng(request.seed)
         video = self._sample(item, request.grid, rng, train=True)
         entry, size = self.manifest.entries[item], (request.grid.height, request.grid.width)
         may_flip = self.flip_allowed and not entry.noflip
-        facts = torch.tensor(entry.label), torch.tensor(item), torch.tensor(replaced)
+        facts = torch.tensor(entry.label), torch.tensor(item), torch.tensor(len(faults)), faults
         clips = [Clip(self.augmentation(video, size, rng, may_flip), *facts) for _ in range(request.samples)]
-        return clips[0] if request.samples == 1 else collate(clips)
+        return clips[0] if request.samples == 1 else collate(clips, torch.stack)
 
     def _sample(self, item: int, grid: SamplingGrid, rng: np.random.Generator, *, train: bool) -> Tensor:
-        """Frames of a video at the times that the grid and the order ask for, ``[3, T, H, W]``."""
+        """Frames of a video at the times that grid, sampling and order ask for, ``[3, T, H, W]``."""
+        generator = rng if train else None
+        if self.sampling == "dense":
+            assert isinstance(self.source, TimedSource)
+            stride, rate = self.stride, self.stride_fps
+            return to_tensor(
+                self.source.read_times(
+                    item,
+                    lambda start, end, fps: dense_times(
+                        start, end, grid.frames, fps=rate or fps, stride=stride, generator=generator
+                    ),
+                )
+            )
         # The controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
         if self.order == "shuffled":
             positions = rng.random(grid.frames)
         elif self.order == "single":
             positions = np.full(grid.frames, rng.random())
         else:
-            positions = segment_times(0, 1, grid.frames, generator=rng if train else None)
+            positions = segment_times(0, 1, grid.frames, generator=generator)
         return to_tensor(self.source.read(item, positions))
 
 
-def collate(clips: Sequence[Clip]) -> Clip:
-    """One batch of clips of one grid, or of batches of them, in their order."""
-    batches = [
-        clip if clip.video.ndim == 5 else Clip(*(field.unsqueeze(0) for field in clip)) for clip in clips
+def collate(clips: Sequence[Clip], stack: Callable[[list[Tensor]], Tensor] = default_collate) -> Clip:
+    """One batch of clips of one grid, or of batches of them, in their order.
+
+    Args:
+        stack: Joins tensors along a new axis; the default writes right into shared memory if this is a worker
+            of a loader.
+    """
+    singles = [
+        part for clip in clips for part in (zip(*clip[:4], strict=True) if clip.item.ndim else [clip[:4]])
     ]
-    return Clip(*(torch.cat(field) for field in zip(*batches, strict=True)))
+    video, label, item, replaced = (stack(list(parts)) for parts in zip(*singles, strict=True))
+    return Clip(video, label, item, replaced, tuple(dict.fromkeys(f for clip in clips for f in clip.faults)))

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+import random
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from fluxvit.data.dataset import ClipDataset, ClipRequest, collate
+from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest, collate
+from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid, draw_grid
+
+# Steps whose grids one generator draws: seeding takes as long as a hundred draws.
+_BLOCK = 1024
+
+_log = logging.getLogger(__name__)
+
+
+class _Place(NamedTuple):
+    """Of a step: videos number ``first`` to ``first + videos`` of the epoch's order."""
+
+    epoch: int
+    first: int
+    videos: int
+    grid: SamplingGrid
 
 
 class TrainingBatches:
@@ -26,6 +46,11 @@ class TrainingBatches:
         start_step: First batch, when a run goes on.
         samples: Clips of one video in a batch, decoded once and augmented differently ("repeated
             augmentation"; the release takes 2).
+        tokens_per_batch: Instead of ``batch_size`` clips, as many as the pool tokens of the drawn grid allow:
+            steps then cost about the same. Rounded down to a multiple of ``samples * processes``, and at
+            least one such multiple, even where that has more tokens.
+        patch_size, tubelet_size: Of the tokens that are counted.
+        processes: Which share each of those batches evenly.
 
     Raises:
         ValueError: There are too few videos for a batch, or ``samples`` does not divide ``batch_size``.
@@ -40,42 +65,151 @@ class TrainingBatches:
         seed: int,
         start_step: int = 0,
         samples: int = 1,
+        *,
+        tokens_per_batch: int | None = None,
+        patch_size: int = 14,
+        tubelet_size: int = 1,
+        processes: int = 1,
     ) -> None:
         if samples < 1 or batch_size % samples:
             raise ValueError(f"a batch of {batch_size} clips cannot hold {samples} of each of its videos")
-        if videos < batch_size // samples:
-            raise ValueError(f"{videos} videos do not fill a batch of {batch_size}; use a smaller batch")
+        if tokens_per_batch is not None and (tokens_per_batch < 1 or processes < 1):
+            raise ValueError(
+                f"tokens_per_batch and processes must be at least 1, got {tokens_per_batch} and {processes}"
+            )
         self.videos, self.grids, self.batch_size, self.samples = videos, grids, batch_size, samples
         self.steps, self.seed, self.start_step = steps, seed, start_step
+        self.tokens_per_batch = tokens_per_batch
+        self._counts = [batch_size // samples] * len(grids)
+        if tokens_per_batch is not None:
+            pools = [grid.tokens(patch_size, tubelet_size) for grid in grids]
+            shares = [tokens_per_batch // (pool * samples * processes) for pool in pools]
+            self._counts = [processes * max(1, share) for share in shares]
+        if videos < max(self._counts):
+            clips = max(self._counts) * samples
+            cure = "use a smaller batch" if tokens_per_batch is None else "lower tokens_per_batch"
+            raise ValueError(f"{videos} videos do not fill a batch of {clips} clips; {cure}")
 
     def __len__(self) -> int:
         return self.steps - self.start_step
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
-        per_batch = self.batch_size // self.samples
-        per_epoch = self.videos // per_batch
         epoch, order = -1, np.zeros(0, np.int64)
-        for step in range(self.start_step, self.steps):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
+        for step, place in enumerate(self._places(self.start_step, self.steps), start=self.start_step):
+            if place.epoch != epoch:
+                epoch = place.epoch
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
-            grid = draw_grid(self.grids, self.seed, step)
-            first = step % per_epoch * per_batch
-            chosen = order[first : first + per_batch]
+            chosen = order[place.first : place.first + place.videos]
             yield [
-                ClipRequest(int(i), grid, (self.seed, step, place), self.samples)
-                for place, i in enumerate(chosen)
+                ClipRequest(int(item), place.grid, (self.seed, step, number), self.samples)
+                for number, item in enumerate(chosen)
             ]
 
+    def steps_in(self, epochs: float) -> int:
+        """Batches that ``epochs`` passes over the videos make, at least 1, whatever ``steps`` is.
 
-def loader(dataset: ClipDataset, batches: Any, workers: int = 0) -> DataLoader:
+        With constant batches this counts their clips, as recipes always did; with constant tokens it counts
+        the batches that end within so many passes.
+        """
+        if self.tokens_per_batch is None:
+            per_epoch = self.videos * self.samples // self.batch_size
+            return max(1, round(epochs * per_epoch))
+        steps = 0
+        for _, epoch, first, choice in self._token_places():
+            if epoch + (first + self._counts[choice]) / self.videos > epochs:
+                break
+            steps += 1
+        return max(1, steps)
+
+    def _places(self, start: int, end: int) -> Iterator[_Place]:
+        if self.tokens_per_batch is None:
+            per_batch = self.batch_size // self.samples
+            per_epoch = self.videos // per_batch
+            for step in range(start, end):
+                grid = draw_grid(self.grids, self.seed, step)
+                yield _Place(step // per_epoch, step % per_epoch * per_batch, per_batch, grid)
+            return
+        # Where a batch lies depends on the sizes of all before it, so that these are gone through again.
+        for step, epoch, first, choice in self._token_places():
+            if step >= end:
+                return
+            if step >= start:
+                yield _Place(epoch, first, self._counts[choice], self.grids[choice])
+
+    def _token_places(self) -> Iterator[tuple[int, int, int, int]]:
+        """Step, epoch, first video and number of the grid, without end; a million in a fraction of a second.
+
+        An epoch ends where the videos that are left do not fill the next batch.
+        """
+        counts, videos, grids = self._counts, self.videos, len(self.grids)
+        epoch = first = 0
+        for step in count():
+            if step % _BLOCK == 0:
+                draw = random.Random(f"grids {self.seed} {step // _BLOCK}").random
+            choice = int(draw() * grids)
+            if first + counts[choice] > videos:
+                epoch, first = epoch + 1, 0
+            yield step, epoch, first, choice
+            first += counts[choice]
+
+
+class ClipLoader(DataLoader[Clip]):
+    """Batches of clips; names every file that could not be read, once, in this process.
+
+    Worker processes cannot be relied on to be heard, so clips bring along the errors of those they replace.
+    """
+
+    report: Path | None = None
+
+    def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]
+        known = set() if self.report is None else {row["error"] for row in read_json_lines(self.report)}
+        trouble: Exception | None = None
+        with _signals_held_back():
+            batches = super().__iter__()
+        try:
+            for batch in batches:
+                for fault in batch.faults:
+                    if fault not in known:
+                        known.add(fault)
+                        self._name(fault)
+                yield batch
+        except Exception as error:
+            if not self.num_workers:
+                raise
+            # The frames of its traceback hold the workers, and it holds the frames: they would outlive it,
+            # and Python would wait for them at its exit. The worker's own traceback is in the message.
+            trouble = error.with_traceback(None)
+            trouble.__cause__ = trouble.__context__ = None
+        finally:
+            del batches
+        if isinstance(trouble, ValueError) and str(trouble).startswith("Caught "):
+            raise type(trouble)(str(trouble).splitlines()[-1].partition(": ")[2])  # For users: one line.
+        if trouble is not None:
+            raise trouble
+
+    def _name(self, fault: str) -> None:
+        _log.warning("%s; other videos are taken in its place", fault)
+        if self.report is not None:
+            try:
+                self.report.parent.mkdir(parents=True, exist_ok=True)
+                append_json(self.report, {"error": fault})
+            except OSError as error:
+                # A full disk must not end the run for this.
+                _log.warning("%s: not written: %s", self.report, error.strerror)
+
+
+def loader(
+    dataset: ClipDataset, batches: Any, workers: int = 0, report: str | Path | None = None
+) -> ClipLoader:
     """A loader of the given batches of requests.
 
     Args:
         batches: An iterable of lists of :class:`ClipRequest`.
         workers: Processes that prepare batches; 0 prepares them in this one.
+        report: A ``.jsonl`` file to which the error of each training file that cannot be read is added, once
+            even if a run is interrupted and goes on. They are logged as warnings, too.
     """
-    return DataLoader(
+    clips = ClipLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
@@ -83,13 +217,33 @@ def loader(dataset: ClipDataset, batches: Any, workers: int = 0) -> DataLoader:
         worker_init_fn=_settle_worker if workers else None,
         prefetch_factor=4 if workers else None,
     )
+    clips.report = None if report is None else Path(report)
+    return clips
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Workers that are started inherit it: none can be ended by a signal before it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where there are no such signals.
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _settle_worker(_: int) -> None:
     torch.set_num_threads(1)
     # A signal to the whole process group is the parent's to answer: it stops the workers when it is ready.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def epoch_batches(

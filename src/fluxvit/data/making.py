@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -23,7 +19,7 @@ import numpy as np
 
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, write_json
-from fluxvit.machine import usable_cores
+from fluxvit.machine import follow_parent, usable_cores
 
 SPLITS = ("train", "val", "test")
 
@@ -189,26 +185,12 @@ def _write_all(
         return
     # Spawned, not forked: the caller may have threads (PyTorch, BLAS) whose locks a fork would copy.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent)
     try:
         for done in as_completed([pool.submit(_write_chunk, out, chunk, write) for chunk in chunks]):
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in worker processes only"
-    sentinel = parent.sentinel
-
-    def follow() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 def _write_chunk(out: Path, specs: list[Spec], write: Callable[[Path, Spec], None]) -> int:

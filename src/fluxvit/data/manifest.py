@@ -25,6 +25,7 @@ from typing import Any
 
 from fluxvit.files import atomic_path
 from fluxvit.video.base import VideoError
+from fluxvit.video.members import is_url, with_scheme
 
 VERSION = 1
 NO_LABEL = -1
@@ -51,6 +52,7 @@ class Entry:
         error: Why.
         noflip: Mirrored it would mean something else: never flip it.
         source: The data set it comes from, in a mixture of several.
+        original: Its path in the data set, if ``path`` is a place in a shard; the digest covers this one.
         extra: What else the manifest says about it.
     """
 
@@ -70,6 +72,7 @@ class Entry:
     error: str | None = None
     noflip: bool = False
     source: str | None = None
+    original: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def span(self, length: float) -> tuple[float, float]:
@@ -134,7 +137,8 @@ def read_manifest(
 
     Args:
         target: The key of the class index; None: labels are not asked for, and taken where there are any.
-        labels: Class names; default: those of the header.
+        labels: Class names; default: those of the header, or of the ``dataset.json`` that
+            ``fluxvit data make`` leaves beside it.
         root: The folder that the paths are relative to; default: the one named by the header, else the
             manifest's own.
 
@@ -157,7 +161,7 @@ def read_manifest(
                     record = _record(line)
                     if number == 1 and "manifest" in record:
                         header = _header(record)
-                        base = base if root is not None else path.parent / header.get("root", "")
+                        base = base if root is not None else _joined(path.parent, header.get("root", ""))
                     else:
                         entries.append(_entry(record, base, target))
                 except ValueError as error:
@@ -166,7 +170,9 @@ def read_manifest(
         raise ValueError(f"{path}: not a UTF-8 text file") from None
     if not entries:
         raise ValueError(f"{path}: no videos are listed")
-    labels = labels or tuple(header.get("classes", ()))
+    if not labels and target in (None, "label"):
+        labels = tuple(header.get("classes", ()))
+    labels = labels or _made_names(path.parent, target)
     highest = max(entry.label for entry in entries)
     if labels and highest >= len(labels):
         raise ValueError(f"{path}: class {highest} is used, but there are {len(labels)} class names")
@@ -178,14 +184,14 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     """Write a manifest, whole or not at all.
 
     Paths are written relative to ``manifest.root``. That is written relative to the manifest if it lies below
-    its folder, so that both can be moved together, and else as an absolute path.
+    its folder, so that both can be moved together, and else as an absolute path or URL.
     """
-    path, root = Path(path).absolute(), manifest.root.absolute()
+    path, root = Path(path).absolute(), manifest.root
     header = {
         "manifest": VERSION,
         "name": manifest.name,
         "split": manifest.split,
-        "root": _relative(root, path.parent),
+        "root": with_scheme(root) if is_url(root) else _relative(root.absolute(), path.parent),
         "classes": manifest.labels,
         "videos": len(manifest),
         "broken": sum(not entry.ok for entry in manifest.entries),
@@ -195,19 +201,19 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
         out.write(json.dumps(header, ensure_ascii=False) + "\n")
         for entry in manifest.entries:
-            out.write(json.dumps(_to_record(entry, manifest.root), ensure_ascii=False) + "\n")
+            out.write(json.dumps(to_record(entry, manifest.root), ensure_ascii=False) + "\n")
 
 
 def content_digest(entries: Iterable[Entry], root: Path) -> str:
     """16 hexadecimal digits that tell whether two manifests lead to the same results.
 
     It covers what a result depends on: paths relative to ``root``, labels, captions, segments, which videos
-    are readable, which may not be flipped, and their order, which decides the batches. Where the folder lies
-    and what headers say about the files makes no difference.
+    are readable, which may not be flipped, and their order, which decides the batches. Where the folder lies,
+    whether the videos were put into shards and what headers say about the files makes no difference.
     """
     digest = hashlib.sha256()
     for e in entries:
-        facts = [_relative(e.path, root), e.label, e.captions, e.start, e.end, e.ok, e.noflip]
+        facts = [e.original or _relative(e.path, root), e.label, e.captions, e.start, e.end, e.ok, e.noflip]
         digest.update(json.dumps(facts).encode() + b"\n")
     return digest.hexdigest()[:16]
 
@@ -222,21 +228,29 @@ def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> 
         ValueError: The folder is not a complete MotionWorld, or the target is unknown.
     """
     folder = Path(folder)
-    keys = {"motion": ("label", "motion_classes"), "object": ("object", "object_classes")}
+    keys = {"motion": "label", "object": "object"}
     if target not in keys:
         raise ValueError(f"target {target!r}: a MotionWorld has {' and '.join(keys)}")
     if not (folder / "dataset.json").is_file():
         raise ValueError(
             f"{folder} is not a complete MotionWorld; make it with: fluxvit data make motionworld"
         )
-    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    key, names = keys[target]
-    return read_manifest(folder / f"{split}.jsonl", key, tuple(facts[names]))
+    return read_manifest(folder / f"{split}.jsonl", keys[target])
+
+
+def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
+    """Class names of a data set that lies as it was made; none if this is not one."""
+    facts = folder / "dataset.json"
+    if not facts.is_file():
+        return ()
+    names = json.loads(facts.read_text(encoding="utf-8"))
+    keys = {"label": ("motion_classes", "classes"), "object": ("object_classes",)}.get(target or "label", ())
+    return tuple(next((names[key] for key in keys if key in names), ()))
 
 
 _COUNTS = ("frames", "width", "height", "rotation")
 _SECONDS = ("start", "end", "duration", "fps")
-_TEXTS = ("codec", "error", "source")
+_TEXTS = ("codec", "error", "source", "original")
 _FLAGS = ("ok", "noflip")
 _FACTS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(_COUNTS, ((int,), "a whole number")),
@@ -286,10 +300,11 @@ def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
                 facts[fact] = value
         elif fact not in _OTHER_KEYS:
             extra[fact] = value
-    return Entry(root / name, label, tuple(captions), **facts, extra=extra)
+    return Entry(_joined(root, name), label, tuple(captions), **facts, extra=extra)
 
 
-def _to_record(entry: Entry, root: Path) -> dict[str, Any]:
+def to_record(entry: Entry, root: Path) -> dict[str, Any]:
+    """An entry as a line of a manifest, with its path relative to ``root``."""
     record: dict[str, Any] = {"path": _relative(entry.path, root)}
     if entry.label != NO_LABEL:
         record["label"] = entry.label
@@ -302,6 +317,10 @@ def _to_record(entry: Entry, root: Path) -> dict[str, Any]:
     if entry.noflip:
         record["noflip"] = True
     return {**record, **entry.extra}
+
+
+def _joined(folder: Path, name: str) -> Path:
+    return Path(name) if is_url(name) else folder / name
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -25,10 +25,12 @@ from av.stream import Disposition
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import NO_LABEL, Entry, Manifest, content_digest, write_manifest
-from fluxvit.data.sources import VideoList
 from fluxvit.files import atomic_path
 from fluxvit.machine import usable_cores
+from fluxvit.video.members import may_exist
+from fluxvit.video.pyav_reader import open_container
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
@@ -117,7 +119,7 @@ def inspect_video(path: Path, *, deep: bool = False) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {"ok": True, "error": None}
     try:
-        if not path.exists():
+        if not may_exist(path):
             return {"ok": False, "error": "missing"}
         with open_video(path) as reader:
             info = reader.info
@@ -400,7 +402,7 @@ def _expect_whole(reader: PyAVReader) -> None:
     # Matroska and WebM promise no frames, but a length; it may be that of the sound.
     seconds = reader.info.duration
     if promised is None and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
-        with av.open(f"file:{reader.info.path}") as container:
+        with open_container(reader.info.path) as container:
             promise = "matroska" in container.format.name and not container.streams.audio
         if promise:
             raise VideoError.of(reader.info.path, f"cut short: {reader.end:.1f} of {seconds:.1f} s are there")
@@ -409,7 +411,7 @@ def _expect_whole(reader: PyAVReader) -> None:
 def _count_intact(path: Path) -> int:
     """Frames that decode without damage."""
     intact = 0
-    with av.open(f"file:{path}") as container:
+    with open_container(path) as container:
         videos = container.streams.video
         # Cover art of a song is a video stream, too.
         stream = next(s for s in videos if not s.disposition & Disposition.attached_pic)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fluxvit.checkpoints import CheckpointInfo, load_checkpoint
+from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
 from fluxvit.flux.budget import Budget, Plan, fit_budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import FluxViTConfig
@@ -57,7 +57,7 @@ class Predictor:
     """``Predictor("runs/demo/best", budget=Budget(latency_ms=80))("clip.mp4").top(5)``.
 
     Args:
-        checkpoint: A checkpoint folder.
+        checkpoint: A checkpoint folder, or the name of one of the package's; default: the package's own.
         budget: What a clip may cost; a number is tokens. None: the largest trained budget. A budget in
             milliseconds is measured here, on ``device``, when the predictor is made.
         grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
@@ -70,7 +70,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: str | Path = DEFAULT_CHECKPOINT,
         budget: Budget | int | None = None,
         *,
         grid: SamplingGrid | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,8 @@ def predict_dataset(
     batch_size: int = 32,
     workers: int = 0,
     progress: str | None = None,
+    indices: Sequence[int] | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> list[Predictions]:
     """Run a model over every clip of a data set, one central view each.
 
@@ -76,9 +78,11 @@ def predict_dataset(
         keeps: Budgets; the pool is embedded once for all of them.
         head: Head to read; None: the nearest to each budget.
         progress: Title of a progress bar; None for none.
+        indices: Clips to take, at least one; None: all.
+        after_batch: Called after each batch; may raise to end it early.
 
     Returns:
-        Predictions for each budget.
+        Predictions for each budget, in the order of the clips.
 
     Raises:
         VideoError: A video cannot be read. Evaluation never replaces one by another.
@@ -87,11 +91,13 @@ def predict_dataset(
     model.eval()
     logits: list[list[Tensor]] = [[] for _ in keeps]
     labels = []
-    batches = epoch_batches(len(dataset), grid, batch_size)
+    batches = epoch_batches(len(dataset), grid, batch_size, indices)
     clips = loader(dataset, batches, workers)
     for clip in track(clips, progress or "", len(batches), transient=True, disable=progress is None):
         video = normalize(clip.video.to(device), mean, std)
         for rows, out in zip(logits, model(video, list(keeps), head, selector), strict=True):
             rows.append(out.logits.float().cpu())
         labels.append(clip.label)
+        if after_batch is not None:
+            after_batch()
     return [Predictions(torch.cat(rows), torch.cat(labels)) for rows in logits]

@@ -10,6 +10,7 @@ Shapes: B clips, T token frames, L tokens per frame, K kept tokens, C channels, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple, overload
 
@@ -190,9 +191,7 @@ class FluxViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and name != "patch_embed.proj":
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                _init_linear(module)
         with torch.no_grad():
             for i, block in enumerate(self.blocks, start=1):
                 block.attn.proj.weight.div_((2 * i) ** 0.5)
@@ -402,6 +401,26 @@ class FluxViT(nn.Module):
         for head in self.heads:
             head.fc = _classifier(self.config).to(reference.device, reference.dtype)
 
+    def reset_budgets(self, budgets: Sequence[int]) -> None:
+        """Heads for other token budgets, largest first: each starts as a copy of the head nearest to it.
+
+        Aligners start anew, unless the budgets stay as they are.
+
+        Raises:
+            ValueError: The budgets do not fall, or are none.
+        """
+        former = self.config
+        self.config = FluxViTConfig.from_dict({**former.to_dict(), "budgets": tuple(budgets)})
+        if self.config.budgets == former.budgets:
+            return
+        heads = [self.heads[former.nearest_head(budget)] for budget in budgets]
+        self.heads = nn.ModuleList(copy.deepcopy(head) for head in heads)
+        aligners = nn.ModuleList(Aligner(former.pool_dim) for _ in budgets[1:])
+        for layer in aligners.modules():
+            if isinstance(layer, nn.Linear):
+                _init_linear(layer)
+        self.aligners = aligners.to(self.head_norm.weight.device, self.head_norm.weight.dtype)
+
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more axes that must not decay; those of one axis never should."""
         return {"cls_token", "pos_embed.cls", "pos_embed.grid"}
@@ -424,9 +443,14 @@ def _classifier(config: FluxViTConfig) -> nn.Module:
     if config.num_classes == 0:
         return nn.Identity()
     fc = nn.Linear(config.pool_dim, config.num_classes)
-    nn.init.trunc_normal_(fc.weight, std=0.02)
-    nn.init.zeros_(fc.bias)
+    _init_linear(fc)
     return fc
+
+
+def _init_linear(layer: nn.Linear) -> None:
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def create_model(name: str, **overrides: Any) -> FluxViT:

@@ -29,6 +29,10 @@ class TrainConfig:
             skipped.
         checkpoint_blocks: Recompute activations in the backward pass: less memory, a third more compute.
         compile_blocks: Compile each block.
+        shard: Share parameters, gradients and optimiser state out between processes (FSDP2), for networks
+            that do not fit. A single process has nothing to share out.
+        log_every: Steps between two lines of the log.
+        loggers: Where to log besides log.jsonl: ``tensorboard``, ``wandb``.
     """
 
     steps: int = 1000
@@ -48,17 +52,23 @@ class TrainConfig:
     max_bad_steps: int = 20
     checkpoint_blocks: bool = False
     compile_blocks: bool = False
+    shard: bool = False
+    log_every: int = 10
+    loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision {self.precision!r}: choose auto, fp32 or bf16")
-        for name in ("steps", "batch_size", "accumulate", "max_bad_steps"):
+        for name in ("steps", "batch_size", "accumulate", "max_bad_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
+        for name in self.loggers:
+            if name not in ("tensorboard", "wandb"):
+                raise ValueError(f"logger {name!r}: choose among tensorboard and wandb")
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class DataSettings:
     Args:
         train: Manifest of the training videos.
         val: Manifest of the videos that choose the best checkpoint; empty for none.
+        root: Instead of both, a data set as it lies on the disk, such as a folder of classes: it is checked
+            when training begins, and without splits of its own a tenth is held out for validation.
         target: Key of the class index in the manifests.
         workers: Processes that prepare clips.
         cache: Folder of decoded frames, for short videos and few cores; empty for no cache.
@@ -75,16 +87,30 @@ class DataSettings:
         cache_side: Their shorter side in pixels.
         max_bad_clips: Unreadable training clips, one after the other, that end the run; each is replaced by
             the next of the manifest.
+        sampling: ``sparse``, a frame of each of equal segments; or ``dense``, every ``stride``-th frame of a
+            window. Of validation clips, too.
+        stride: Of dense sampling, in frames.
+        stride_fps: Frames per second that the stride counts; 0: each video's own.
     """
 
-    train: str
+    train: str = ""
     val: str = ""
+    root: str = ""
     target: str = "label"
     workers: int = 2
     cache: str = ""
     cache_frames: int = 32
     cache_side: int = 128
     max_bad_clips: int = 20
+    sampling: str = "sparse"
+    stride: int = 4
+    stride_fps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.root and (self.train or self.val):
+            raise ValueError(
+                "give data.root, or data.train and data.val; '' takes one back that a recipe gives"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +120,8 @@ class ModelSettings:
     Args:
         name: A size, such as ``fluxvit_small``.
         init: Checkpoint folder to start from; its architecture is kept. Empty: start at random.
-        settings: Fields of the configuration to replace, such as ``budgets`` and ``drop_path``.
+        settings: Fields of the configuration to replace, such as ``budgets`` and ``drop_path``. With
+            ``init``, heads of other budgets start as copies of the checkpoint's nearest.
     """
 
     name: str = "fluxvit_small"
@@ -161,6 +188,8 @@ class Recipe:
         epochs: Passes over the training videos.
         warmup_epochs: Of these with a rising learning rate.
         samples: Differently augmented clips of each decoded video in a batch.
+        tokens_per_batch: Pool tokens of a step, which then has as many clips as the drawn grid allows;
+            ``optim.batch_size`` plays no part. 0: a constant number of clips.
         augment: Settings of ``Augmentation``.
         mixing: Settings of ``Mixing`` (mixup and CutMix); null for none.
         evaluation: Validation.
@@ -175,6 +204,7 @@ class Recipe:
     epochs: float = 5.0
     warmup_epochs: float = 1.0
     samples: int = 1
+    tokens_per_batch: int = 0
     augment: dict[str, Any] = field(default_factory=dict)
     mixing: dict[str, Any] | None = None
     evaluation: EvalSettings = field(default_factory=EvalSettings)

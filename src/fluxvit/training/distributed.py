@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fluxvit.models.fluxvit import FluxViT
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and this one's place: ``rank`` of ``size``, on ``device``."""
+    """The processes of a run and this one's place: ``rank`` of ``size``, on ``device``.
+
+    All methods but ``is_main`` must be called by all processes, in the same order.
+    """
 
     rank: int
     size: int
@@ -33,6 +43,22 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process; all get the same answer."""
         return bool(self._reduce(torch.tensor(float(flag), device=self.device), dist.ReduceOp.MAX))
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank; any that can be pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def main_value(self, value: T) -> T:
+        """The main process's value, in all."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -82,12 +108,23 @@ def leave_world(world: World) -> None:
 
 
 def parallelize(
-    step: nn.Module, model: FluxViT, world: World, *, checkpoint_blocks: bool, compile_blocks: bool
+    step: nn.Module,
+    model: FluxViT,
+    world: World,
+    *,
+    checkpoint_blocks: bool,
+    compile_blocks: bool,
+    shard: bool = False,
 ) -> nn.Module:
     """Prepare a module that computes a loss with ``model`` for training in ``world``.
 
     The order matters and is fixed here: activation checkpointing, then compilation of each block, then
     wrapping, so that compiled code never contains communication.
+
+    Args:
+        shard: Share parameters, gradients and optimiser state out between the processes (FSDP2) instead of
+            copying the model to each. It replaces the model's parameters: make the optimiser afterwards. A
+            world of one has nothing to share out.
     """
     if checkpoint_blocks:
         model.set_grad_checkpointing()
@@ -96,5 +133,38 @@ def parallelize(
             block.compile()
     if world.size == 1:
         return step
+    if shard:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        # The root is the step, not the model: tasks call methods of the model one by one, and only within a
+        # call of the root are the parameters outside of blocks there as a whole.
+        fully_shard(step, mesh=mesh)
+        return step
     devices = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(step, device_ids=devices)
+
+
+def accumulating(step: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Around forward and backward pass of a part of a batch: gradients travel once, with the last part.
+
+    Not so when sharded: there they travel with every part, for to keep them until the last each process would
+    have to hold all of them.
+    """
+    return step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext()
+
+
+def forget_step(step: nn.Module) -> None:
+    """After a forward pass whose backward pass is left out."""
+    if isinstance(step, FSDPModule):
+        step.reshard()  # Otherwise the backward pass does.
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be shared out between processes; then they must all call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that may be shared out between processes, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.data.prepare import prepare_manifests
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.config import FluxViTConfig
@@ -28,6 +30,9 @@ from fluxvit.training.distributed import World
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.validation import BEST, Validation, export_checkpoint
+
+LAST = "last"
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +48,14 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
 
     Raises:
         Stopped: A signal asked to stop; the state and ``last`` are saved.
+        OSError: The last state or checkpoint could not be saved.
         ValueError: The recipe, the data or the folder cannot be used; the message says why.
     """
     out = Path(recipe.out)
-    # Videos that are known to be broken are left out of training; validation must answer for its own.
-    train = read_manifest(recipe.data.train, recipe.data.target).readable()
-    val = read_manifest(recipe.data.val, recipe.data.target) if recipe.data.val else None
+    recipe = _with_manifests(recipe, world, progress)
+    # Videos that are known to be broken are left out of training; in validation they count as wrong.
+    train = _readable(recipe.data.train, recipe)
+    val = _readable(recipe.data.val, recipe) if recipe.data.val else None
     classes = _count_classes(train, val)
     model, info = _start(recipe, classes)
     model.to(world.device)
@@ -72,18 +79,29 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         },
         plans=[],
     )
-    steps_per_epoch = len(train) * recipe.samples // recipe.optim.batch_size
-    steps = max(1, round(recipe.epochs * steps_per_epoch))
+    requests_from = partial(
+        TrainingBatches,
+        len(train),
+        grids,
+        recipe.optim.batch_size,
+        seed=recipe.optim.seed,
+        samples=recipe.samples,
+        tokens_per_batch=recipe.tokens_per_batch or None,
+        patch_size=size.patch_size,
+        tubelet_size=size.tubelet_size,
+        processes=world.size,
+    )
+    steps = requests_from(steps=1).steps_in(recipe.epochs)
+    steps_per_epoch = steps / recipe.epochs
     optim = replace(recipe.optim, steps=steps, warmup=round(recipe.warmup_epochs * steps_per_epoch))
     dataset = _dataset(recipe, train)
 
     def batches(first: int) -> Iterable[Clip]:
-        requests = TrainingBatches(
-            len(dataset), grids, optim.batch_size, steps, optim.seed, first, recipe.samples
-        )
-        return loader(dataset, _Share(requests, world), recipe.data.workers)
+        requests = requests_from(steps=steps, start_step=first)
+        report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
+        return loader(dataset, _Share(requests, world), recipe.data.workers, report)
 
-    fingerprint = {"recipe": json.dumps(asdict(replace(recipe, out=""))), "data": train.digest}
+    fingerprint = {"recipe": json.dumps(_identity(recipe)), "data": train.digest}
     trainer = Trainer(
         model,
         FluxTuning(**asdict(recipe.task)),
@@ -95,10 +113,19 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         fingerprint,
         world,
         Mixing(**recipe.mixing) if recipe.mixing is not None else None,
+        tokens=_kept_tokens(model),
     )
-    if val is not None and world.is_main:
-        every = max(1, round(recipe.evaluation.every_epochs * steps_per_epoch))
-        trainer.after_step = _Validation(recipe, trainer, info, ClipDataset(val), every, steps, progress)
+    if val is not None:
+        trainer.after_step = Validation(
+            trainer,
+            info,
+            ClipDataset(val, **_sampling(recipe)),
+            SamplingGrid.parse(recipe.evaluation.grid),
+            broken=len(read_manifest(recipe.data.val)) - len(val),
+            every=max(1, round(recipe.evaluation.every_epochs * steps_per_epoch)),
+            workers=recipe.data.workers,
+            progress=progress,
+        )
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", {"recipe": asdict(recipe), "processes": world.size, **_environment()})
@@ -106,25 +133,64 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     try:
         trainer.run(progress=progress)
     except Stopped as stop:
-        if world.is_main:
-            save_checkpoint(out / "last", trainer.best_weights, info)
-        raise Stopped(f"{stop}; the weights so far are in {out / 'last'}; the same command goes on") from None
+        _export_last(trainer, info)
+        raise Stopped(f"{stop}; the weights so far are in {out / LAST}; the same command goes on") from None
+    _export_last(trainer, info)
+    replaced = sum(world.gather(trainer.replaced))
+    if world.is_main and (replaced or trainer.skipped):
+        _log.warning(
+            "%d clips could not be read and were replaced, %d steps were skipped%s",
+            replaced,
+            trainer.skipped,
+            f"; the files are named in {out / 'replaced.jsonl'}" if replaced else "",
+        )
+    return out / (LAST if val is None else BEST)
+
+
+def _readable(path: str, recipe: Recipe) -> Manifest:
+    """The videos of a manifest that are not known to be broken; it is said how many are."""
+    manifest = read_manifest(path, recipe.data.target)
+    readable = manifest.readable()
+    if len(readable) < len(manifest):
+        _log.warning(
+            "%s: %d of %d videos cannot be read and are left out; it says why",
+            path,
+            len(manifest) - len(readable),
+            len(manifest),
+        )
+    return readable
+
+
+def _with_manifests(recipe: Recipe, world: World, progress: bool) -> Recipe:
+    """The recipe with manifests in place of a data set that is yet to be checked."""
+    if not recipe.data.root:
+        if not recipe.data.train:
+            raise ValueError("no data: give data.train, a manifest, or data.root, a folder of videos")
+        return recipe
+    failure = ""
     if world.is_main:
-        save_checkpoint(out / "last", trainer.best_weights, info)
-        if trainer.replaced or trainer.skipped:
-            _log.warning(
-                "%d clips could not be read and were replaced, %d steps were skipped",
-                trainer.replaced,
-                trainer.skipped,
-            )
-    return out / ("last" if val is None else "best")
+        try:
+            prepare_manifests(recipe.data.root, recipe.out, progress=progress)
+        except ValueError as error:
+            failure = str(error)
+    failure = world.main_value(failure)
+    if failure:
+        raise ValueError(failure)
+    train, val = (str(Path(recipe.out) / f"{split}.jsonl") for split in ("train", "val"))
+    return replace(recipe, data=replace(recipe.data, train=train, val=val, root=""))
+
+
+def _export_last(trainer: Trainer, info: CheckpointInfo) -> None:
+    model = trainer.gather_model()
+    if trainer.world.is_main:
+        export_checkpoint(trainer.folder / LAST, model, info)
 
 
 class _Share:
     """This process's part of every batch: the parts of all processes make up the batch of one."""
 
     def __init__(self, batches: TrainingBatches, world: World) -> None:
-        if batches.batch_size // batches.samples % world.size:
+        if batches.tokens_per_batch is None and batches.batch_size // batches.samples % world.size:
             raise ValueError(
                 f"a batch of {batches.batch_size // batches.samples} videos cannot be shared evenly by "
                 f"{world.size} processes; choose a multiple of {world.size}"
@@ -139,57 +205,29 @@ class _Share:
             yield batch[self._world.rank :: self._world.size]
 
 
-class _Validation:
-    """Scores the model every so often and keeps the best."""
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """The settings that a run cannot change halfway: all but those of how the work is done and told."""
+    settings = asdict(recipe)
+    del settings["out"], settings["data"]["workers"], settings["data"]["max_bad_clips"]
+    settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
+    for name in (
+        *("accumulate", "checkpoint_blocks", "compile_blocks", "shard"),
+        *("save_seconds", "log_every", "loggers", "max_bad_steps"),
+    ):
+        del settings["optim"][name]
+    return settings
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        trainer: Trainer,
-        info: CheckpointInfo,
-        dataset: ClipDataset,
-        every: int,
-        steps: int,
-        progress: bool,
-    ) -> None:
-        self._trainer, self._info, self._dataset = trainer, info, dataset
-        self._every, self._steps, self._progress = every, steps, progress
-        self._grid = SamplingGrid.parse(recipe.evaluation.grid)
-        self._workers, self._out = recipe.data.workers, Path(recipe.out)
-        config = trainer.model.config
-        self._grid.token_shape(config.patch_size, config.tubelet_size)  # Now, not after an epoch.
-        self._log = self._out / "validation.jsonl"
-        self._best = self._former_best()
 
-    def _former_best(self) -> float:
-        if not self._log.exists():
-            return -1.0
-        lines = self._log.read_text(encoding="utf-8").splitlines()
-        return max((json.loads(line)["mean"] for line in lines), default=-1.0)
+def _kept_tokens(model: FluxViT) -> Callable[[Tensor], int]:
+    """Counts the tokens that clips ``[B, 3, T, H, W]`` send through the blocks, over all budgets."""
+    config = model.config
 
-    def __call__(self, taken: int) -> None:
-        if taken % self._every and taken != self._steps:
-            return
-        model = self._trainer.best_weights
-        budgets = model.config.budgets
-        results = predict_dataset(
-            model,
-            self._dataset,
-            self._grid,
-            budgets,
-            mean=self._info.mean,
-            std=self._info.std,
-            workers=self._workers,
-            progress="Validating" if self._progress else None,
-        )
-        scores = [result.score.accuracy for result in results]
-        mean = sum(scores) / len(scores)
-        by_budget = {f"accuracy@{b}": score for b, score in zip(budgets, scores, strict=True)}
-        if mean > self._best:
-            self._best = mean
-            save_checkpoint(self._out / "best", model, self._info)
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": taken, "mean": mean, **by_budget}) + "\n")
+    def count(video: Tensor) -> int:
+        clips, _, frames, height, width = video.shape
+        pool = SamplingGrid(frames, height, width).tokens(config.patch_size, config.tubelet_size)
+        return clips * sum(min(budget, pool) for budget in config.budgets)
+
+    return count
 
 
 def _count_classes(train: Manifest, val: Manifest | None) -> int:
@@ -210,11 +248,17 @@ def _start(recipe: Recipe, classes: int) -> tuple[FluxViT, CheckpointInfo]:
             recipe.model.name, **{**recipe.model.settings, "num_classes": classes}
         ), CheckpointInfo()
     model, info = load_checkpoint(recipe.model.init)
-    if recipe.model.settings:
-        changed = FluxViTConfig.from_dict({**model.config.to_dict(), **recipe.model.settings})
-        fresh = FluxViT(changed)
-        fresh.load_state_dict(model.state_dict())
-        model = fresh
+    settings = dict(recipe.model.settings)
+    model.reset_budgets(settings.pop("budgets", model.config.budgets))
+    if settings:
+        changed = FluxViT(FluxViTConfig.from_dict({**model.config.to_dict(), **settings}))
+        report = compare_keys(model.state_dict(), changed)
+        if not report.matches:
+            raise ValueError(
+                f"model.settings {settings} do not fit the weights of {recipe.model.init}: {report.summary}"
+            )
+        changed.load_state_dict(model.state_dict())
+        model = changed
     if model.num_classes != classes:
         model.reset_classifier(classes)
     return model, info
@@ -226,7 +270,14 @@ def _dataset(recipe: Recipe, manifest: Manifest) -> ClipDataset:
         cache = FrameCache(recipe.data.cache, manifest, recipe.data.cache_frames, recipe.data.cache_side)
         source = cache.build()
     augmentation = Augmentation(**recipe.augment)
-    return ClipDataset(manifest, source, augmentation, max_bad_clips=recipe.data.max_bad_clips)
+    return ClipDataset(
+        manifest, source, augmentation, max_bad_clips=recipe.data.max_bad_clips, **_sampling(recipe)
+    )
+
+
+def _sampling(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.data
+    return {"sampling": data.sampling, "stride": data.stride, "stride_fps": data.stride_fps or None}
 
 
 def _environment() -> dict[str, str]:

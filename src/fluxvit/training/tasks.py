@@ -60,7 +60,8 @@ class FluxTuning:
             result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()
             if anchor is None:
                 anchor = F.normalize(pooled.detach().float(), dim=-1)
-            elif self.align_weight:
+            else:
+                # Even with weight 0: data parallelism waits for the gradient of every parameter.
                 alignment = F.smooth_l1_loss(model.align(pooled, head).float(), anchor)
                 loss = loss + self.align_weight * alignment
         return {"loss": loss, **result}

@@ -1,35 +1,34 @@
-"""The training loop: steps, progress, checkpoints, resuming. It knows no loss and no data set."""
+"""The training loop: steps, saved states, resuming, stopping. It knows no loss and no data set."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fluxvit.data.dataset import Clip
-from fluxvit.files import atomic_path
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import TrainConfig
-from fluxvit.training.distributed import ALONE, World, parallelize
+from fluxvit.training.distributed import ALONE, World, accumulating, forget_step, parallelize, whole
 from fluxvit.training.ema import Ema
+from fluxvit.training.logs import Logs, Meter, progress_line, require_loggers
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.optim import cosine_schedule, parameter_groups
+from fluxvit.training.state import find_state, restore_tensors, run_tensors, save_state, tidy
 from fluxvit.training.tasks import Task
 from fluxvit.video.transforms import normalize
 
-STATE = "state.pt"
-LOG = "log.jsonl"
+_log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -64,6 +63,16 @@ class LossStep(nn.Module):
         return self.task(self.model, video, label)
 
 
+class StepResult(NamedTuple):
+    """Of a step: the task's ``metrics``, averaged over processes, the learning rate ``lr``, and the norm of
+    the gradient before it was clipped, ``grad_norm``.
+    """
+
+    metrics: dict[str, float]
+    lr: float
+    grad_norm: float
+
+
 @dataclass
 class Trainer:
     """Trains a model and saves what a later run needs to go on.
@@ -75,16 +84,21 @@ class Trainer:
         batches: From a first step to an iterable of this process's batches from there on.
         folder: Where the state and the log go.
         mean, std: Normalisation of the clips.
-        fingerprint: Identifies the run; a saved state of another run is refused.
+        fingerprint: Identifies the run, in values that JSON knows; a saved state of another run is refused.
         world: The processes of the run.
         mixing: Mixes the clips of a batch in pairs, with soft labels; None: does not.
-        after_step: Called with the number of steps taken after each, for evaluation; in every process.
+        after_step: Called with the number of steps taken, for evaluation; in every process, at the start of
+            the run (0, or the steps of former runs) and after each step. To let itself be interrupted it
+            looks at ``stopping`` and raises :class:`Stopped`, in all processes or in none; it is called again
+            with the same number when the run goes on.
+        tokens: Tokens that clips ``[B, 3, T, H, W]`` send through the network, for the log; None: not logged.
 
     Attributes:
         precision: What :meth:`run` trained in: ``fp32`` or ``bf16``.
         ema: The moving average of the weights, if the configuration asks for one.
         skipped: Steps left out because the loss or the gradient was not finite.
         replaced: Clips that could not be read, and others taken for them, in this process.
+        stopping: Whether this process was asked to stop.
     """
 
     model: FluxViT
@@ -98,74 +112,129 @@ class Trainer:
     world: World = ALONE
     mixing: Mixing | None = None
     after_step: Callable[[int], None] | None = None
+    tokens: Callable[[Tensor], int] | None = None
     precision: str = field(default="", init=False)
     ema: Ema | None = field(default=None, init=False)
     skipped: int = field(default=0, init=False)
     replaced: int = field(default=0, init=False)
+    stopping: Callable[[], bool] = field(default=lambda: False, init=False)
+    _logs: Logs | None = field(default=None, init=False)
+    _saved_step: int = field(default=0, init=False)
+
+    def gather_model(self) -> FluxViT:
+        """The model to evaluate and to keep: the moving average if there is one.
+
+        All processes must call this together, and each gets all weights, even if they are shared out: four
+        bytes a parameter. Use it before the next step, which may or may not change it.
+        """
+        if self.ema is None and not self._sharded:
+            return self.model
+        weights = self.model.state_dict() if self.ema is None else self.ema.weights
+        with torch.device("meta"):
+            model = FluxViT(self.model.config)
+        model.load_state_dict({name: whole(value) for name, value in weights.items()}, assign=True)
+        return model.eval().requires_grad_(False)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Log figures of an evaluation to the run's loggers; in the main process only."""
+        if self._logs is not None:
+            self._logs.write(step, values)
 
     @property
-    def best_weights(self) -> FluxViT:
-        """The model to evaluate and to keep: the moving average if there is one."""
-        return self.model if self.ema is None else self.ema.model
+    def _sharded(self) -> bool:
+        return self.config.shard and self.world.size > 1
 
     def run(self, title: str = "Training", progress: bool = True) -> None:
         """Train to the last step, from where a former run stopped if there was one.
 
         Raises:
             Stopped: A signal asked to stop; the state is saved.
-            ValueError: The folder holds the state of another run, or the loss stays not finite.
+            ValueError: The folder holds the state of another run, the loss stays not finite, or a logger is
+                not installed.
+            OSError: The last state could not be saved. If an earlier one cannot be, the run says so, goes on
+                and tries again after ``save_seconds``.
         """
         config, world = self.config, self.world
-        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
-        self.precision = config.precision
-        self.ema = Ema(self.model, config.ema) if config.ema else None
-        first = self._restore(optimizer)
-        if world.is_main:
-            self._trim_log(first)
-        if first == config.steps:
-            return
-        if self.precision == "auto":
-            self.precision = faster_precision(world.device)
-        loss_step = parallelize(
+        require_loggers(config.loggers)
+        step_module = parallelize(
             LossStep(self.model, self.task),
             self.model,
             world,
             checkpoint_blocks=config.checkpoint_blocks,
             compile_blocks=config.compile_blocks,
+            shard=config.shard,
         )
+        # After sharding, which replaces the parameters.
+        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        self.ema = Ema(self.model, config.ema) if config.ema else None
+        first = self._restore(optimizer)
+        with _stop_on_signals() as self.stopping:
+            try:
+                self._start_logs(first)
+                if self._call_after_step(first):
+                    raise Stopped(f"stopped after step {first} of {config.steps}")
+                if first < config.steps:
+                    self._train(step_module, optimizer, first, title, progress)
+            finally:
+                if self._logs is not None:
+                    self._logs.close()
+
+    def _start_logs(self, first: int) -> None:
+        if self.world.is_main:
+            tidy(self.folder)
+            # A finished run only wants to know that it is finished.
+            loggers = self.config.loggers if first < self.config.steps else ()
+            self._logs = Logs(self.folder, loggers, asdict(self.config), first)
+
+    def _train(
+        self, step_module: nn.Module, optimizer: torch.optim.Optimizer, first: int, title: str, progress: bool
+    ) -> None:
+        config, world = self.config, self.world
+        meter, figures = Meter(world.device), dict[str, float]()
         saved, bad_in_a_row = time.monotonic(), 0
         smooth: dict[str, float] = {}
-        shown = progress and world.is_main
-        with _stop_on_signals() as stopping, _bar(title, config.steps, first, shown) as advance:
-            for step, batch in enumerate(self.batches(first), start=first):
-                metrics = self._step(loss_step, batch, step, optimizer)
-                bad_in_a_row = 0 if metrics else bad_in_a_row + 1
+        with progress_line(title, config.steps, first, progress and world.is_main) as advance:
+            for step, batch in enumerate(meter.watch(self.batches(first)), start=first):
+                result = self._step(step_module, batch, step, optimizer)
+                clips = len(batch.video) * world.size
+                tokens = self.tokens(batch.video) * world.size if self.tokens else 0
+                meter.finish_step(clips, tokens)
+                bad_in_a_row = 0 if result else bad_in_a_row + 1
                 if bad_in_a_row == config.max_bad_steps:
                     raise ValueError(
                         f"the loss or its gradient was not finite {bad_in_a_row} times in a row, up to step "
                         f"{step}; lower the learning rate or train in fp32"
                     )
-                for name, value in metrics.items():
+                for name, value in result.metrics.items() if result else ():
                     smooth[name] = value + 0.95 * (smooth.get(name, value) - value)
-                advance(smooth)
-                if step % 10 == 0 and metrics and world.is_main:
-                    self._log(step, metrics)
-                if self.after_step is not None:
-                    self.after_step(step + 1)
-                    self.model.train()
-                stop = world.any(stopping())
+                if step % config.log_every == 0 and result and self._logs is not None:
+                    figures = meter.figures()
+                    rates = {"lr": result.lr, "grad_norm": result.grad_norm}
+                    self._logs.write_step(step, {**result.metrics, **rates, **figures})
+                advance(smooth, figures)
+                stop = self._call_after_step(step + 1) or world.any(self.stopping())
                 if stop or world.any(time.monotonic() - saved > config.save_seconds):
-                    self._save(optimizer, step + 1)
+                    self._save(optimizer, step + 1, or_warn=not stop)
                     saved = time.monotonic()
-                    if stop:
-                        raise Stopped(f"stopped after step {step + 1} of {config.steps}")
+                if stop:
+                    raise Stopped(f"stopped after step {step + 1} of {config.steps}")
         self._save(optimizer, config.steps)
 
+    def _call_after_step(self, taken: int) -> bool:
+        """Whether it was interrupted: then all processes were."""
+        if self.after_step is None:
+            return False
+        try:
+            self.after_step(taken)
+        except Stopped:
+            return True
+        return False
+
     def _step(
-        self, loss_step: nn.Module, batch: Clip, step: int, optimizer: torch.optim.Optimizer
-    ) -> dict[str, float]:
-        """Take a step; returns its metrics, averaged over processes, or nothing if the step was skipped."""
+        self, step_module: nn.Module, batch: Clip, step: int, optimizer: torch.optim.Optimizer
+    ) -> StepResult | None:
+        """Take a step; None if it was skipped."""
         config, world = self.config, self.world
         self.model.train()
         # Dropout and drop path must not depend on what ran before: a resumed run takes the same steps.
@@ -185,79 +254,78 @@ class Trainer:
             if self.mixing is not None:
                 seed = (config.seed, step, world.rank, i)
                 video, target = self.mixing(video, target, self.model.num_classes, seed)
-            # Gradients travel between processes once a step, with the last part.
-            waits = isinstance(loss_step, DistributedDataParallel) and i < len(parts) - 1
-            with loss_step.no_sync() if waits else nullcontext():
+            share = len(label) / len(batch.label)
+            with accumulating(step_module, last=i == len(parts) - 1):
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    result = loss_step(video, target)
+                    result = step_module(video, target)
                 # All processes must agree, or those that go on would wait for ever for the one that does not.
                 if world.any(not math.isfinite(result["loss"].item())):
-                    return self._skip(optimizer)
-                (result["loss"] / len(parts)).backward()
+                    forget_step(step_module)
+                    self._skip(optimizer)
+                    return None
+                (result["loss"] * share).backward()
             for name, value in result.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
         limit = config.clip_grad or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if not math.isfinite(norm.item()):
-            return self._skip(optimizer)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)).item()
+        if not math.isfinite(norm):
+            self._skip(optimizer)
+            return None
         optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, step)
-        return {name: world.mean(value).item() for name, value in totals.items()}
+        return StepResult({name: world.mean(value).item() for name, value in totals.items()}, rate, norm)
 
-    def _skip(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _skip(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
         self.skipped += 1
-        return {}
 
-    def _save(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        if self.world.is_main:
-            state = {
-                "fingerprint": self.fingerprint,
-                "step": step,
-                # Not to be chosen again: a resumed run takes the steps that it would have taken.
-                "precision": self.precision,
-                "skipped": self.skipped,
-                "model": self.model.state_dict(),
-                "ema": None if self.ema is None else self.ema.model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            with atomic_path(self.folder / STATE) as partial:
-                torch.save(state, partial)
-        self.world.barrier()
+    def _save(self, optimizer: torch.optim.Optimizer, step: int, *, or_warn: bool = False) -> None:
+        """Save the state, or say why it cannot be saved and that the run goes on."""
+        if step == self._saved_step:
+            return
+        about = {
+            "fingerprint": self.fingerprint,
+            "step": step,
+            # Not to be chosen again: a resumed run takes the steps that it would have taken.
+            "precision": self.precision,
+            "skipped": self.skipped,
+        }
+        tensors = run_tensors(self.model, self.ema, optimizer)
+        try:
+            save_state(self.folder, about, tensors, self.world, shard=self._sharded)
+        except OSError as error:
+            former = (
+                f"the last good state is of step {self._saved_step}" if self._saved_step else "there is none"
+            )
+            text = f"{error.strerror}; {former}"
+            if not or_warn:
+                cure = "make room, and the same command goes on from there"
+                raise OSError(error.errno, f"{text}; {cure}", str(self.folder)) from error
+            if self.world.is_main:
+                _log.warning("%s: %s; training goes on and tries again", self.folder, text)
+        else:
+            self._saved_step = step
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int:
-        path = self.folder / STATE
-        if not path.exists():
+        """Go back to the newest saved state, if there is one; returns the steps taken."""
+        saved = find_state(self.folder)
+        if saved is None:
+            chosen = self.config.precision
+            if chosen == "auto":
+                chosen = self.world.main_value(faster_precision(self.world.device))
+            self.precision = chosen
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["fingerprint"] != self.fingerprint:
-            raise ValueError(f"{path} is of a run with other settings; choose another folder or remove it")
-        self.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.precision, self.skipped = state["precision"], state["skipped"]
-        if self.ema is not None:
-            self.ema.model.load_state_dict(state["ema"])
-        return state["step"]
-
-    def _trim_log(self, first: int) -> None:
-        """Drop logged steps that will be taken again, and what a crash left of a line."""
-        path = self.folder / LOG
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] < first:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                continue
-        with atomic_path(path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
-
-    def _log(self, step: int, metrics: dict[str, float]) -> None:
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": step, **{k: round(v, 5) for k, v in metrics.items()}}) + "\n")
+        about = saved.about
+        # As JSON, which makes lists of tuples: that is how the state of a sharded run keeps it.
+        if json.dumps(about["fingerprint"]) != json.dumps(self.fingerprint):
+            raise ValueError(
+                f"{saved.path} is of a run with other settings; choose another folder or remove it"
+            )
+        restore_tensors(saved, self.model, self.ema, optimizer)
+        self.precision, self.skipped = about["precision"], about["skipped"]
+        self._saved_step = about["step"]
+        return about["step"]
 
 
 @contextmanager
@@ -278,23 +346,3 @@ def _stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for s, handler in former.items():
             signal.signal(s, handler)
-
-
-@contextmanager
-def _bar(title: str, total: int, done: int, enabled: bool) -> Iterator[Callable[[dict[str, float]], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[metrics]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, disable=not enabled) as progress:
-        task = progress.add_task(title, total=total, completed=done, metrics="")
-
-        def advance(metrics: dict[str, float]) -> None:
-            text = " ".join(f"{name.removeprefix('accuracy')} {value:.2f}" for name, value in metrics.items())
-            progress.update(task, advance=1, metrics=text)
-
-        yield advance

@@ -8,10 +8,12 @@ and, at each, either decodes on or seeks, whichever is nearer.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -21,6 +23,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import RGBConverter, quarter_turns
 
 # Seeking flushes the decoder, which then needs a few packets before its first frame comes out.
@@ -104,7 +107,7 @@ class _Contents:
 
 
 class PyAVReader(TimedReader):
-    """Reads a video file through PyAV; see `fluxvit.video.reader.open_video` for the arguments.
+    """Reads a video file, or one in a shard, by PyAV; see `fluxvit.video.reader.open_video` for arguments.
 
     Raises:
         VideoError: The file is missing, empty, cut short before its index, no video, sound only, or holds no
@@ -113,10 +116,16 @@ class PyAVReader(TimedReader):
 
     def __init__(self, path: str | Path, *, short_side: int | None = None, threads: int = 1) -> None:
         self._path = Path(path)
+        member = TarMember.parse(path)
+        self._file = None if member is None else member.open()
         self._threads = threads
         self._packets: list[_Packet] = []
         self._seeks = True
-        self._open()
+        try:
+            self._open()
+        except VideoError:
+            self._close_file()
+            raise
         # One demuxing pass serves both the first frame, now, and the table of contents, if it is wanted.
         self._first_pass = self._recorded(self._demux())
         try:
@@ -148,6 +157,11 @@ class PyAVReader(TimedReader):
 
     def close(self) -> None:
         self._container.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
         pending = indices
@@ -238,7 +252,7 @@ class PyAVReader(TimedReader):
         return self._demux()
 
     def _open(self) -> None:
-        self._container, self._stream = _open_stream(self._path)
+        self._container, self._stream = _open_stream(self._path, self._file)
         self._stream.codec_context.thread_count = self._threads
         if self._threads != 1:
             self._stream.codec_context.thread_type = "AUTO"
@@ -287,52 +301,74 @@ class PyAVReader(TimedReader):
         return VideoError.of(self._path, f"not one {codec} frame could be decoded; the file is damaged")
 
 
-def _open_stream(path: Path) -> tuple[InputContainer, VideoStream]:
+def open_container(path: Path, file: IO[bytes] | None = None) -> InputContainer:
+    """Open a video file, or one in a shard, with FFmpeg, whose errors it raises.
+
+    Args:
+        file: The video in the shard, if it is open already; read from its beginning.
+    """
+    member = TarMember.parse(path) if file is None else None
+    if member is not None:
+        file = member.open()
+    if file is not None:
+        file.seek(0)
+        return av.open(file, "r", metadata_errors="replace")
+    # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
+    # Titles and the like may be in any encoding, and nobody here reads them.
+    return av.open(f"file:{path}", metadata_errors="replace")
+
+
+def _open_stream(path: Path, file: IO[bytes] | None) -> tuple[InputContainer, VideoStream]:
     """Open ``path`` at its main video stream, or raise a VideoError that says what it is instead."""
-    if not path.exists():
-        raise VideoError.of(path, "no such file")
-    if path.is_dir():
-        raise VideoError.of(path, "a folder, not a video file")
-    if path.stat().st_size == 0:
-        raise VideoError.of(path, "the file is empty (0 bytes)")
+    if file is None:
+        if not path.exists():
+            raise VideoError.of(path, "no such file")
+        if path.is_dir():
+            raise VideoError.of(path, "a folder, not a video file")
+        if path.stat().st_size == 0:
+            raise VideoError.of(path, "the file is empty (0 bytes)")
     try:
-        # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
-        container = av.open(f"file:{path}")
+        container = open_container(path, file)
     except (FFmpegError, OSError) as error:
-        raise VideoError.of(path, _why_not_opened(path, error)) from None
+        raise VideoError.of(path, _why_not_opened(path, file, error)) from None
     # Cover art of a song is a video stream, too.
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
-        only_sound = bool(container.streams.audio)
+        # FFmpeg takes some noise for a container: one without any stream.
+        reason = "not a video: no picture stream in it"
+        if container.streams.audio:
+            reason = "holds sound but no pictures"
         container.close()
-        raise VideoError.of(path, "holds sound but no pictures" if only_sound else "holds no video stream")
+        raise VideoError.of(path, reason)
     if videos[0].codec_context is None:
         container.close()
         raise VideoError.of(path, "this build of FFmpeg has no decoder for its codec")
     return container, videos[0]
 
 
-def _why_not_opened(path: Path, error: Exception) -> str:
+def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
-    if _is_mp4_without_index(path):
+    with nullcontext(file) if file is not None else path.open("rb") as opened:
+        is_cut = _is_mp4_without_index(opened)
+    if is_cut:
         return "cut short: its index (moov atom) is missing; copy or download the file again"
     detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
     return f"not a video, or its header is damaged (FFmpeg: {detail})"
 
 
-def _is_mp4_without_index(path: Path) -> bool:
+def _is_mp4_without_index(file: IO[bytes]) -> bool:
     """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box."""
-    with path.open("rb") as file:
-        position = 0
-        while len(header := file.read(16)) >= 8:
-            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
-            if kind == b"moov" or (position == 0 and kind not in _MP4_OPENINGS):
-                return False
-            if size == 1:
-                size = int.from_bytes(header[8:16], "big")
-            if size < 8:
-                break
-            position += size
-            file.seek(position)
+    position = 0
+    file.seek(0)
+    while len(header := file.read(16)) >= 8:
+        size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if kind == b"moov" or (position == 0 and kind not in _MP4_OPENINGS):
+            return False
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        if size < 8:
+            break
+        position += size
+        file.seek(position)
     return position > 0

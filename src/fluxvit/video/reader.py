@@ -7,6 +7,7 @@ from typing import Literal
 
 from fluxvit.video.base import VideoError, VideoInfo, VideoReader
 from fluxvit.video.folder_reader import FolderReader
+from fluxvit.video.members import TarMember
 from fluxvit.video.pyav_reader import PyAVReader
 from fluxvit.video.torchcodec_reader import TorchCodecReader
 
@@ -35,8 +36,9 @@ def open_video(
     """Open a video file, or a folder of images, for reading frames by time.
 
     Args:
-        path: A video file, or a folder of jpg, png, webp or bmp images, one a frame.
-        backend: Decoder of video files. Images are always decoded by PyAV.
+        path: A video file, a folder of jpg, png, webp or bmp images, one a frame, or a video in a shard (see
+            `fluxvit.video.members`).
+        backend: Decoder of video files. Images are always decoded by PyAV, which alone reads shards.
         short_side: Shrink frames to this many pixels along the shorter side while they are converted to RGB;
             large videos then take less memory and less resizing later, but no less decoding. It never
             enlarges. The filter is FFmpeg's area average, so pixels differ a little from resizing
@@ -60,6 +62,8 @@ def open_video(
         raise ValueError(f"{path}: fps is only for folders of images; a video file knows its own")
     if backend == "pyav":
         return PyAVReader(path, short_side=short_side, threads=threads)
+    if backend == "torchcodec" and TarMember.parse(path) is not None:
+        raise ValueError(f"{path}: torchcodec does not read shards here; use backend='pyav'")
     if backend == "torchcodec":
         return TorchCodecReader(path, short_side=short_side, threads=threads)
     raise ValueError(f"unknown backend {backend!r}; choose 'pyav' or 'torchcodec'")

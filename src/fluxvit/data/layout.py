@@ -1,0 +1,173 @@
+"""What the readers of data sets share: the list that they make, splits by name, and files on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxvit.data.manifest import Entry
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
+)
+IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "validate", "valid"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """Videos that are yet to be checked.
+
+    Attributes:
+        name: What it was read as, such as ``kinetics``.
+        split: ``train``, ``val``, ``test`` or a name of the data set's own; empty if it has none.
+        root: Absolute folder that holds the videos.
+        entries: Their paths are absolute; files need not exist.
+        labels: Class names; empty if the data set ships none.
+        notes: What the reader passed over, one sentence each.
+    """
+
+    name: str
+    split: str
+    root: Path
+    entries: tuple[Entry, ...]
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+# --- Splits ------------------------------------------------------------------------------------------------
+
+
+class SplitNeeded(ValueError):
+    """The data set has splits, and none was asked for."""
+
+
+def split_in(name: str) -> str | None:
+    """The split that the name of a file or folder tells: ``val`` for ``validationSet``."""
+    found = re.search(r"(?<![a-z])(train|val|test)", name.lower())
+    return found[1] if found else None
+
+
+def wanted_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
+    """The split that is asked for, or that the name of the source tells."""
+    told = split_in(source.stem) if source.is_file() else None
+    for name, others in SPLIT_NAMES.items():
+        if name in found and (split in others or (split is None and told == name)):
+            return name
+    if split is None:
+        raise SplitNeeded(f"{source}: which of its splits? Choose with --split {' or '.join(found)}")
+    raise ValueError(f"{source}: no split {split!r}; choose {' or '.join(found)}")
+
+
+def name_split(split: str | None, file: Path) -> str:
+    """The split that is asked for or, failing that, told by the name of the list; empty if neither."""
+    return split or split_in(file.stem) or ""
+
+
+# --- Files -------------------------------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files of a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is named like a list of videos."""
+    return path.suffix in (".csv", ".tsv", ".txt")
+
+
+def list_file(source: Path, split: str | None) -> Path:
+    """The list of a split: ``source`` itself, or the file of it in that folder."""
+    if source.is_file():
+        return source
+    lists = [path for path in files_in(source) if is_list(path)]
+    told = [split_in(path.stem) for path in lists]
+    wanted = wanted_split(split, source, found=[name for name in SPLIT_NAMES if name in told])
+    chosen = [path for path, name in zip(lists, told, strict=True) if name == wanted]
+    if len(chosen) > 1:
+        names = ", ".join(path.name for path in chosen)
+        raise ValueError(f"{source}: several lists of the split {wanted} ({names}); give one of them")
+    return chosen[0]
+
+
+def first_of(folder: Path, names: Sequence[str]) -> Path:
+    """The first of ``names`` that is a file of the folder; a ValueError names them if none is."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder}: no file {' or '.join(names)}")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines that are not empty, without the white space around them."""
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            yield from filter(None, map(str.strip, lines))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a UTF-8 text file") from None
+
+
+def first_line(path: Path) -> str:
+    """The first line that is not empty; an empty text if there is none."""
+    return next(text_lines(path), "")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; a ValueError names the file if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def seconds_of(text: str, path: Path) -> float:
+    """A number of seconds; a ValueError names the file that it is from if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{path}: {text!r} is not a number of seconds") from None
+
+
+def index_videos(root: Path) -> dict[str, Path]:
+    """All videos below ``root`` by their names without suffix; of several of one name, the first."""
+    index: dict[str, Path] = {}
+    for path in videos_below(root)[0]:
+        index.setdefault(path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name, path)
+    return index
+
+
+def find_video(index: dict[str, Path], names: Sequence[str], expected: Path) -> Path:
+    """The first of ``names`` in an index by `index_videos`, else where the video was expected."""
+    return next((index[name] for name in names if name in index), expected)
+
+
+def videos_below(folder: Path) -> tuple[list[Path], int]:
+    """Video files and folders of frames below a folder, sorted, and how many other files there are."""
+    videos, others = [], 0
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        suffixes = [os.path.splitext(name)[1].lower() for name in files]
+        found = [name for name, suffix in zip(files, suffixes, strict=True) if suffix in VIDEO_SUFFIXES]
+        videos += [Path(parent, name) for name in found]
+        if not found and IMAGE_SUFFIXES.intersection(suffixes):
+            videos.append(Path(parent))
+            folders.clear()
+        else:
+            others += len(files) - len(found)
+    return sorted(videos), others

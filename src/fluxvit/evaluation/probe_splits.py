@@ -1,0 +1,94 @@
+"""The videos that a probe is trained, chosen and tested on, and which of them cannot be used together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from fluxvit.data.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Split:
+    """The videos of a role.
+
+    Args:
+        manifest: Those that can be read.
+        name: The manifest's file.
+        digest: Of the whole manifest.
+        unreadable: How many cannot be read.
+    """
+
+    manifest: Manifest
+    name: str
+    digest: str
+    unreadable: int
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 ``[N]``, of those that can be read."""
+        return torch.tensor([entry.label for entry in self.manifest.entries])
+
+    @property
+    def classes(self) -> int:
+        """As many as are named or, if that is more, as the largest label asks for."""
+        return max(len(self.manifest.labels), 1 + int(self.labels.max()))
+
+    @property
+    def total(self) -> int:
+        """Videos, with those that cannot be read."""
+        return len(self.manifest) + self.unreadable
+
+
+def read_splits(train: str, val: str, test: str = "", target: str = "label") -> dict[str, Split]:
+    """Read manifests into splits by role: ``train``, ``val`` and, if there is one, ``test``.
+
+    Args:
+        target: Key of the class index.
+
+    Raises:
+        ValueError: A manifest cannot be read, its labels cannot be used with those of ``train``, or two share
+            videos.
+    """
+    paths = {"train": train, "val": val} | ({"test": test} if test else {})
+    splits = {role: _read(path, target) for role, path in paths.items()}
+    if len(splits["train"].labels.unique()) == 1:
+        raise ValueError(f"{train}: all videos are of one class; a probe needs two or more to tell apart")
+    for role, split in splits.items():
+        if role != "train":
+            _check_classes(split, splits["train"])
+    for one, other in combinations(splits.values(), 2):
+        shared = _videos(one) & _videos(other)
+        if shared:
+            raise ValueError(
+                f"{other.name} and {one.name} share {len(shared)} videos, such as "
+                f"{min(path for path, *_ in shared)}; a score on videos that were seen before means nothing"
+            )
+    return splits
+
+
+def _read(path: str, target: str) -> Split:
+    manifest = read_manifest(path, target)
+    readable = manifest.readable()
+    return Split(readable, path, manifest.digest, len(manifest) - len(readable))
+
+
+def _check_classes(split: Split, train: Split) -> None:
+    names = train.manifest.labels
+    if names and split.manifest.labels and names != split.manifest.labels:
+        raise ValueError(
+            f"{split.name} and {train.name} name their classes differently, or in another order; "
+            "probe both from the same source with: fluxvit data probe"
+        )
+    unknown = sorted(set(split.labels.tolist()) - set(train.labels.tolist()))
+    if unknown:
+        shown = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in unknown[:5])
+        rest = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(f"{split.name} has classes that {train.name} has no video of: {shown}{rest}")
+
+
+def _videos(split: Split) -> set[tuple]:
+    return {(entry.path, entry.start, entry.end) for entry in split.manifest.entries}

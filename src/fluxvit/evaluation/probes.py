@@ -1,0 +1,360 @@
+"""Frozen-backbone probes: how much of a data set's classes a checkpoint's features already tell.
+
+`run_probe` is the whole of ``fluxvit probe``. The backbone runs once over every video (`features`). Small
+classifiers are trained on what it gives, all settings of the optimiser at once (`probe_training`). The one
+that does best on validation videos is scored on test videos and saved with the backbone as a checkpoint
+(`probe_readouts`). There are two kinds:
+
+* ``linear``, after DINOv2's evaluation (``dinov2/eval/linear.py``): a linear layer on each of several
+  readouts of the backbone, with several learning rates each; the choice is made on validation data.
+* ``attentive``, after V-JEPA's (``evals/video_classification_frozen``): attention pooling of all tokens,
+  layer norm and a linear layer, all learned. The pooling is a FluxViT's own: its query is a learned map of
+  the mean token, and with the bias of that map it includes the query that V-JEPA learns outright.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxvit import __version__
+from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.features import KINDS, USUAL_SELECTOR, Backbone, backbone_digest, cached_features
+from fluxvit.evaluation.probe_readouts import Readout, merge, readouts
+from fluxvit.evaluation.probe_splits import Split, read_splits
+from fluxvit.evaluation.probe_training import (
+    AttentiveProbes,
+    LinearProbes,
+    Probes,
+    Setting,
+    score_probes,
+    train_probes,
+)
+from fluxvit.files import write_json
+from fluxvit.flux.budget import Plan, nearest_plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import get_selector
+from fluxvit.models.fluxvit import FluxViT
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A run of probes.
+
+    Args:
+        checkpoint: Folder of the backbone.
+        train: Manifest of the videos that train.
+        val: Manifest of the videos that choose the setting.
+        test: Manifest of the videos that the chosen probe is scored on; empty for none.
+        kind: ``linear`` or ``attentive``.
+        grid: What is sampled of each video, such as ``16x224``; empty: the checkpoint's plan for the budget.
+        budget: Tokens kept; None: the checkpoint's largest budget, or the whole pool if that is smaller.
+        selector: Which tokens are kept.
+        epochs: Passes over the training features.
+        batch_size: Videos a step.
+        lrs: Peak learning rates.
+        weight_decays: Of matrices; every one is tried with every learning rate.
+        seed: Of initial weights and order; the same for every setting.
+        target: Key of the class index in the manifests.
+        out: Folder to write.
+        cache: Folder of features; empty: ``features`` in ``out``.
+        workers: Processes that decode clips; 0: this one.
+        device: Where to run.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str
+    train: str
+    val: str
+    test: str = ""
+    kind: str = "linear"
+    grid: str = ""
+    budget: int | None = None
+    selector: str = USUAL_SELECTOR
+    epochs: int = 20
+    batch_size: int = 64
+    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    weight_decays: tuple[float, ...] = (0.01,)
+    seed: int = 0
+    target: str = "label"
+    out: str = "runs/probe"
+    cache: str = ""
+    workers: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r}: choose {' or '.join(KINDS)}")
+        get_selector(self.selector)
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
+        # What is larger does not fit the first step of AdamW in float32.
+        if not self.lrs or not all(0 < lr <= 1e37 for lr in self.lrs):
+            raise ValueError(f"lrs {_listed(self.lrs)}: give one or more finite learning rates above 0")
+        if not self.weight_decays or not all(0 <= decay < math.inf for decay in self.weight_decays):
+            raise ValueError(f"weight_decays {_listed(self.weight_decays)}: give one or more, none below 0")
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Every learning rate with every weight decay."""
+        return [Setting(lr, decay) for decay in self.weight_decays for lr in self.lrs]
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values) or "(none)"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A probe that was trained.
+
+    Args:
+        readout: What it reads: ``pooled``, ``mean`` or ``attentive``.
+        setting: How it was trained.
+        val: Its score on validation data; videos that cannot be read count as wrong.
+        val_loss: Mean cross-entropy there; not finite if it diverged.
+    """
+
+    readout: str
+    setting: Setting
+    val: Score
+    val_loss: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.val_loss)
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """The larger, the better: by accuracy, then by loss; behind all others if it diverged."""
+        return (False, 0.0, 0.0) if self.diverged else (True, self.val.accuracy, -self.val_loss)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a run of probes found; as a string, for people.
+
+    Args:
+        trials: Every probe.
+        best: The one with the best validation accuracy; of equals, the one with the lower loss.
+        test: Score of the best on the test videos; None without any.
+        commonest: Score on the validation videos of always answering the commonest training class.
+        checkpoint: Folder of the merged model; None if no checkpoint can hold it.
+        lines: Conditions of the run, for people.
+    """
+
+    config: ProbeConfig
+    trials: list[Trial]
+    best: Trial
+    test: Score | None
+    commonest: Score
+    checkpoint: Path | None
+    lines: list[str]
+
+    def __str__(self) -> str:
+        lines = [*self.lines, _row("readout", "lr", "weight decay", "val loss", "val accuracy")]
+        for trial in sorted(self.trials, key=lambda trial: trial.rank, reverse=True):
+            loss, score = ("-", "diverged") if trial.diverged else (f"{trial.val_loss:.3f}", str(trial.val))
+            setting = trial.setting
+            lines.append(_row(trial.readout, f"{setting.lr:g}", f"{setting.weight_decay:g}", loss, score))
+        best, lrs, choices = self.best, self.config.lrs, len(self.trials)
+        chosen = f"lr {best.setting.lr:g}, weight decay {best.setting.weight_decay:g}"
+        lines.append(f"chosen  {best.readout}, {chosen}")
+        if len(lrs) > 1 and best.setting.lr in (max(lrs), min(lrs)):
+            side = ("largest", "larger") if best.setting.lr == max(lrs) else ("smallest", "smaller")
+            lines.append(f"        its learning rate is the {side[0]} that was tried; try {side[1]} ones too")
+        if self.test is not None:
+            lines.append(f"val     {best.val}, which chose among {choices}")
+            lines.append(f"test    {self.test}")
+        elif choices > 1:
+            lines.append(f"val     {best.val}; these videos also chose among {choices} settings, so it is")
+            lines.append("        optimistic; --test gives an honest figure")
+        else:
+            lines.append(f"val     {best.val}; there was nothing to choose")
+        lines.append(f"wrote   {Path(self.config.out) / 'probe.json'}")
+        if self.checkpoint is not None:
+            lines.append(f"checkpoint  {self.checkpoint}")
+        else:
+            lines.append(
+                f"no checkpoint: models select tokens by {USUAL_SELECTOR}, not {self.config.selector}"
+            )
+        return "\n".join(lines)
+
+
+def _row(readout: str, lr: str, decay: str, loss: str, score: str) -> str:
+    return f"{readout:<9} {lr:>8} {decay:>12} {loss:>9}   {score}"
+
+
+def run_probe(config: ProbeConfig, progress: bool = True) -> ProbeResult:
+    """Compute features, train all settings, choose one on the validation videos and score it.
+
+    Writes into ``config.out``: ``probe.json``; ``best``, a checkpoint folder of the backbone with the chosen
+    probe as its head; and ``features``, unless ``config.cache`` says where. An interrupted run goes on with
+    the features that are there.
+
+    Raises:
+        ValueError: The checkpoint, the manifests, the plan or the settings cannot be used, or every setting
+            diverged; the message says why.
+    """
+    out = Path(config.out)
+    splits = read_splits(config.train, config.val, config.test, config.target)
+    model, info = load_checkpoint(config.checkpoint, config.device)
+    digest, plan = backbone_digest(model, info), _plan(model, info, config)
+    backbone = Backbone(model, info, digest, plan, config.kind, config.selector)
+    features = {
+        role: cached_features(
+            backbone,
+            ClipDataset(split.manifest),
+            config.cache or out / "features",
+            workers=config.workers,
+            progress=f"Features of {split.name}" if progress else None,
+        )
+        for role, split in splits.items()
+    }
+    stacks, trials = [], []
+    for readout in readouts(backbone, features, config.device):
+        probes = _train(config, backbone, readout, splits["train"], progress)
+        stacks.append((readout, probes))
+        correct, losses = score_probes(probes, readout.fetch["val"], splits["val"].labels, config.batch_size)
+        for setting, hits, loss in zip(config.settings, correct, losses, strict=True):
+            trials.append(Trial(readout.name, setting, Score(hits, splits["val"].total), loss))
+    choice = max(range(len(trials)), key=lambda i: trials[i].rank)
+    best = trials[choice]
+    if best.diverged:
+        raise ValueError(f"every setting diverged; use smaller learning rates than {_listed(config.lrs)}")
+    number, place = divmod(choice, len(config.settings))
+    readout, probes = stacks[number]
+    test = None
+    if "test" in splits:
+        # Only the chosen one is looked at.
+        correct, _ = score_probes(probes, readout.fetch["test"], splits["test"].labels, config.batch_size)
+        test = Score(correct[place], splits["test"].total)
+    checkpoint = None
+    if config.selector == USUAL_SELECTOR or plan.keep == backbone.pool:
+        merged = merge(backbone, readout, probes.one(place))
+        facts = _checkpoint_info(config, backbone, splits["train"], best)
+        checkpoint = save_checkpoint(out / "best", merged, facts)
+    commonest = splits["train"].labels.bincount().argmax()
+    guessed = Score(int((splits["val"].labels == commonest).sum()), splits["val"].total)
+    lines = _conditions(config, backbone, splits, guessed)
+    result = ProbeResult(config, trials, best, test, guessed, checkpoint, lines)
+    write_json(out / "probe.json", _record(result, backbone, splits))
+    return result
+
+
+def _plan(model: FluxViT, info: CheckpointInfo, config: ProbeConfig) -> Plan:
+    budget = model.config.budgets[0] if config.budget is None else config.budget
+    if budget < 1:
+        raise ValueError(f"budget {budget}: at least one token must be kept")
+    if not config.grid and not info.plans:
+        raise ValueError(f"{config.checkpoint} has no plan table; give a grid, such as 16x224")
+    plan = Plan(SamplingGrid.parse(config.grid), budget) if config.grid else nearest_plan(info.plans, budget)
+    pool = plan.grid.tokens(model.config.patch_size, model.config.tubelet_size)
+    if config.budget is not None and budget > pool:
+        raise ValueError(
+            f"budget {budget}: grid {plan.grid} has {pool} tokens; keep at most these, or use a larger grid"
+        )
+    keep = min(budget, pool)
+    return Plan(plan.grid, keep, model.config.nearest_head(keep) if plan.head is None else plan.head)
+
+
+def _train(config: ProbeConfig, backbone: Backbone, readout: Readout, train: Split, progress: bool) -> Probes:
+    """A probe for every setting, on one readout."""
+    settings, size = config.settings, backbone.model.config
+    probes: Probes
+    if config.kind == "linear":
+        probes = LinearProbes(len(settings), readout.width, train.classes, config.seed)
+    else:
+        shape = readout.width, size.pool_heads, size.pool_dim
+        probes = AttentiveProbes(len(settings), *shape, train.classes, config.seed)
+    train_probes(
+        probes.to(config.device),
+        readout.fetch["train"],
+        train.labels,
+        settings,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=f"Training {len(settings)} probes on {readout.name}" if progress else None,
+    )
+    return probes
+
+
+def _conditions(
+    config: ProbeConfig, backbone: Backbone, splits: dict[str, Split], guessed: Score
+) -> list[str]:
+    plan, classes = backbone.plan, splits["train"].classes
+    videos = ", ".join(f"{role} {split.total}" for role, split in splits.items())
+    lines = [
+        f"{config.checkpoint}: {plan.keep} of {backbone.pool} tokens of {plan.grid} ({config.selector})",
+        f"{videos} videos of {classes} classes; the commonest class of training alone: {guessed} of val",
+    ]
+    for role, split in splits.items():
+        if split.unreadable:
+            fate = "are left out" if role == "train" else "count as wrong"
+            lines.append(f"{split.name}: {split.unreadable} videos cannot be read and {fate}")
+    return lines
+
+
+def _checkpoint_info(config: ProbeConfig, backbone: Backbone, train: Split, best: Trial) -> CheckpointInfo:
+    names = train.manifest.labels
+    return replace(
+        backbone.info,
+        labels=list(names) if len(names) == train.classes else [],
+        grids=[backbone.plan.grid],
+        plans=[Plan(backbone.plan.grid, backbone.plan.keep)],
+        provenance={
+            "made_by": f"fluxvit {__version__} probe",
+            "probe": {"readout": best.readout, **asdict(best.setting), "epochs": config.epochs},
+            "data": train.digest,
+            "backbone": {"digest": backbone.digest, **backbone.info.provenance},
+        },
+    )
+
+
+def _record(result: ProbeResult, backbone: Backbone, splits: dict[str, Split]) -> dict[str, Any]:
+    """What ``probe.json`` holds."""
+
+    def score(value: Score) -> dict[str, Any]:
+        return {**asdict(value), "accuracy": value.accuracy, "interval": value.interval}
+
+    def trial(value: Trial) -> dict[str, Any]:
+        facts = {"readout": value.readout, **asdict(value.setting)}
+        if value.diverged:
+            return {**facts, "diverged": True}
+        return {**facts, "val_loss": value.val_loss, "val": score(value.val)}
+
+    return {
+        "config": asdict(result.config),
+        "backbone": backbone.facts,
+        "pool": backbone.pool,
+        "classes": splits["train"].classes,
+        "data": {
+            role: {"digest": split.digest, "videos": split.total, "unreadable": split.unreadable}
+            for role, split in splits.items()
+        },
+        "commonest_class": score(result.commonest),
+        "trials": [trial(value) for value in result.trials],
+        "chosen": trial(result.best),
+        "val_chose_among": len(result.trials),
+        "test": None if result.test is None else score(result.test),
+        "versions": {
+            "fluxvit": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": result.config.device,
+        },
+    }

@@ -1,0 +1,253 @@
+"""What a run tells while it goes: the line on the screen, ``log.jsonl``, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fluxvit.files import append_json, read_json_lines, write_json_lines
+
+LOG = "log.jsonl"
+_PLAIN_LINE_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Meter:
+    """Measures how fast steps are, and how long they wait for data.
+
+    Args:
+        device: Whose memory is told.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._busy = self._waited = 0.0
+        self._clips = self._tokens = 0
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; a step starts when it asks for its batch."""
+        batches = iter(batches)
+        while True:
+            self._start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - self._start
+            yield batch
+
+    def finish_step(self, clips: int, tokens: int) -> None:
+        """A step over so many clips and tokens has ended; what follows until the next is not counted."""
+        self._busy += time.perf_counter() - self._start
+        self._clips += clips
+        self._tokens += tokens
+
+    def figures(self) -> dict[str, float]:
+        """Of the steps since the last call.
+
+        ``clips_per_s`` and ``tokens_per_s`` (only if tokens are counted); ``data_wait``, the part of the time
+        that steps waited for their batch, 0 to 1; ``memory_gib``, the most memory so far: that of tensors on
+        a CUDA device, else the resident memory of this process.
+        """
+        busy = max(self._busy, 1e-9)
+        figures = {"clips_per_s": self._clips / busy}
+        if self._tokens:
+            figures["tokens_per_s"] = self._tokens / busy
+        figures |= {"data_wait": self._waited / busy, "memory_gib": peak_memory(self._device) / 2**30}
+        self._reset()
+        return figures
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was in use, in bytes: of tensors on a CUDA device, else resident in this process.
+
+    NaN where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows.
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# The screen ----------------------------------------------------------------------------------------------
+
+
+class _Lines(Progress):
+    """A progress bar, and below it how fast it goes: together they do not fit a usual terminal's width."""
+
+    speed = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.speed:
+            yield Text(self.speed, style="dim")
+
+
+@contextmanager
+def progress_line(
+    title: str, total: int, done: int, enabled: bool
+) -> Iterator[Callable[[dict[str, float], dict[str, float]], None]]:
+    """A bar with the metrics, the time left and the speed.
+
+    Yields:
+        To be called after each step with its metrics and the latest figures of a :class:`Meter`. Where the
+        output is no terminal it prints a plain line every half minute.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[metrics]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with _Lines(*columns, disable=not enabled) as progress:
+        task = progress.add_task(title, total=total, completed=done, metrics="")
+        plain = enabled and not progress.console.is_terminal
+        last = time.monotonic()
+
+        def advance(metrics: dict[str, float], figures: dict[str, float]) -> None:
+            nonlocal last
+            text = " ".join(f"{name.removeprefix('accuracy')} {value:.2f}" for name, value in metrics.items())
+            progress.speed = _speed(figures)
+            progress.update(task, advance=1, metrics=text)
+            if plain and time.monotonic() - last > _PLAIN_LINE_SECONDS:
+                last = time.monotonic()
+                now = progress.tasks[0]
+                left = "" if now.time_remaining is None else f"  {now.time_remaining / 60:.0f} min left"
+                print(f"{title} {now.completed:.0f}/{total}  {text}  {progress.speed}{left}", flush=True)
+
+        yield advance
+
+
+def _speed(figures: dict[str, float]) -> str:
+    parts = []
+    if "tokens_per_s" in figures:
+        parts.append(f"{figures['tokens_per_s']:,.0f} tokens/s")
+    if "clips_per_s" in figures:
+        parts.append(
+            f"{figures['clips_per_s']:.3g} clips/s, {100 * figures['data_wait']:.0f} % waiting for data, "
+            f"{figures['memory_gib']:.1f} GiB"
+        )
+    return ", ".join(parts)
+
+
+# Files and services --------------------------------------------------------------------------------------
+
+
+class Logger(Protocol):
+    """Takes the figures of a step."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Raises:
+    ValueError: What a logger needs is not installed; the message says what to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"logger {name} is not installed: pip install 'fluxvit[{name}]'")
+
+
+class Logs:
+    """``log.jsonl``, and other loggers by name.
+
+    Args:
+        folder: Of the run.
+        names: Further loggers: ``tensorboard``, ``wandb``.
+        settings: Of the run, for those who show them.
+        first: Step from which the run goes on: what was logged of later ones is forgotten.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], settings: dict[str, Any], first: int) -> None:
+        self._path = folder / LOG
+        if self._path.exists():
+            write_json_lines(self._path, [row for row in read_json_lines(self._path) if row["step"] < first])
+        self._others: list[Logger] = []
+        if "tensorboard" in names:
+            self._others.append(_TensorBoard(folder, first))
+        if "wandb" in names:
+            self._others.append(_Wandb(folder, settings, first))
+
+    def write_step(self, step: int, values: dict[str, float]) -> None:
+        """Log a training step, everywhere. A full disk does not end the run."""
+        values = {name: float(f"{value:.7g}") for name, value in values.items()}
+        try:
+            append_json(self._path, {"step": step, **values})
+        except OSError as error:
+            _log.warning("%s: step %d is not logged: %s", self._path, step, error.strerror)
+        self.write(step, {f"train/{name}": value for name, value in values.items()})
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Log to all but ``log.jsonl``."""
+        for logger in self._others:
+            logger.write(step, values)
+
+    def close(self) -> None:
+        for logger in self._others:
+            logger.close()
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard", purge_step=first)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """A run in the project that ``WANDB_PROJECT`` names; it goes on when the training does."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], first: int) -> None:
+        import wandb
+
+        key = folder / "wandb.id"
+        if not first or not key.exists():
+            key.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "fluxvit"),
+            name=folder.name,
+            id=key.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(folder),
+            config=settings,
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

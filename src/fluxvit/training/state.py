@@ -1,0 +1,223 @@
+"""The saved state of a run, from which it goes on: a file, or a folder if the model is shared out.
+
+Both hold the same, and either can be read by any number of processes, sharded or not: tensors go by the names
+of the parameters they belong to. There is always one complete state: a new one gets its name when it is
+written, and only then the former one is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fluxvit.files import atomic_path, flush_to_disk, write_json
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.distributed import World, local
+from fluxvit.training.ema import Ema
+
+STATE = "state.pt"
+ABOUT = "about.json"
+_FOLDER = re.compile(r"state-(\d+)")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)(\.\w+)?|\.state-\d+\.partial")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved state.
+
+    Attributes:
+        path: Its file or folder.
+        about: All but the tensors: ``step`` and what else was saved with it.
+        layout: Shape and type of each tensor.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    layout: dict[str, tuple[torch.Size, torch.dtype]]
+
+    @torch.no_grad()
+    def read(self, targets: Mapping[str, Tensor]) -> None:
+        """Read tensors into others of their shapes, shared out or not; all processes together."""
+        if self.path.is_dir():
+            with warnings.catch_warnings():
+                # That one process reads alone is no accident.
+                warnings.filterwarnings("ignore", "torch.distributed is")
+                dcp.load(dict(targets), checkpoint_id=self.path)
+            return
+        values = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["tensors"]
+        for name, target in targets.items():
+            value = values[name].to(target.device)
+            if isinstance(target, DTensor):
+                value = distribute_tensor(value, target.device_mesh, target.placements)
+            local(target).copy_(local(value))
+
+
+def find_state(folder: Path) -> Saved | None:
+    """The newest state in a folder; None if there is none.
+
+    Raises:
+        ValueError: It is damaged, or of another version.
+    """
+    path, file = folder / STATE, None
+    if path.exists():
+        try:
+            file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
+        if "tensors" not in file:
+            raise ValueError(f"{path} is of another version of fluxvit; choose another folder or remove it")
+    folders = _folders(folder)
+    # There are two when a crash came between writing one and removing the other.
+    if folders and (file is None or _step(folders[-1]) > file["step"]):
+        return _open_folder(folders[-1])
+    if file is None:
+        return None
+    about = {name: value for name, value in file.items() if name != "tensors"}
+    return Saved(path, about, {name: (t.shape, t.dtype) for name, t in file["tensors"].items()})
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders of states, the newest last."""
+    found = [path for path in folder.glob("state-*") if _FOLDER.fullmatch(path.name)]
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("state-"))
+
+
+def _open_folder(path: Path) -> Saved:
+    about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+    tensors = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    layout = {
+        name: (entry.size, entry.properties.dtype)
+        for name, entry in tensors.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    return Saved(path, about, layout)
+
+
+def save_state(
+    folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World, *, shard: bool
+) -> None:
+    """Save a state; the former one is removed afterwards. All processes together.
+
+    Args:
+        about: Plain values; ``step`` among them.
+        tensors: By name, shared out or not.
+        shard: Write a folder, each process its part, instead of a file.
+
+    Raises:
+        OSError: It could not be written, in whatever process; raised in all. The former state is as it was.
+    """
+    failure: tuple[int, str] | None = None
+    try:
+        if shard:
+            _write_folder(folder, about, tensors, world)
+        elif world.is_main:
+            # An open file, because for a path PyTorch hides what went wrong with it.
+            with atomic_path(folder / STATE) as partial, partial.open("wb") as file:
+                torch.save({**about, "tensors": tensors}, file)
+            _remove(_folders(folder))
+    except (OSError, RuntimeError) as error:
+        failure = _reason(error)
+    failures = [found for found in world.gather(failure) if found]
+    if failures:
+        number, reason = failures[0]
+        raise OSError(number, f"the state of step {about['step']} could not be saved: {reason}", str(folder))
+
+
+def _write_folder(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World) -> None:
+    final = folder / f"state-{about['step']}"
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        dcp.save(tensors, checkpoint_id=partial)  # Makes the folder, and flushes its files to the disk.
+        if world.is_main:
+            write_json(partial / ABOUT, about)
+            former = [path for path in _folders(folder) if path != final]
+            os.replace(partial, final)
+            flush_to_disk(folder)
+            _remove(former)
+            (folder / STATE).unlink(missing_ok=True)
+    except CheckpointException as error:  # No Exception: `except Exception` would miss it.
+        raise OSError(*max(_reason(reason) for reason, _ in error.failures.values())) from error
+    finally:
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> tuple[int, str]:
+    """Number and text of the system's error behind ``error``; PyTorch hides it behind one of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    if cause is None:
+        return errno.EIO, " ".join(f"{error} (is the disk full?)".split())
+    return cause.errno or errno.EIO, cause.strerror or str(cause)
+
+
+def _remove(folders: list[Path]) -> None:
+    for path in folders:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Clear what a killed run left of unfinished writes in its folder.
+
+    A checkpoint that was to be replaced when the kill came, and has lost its name, gets it back.
+    """
+    for path in folder.glob(".*"):
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None:
+            continue
+        if match["kind"] == "old" and not (folder / match["name"]).exists():
+            os.replace(path, folder / match["name"])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# Tensors of a run ----------------------------------------------------------------------------------------
+
+
+def run_tensors(model: FluxViT, ema: Ema | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that make up a run, by name, in the memory in which they are."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    if ema is not None:
+        tensors |= {f"ema/{name}": value for name, value in ema.weights.items()}
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{kind}"] = value
+    return tensors
+
+
+def restore_tensors(saved: Saved, model: FluxViT, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
+    """Bring a run's tensors back to what :func:`run_tensors` gave when ``saved`` was saved."""
+    targets = run_tensors(model, ema, optimizer)
+    parameters = dict(model.named_parameters())
+    for key, (shape, dtype) in saved.layout.items():
+        if key.startswith("optimizer/"):
+            _, name, kind = key.split("/")
+            like = parameters[name].detach()
+            # Moments are shared out like their parameter; the count of steps is not.
+            moment = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, dtype=dtype)
+            optimizer.state[parameters[name]][kind] = targets[key] = moment
+    saved.read(targets)

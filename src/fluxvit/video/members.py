@@ -1,0 +1,183 @@
+"""Videos inside of tar files (shards), on disk or behind a URL, read by byte range.
+
+Such a video has a path like any other, ``shards/train-000001.tar#1536+204800#00000017.mp4``: 204800 bytes
+from byte 1536 of the tar on, where they are the member ``00000017.mp4``. The path alone says where to read:
+there is no index to load, and videos are reached in any order.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fluxvit.video.base import VideoError
+
+_MEMBER = re.compile(r"(?P<tar>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)#(?P<name>[^/#]+)", re.DOTALL)
+
+# A Path keeps one slash of "s3://"; a single letter would be a drive of Windows.
+_URL = re.compile(r"([a-z][a-z0-9+]+):/+")
+
+# Of the header of a member, which lies right before its bytes.
+_BLOCK = 512
+_NAME_BYTES = 100
+
+# Larger videos behind a URL are read in pieces as they are needed, smaller ones in one request.
+_WHOLE_BYTES = 64 << 20
+_PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A video in a tar file.
+
+    Attributes:
+        tar: File or URL of the tar.
+        offset: Of the first byte of the video in the tar.
+        size: Bytes of the video.
+        name: Of the member, ASCII.
+    """
+
+    tar: str
+    offset: int
+    size: int
+    name: str
+
+    @classmethod
+    def parse(cls, path: str | Path) -> TarMember | None:
+        """What a path of the form above says; None if it has another form."""
+        match = _MEMBER.fullmatch(str(path))
+        if match is None:
+            return None
+        return cls(with_scheme(match["tar"]), int(match["offset"]), int(match["size"]), match["name"])
+
+    def __str__(self) -> str:
+        return f"{self.tar}#{self.offset}+{self.size}#{self.name}"
+
+    def open(self) -> IO[bytes]:
+        """The bytes of the video as a file that can be read and sought in.
+
+        Raises:
+            VideoError: The tar is missing, cut short, or holds something else at this place; or the URL
+                cannot be read.
+            ValueError: What reads such URLs is not installed.
+        """
+        if self.size == 0 or self.offset < _BLOCK:
+            raise self._error("the manifest names no bytes of a member of a tar")
+        return self._open_remote() if is_url(self.tar) else self._open_local()
+
+    def _open_local(self) -> IO[bytes]:
+        try:
+            tar = open(self.tar, "rb")  # noqa: SIM115 - closed by who reads it.
+        except FileNotFoundError:
+            raise self._error("no such shard") from None
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from None
+        try:
+            self._expect(os.fstat(tar.fileno()).st_size)
+            tar.seek(self.offset - _BLOCK)
+            self._expect_header(tar.read(_BLOCK))
+        except VideoError:
+            tar.close()
+            raise
+        return io.BufferedReader(_Window(tar, self.offset, self.size))
+
+    def _open_remote(self) -> IO[bytes]:
+        try:
+            import fsspec
+        except ImportError:
+            raise ValueError(f"{self.tar}: shards behind a URL need: pip install 'fluxvit[shards]'") from None
+        start, end = self.offset - _BLOCK, self.offset + self.size
+        try:
+            files, path = fsspec.core.url_to_fs(self.tar)
+            if self.size <= _WHOLE_BYTES:
+                content = files.cat_file(path, start=start, end=end)
+                if len(content) > end - start:
+                    raise self._error(
+                        "cannot be fetched: its server does not answer requests for a byte range"
+                    )
+                self._expect(start + len(content))
+                self._expect_header(content[:_BLOCK])
+                return io.BytesIO(content[_BLOCK:])
+            tar = files.open(path, "rb", block_size=_PIECE_BYTES, cache_type="blockcache")
+            self._expect(tar.size)
+            tar.seek(start)
+            self._expect_header(tar.read(_BLOCK))
+            return io.BufferedReader(_Window(tar, self.offset, self.size))
+        except VideoError:
+            raise
+        except ImportError as error:
+            raise ValueError(f"{self.tar}: {error}") from None
+        except Exception as error:
+            # Every kind of storage has errors of its own.
+            raise self._error(f"cannot be fetched ({type(error).__name__}: {error})") from error
+
+    def _expect(self, length: int) -> None:
+        if length < self.offset + self.size:
+            raise self._error(
+                f"the shard is cut short: it ends at byte {length}, the video at {self.offset + self.size}; "
+                "copy or download it again"
+            )
+
+    def _expect_header(self, block: bytes) -> None:
+        name = block[:_NAME_BYTES].partition(b"\0")[0]
+        if name != self.name.encode()[:_NAME_BYTES]:
+            raise self._error(
+                "the shard holds something else at this place: it is damaged, or was not made together with "
+                "this manifest"
+            )
+
+    def _error(self, reason: str) -> VideoError:
+        return VideoError.of(str(self), reason)
+
+
+class _Window(io.RawIOBase):
+    """``size`` bytes of a file from ``offset`` on, as a file of their own, which owns the other."""
+
+    def __init__(self, file: IO[bytes] | Any, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._at))
+        self._file.seek(self._offset + self._at)
+        data = self._file.read(wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is a URL such as ``s3://bucket/x``, be it as a `Path`, which keeps one slash of two."""
+    return _URL.match(str(path)) is not None
+
+
+def with_scheme(path: str | Path) -> str:
+    """A path as text, with both slashes of a URL."""
+    return _URL.sub(r"\1://", str(path), count=1) if is_url(path) else str(path)
+
+
+def may_exist(path: Path) -> bool:
+    """Whether a video may be there: its file or its shard is, or cannot be asked for in a moment."""
+    member = TarMember.parse(path)
+    if member is None:
+        return path.exists()
+    return is_url(member.tar) or os.path.isfile(member.tar)

@@ -1,0 +1,250 @@
+"""Which frames clips are made of, which clips batches, and what is said of files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluxvit.data import loader as loader_module
+from fluxvit.data.cache import FrameCache
+from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
+from fluxvit.data.loader import TrainingBatches, loader
+from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.video.base import VideoError
+from fluxvit.video.writer import write_video
+
+FRAMES, FPS = 24, 12
+GRIDS = legal_grids(range(4, 14, 2), range(28, 84, 14), 16, 200)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds at 12 frames per second; frame n has the brightness 10 * n."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, [np.full((32, 48, 3), 10 * n, np.uint8) for n in range(FRAMES)], FPS, crf=0)
+    return path
+
+
+def manifest(*entries: Entry) -> Manifest:
+    return Manifest(entries, ("x",), "digest")
+
+
+def numbers(data: ClipDataset, request: ClipRequest) -> list[int]:
+    """The numbers of the frames of a clip."""
+    brightness = data[request].video.float().mean((0, 2, 3))
+    return (brightness / 10).round().int().tolist()
+
+
+# Dense sampling --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "stride", "expected"),
+    [
+        (6, 2, [6, 8, 10, 12, 14, 16]),  # Twelve of 24 frames, in the middle.
+        (8, 1, [8, 9, 10, 11, 12, 13, 14, 15]),
+        (8, 4, [0, 4, 8, 12, 16, 20, 23, 23]),  # The window is longer than the video.
+    ],
+)
+def test_dense_test_clips_lie_in_the_middle(
+    film: Path, frames: int, stride: int, expected: list[int]
+) -> None:
+    data = ClipDataset(manifest(Entry(film, 0)), sampling="dense", stride=stride)
+    assert numbers(data, ClipRequest(0, SamplingGrid(frames, 16, 16))) == expected
+
+
+def test_dense_training_clips_keep_the_stride_and_lie_anywhere(film: Path) -> None:
+    data = ClipDataset(manifest(Entry(film, 0)), sampling="dense", stride=3)
+    clips = [numbers(data, ClipRequest(0, SamplingGrid(4, 16, 16), (7, n))) for n in range(20)]
+    assert all(np.diff(clip).tolist() == [3, 3, 3] for clip in clips)
+    assert len({clip[0] for clip in clips}) > 5
+    assert clips == [numbers(data, ClipRequest(0, SamplingGrid(4, 16, 16), (7, n))) for n in range(20)]
+
+
+def test_a_stride_may_count_another_rate(film: Path) -> None:
+    # Every fourth part of a second is every third frame; the segment starts at frame 12.
+    data = ClipDataset(manifest(Entry(film, 0, start=1.0)), sampling="dense", stride=1, stride_fps=4)
+    assert numbers(data, ClipRequest(0, SamplingGrid(4, 16, 16))) == [13, 16, 19, 22]
+
+
+def test_dense_sampling_that_cannot_be(film: Path, tmp_path: Path) -> None:
+    videos = manifest(Entry(film, 0))
+    with pytest.raises(ValueError, match="dense sampling needs the video files"):
+        ClipDataset(videos, FrameCache(tmp_path, videos, 8, 16), sampling="dense")
+    with pytest.raises(ValueError, match="choose sparse or dense"):
+        ClipDataset(videos, sampling="denser")
+    with pytest.raises(ValueError, match="stride must be at least 1"):
+        ClipDataset(videos, sampling="dense", stride=0)
+    with pytest.raises(ValueError, match="order 'shuffled' takes frames from the whole video"):
+        ClipDataset(videos, sampling="dense", order="shuffled")
+
+
+# Batches of a constant number of tokens --------------------------------------------------------------------
+
+
+def token_batches(tokens: int, start: int = 0, steps: int = 60, **settings: int) -> TrainingBatches:
+    return TrainingBatches(97, GRIDS, 8, steps, 5, start, tokens_per_batch=tokens, **settings)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    tokens=st.integers(50, 1500), start=st.integers(0, 60), samples=st.integers(1, 2), ranks=st.integers(1, 3)
+)
+def test_token_batches(tokens: int, start: int, samples: int, ranks: int) -> None:
+    batches = TrainingBatches(
+        97 * ranks, GRIDS, 8, 60, 5, samples=samples, tokens_per_batch=tokens, processes=ranks
+    )
+    whole = list(batches)
+    assert len(whole) == len(batches) == 60
+    for requests in whole:
+        (pool,) = {request.grid.tokens() for request in requests}
+        unit = pool * samples * ranks
+        assert len(requests) % ranks == 0
+        used = pool * samples * len(requests)
+        assert used == unit if tokens < unit else tokens - unit < used <= tokens
+    resumed = TrainingBatches(
+        97 * ranks, GRIDS, 8, 60, 5, start, samples, tokens_per_batch=tokens, processes=ranks
+    )
+    assert list(resumed) == whole[start:]
+
+
+def test_token_batches_visit_a_video_at_most_once_an_epoch() -> None:
+    batches = token_batches(1000, steps=400)
+    ends = [batches.steps_in(epochs) for epochs in range(1, 8)]
+    assert ends[0] > 1
+    assert ends[-1] < 400
+    requests = list(batches)
+    start, unseen = 0, []
+    for end in ends:
+        items = Counter(request.item for batch in requests[start:end] for request in batch)
+        assert set(items.values()) == {1}
+        unseen.append(97 - len(items))
+        start = end
+    # What is left over does not fill the next batch.
+    assert max(unseen) < max(map(len, requests))
+    assert {batch[0].grid for batch in requests} == set(GRIDS)
+
+
+def test_steps_of_fractions_of_epochs() -> None:
+    batches = token_batches(1000)
+    counts = [batches.steps_in(epochs) for epochs in (0.01, 0.5, 1, 1.5, 2)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    seen = sum(len(batch) for batch in list(token_batches(1000))[: counts[1]])
+    assert abs(seen - 97 / 2) <= 1000 // 16
+    # A constant number of clips counts as recipes do.
+    assert TrainingBatches(97, GRIDS, 8, 1, 5, samples=2).steps_in(1.5) == round(1.5 * (97 * 2 // 8))
+
+
+def test_token_batches_that_cannot_be() -> None:
+    with pytest.raises(
+        ValueError, match=r"97 videos do not fill a batch of \d+ clips; lower tokens_per_batch"
+    ):
+        token_batches(100_000)
+    with pytest.raises(ValueError, match="at least 1"):
+        token_batches(0)
+
+
+def test_late_steps_are_found_quickly() -> None:
+    batches = TrainingBatches(240_000, GRIDS, 8, 300_001, 0, 300_000, tokens_per_batch=20_000)
+    (requests,) = batches
+    assert requests
+
+
+# Files that cannot be read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_files_are_named_once(
+    film: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    names = [film, tmp_path / "text.mp4", tmp_path / "gone.mp4", film, film]
+    data = ClipDataset(manifest(*(Entry(path, 0) for path in names)))
+    report = tmp_path / "run" / "replaced.jsonl"
+    requests = list(TrainingBatches(5, [SamplingGrid(4, 16, 16)], 5, 3, 0))
+    with caplog.at_level(logging.WARNING):
+        replaced = [batch.replaced.sum().item() for batch in loader(data, requests, workers, report)]
+    # The first of two broken files in a row is replaced by the third.
+    assert replaced == [3, 3, 3]
+    named = [json.loads(line)["error"] for line in report.read_text().splitlines()]
+    assert sorted(error.split(": ")[0] for error in named) == sorted(map(str, names[1:3]))
+    assert len(caplog.messages) == 2
+    # A resumed run does not name them again.
+    list(loader(data, requests, workers, report))
+    assert len(report.read_text().splitlines()) == 2
+
+
+def test_too_many_unreadable_files_in_a_row(tmp_path: Path) -> None:
+    data = ClipDataset(manifest(*(Entry(tmp_path / f"{n}.mp4", 0) for n in range(9))), max_bad_clips=3)
+    with pytest.raises(
+        ValueError, match=r"4 videos in a row cannot be read, the last: .*4\.mp4: no such file"
+    ):
+        data[ClipRequest(1, SamplingGrid(4, 16, 16), (0,))]
+    with pytest.raises(VideoError, match=r"1\.mp4"):
+        data[ClipRequest(1, SamplingGrid(4, 16, 16))]
+
+
+def test_batches_have_the_faults_of_all_clips(film: Path, tmp_path: Path) -> None:
+    data = ClipDataset(manifest(Entry(tmp_path / "gone.mp4", 0), Entry(film, 0)))
+    (batch,) = loader(data, [[ClipRequest(0, SamplingGrid(4, 16, 16), (0, n), 2) for n in range(2)]])
+    assert batch.video.shape == (4, 3, 4, 16, 16)
+    assert batch.item.tolist() == [1, 1, 1, 1]
+    assert batch.faults == (f"{tmp_path / 'gone.mp4'}: no such file",)
+    assert torch.equal(batch.replaced, torch.ones(4, dtype=torch.int64))
+
+
+def test_an_error_in_a_worker_is_one_line_and_leaves_no_worker(film: Path, tmp_path: Path) -> None:
+    data = ClipDataset(manifest(Entry(film, 0), Entry(tmp_path / "gone.mp4", 0)))
+    requests = [[ClipRequest(item, SamplingGrid(4, 16, 16))] for item in (0, 1, 0)]
+    with pytest.raises(VideoError) as caught:
+        list(loader(data, requests, workers=2))
+    assert str(caught.value) == f"{tmp_path / 'gone.mp4'}: no such file"
+    assert not multiprocessing.active_children()
+
+
+class Deadly(ClipDataset):
+    """Its second video ends the process that reads it."""
+
+    def __getitem__(self, request: ClipRequest) -> Clip:
+        if request.item:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(request)
+
+
+def test_a_worker_that_is_killed_leaves_no_other(film: Path) -> None:
+    data = Deadly(manifest(Entry(film, 0), Entry(film, 0)))
+    requests = [[ClipRequest(item, SamplingGrid(4, 16, 16))] for item in (0, 1, 0, 0)]
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal") as caught:
+        list(loader(data, requests, workers=2))
+    assert caught.value.__cause__ is None
+    assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_signals_from_their_first_moment_on(
+    film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = loader_module._settle_worker
+
+    def signalled(number: int) -> None:
+        for sent in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), sent)
+        settle(number)
+
+    monkeypatch.setattr(loader_module, "_settle_worker", signalled)
+    data = ClipDataset(manifest(Entry(film, 0)))
+    batches = list(loader(data, [[ClipRequest(0, SamplingGrid(4, 16, 16))]] * 3, workers=2))
+    assert len(batches) == 3
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}

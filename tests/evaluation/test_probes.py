@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from colours import GRID, INFO, Colours
+
+from conftest import small_model
+from fluxvit.checkpoints import load_checkpoint, save_checkpoint
+from fluxvit.data.manifest import Entry, Manifest, write_manifest
+from fluxvit.deploy.predictor import Predictor
+from fluxvit.evaluation.probes import ProbeConfig, run_probe
+from fluxvit.files import write_json
+from fluxvit.flux.budget import Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.video.writer import write_video
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder of files as in `Colours`, in three manifests with class names, and a random checkpoint."""
+    number = 0
+    for role, count in (("train", 24), ("val", 6), ("test", 6)):
+        entries = []
+        for _ in range(count):
+            path = tmp_path / "videos" / f"{number}.mp4"
+            path.parent.mkdir(exist_ok=True)
+            write_video(path, Colours().read(number, np.zeros(8)), 8)
+            entries.append(Entry(path, number % 3))
+            number += 1
+        manifest = Manifest(tuple(entries), ("red", "green", "blue"), "", root=tmp_path / "videos")
+        write_manifest(tmp_path / f"{role}.jsonl", manifest)
+    save_checkpoint(tmp_path / "backbone", small_model(), INFO)
+    return tmp_path
+
+
+def config(folder: Path, **settings: object) -> ProbeConfig:
+    given: dict[str, object] = {
+        "checkpoint": str(folder / "backbone"),
+        "train": str(folder / "train.jsonl"),
+        "val": str(folder / "val.jsonl"),
+        "grid": "8x16",
+        "budget": 6,
+        "lrs": (1e-3, 1e-2),
+        "batch_size": 8,
+        "out": str(folder / "out"),
+    }
+    return ProbeConfig(**{**given, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_run(kind: str, videos: Path) -> None:
+    before = (videos / "backbone" / "model.safetensors").read_bytes()
+    result = run_probe(
+        config(videos, kind=kind, test=str(videos / "test.jsonl"), lrs=(1e-9, 1e-2, 1e37)), progress=False
+    )
+    assert (videos / "backbone" / "model.safetensors").read_bytes() == before
+    assert len(result.trials) == (6 if kind == "linear" else 3)
+    assert sum(trial.diverged for trial in result.trials) == (2 if kind == "linear" else 1)
+    assert result.best.setting.lr == 1e-2
+    assert result.best.val.accuracy == 1
+    assert result.test is not None
+    assert (result.test.correct, result.test.total) == (6, 6)
+    record = json.loads((videos / "out" / "probe.json").read_text())
+    assert record["test"]["correct"] == 6
+    assert record["chosen"]["lr"] == 1e-2
+    assert record["data"]["train"]["videos"] == 24
+    text = str(result)
+    assert "diverged" in text
+    assert "test    100.0 % (61.0 to 100.0)" in text
+    # The checkpoint stands alone: its plan, its labels, its answers.
+    model, info = load_checkpoint(videos / "out" / "best")
+    assert info.labels == ["red", "green", "blue"]
+    assert model.config.budgets == (6,)
+    prediction = Predictor(videos / "out" / "best")(videos / "videos" / "31.mp4")
+    assert prediction.plan.keep == 6
+    assert str(prediction.plan.grid) == "8x16"
+    assert prediction.top(1)[0][0] == "green"
+
+
+def test_val_that_chose_is_called_optimistic(videos: Path) -> None:
+    assert "optimistic; --test" in str(run_probe(config(videos, epochs=1), progress=False))
+    alone = run_probe(config(videos, kind="attentive", epochs=1, lrs=(1e-3,)), progress=False)
+    assert "nothing to choose" in str(alone)
+
+
+def test_edge_of_the_learning_rates_is_said(videos: Path) -> None:
+    text = str(run_probe(config(videos, kind="attentive", lrs=(1e-9, 1e-2)), progress=False))
+    assert "the largest that was tried; try larger ones too" in text
+
+
+def test_unreadable_videos_are_left_out_of_training_and_wrong_in_validation(videos: Path) -> None:
+    for role in ("train", "val"):
+        lines = (videos / f"{role}.jsonl").read_text().splitlines()
+        broken = {**json.loads(lines[-1]), "path": "missing.mp4", "ok": False, "error": "missing"}
+        (videos / f"{role}.jsonl").write_text("\n".join([*lines, json.dumps(broken)]))
+    result = run_probe(config(videos), progress=False)
+    assert (result.best.val.correct, result.best.val.total) == (6, 7)
+    assert "1 videos cannot be read and count as wrong" in str(result)
+
+
+def test_no_checkpoint_for_another_selector(videos: Path) -> None:
+    result = run_probe(config(videos, selector="uniform", epochs=1), progress=False)
+    assert result.checkpoint is None
+    assert not (videos / "out" / "best").exists()
+    assert "no checkpoint" in str(result)
+    # Where all tokens stay, the selector has no say.
+    assert run_probe(config(videos, selector="uniform", budget=16, epochs=1), progress=False).checkpoint
+
+
+def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
+    save_checkpoint(
+        videos / "backbone",
+        small_model(),
+        replace(INFO, plans=[Plan(GRID, 12), Plan(SamplingGrid(4, 16, 16), 6)]),
+    )
+    result = run_probe(config(videos, grid="", budget=6, epochs=1), progress=False)
+    assert "6 of 8 tokens of 4x16" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "mlp"}, "kind 'mlp': choose linear or attentive"),
+        ({"selector": "best"}, "selector 'best' is unknown"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"lrs": (1e-3, 0.0)}, "finite learning rates above 0"),
+        ({"lrs": ()}, "one or more finite learning rates"),
+        ({"weight_decays": (-1.0,)}, "none below 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"budget": 17}, "grid 8x16 has 16 tokens; keep at most these, or use a larger grid"),
+        ({"budget": 0}, "at least one token"),
+        ({"grid": "8x30"}, "height 30 is not a multiple of 8; use 24 or 32"),
+        ({"grid": ""}, "has no plan table; give a grid"),
+        ({"target": "verb"}, "no key 'verb'"),
+        ({"lrs": (1e37,)}, "every setting diverged; use smaller learning rates than 1e+37"),
+    ],
+)
+def test_bad_settings(settings: dict[str, object], message: str, videos: Path) -> None:
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        run_probe(config(videos, **settings), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "names", "message"),
+    [
+        ([0, 0], [0], None, "train.jsonl: all videos are of one class"),
+        ([0, 1], [0, 2, 3], None, "val.jsonl has classes that .*train.jsonl has no video of: 2, 3"),
+        ([0, 1], [0, 2], (("a", "b", "c"), ("a", "b", "c")), r"no video of: 2 \(c\)"),
+        ([0, 1], [0, 1], (("a", "b"), ("b", "a")), "name their classes differently"),
+    ],
+)
+def test_classes_that_do_not_fit(
+    train: list[int], val: list[int], names: tuple | None, message: str, tmp_path: Path
+) -> None:
+    for place, (role, labels) in enumerate((("train", train), ("val", val))):
+        entries = tuple(Entry(tmp_path / f"{role}{i}.mp4", label) for i, label in enumerate(labels))
+        manifest = Manifest(entries, names[place] if names else (), "", root=tmp_path)
+        write_manifest(tmp_path / f"{role}.jsonl", manifest)
+    with pytest.raises(ValueError, match=message):
+        run_probe(config(tmp_path), progress=False)
+
+
+def test_no_labels(tmp_path: Path) -> None:
+    for role in ("train", "val"):
+        (tmp_path / f"{role}.jsonl").write_text('{"path": "a.mp4"}\n')
+    with pytest.raises(ValueError, match="line 1: no key 'label'"):
+        run_probe(config(tmp_path), progress=False)
+
+
+def test_videos_in_two_splits(videos: Path) -> None:
+    with pytest.raises(ValueError, match="share 24 videos"):
+        run_probe(config(videos, val=str(videos / "train.jsonl")), progress=False)
+    with pytest.raises(ValueError, match="share 6 videos"):
+        run_probe(config(videos, test=str(videos / "val.jsonl")), progress=False)
+
+
+def test_a_foreign_folder_is_not_overwritten(videos: Path) -> None:
+    write_json(videos / "out" / "best" / "notes.json", {})
+    with pytest.raises(ValueError, match="holds something else"):
+        run_probe(config(videos, epochs=1), progress=False)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import small_model, trainer, weights
+
+from fluxvit.training.config import TrainConfig
+from fluxvit.training.logs import Meter, peak_memory, progress_line, require_loggers
+from fluxvit.training.recipe import _kept_tokens
+
+FAKE_WANDB = """
+import json, os
+class Run:
+    def __init__(self, **settings):
+        self.path = os.path.join(settings["dir"], "wandb.txt")
+        self.log({"init": settings}, None)
+    def log(self, values, step):
+        with open(self.path, "a") as file:
+            file.write(json.dumps([step, values]) + "\\n")
+    def finish(self):
+        self.log("finished", None)
+def init(**settings):
+    return Run(**settings)
+"""
+
+
+def test_meter() -> None:
+    def slow():
+        for _ in range(3):
+            time.sleep(0.03)
+            yield None
+
+    meter = Meter(torch.device("cpu"))
+    for _ in meter.watch(slow()):
+        time.sleep(0.01)
+        meter.finish_step(clips=4, tokens=80)
+        time.sleep(0.1)  # A validation: no step's time.
+    figures = meter.figures()
+    assert figures["tokens_per_s"] == pytest.approx(20 * figures["clips_per_s"])
+    assert 12 / 0.3 < figures["clips_per_s"] <= 12 / 0.12
+    assert 0.5 < figures["data_wait"] < 1
+    assert 0.05 < figures["memory_gib"] < 100
+    assert peak_memory(torch.device("cpu")) > 50e6
+
+
+def test_log_tells_speed_and_rates(tmp_path: Path) -> None:
+    run = trainer(tmp_path, steps=5, log_every=2)
+    run.tokens = _kept_tokens(run.model)
+    run.run(progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    for row in rows:
+        assert row.keys() >= {"loss", "lr", "grad_norm", "clips_per_s", "tokens_per_s", "data_wait"}
+        assert all(math.isfinite(value) for value in row.values())
+    assert rows[0]["lr"] == pytest.approx(1e-3 / 2)
+
+
+def test_kept_tokens_are_counted_over_all_budgets() -> None:
+    count = _kept_tokens(small_model())
+    # A pool of 72 tokens for budgets 24, 12 and 6; one of 18.
+    assert count(torch.zeros(2, 3, 16, 24, 24)) == 2 * (24 + 12 + 6)
+    assert count(torch.zeros(1, 3, 4, 24, 24)) == 18 + 12 + 6
+
+
+def test_logging_does_not_change_the_run(tmp_path: Path) -> None:
+    runs = []
+    for name, every in (("a", 1), ("b", 100)):
+        (tmp_path / name).mkdir()
+        runs.append(trainer(tmp_path / name, log_every=every))
+        runs[-1].run(progress=name == "a")
+    assert torch.equal(*map(weights, runs))
+
+
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for steps in (3, 5):  # The second goes on where the first ended.
+        run = trainer(folder, steps=steps, log_every=2, loggers=("wandb",))
+        run.after_step = lambda taken, run=run: run.log(taken, {"val/mean": 0.5}) if taken == 3 else None
+        run.run(progress=False)
+    lines = [json.loads(line) for line in (folder / "wandb.txt").read_text().splitlines()]
+    starts = [values["init"] for _, values in lines if "init" in values]
+    assert len(starts) == 2
+    assert starts[0]["id"] == starts[1]["id"]
+    assert starts[0]["resume"] == "allow"
+    assert starts[0]["config"]["log_every"] == 2
+    assert [step for step, values in lines if "train/loss" in values] == [0, 2, 4]
+    assert [3, {"val/mean": 0.5}] in lines
+    assert lines[-1][1] == "finished"
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer(tmp_path, steps=3, log_every=1, loggers=("tensorboard",)).run(progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert losses == pytest.approx({row["step"]: row["loss"] for row in rows})
+
+
+def test_missing_loggers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'fluxvit\[wandb\]'"):
+        require_loggers(["wandb"])
+    with pytest.raises(ValueError, match=r"pip install 'fluxvit\[tensorboard\]'"):
+        trainer(tmp_path, loggers=("tensorboard",)).run(progress=False)
+    with pytest.raises(ValueError, match="choose among tensorboard and wandb"):
+        TrainConfig(loggers=("mlflow",))
+    with pytest.raises(ValueError, match="log_every is 0"):
+        TrainConfig(log_every=0)
+
+
+def test_plain_line_where_there_is_no_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxvit.training.logs._PLAIN_LINE_SECONDS", -1.0)
+    monkeypatch.setenv("TERM", "dumb")
+    figures = {"clips_per_s": 12.3, "tokens_per_s": 45678.0, "data_wait": 0.25, "memory_gib": 1.5}
+    with progress_line("Training", 10, 2, True) as advance:
+        advance({"loss": 1.5, "accuracy@8": 0.25}, figures)
+    printed = capsys.readouterr().out
+    assert "Training 3/10  loss 1.50 @8 0.25  45,678 tokens/s, 12.3 clips/s, 25 % waiting" in printed

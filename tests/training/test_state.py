@@ -1,0 +1,168 @@
+"""States on the disk: always one that is whole, whatever goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import trainer, weights
+
+from fluxvit.files import append_json, read_json_lines
+from fluxvit.training import state
+from fluxvit.training.distributed import ALONE
+from fluxvit.training.state import find_state, save_state, tidy
+from fluxvit.training.trainer import Stopped
+
+
+def full_disk(content, file) -> None:
+    file.write(b"half a state")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def save(folder: Path, step: int) -> None:
+    save_state(folder, {"step": step}, {"a": torch.full((3,), float(step))}, ALONE, shard=False)
+
+
+def test_a_full_disk_leaves_the_former_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="step 2 could not be saved: No space left on device") as caught:
+        save(tmp_path, 2)
+    assert (caught.value.filename, caught.value.errno) == (str(tmp_path), errno.ENOSPC)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    saved, target = find_state(tmp_path), torch.zeros(3)
+    saved.read({"a": target})
+    assert (saved.about, target.tolist()) == ({"step": 1}, [1.0] * 3)
+
+
+def test_training_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """It warns, goes on, tries again, and the final state is as if nothing had been."""
+    expected = trainer(tmp_path / "calm", save_seconds=0)
+    expected.folder.mkdir()
+    expected.run(progress=False)
+
+    real, saves = torch.save, []
+
+    def sometimes(content, file) -> None:
+        saves.append(content["step"])
+        full_disk(content, file) if len(saves) in (2, 3) else real(content, file)
+
+    monkeypatch.setattr(torch, "save", sometimes)
+    run = trainer(tmp_path / "full", save_seconds=0)
+    run.folder.mkdir()
+    run.run(progress=False)
+    assert saves == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(weights(run), weights(expected))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert all(str(run.folder) in text and "\n" not in text for text in warnings)
+    assert (
+        "step 2 could not be saved: No space left on device; the last good state is of step 1" in warnings[0]
+    )
+    assert find_state(run.folder).about["step"] == 6
+
+
+def test_a_last_state_that_cannot_be_saved_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="there is none; make room, and the same command goes on") as caught:
+        trainer(tmp_path).run(progress=False)
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_what_pytorch_hides_behind_its_own_error_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_it_does(content, file) -> None:
+        try:
+            full_disk(content, file)
+        finally:
+            raise RuntimeError("unexpected pos 768 vs 662")
+
+    monkeypatch.setattr(torch, "save", as_it_does)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path, 2)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_the_newer_of_two_states_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a crash between writing one and removing the other."""
+    monkeypatch.setattr(state, "_remove", lambda folders: None)
+    save(tmp_path, 7)
+    for step in (5, 9, 10):
+        torch.distributed.checkpoint.save(
+            {"a": torch.full((3,), float(step))}, checkpoint_id=tmp_path / f"state-{step}"
+        )
+        (tmp_path / f"state-{step}" / "about.json").write_text(json.dumps({"step": step}))
+    saved, target = find_state(tmp_path), torch.zeros(3)
+    saved.read({"a": target})
+    assert saved.about["step"] == target[0] == 10
+    assert saved.layout == {"a": (torch.Size([3]), torch.float32)}
+    save(tmp_path, 11)
+    assert find_state(tmp_path).path.name == "state.pt"
+
+
+def test_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
+    for name in (".best.12.partial", ".best.12.old", ".last.12.old", ".state-4.partial", "last", ".kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    for name in (".state.12.partial.pt", ".validation.12.partial.jsonl", "state.pt"):
+        (tmp_path / name).write_text(name)
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "best", "last", "state.pt"]
+    # It had lost its name to a successor that never came.
+    assert (tmp_path / "best" / "file").read_text() == ".best.12.old"
+    assert (tmp_path / "last" / "file").read_text() == "last"
+
+
+def test_states_of_other_versions_are_refused(tmp_path: Path) -> None:
+    torch.save({"step": 3, "model": {}}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="another version"):
+        trainer(tmp_path).run(progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 and then nothing"])
+def test_damaged_states_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / state.STATE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.pt is damaged"):
+        find_state(tmp_path)
+
+
+def test_parameters_without_a_gradient_resume(tmp_path: Path) -> None:
+    """The optimiser knows nothing of the aligners when nothing is aligned."""
+
+    def run(folder: Path, stop: bool):
+        run = trainer(folder, wrap=stopping if stop else lambda batches, first: batches)
+        run.task = type(run.task)(align_weight=0)
+        return run
+
+    def stopping(batches, first):
+        for number, batch in enumerate(batches):
+            if number == 2:
+                run_stopped.stopping = lambda: True
+            yield batch
+
+    run_stopped = run(tmp_path / "a", True)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(Stopped):
+        run_stopped.run(progress=False)
+    whole, resumed = run(tmp_path / "b", False), run(tmp_path / "a", False)
+    whole.run(progress=False)
+    resumed.run(progress=False)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_torn_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read_json_lines(path) == []
+    append_json(path, {"step": 1})
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "me\xc3')
+    assert read_json_lines(path) == [{"step": 1}]
+    append_json(path, {"step": 2})
+    append_json(path, {"step": 3})
+    assert [row["step"] for row in read_json_lines(path)] == [1, 2, 3]
