@@ -85,7 +85,8 @@ class FolderReader(TimedReader):
 def _decode_image(path: Path) -> av.VideoFrame:
     try:
         # Without this option a % in the name is taken for the pattern of a numbered sequence.
-        with av.open(f"file:{path}", options={"pattern_type": "none"}, metadata_errors="replace") as container:
+        options = {"pattern_type": "none"}
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
             return next(container.decode(video=0))
     except (FFmpegError, IndexError, StopIteration):
         raise VideoError.of(path, "not an image, or it is damaged") from None
