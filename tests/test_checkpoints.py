@@ -18,7 +18,7 @@ from fluxvit.checkpoints import (
     to_release,
 )
 from fluxvit.cli import main
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import create_model
 
@@ -35,6 +35,41 @@ def test_round_trip(checkpoint: Path) -> None:
     assert not model.training
     video = torch.randn(1, 3, 8, 16, 32)
     assert torch.equal(fluxvit.load(checkpoint)(video, 12).logits, original(video, 12).logits)
+
+
+def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
+    measured = Measured(correct=7, total=9, gmacs=0.5, latency_ms=3.25, device="a CPU")
+    small = Plan(SamplingGrid(4, 16, 16), 6, 2, "uniform", measured)
+    large = Plan(SamplingGrid(8, 16, 32), 12)
+    cascade = Cascade((small, large), 0.8, (1.5, 1.0), Measured(gmacs=0.7))
+    folder = save_checkpoint(
+        tmp_path / "it", small_model(5), CheckpointInfo(plans=[small, large], cascades=[cascade])
+    )
+    info = load_checkpoint(folder)[1]
+    assert (info.plans, info.cascades) == ([small, large], [cascade])
+    assert (info.plans[0].measured, info.plans[1].measured) == (measured, None)
+    assert (info.cascades[0].measured, info.cascades[0].stages[0].measured) == (Measured(gmacs=0.7), measured)
+
+
+def test_plan_tables_of_the_first_version_are_read(checkpoint: Path) -> None:
+    (checkpoint / "plans.json").write_text('[{"grid": "8x16x32", "keep": 12, "head": null}]')
+    assert load_checkpoint(checkpoint)[1].plans == [Plan(SamplingGrid(8, 16, 32), 12)]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ('[{"keep": 12}]', "missing key 'grid'"),
+        ('{"cascades": []}', "missing key 'plans'"),
+        ('[{"grid": "8x16", "keep": 12, "selector": "best"}]', "selector 'best' is unknown"),
+        ('[{"grid": "8x16", "keep": 12, "measured": {"speed": 1}}]', "speed"),
+        ('{"plans": [], "cascades": [{"stages": [], "threshold": 1, "temperatures": []}]}', "two stages"),
+    ],
+)
+def test_bad_plan_tables_are_named(checkpoint: Path, table: str, reason: str) -> None:
+    (checkpoint / "plans.json").write_text(table)
+    with pytest.raises(ValueError, match=f"plans.json: .*{reason}"):
+        load_checkpoint(checkpoint)
 
 
 def test_loaded_model_can_be_trained(checkpoint: Path) -> None:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
@@ -50,6 +50,7 @@ class CheckpointInfo:
         grids: Sampling grids seen in training; empty if unknown.
         provenance: Where the weights come from; free-form.
         plans: Best known sampling per budget; may be empty.
+        cascades: Spending by need, for mean budgets; may be empty.
     """
 
     labels: list[str] = field(default_factory=list)
@@ -58,6 +59,7 @@ class CheckpointInfo:
     grids: list[SamplingGrid] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
+    cascades: list[Cascade] = field(default_factory=list)
 
 
 def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) -> Path:
@@ -88,8 +90,8 @@ def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) ->
             "provenance": info.provenance,
         },
     )
-    if info.plans:
-        save_plans(partial, info.plans)
+    if info.plans or info.cascades:
+        save_plans(partial, info)
     outdated = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, outdated)
@@ -103,9 +105,52 @@ def _only_checkpoint(folder: Path) -> bool:
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {WEIGHTS, CONFIG, PLANS}
 
 
-def save_plans(folder: str | Path, plans: list[Plan]) -> None:
-    """Write the plan table of a checkpoint."""
-    write_json(Path(folder) / PLANS, [asdict(plan) | {"grid": str(plan.grid)} for plan in plans])
+def save_plans(folder: str | Path, info: CheckpointInfo) -> None:
+    """Write the plan table of a checkpoint: its plans and cascades."""
+    write_json(
+        Path(folder) / PLANS,
+        {
+            "plans": [_plan_row(plan) for plan in info.plans],
+            "cascades": [
+                _without_nothing(asdict(cascade)) | {"stages": [_plan_row(plan) for plan in cascade.stages]}
+                for cascade in info.cascades
+            ],
+        },
+    )
+
+
+def _plan_row(plan: Plan) -> dict[str, Any]:
+    return _without_nothing(asdict(plan) | {"grid": str(plan.grid)})
+
+
+def _without_nothing(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nothing(value) if isinstance(value, dict) else value
+        for name, value in row.items()
+        if value is not None
+    }
+
+
+def _read_plans(path: Path, info: CheckpointInfo) -> None:
+    """Take up the plan table; tables of the first version are a list of plans."""
+    table = _read_json(path)
+    table = {"plans": table} if isinstance(table, list) else table
+    info.plans = [_plan(row) for row in table["plans"]]
+    for row in table.get("cascades", ()):
+        facts = {
+            "stages": tuple(_plan(stage) for stage in row["stages"]),
+            "temperatures": tuple(row["temperatures"]),
+            "measured": _measured(row),
+        }
+        info.cascades.append(Cascade(**{**row, **facts}))
+
+
+def _plan(row: dict[str, Any]) -> Plan:
+    return Plan(**{**row, "grid": SamplingGrid.parse(row["grid"]), "measured": _measured(row)})
+
+
+def _measured(row: dict[str, Any]) -> Measured | None:
+    return Measured(**row["measured"]) if "measured" in row else None
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FluxViT, CheckpointInfo]:
@@ -142,8 +187,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
             provenance=config["provenance"],
         )
         if (folder / PLANS).exists():
-            for plan in _read_json(folder / PLANS):
-                info.plans.append(Plan(**{**plan, "grid": SamplingGrid.parse(plan["grid"])}))
+            _read_plans(folder / PLANS, info)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"missing key {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder}: bad {CONFIG} or {PLANS}: {reason}") from error

@@ -113,7 +113,8 @@ class Predictor:
             frames = reader.read(segment_times(0, reader.end, grid.frames).tolist())
             seconds = reader.end
         video = eval_transform(frames, grid.height, grid.width, self.info.mean, self.info.std)
-        out = self.model(video[None].to(self.device), self.plan.keep, self.plan.head)
+        plan = self.plan
+        out = self.model(video[None].to(self.device), plan.keep, plan.head, plan.selector)
         return Prediction(
             path=Path(path),
             labels=self.labels,
@@ -134,7 +135,7 @@ class Predictor:
         times = []
         for _ in range(repeats + 2):
             start = time.perf_counter()
-            self.model(video, plan.keep, plan.head)
+            self.model(video, plan.keep, plan.head, plan.selector)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             times.append(1000 * (time.perf_counter() - start))

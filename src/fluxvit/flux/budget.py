@@ -4,19 +4,83 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import get_selector
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a plan is known to give and to cost, as far as it was measured.
+
+    Args:
+        correct: Clips that were right on held-out data; of ``total``.
+        total: Clips of that data.
+        gmacs: 1e9 multiply-accumulates of a clip, everything counted.
+        latency_ms: Median milliseconds of a forward pass of one clip on ``device``.
+        device: What the latency was measured on.
+    """
+
+    correct: int | None = None
+    total: int | None = None
+    gmacs: float | None = None
+    latency_ms: float | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to spend a budget: sample ``grid``, keep ``keep`` tokens, read ``head`` (None: the nearest)."""
+    """A way to spend a budget: sample ``grid``, keep ``keep`` tokens, read ``head`` (None: the nearest).
+
+    Two plans are equal if they do the same, whatever was ``measured`` of them.
+
+    Raises:
+        ValueError: The selector is unknown.
+    """
 
     grid: SamplingGrid
     keep: int
     head: int | None = None
+    selector: str = "group_dynamic"
+    measured: Measured | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        get_selector(self.selector)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A cheap plan first, a dearer one only where the answer is unsure.
+
+    Args:
+        stages: Cheapest first, two at least.
+        threshold: Confidence, 0 to 1, from which a stage's answer stands. That of a stage is its largest
+            probability after its logits were divided by its temperature; the last stage's always stands.
+        temperatures: One for each stage.
+        measured: Accuracy, and the mean cost of a clip.
+
+    Raises:
+        ValueError: There are fewer than two stages, not as many temperatures, or a number is out of range.
+    """
+
+    stages: tuple[Plan, ...]
+    threshold: float
+    temperatures: tuple[float, ...]
+    measured: Measured | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.stages) < 2 or len(self.temperatures) != len(self.stages):
+            raise ValueError(
+                f"a cascade has two stages or more and a temperature for each, "
+                f"got {len(self.stages)} and {len(self.temperatures)}"
+            )
+        if not 0 <= self.threshold <= 1 or min(self.temperatures) <= 0:
+            raise ValueError(
+                f"a cascade's threshold lies within 0..1 and its temperatures above 0, "
+                f"got {self.threshold} and {list(self.temperatures)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -52,7 +116,7 @@ def nearest_plan(plans: Sequence[Plan], tokens: int) -> Plan:
     assert plans
     below = [plan for plan in plans if plan.keep <= tokens]
     plan = max(below, key=lambda p: p.keep) if below else min(plans, key=lambda p: p.keep)
-    return Plan(plan.grid, tokens, plan.head if plan.keep == tokens else None)
+    return plan if plan.keep == tokens else Plan(plan.grid, tokens, selector=plan.selector)
 
 
 def fit_budget(
@@ -78,7 +142,7 @@ def fit_budget(
 
     if budget.tokens is not None:
         plan = nearest_plan(plans, budget.tokens)
-        return replace(plan, keep=min(plan.keep, pool(plan)))
+        return plan if plan.keep <= pool(plan) else replace(plan, keep=pool(plan), measured=None)
     limit = budget.gflops if budget.gflops is not None else budget.latency_ms
     assert limit is not None
 
@@ -95,14 +159,14 @@ def fit_budget(
         plan = ordered[i]
         first = 1 if i == 0 else min(plan.keep, pool(plan))
         last = pool(plan) if i == len(ordered) - 1 else min(pool(plan), ordered[i + 1].keep - 1)
-        low = Plan(plan.grid, first)
+        low = Plan(plan.grid, first, selector=plan.selector)
         least = min(least, spent(low))
         if least <= limit:
-            high = Plan(plan.grid, max(first, last))
+            high = replace(low, keep=max(first, last))
             # Measuring takes time, and is not exact anyway.
             step = 1 if budget.gflops is not None else max(1, last // 256)
             while high.keep - low.keep > step:
-                middle = Plan(plan.grid, (low.keep + high.keep) // 2)
+                middle = replace(low, keep=(low.keep + high.keep) // 2)
                 low, high = (middle, high) if spent(middle) <= limit else (low, middle)
             best = high if spent(high) <= limit else low
             return plan if best.keep == plan.keep else best
