@@ -141,8 +141,10 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
     common = {"mean": info.mean, "std": info.std}
     scores["plain"] = []
     for part, keep in enumerate(keeps):
-        grid = SamplingGrid(args.frames >> part, args.size, args.size)
-        scores["plain"] += [r.score for r in predict_dataset(model, dataset, grid, [keep], **common)]
+        frames = args.frames >> part
+        if frames % args.tubelet == 0:  # Smaller budgets do not pay for one tubelet of whole frames.
+            grid = SamplingGrid(frames, args.size, args.size)
+            scores["plain"] += [r.score for r in predict_dataset(model, dataset, grid, [keep], **common)]
     scores["cut"] = [r.score for r in predict_dataset(model, dataset, fixed, keeps, **common)]
     dense = SamplingGrid(args.frames, args.size + 8, args.size + 8)
     scores["dense"] = [r.score for r in predict_dataset(model, dataset, dense, keeps, **common)]
@@ -217,10 +219,9 @@ def table(results: list[dict[str, Any]]) -> str:
             runs = [run for run in results if run["way"] == way]
             if not runs:
                 continue
-            cells = [
-                _cell([100 * run["correct"][sampling][i] / run["total"] for run in runs])
-                for i in range(len(keeps))
-            ]
+            rows = [[100 * count / run["total"] for count in run["correct"][sampling]] for run in runs]
+            cells = [_cell(list(column)) for column in zip(*rows, strict=True)]
+            cells += [f"{'-':>8}{'':7}"] * (len(keeps) - len(cells))
             seconds = mean(run["train_seconds"] for run in runs)
             lines.append(f"{way:12}" + "".join(cells) + f"{seconds:9.0f}")
         lines.append("")

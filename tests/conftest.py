@@ -31,6 +31,12 @@ def small_model(num_classes: int = 5) -> FluxViT:
     ).eval()
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither believe nor write what the user's machine has measured."""
+    monkeypatch.setenv("FLUXVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A random model with plans for two of its budgets."""

@@ -2,7 +2,7 @@
 
 Our format is a folder: ``model.safetensors``, and ``config.json`` with the architecture and everything that
 is needed to use the weights (class names, normalisation, training grids). A plan table, ``plans.json``, may
-lie beside them.
+lie beside them, and ``optimize.json``, the account of the search that it comes from.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = 1
 WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
+SEARCH = "optimize.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 DEFAULT_CHECKPOINT = "fluxvit_nano_motionworld"
 """The checkpoint that answers when none is named: it comes with the package."""
@@ -102,7 +103,7 @@ def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) ->
 
 def _only_checkpoint(folder: Path) -> bool:
     """Whether replacing ``folder`` loses nothing but a checkpoint."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {WEIGHTS, CONFIG, PLANS}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {WEIGHTS, CONFIG, PLANS, SEARCH}
 
 
 def save_plans(folder: str | Path, info: CheckpointInfo) -> None:
@@ -140,6 +141,7 @@ def _read_plans(path: Path, info: CheckpointInfo) -> None:
         facts = {
             "stages": tuple(_plan(stage) for stage in row["stages"]),
             "temperatures": tuple(row["temperatures"]),
+            "reach": tuple(row.get("reach", ())),
             "measured": _measured(row),
         }
         info.cascades.append(Cascade(**{**row, **facts}))
@@ -163,7 +165,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
         ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message says
             which.
     """
-    folder, device = _find(folder), _usable_device(device)
+    folder, device = checkpoint_folder(folder), _usable_device(device)
     if folder.suffix in (".pth", ".pt", ".bin"):
         raise ValueError(
             f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
@@ -211,8 +213,8 @@ def pretrained_names() -> list[str]:
     return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 
 
-def _find(folder: str | Path) -> Path:
-    """A folder of that name comes first, then the package's own."""
+def checkpoint_folder(folder: str | Path) -> Path:
+    """Where a checkpoint lies: a folder of that name comes first, then the package's own."""
     packaged = PRETRAINED / folder
     return packaged if str(folder) in pretrained_names() and not Path(folder).exists() else Path(folder)
 

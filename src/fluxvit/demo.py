@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -27,11 +26,11 @@ from fluxvit.data.dataset import Augmentation, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Manifest, read_motionworld
 from fluxvit.data.motionworld import MotionWorldConfig, factor_values, make_motionworld
-from fluxvit.deploy.explain import dim_dropped, kept_mask, shown_frames
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.classification import Predictions, Score, predict_dataset
 from fluxvit.evaluation.figures import require_matplotlib
 from fluxvit.evaluation.report import Strip, write_report
+from fluxvit.evaluation.strips import film_strips
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Plan
@@ -330,26 +329,10 @@ def _factor_accuracy(predictions: Predictions, factors: tuple[str, ...]) -> list
 
 
 def _strips(checkpoint: Path, test: Manifest, seed: int, count: int = 3) -> list[Strip]:
-    """Film strips of a few test clips: what each budget keeps of the same frames, and answers."""
+    """Film strips of a few test clips, all budgets on the grid of the largest."""
+    clips = random.Random(seed).sample(test.entries, min(count, len(test)))
     grid = Predictor(checkpoint, BUDGETS[0]).plan.grid
-    predictors = [Predictor(checkpoint, budget, grid=grid) for budget in BUDGETS]
-    config = predictors[0].model.config
-    shape = grid.token_shape(config.patch_size, config.tubelet_size)
-    strips = []
-    for entry in random.Random(seed).sample(test.entries, min(count, len(test))):
-        answers: list[tuple[int, str, float, bool]] = []
-        rows: list[tuple[str, np.ndarray]] = []
-        for budget, predictor in zip(BUDGETS, predictors, strict=True):
-            prediction = predictor(entry.path)
-            (label, probability), *_ = prediction.top(1)
-            answers.append((budget, label, probability, label == test.labels[entry.label]))
-            frames = shown_frames(prediction, min_height=96)
-            if not rows:
-                rows.append((f"sampled {grid}", frames))
-            mask = kept_mask(prediction.kept, shape, config.tubelet_size)
-            rows.append((f"{budget} tokens", dim_dropped(frames, mask)))
-        strips.append(Strip(entry.path.stem, test.labels[entry.label], answers, rows))
-    return strips
+    return film_strips(checkpoint, BUDGETS, grid, [(entry.path.stem, entry) for entry in clips], test.labels)
 
 
 def environment() -> dict[str, str]:

@@ -10,8 +10,10 @@ import torch
 from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.deploy import latency
 from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, write_explanation
 from fluxvit.deploy.predictor import default_plans
+from fluxvit.flux.budget import Measured
 from fluxvit.flux.cost import grid_cost
 from fluxvit.models.config import preset
 
@@ -61,14 +63,30 @@ def test_budget_in_gflops_counts_everything(checkpoint: Path) -> None:
 
 def test_budget_in_milliseconds_is_measured(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock of our own: a real one would make the test depend on the machine.
-    monkeypatch.setattr(Predictor, "measure_ms", lambda self, plan, repeats=7: 10 + plan.keep)
-    assert Predictor(checkpoint, Budget(latency_ms=30)).plan.keep == 20
-    with pytest.raises(ValueError, match="budget 5 ms: the least"):
+    monkeypatch.setattr(latency, "_pass_ms", lambda model, plan, video: 10.0 + plan.keep)
+    plan = Predictor(checkpoint, Budget(latency_ms=30)).plan
+    assert plan.keep in (19, 20)
+    assert plan.measured.latency_ms == 10 + plan.keep
+    with pytest.raises(ValueError, match="budget 5 ms: the least that this model can spend is 11 ms"):
         Predictor(checkpoint, Budget(latency_ms=5))
 
 
-def test_measuring_runs(checkpoint: Path) -> None:
-    assert Predictor(checkpoint).measure_ms(Plan(SamplingGrid(4, 16, 16), 4), repeats=1) > 0
+def test_selector_and_head_of_a_plan_are_used(tmp_path: Path, clip: Path) -> None:
+    plan = Plan(SamplingGrid(8, 16, 32), 12, head=2, selector="uniform", measured=Measured(3, 4))
+    folder = save_checkpoint(tmp_path / "planned", small_model(), CheckpointInfo(plans=[plan]))
+    predictor = Predictor(folder, 12)
+    calls: list[tuple[object, ...]] = []
+    predictor.model.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[1:]))
+    result = predictor(clip)
+    assert calls == [(12, 2, "uniform")]
+    assert result.plan == plan
+    assert result.plan.measured.accuracy == 0.75
+    assert result.plan.measured.gmacs > 0
+    # With fewer tokens it is another plan, of the same selector; neither head nor accuracy hold.
+    fewer = Predictor(folder, 10).plan
+    assert fewer == Plan(plan.grid, 10, selector="uniform")
+    assert fewer.measured.accuracy is None
+    assert Predictor(folder, 12, head=0).plan.measured.accuracy is None
 
 
 def test_default_plans_sample_about_two_and_a_half_times_the_budget() -> None:

@@ -47,7 +47,7 @@ def results() -> dict[str, Any]:
             for budget in budgets
         ],
         "trials": [
-            score(0.5 + frames / 100, budget=budget, grid=f"{frames}x{size}", frames=frames, size=size)
+            score(0.5 + frames / 100, budget=budget, grid=f"{frames}x{size}", frames=frames)
             for budget in budgets
             for frames in (16, 24)
             for size in (40, 48)

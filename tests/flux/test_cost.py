@@ -44,6 +44,24 @@ def test_macs_equal_a_count_of_the_real_network(keep: int) -> None:
     assert (cost.unpublished == 0) == (keep == 32)
 
 
+@pytest.mark.parametrize(("selector", "scored"), [("two_sided_pixels", 192), ("lattice_3d", 0)])
+def test_tokens_that_are_not_read_as_embeddings_cost_no_embedding(selector: str, scored: int) -> None:
+    config = replace(
+        preset("fluxvit_nano", patch_size=8, tubelet_size=1), num_classes=7, local_position=False
+    )
+    with torch.device("meta"):
+        model = FluxViT(config)
+        video = torch.empty(1, 3, 8, 32, 32)
+    cost = grid_cost(config.size, SamplingGrid(8, 32, 32), 16, selector)
+    assert cost.embed_dropped == 0
+    assert cost.selection == 8 * 16 * scored
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(video, budget=16, selector=selector)
+    assert 2 * cost.published == counter.get_total_flops()
+    assert grid_cost(config.size, SamplingGrid(8, 32, 32), 128, selector).unpublished == 0
+
+
 def test_keep_out_of_range() -> None:
     with pytest.raises(ValueError, match="keep"):
         clip_cost(preset("fluxvit_nano").size, 10, 5)

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from fluxvit.flux.selection import (
     SELECTORS,
     GroupDynamic,
+    Lattice,
     Random,
     Tube,
+    TwoSided,
+    gather_tokens,
     keep_best,
     select,
     select_many,
@@ -36,7 +39,7 @@ def pools(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 @settings(max_examples=60, deadline=None)
 def test_keeps_exactly_k_sorted_unique_in_range(name: str, pool: tuple[torch.Tensor, int]) -> None:
     x, keep = pool
-    kept = select(x, keep, name)
+    kept = select(x, keep, name, (1, x.shape[2]))
     assert kept.shape == (x.shape[0], keep)
     assert (kept[:, 1:] > kept[:, :-1]).all()
     assert kept.min() >= 0
@@ -48,7 +51,7 @@ def test_keeps_exactly_k_sorted_unique_in_range(name: str, pool: tuple[torch.Ten
 @settings(max_examples=40, deadline=None)
 def test_smaller_budget_keeps_a_subset(name: str, pool: tuple[torch.Tensor, int], smaller: float) -> None:
     x, keep = pool
-    large, small = select_many(x, [keep, max(1, int(keep * smaller))], name)
+    large, small = select_many(x, [keep, max(1, int(keep * smaller))], name, (x.shape[2], 1))
     for a, b in zip(large, small, strict=True):
         assert set(b.tolist()) <= set(a.tolist())
 
@@ -58,7 +61,8 @@ def test_smaller_budget_keeps_a_subset(name: str, pool: tuple[torch.Tensor, int]
 @settings(max_examples=30, deadline=None)
 def test_a_clip_alone_keeps_what_it_keeps_in_a_batch(name: str, pool: tuple[torch.Tensor, int]) -> None:
     x, keep = pool
-    assert torch.equal(select(x, keep, name)[-1:], select(x[-1:], keep, name))
+    shape = (1, x.shape[2])
+    assert torch.equal(select(x, keep, name, shape)[-1:], select(x[-1:], keep, name, shape))
 
 
 @given(pool=pools())
@@ -100,8 +104,64 @@ def test_scores_are_fp32_whatever_the_dtype() -> None:
     assert len(GroupDynamic().scores(x).unique()) > 150
 
 
-def test_no_gradient_passes() -> None:
-    assert not GroupDynamic().scores(torch.randn(1, 4, 3, 2, requires_grad=True)).requires_grad
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradient_passes(name: str) -> None:
+    x = torch.randn(1, 4, 3, 2, requires_grad=True)
+    assert not SELECTORS[name].scores(x, (1, 3)).requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_frame(name: str) -> None:
+    x = torch.zeros(1, 1, 6, 2)
+    x[0, 0, 4] = 1
+    kept = select(x, 1, name, (2, 3))
+    assert kept.shape == (1, 1)
+    # Whatever looks at tokens keeps the one that stands out.
+    assert kept.item() == 4 or SELECTORS[name].reads == "nothing"
+
+
+def test_what_reads_nothing_does_not_depend_on_the_tokens() -> None:
+    x = torch.randn(1, 8, 12, 3)
+    for name, selector in SELECTORS.items():
+        same = torch.equal(select(x, 20, name, (3, 4)), select(torch.zeros_like(x), 20, name, (3, 4)))
+        assert same == (selector.reads == "nothing")
+
+
+def test_pixel_difference_is_the_mean_absolute_difference_from_the_tubelet_before() -> None:
+    x = torch.randn(2, 8, 6, 5)
+    change = (x[:, 1:] - x[:, :-1]).abs().mean(-1)
+    expected = change[:, [0, 0, 2, 2, 4, 4, 6, 6]]
+    assert torch.equal(select(x, 17, "pixel_difference"), keep_best(expected, (2, 2, 2, 2), 17))
+
+
+def test_two_sided_against_plain_loops() -> None:
+    x = torch.randn(2, 5, 6, 3)
+    scores = torch.empty(2, 5, 6)
+    for b in range(2):
+        for t in range(5):
+            for i in range(6):
+                others = [x[b, u, i] for u in (t - 1, t + 1) if 0 <= u < 5]
+                squares = [min((x[b, t, i, c] - other[c]) ** 2 for other in others) for c in range(3)]
+                scores[b, t, i] = sum(squares) ** 0.5
+    torch.testing.assert_close(TwoSided().scores(x), scores)
+    for name in ("two_sided", "two_sided_pixels"):
+        assert torch.equal(select(x, 11, name), keep_best(scores, (3, 2), 11))
+
+
+def test_two_sided_drops_background_that_something_has_left() -> None:
+    """Something passes over an even background, one position a frame."""
+    x = torch.eye(6)[None, ..., None]
+    inner = [[t, t] for t in range(4)]
+    assert TwoSided().scores(x)[0, 1:-1, 1:-1].nonzero().tolist() == inner
+    assert len(GroupDynamic().scores(x)[0, 1:-1, 1:-1].nonzero()) > 4
+    # The first and the last frame have one neighbour.
+    assert TwoSided().scores(x)[0, [0, -1]].tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("reads", ["nothing", "tokens"])
+def test_group_dynamic_reads_embeddings_or_pixels(reads: str) -> None:
+    with pytest.raises(ValueError, match="embeddings or pixels"):
+        GroupDynamic(reads=reads)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +227,39 @@ def test_uniform_covers_space_and_time_evenly() -> None:
     assert torch.bincount(kept % 64 // 8, minlength=8).float().std() < 3
 
 
+def test_lattices_are_regular() -> None:
+    """Half of every axis in an eighth (a quarter) of the pool; the corners of cells and their middles in
+    twice as many."""
+    t, y, x = torch.meshgrid(torch.arange(4), torch.arange(4), torch.arange(6), indexing="ij")
+    middle = (y - 2) % 2 + 2 * ((x - 3) % 2)
+    tokens = torch.randn(1, 4, 24, 2)
+    for name, keep, expected in (
+        ("lattice_3d", 12, (middle == 0) & (t % 2 == 0)),
+        ("lattice_3d", 24, ((middle == 0) & (t % 2 == 0)) | ((middle == 3) & (t % 2 == 1))),
+        ("lattice_2d", 24, middle == 0),
+        ("lattice_2d", 48, (middle == 0) | (middle == 3)),
+    ):
+        kept = select(tokens, keep, name, (4, 6))[0]
+        assert kept.tolist() == expected.flatten().nonzero().flatten().tolist()
+
+
+def test_lattices_start_in_the_middle_and_rank_all_tokens() -> None:
+    tokens = torch.randn(1, 5, 63, 2)
+    assert select(tokens, 1, "lattice_3d", (7, 9)).item() == 2 * 63 + 3 * 9 + 4
+    assert (select(tokens, 5, "lattice_2d", (7, 9)) % 63).unique().tolist() == [3 * 9 + 4]
+    assert len(Lattice().scores(tokens, (7, 9)).unique()) == 5 * 63
+    assert len(Lattice(axes=2).scores(tokens, (7, 9)).unique()) == 63
+
+
+def test_lattices_need_the_shape_of_a_frame() -> None:
+    with pytest.raises(ValueError, match="rows and columns"):
+        select(torch.randn(1, 4, 6, 2), 3, "lattice_3d")
+    with pytest.raises(ValueError, match="2 rows of 4 tokens do not make the 6"):
+        select(torch.randn(1, 4, 6, 2), 3, "lattice_3d", (2, 4))
+    with pytest.raises(ValueError, match="axes is 1"):
+        Lattice(axes=1)
+
+
 @pytest.mark.parametrize("keep", [0, -1, 25])
 def test_budget_out_of_range(keep: int) -> None:
     with pytest.raises(ValueError, match="of 24 tokens"):
@@ -193,3 +286,8 @@ def test_exports_with_dynamic_batch_and_length() -> None:
 def test_keep_best_of_given_scores() -> None:
     scores = torch.tensor([[[1.0, 5.0], [2.0, 5.0], [9.0, 0.0]]])
     assert keep_best(scores, (2, 1), 3).tolist() == [[1, 3, 4]]
+
+
+def test_gathered_tokens_are_those_of_the_indices() -> None:
+    tokens = torch.arange(12.0).view(2, 3, 2)
+    assert gather_tokens(tokens, torch.tensor([[2], [0]])).tolist() == [[[4.0, 5.0]], [[6.0, 7.0]]]

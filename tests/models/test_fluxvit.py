@@ -126,6 +126,62 @@ def test_several_budgets_equal_one_at_a_time() -> None:
         assert out.head == alone.head
 
 
+@pytest.mark.parametrize("selector", ["two_sided_pixels", "pixel_difference", "lattice_3d", "tube"])
+@pytest.mark.parametrize("budgets", [[24], [24, 12, 5], [5, 24, 12], [None, 12], [200, 24], []])
+@torch.no_grad()
+def test_selecting_before_the_embedding_gives_the_tokens_of_selecting_after(
+    selector: str, budgets: list[int | None]
+) -> None:
+    video = clip(2, 8, 3, 4, TUBELET)
+    pixels, shape = TUBELET.patch_embed.patchify(video)
+    choices = TUBELET.choose(pixels, budgets, selector, shape[1:])
+    embeddings, _ = TUBELET.patch_embed(video)
+    outputs = TUBELET(video, budget=budgets, selector=selector)
+    assert len(outputs) == len(budgets)
+    for budget, kept, out in zip(budgets, choices, outputs, strict=True):
+        assert (out.kept is None and kept is None) or torch.equal(out.kept, kept)
+        tokens = TUBELET.encode(TUBELET.place(embeddings, shape, kept))
+        for ours in (
+            TUBELET.forward_features(video, budget, selector),
+            TUBELET.forward_intermediates(video, budget=budget, selector=selector).tokens,
+        ):
+            torch.testing.assert_close(ours, tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out.logits, TUBELET.forward_head(tokens), rtol=1e-4, atol=1e-5)
+        (packed,) = TUBELET.forward_packed([video[1]], [budget], selector=selector)
+        torch.testing.assert_close(packed.logits, out.logits[1:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_only_kept_tokens_are_embedded_unless_embeddings_are_read() -> None:
+    video = clip(2, 8, 3, 4)
+    sizes: list[int] = []
+    handle = MODEL.patch_embed.proj.register_forward_hook(lambda _, args, __: sizes.append(args[0].numel()))
+    values = 2 * 3 * 4**2  # Of a token in both clips.
+    for selector, budgets, tokens in (
+        ("group_dynamic", [24, 12], 96),
+        ("two_sided_pixels", [12, 24, 5], 24),
+        ("random", [12], 12),
+        ("two_sided_pixels", [12, None], 96),
+    ):
+        MODEL(video, budget=budgets, selector=selector)
+        assert sizes == [tokens * values]
+        sizes.clear()
+    handle.remove()
+
+
+def test_gradients_flow_through_tokens_selected_by_their_pixels() -> None:
+    model = tiny()
+    sum(out.logits.sum() for out in model(clip(2, 8, 3, 4), [24, 6], selector="two_sided_pixels")).backward()
+    assert model.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_pixels_are_scored_before_they_are_rounded() -> None:
+    half = tiny().bfloat16()
+    video = clip(1, 8, 3, 4)
+    kept = half(video, budget=20, selector="two_sided_pixels").kept
+    assert torch.equal(kept, MODEL(video, budget=20, selector="two_sided_pixels").kept)
+
+
 def test_bf16_model_keeps_the_tokens_of_fp32() -> None:
     embeddings = torch.randn(2, 8, 9, 32).bfloat16()
     half = tiny().bfloat16()

@@ -17,7 +17,7 @@ from test_training import GRIDS, Colours, dataset, trainer
 
 from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.training import validation
-from fluxvit.training.distributed import ALONE
+from fluxvit.training.distributed import ALONE, fail_together
 from fluxvit.training.state import find_state
 from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.training.validation import Validation
@@ -163,6 +163,6 @@ def test_more_processes_than_videos_and_back_in_order() -> None:
     whole = torch.arange(14.0).view(7, 2)
     assert torch.equal(validation._interleave([whole[r::3] for r in range(3)], 7), whole)
     assert torch.equal(validation._interleave([whole], 7), whole)
-    validation._raise_together(None, ALONE)
-    with pytest.raises(Stopped):
-        validation._raise_together(Stopped("x"), ALONE)
+    fail_together(None, ALONE, "validation")
+    with pytest.raises(KeyError, match="x"):
+        fail_together(KeyError("x"), ALONE, "validation")

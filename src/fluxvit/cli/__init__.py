@@ -12,6 +12,8 @@ COMMANDS = {
     "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
     "train": "train a model by a recipe",
     "probe": "train classifiers on a frozen checkpoint's features",
+    "evaluate": "test a checkpoint on labelled videos at several budgets, and report",
+    "optimize": "find the best sampling for each budget, and write it beside the weights",
     "predict": "say what is to be seen in clips, at a budget",
     "convert": "turn one of the authors' .pth files into a checkpoint folder",
     "data": "check and make data sets",

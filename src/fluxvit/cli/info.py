@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fluxvit.cli.parser import Parser, values
+
+if TYPE_CHECKING:
+    from fluxvit.flux.budget import Plan
+    from fluxvit.flux.cost import NetworkSize
 
 
 def run(argv: list[str]) -> int:
-    parser = Parser("info", "Parameters and cost of a model at each budget.")
-    parser.add_argument("model", help="a size, such as fluxvit_small, or a checkpoint folder")
+    parser = Parser("info", "Parameters and cost of a model at each budget; a checkpoint's plan table.")
+    parser.add_argument("model", help="a size, such as fluxvit_small, or a checkpoint")
     parser.add_argument("--tokens", help="budgets, such as 512,1024; default: the model's, and its paper's")
     parser.add_argument("--grid", help="sampling grid whose pool is embedded, such as 16x224")
     return _info(**values(parser, argv))
@@ -18,19 +24,22 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
 
     import torch
 
-    from fluxvit.checkpoints import load
+    from fluxvit.checkpoints import load_checkpoint, pretrained_names
     from fluxvit.flux.cost import clip_cost
     from fluxvit.flux.grid import SamplingGrid
     from fluxvit.models.config import PRESETS
     from fluxvit.models.fluxvit import create_model
 
+    plans: list[Plan] = []
     if model in PRESETS:
         with torch.device("meta"):
             network = create_model(model)
-    elif Path(model).exists():
-        network = load(model)
+    elif Path(model).exists() or model in pretrained_names():
+        network, info = load_checkpoint(model)
+        plans = info.plans
     else:
-        raise ValueError(f"{model} is neither a checkpoint folder nor one of {', '.join(PRESETS)}")
+        names = ", ".join([*PRESETS, *pretrained_names()])
+        raise ValueError(f"{model} is neither a checkpoint folder nor one of {names}")
     config = network.config
     if tokens is None:
         budgets = sorted({*config.budgets, *((512,) if config.patch_size == 14 else ())})
@@ -59,4 +68,27 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
         cost = clip_cost(config.size, budget, sampled)
         row = (cost.published, cost.unpublished, cost.total)
         print(f"{budget:>8} {sampled:>8} {row[0] / 1e9:>10.3f} {row[1] / 1e9:>9.3f} {row[2] / 1e9:>8.3f}")
+    if plans:
+        _print_plans(plans, config.size)
     return 0
+
+
+def _print_plans(plans: list[Plan], size: NetworkSize) -> None:
+    from fluxvit.flux.budget import Measured
+    from fluxvit.flux.cost import grid_cost
+
+    print("its plan table; accuracy on held-out data, latency where it was measured")
+    print(
+        f"{'tokens':>8} {'grid':>12} {'pool':>8} {'head':>5} {'accuracy':>9} {'GMACs':>8} {'ms':>8}  selector"
+    )
+    for plan in sorted(plans, key=lambda plan: -plan.keep):
+        known = plan.measured or Measured()
+        cells = [
+            f"{plan.keep:>8} {plan.grid!s:>12} {plan.grid.tokens(size.patch_size, size.tubelet_size):>8}",
+            f"{'-' if plan.head is None else plan.head:>5}",
+            f"{'-' if known.accuracy is None else f'{100 * known.accuracy:.1f} %':>9}",
+            f"{grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9:>8.3f}",
+            f"{'-' if known.latency_ms is None else f'{known.latency_ms:.3g}':>8}",
+            f" {plan.selector}{f' ({known.device})' if known.device else ''}",
+        ]
+        print(" ".join(cells))

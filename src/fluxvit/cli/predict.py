@@ -4,29 +4,68 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from fluxvit.cli.parser import Parser, values
 
 if TYPE_CHECKING:
-    from fluxvit.deploy.predictor import Prediction
+    from fluxvit.deploy.predictor import Prediction, Predictor
+    from fluxvit.deploy.streaming import StreamAnswer
+
+_STREAM_ONLY = {"window", "hop", "token_rate", "raw", "live"}
+_STREAM_TAKES = _STREAM_ONLY | {"clips", "checkpoint", "budget", "grid", "top", "json", "device"}
 
 
 def run(argv: list[str]) -> int:
     parser = Parser("predict", "Say what is to be seen in clips.")
     add = parser.add_argument
-    add("clips", nargs="+", help="video files, or folders of frames")
+    add(
+        "clips",
+        nargs="+",
+        help="video files, or folders of frames; for --stream also a camera (/dev/video0, camera:0), "
+        "an address (rtsp://...), or - for standard input",
+    )
     add("--checkpoint", help="checkpoint folder, such as runs/demo/best; default: the package's nano model")
     add(
         "--budget", help="what a clip may cost: 1024 (tokens), 20gflops or 50ms; default: the largest trained"
     )
     add("--grid", help="sampling grid, such as 16x224; default: the checkpoint's plan for the budget")
-    add("--top", type=int, default=5, help="classes to show")
-    add("--json", action="store_true", help="print one JSON object a clip")
+    add("--top", type=int, help="classes to show; default: 5, of a stream 1")
+    add("--json", action="store_true", help="print one JSON object a clip, or a step of a stream")
     add("--explain", metavar="OUT.mp4", help="write the clip with dropped patches dimmed")
     add("--device", default="cpu", help="such as cuda")
-    return _predict(**values(parser, argv))
+    add(
+        "--cascade",
+        action="store_true",
+        help="a cheap plan first, a dearer one only where that is unsure; --budget is a clip's mean",
+    )
+    add(
+        "--share",
+        metavar="NEED",
+        help="divide the tokens among the clips, so that --budget is their mean: by motion or by spread",
+    )
+    add("--stream", action="store_true", help="answer while the video comes, for a window that slides")
+    add("--window", type=float, help="seconds of the window; default: 4, or a shorter file's length")
+    add("--hop", type=float, help="seconds between two answers; default: an eighth of the window")
+    add("--token_rate", type=float, help="tokens to encode for each second of a stream, in place of --budget")
+    add("--raw", metavar="WxH@FPS", help="the stream is bare rgb24 frames, such as 640x360@30")
+    add("--live", action="store_true", help="skip what cannot be kept up with, as for cameras and rtsp")
+    options = values(parser, argv)
+    is_stream = options.pop("stream")
+    if options["top"] is None:
+        options["top"] = 1 if is_stream else 5
+    if options["top"] < 1:
+        raise ValueError(f"--top {options['top']}: at least one class must be shown")
+    others = set(options) - _STREAM_TAKES if is_stream else _STREAM_ONLY
+    for name in sorted(others):
+        if options.pop(name):
+            raise ValueError(f"--{name} is {'not for' if is_stream else 'only for'} --stream")
+    return _stream(**options) if is_stream else _predict(**options)
 
 
 def _predict(
@@ -38,22 +77,69 @@ def _predict(
     json: bool,
     explain: str | None,
     device: str,
+    cascade: bool,
+    share: str | None,
 ) -> int:
-    if top < 1:
-        raise ValueError(f"--top {top}: at least one class must be shown")
-    if explain and len(clips) > 1:
-        raise ValueError("--explain takes one clip at a time")
+    if cascade and (share or grid):
+        raise ValueError(f"--cascade has plans of its own; leave out --{'share' if share else 'grid'}")
+    if explain and (share or len(clips) > 1):
+        raise ValueError(f"--explain takes one clip at a time{', without --share' if share else ''}")
     if explain and Path(explain).suffix not in (".mp4", ".mov", ".mkv"):
         raise ValueError(f"--explain {explain}: the name must end in .mp4, .mov or .mkv")
 
     if explain and Path(explain).resolve() == Path(clips[0]).resolve():
         raise ValueError(f"--explain {explain}: that is the clip itself; choose another name")
 
+    from fluxvit.deploy.spending import CascadePredictor, CorpusPredictor, Look
+    from fluxvit.flux.budget import parse_budget
+    from fluxvit.video.base import VideoError
+
+    predictor = _load(checkpoint, None if cascade else budget, grid, device)
+    corpus = CorpusPredictor(predictor, share) if share else None
+    answer: Callable[[str], Prediction | Look] = predictor
+    if cascade:
+        answer = CascadePredictor(predictor, None if budget is None else parse_budget(budget))
+    elif corpus:
+        answer = corpus.look
+    failed, looks, spent = 0, [], []
+
+    def show(prediction: Prediction) -> None:
+        spent.append(prediction.spent)
+        print(_as_json(prediction, top) if json else _as_text(prediction, top, predictor), flush=True)
+
+    for clip in clips:
+        try:
+            found = answer(clip)
+        except VideoError as error:
+            # One bad clip must not keep the others from their answers.
+            print(f"fluxvit: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if isinstance(found, Look):
+            looks.append(found)
+            continue
+        show(found)
+        if explain:
+            from fluxvit.deploy.explain import write_explanation
+
+            config = predictor.model.config
+            write_explanation(explain, found, config.patch_size, config.tubelet_size)
+            print(f"wrote {explain}", file=sys.stderr)
+    if corpus:
+        for prediction in corpus.spend(looks):
+            show(prediction)
+    if (cascade or corpus) and spent:
+        tokens, gmacs = mean(one.tokens for one in spent), mean(one.gmacs for one in spent)
+        clips_ = f"{len(spent)} clip{'s' if len(spent) > 1 else ''}"
+        print(f"fluxvit: {clips_}: {tokens:.4g} tokens and {gmacs:.3g} GMACs in the mean", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _load(checkpoint: str | None, budget: str | None, grid: str | None, device: str) -> Predictor:
     from fluxvit.checkpoints import DEFAULT_CHECKPOINT
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
-    from fluxvit.video.base import VideoError
 
     predictor = Predictor(
         checkpoint or DEFAULT_CHECKPOINT,
@@ -67,39 +153,107 @@ def _predict(
             f"{len(predictor.labels)} motions of drawn objects; --checkpoint names another",
             file=sys.stderr,
         )
-    failed = 0
-    for clip in clips:
-        try:
-            prediction = predictor(clip)
-        except VideoError as error:
-            # One bad clip must not keep the others from their answers.
-            print(f"fluxvit: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        print(_as_json(prediction, top) if json else _as_text(prediction, top, predictor))
-        if explain:
-            from fluxvit.deploy.explain import write_explanation
+    return predictor
 
-            config = predictor.model.config
-            write_explanation(explain, prediction, config.patch_size, config.tubelet_size)
-            print(f"wrote {explain}", file=sys.stderr)
-    return 2 if failed else 0
+
+def _stream(
+    clips: list[str],
+    checkpoint: str | None,
+    budget: str | None,
+    grid: str | None,
+    top: int,
+    json: bool,
+    device: str,
+    window: float | None,
+    hop: float | None,
+    token_rate: float | None,
+    raw: str | None,
+    live: bool,
+) -> int:
+    if len(clips) > 1:
+        raise ValueError("--stream takes one source at a time")
+    if token_rate is not None and budget is not None:
+        raise ValueError("give --budget, what a step may cost, or --token_rate, not both")
+
+    from fluxvit.deploy.streaming import DEFAULT_HOPS, DEFAULT_WINDOW_S, StreamingPredictor
+    from fluxvit.video.stream import open_stream
+
+    source = open_stream(clips[0], raw=raw, live=live or None)
+    if window is None:
+        window = min(DEFAULT_WINDOW_S, source.seconds or DEFAULT_WINDOW_S)
+    if token_rate is not None:
+        # About what a step will keep: it chooses the grid. The tubelets of the grid round the hop.
+        budget = str(max(1, round(token_rate * (hop or window / DEFAULT_HOPS))))
+    predictor = StreamingPredictor(
+        _load(checkpoint, budget, grid, device), window, hop, token_rate=token_rate
+    )
+    print(f"fluxvit: {source.name}: {predictor}", file=sys.stderr)
+    steps = dropped = 0
+    try:
+        with closing(predictor(source)) as answers:
+            for answer in answers:
+                steps += 1
+                dropped += answer.dropped
+                line = _step_as_json(clips[0], answer, top) if json else _step_as_text(answer, top)
+                print(line, flush=True)
+    finally:
+        if dropped:
+            print(
+                f"fluxvit: {source.name}: {steps} steps; {dropped} more were skipped to keep up",
+                file=sys.stderr,
+            )
+    return 0
+
+
+def _step_as_json(clip: str, answer: StreamAnswer, top: int) -> str:
+    return json.dumps(
+        {
+            "clip": clip,
+            "start": round(answer.start, 6),
+            "end": round(answer.end, 6),
+            **_found(answer, top),
+            "dropped": answer.dropped,
+        },
+        ensure_ascii=False,
+    )
+
+
+def _step_as_text(answer: StreamAnswer, top: int) -> str:
+    classes = "   ".join(f"{100 * p:5.1f} %  {label}" for label, p in answer.top(top))
+    skipped = f"   ({answer.dropped} skipped)" if answer.dropped else ""
+    return f"{answer.start:8.2f} to {answer.end:.2f} s  {classes}{skipped}"
+
+
+def _found(answer: Prediction | StreamAnswer, top: int) -> dict[str, Any]:
+    return {
+        "top": [{"label": label, "probability": round(p, 6)} for label, p in answer.top(top)],
+        "grid": str(answer.plan.grid),
+        "tokens": answer.plan.keep,
+    }
 
 
 def _as_json(prediction: Prediction, top: int) -> str:
+    spent = {**asdict(prediction.spent), "gmacs": round(prediction.spent.gmacs, 6)}
     plan = prediction.plan
-    answer: dict[str, Any] = {
-        "clip": str(prediction.path),
-        "top": [{"label": label, "probability": round(p, 6)} for label, p in prediction.top(top)],
-        "grid": str(plan.grid),
-        "tokens": plan.keep,
-    }
+    if plan.measured is not None and plan.measured.latency_ms is not None:
+        spent["latency_ms"] = round(plan.measured.latency_ms, 3)
+    answer = {"clip": str(prediction.path), **_found(prediction, top), "spent": spent}
+    answer |= {"head": plan.head, "selector": plan.selector}
     return json.dumps(answer, ensure_ascii=False)
 
 
 def _as_text(prediction: Prediction, top: int, predictor: Any) -> str:
     config, plan = predictor.model.config, prediction.plan
     pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
-    lines = [f"{prediction.path}  ({plan.keep} of {pool} tokens of {plan.grid})"]
+    spent = [f"{plan.keep} of {pool} tokens of {plan.grid}"]
+    if plan.keep < pool and plan.selector != "group_dynamic":
+        spent.append(plan.selector)
+    if prediction.spent.passes > 1:
+        spent[0] = f"pass {prediction.spent.passes}: {spent[0]}"
+        spent.append(f"{prediction.spent.tokens} tokens in all")
+    spent.append(f"{prediction.spent.gmacs:.3g} GMACs")
+    if plan.measured is not None and plan.measured.latency_ms is not None:
+        spent.append(f"{plan.measured.latency_ms:.3g} ms")
+    lines = [f"{prediction.path}  ({', '.join(spent)})"]
     lines += [f"  {100 * p:5.1f} %  {label}" for label, p in prediction.top(top)]
     return "\n".join(lines)

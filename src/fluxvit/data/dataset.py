@@ -18,7 +18,13 @@ from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_sc
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import dense_times, segment_times
-from fluxvit.video.transforms import horizontal_flip, random_resized_crop, resize_and_crop, to_tensor
+from fluxvit.video.transforms import (
+    crop_views,
+    horizontal_flip,
+    random_resized_crop,
+    resize_to_fit,
+    to_tensor,
+)
 
 TimesOf = Callable[[float, float, float], np.ndarray]
 """Chooses moments of a video: ``[T]`` seconds from its start, its end and its frames per second."""
@@ -28,13 +34,15 @@ class ClipRequest(NamedTuple):
     """Video number ``item`` on ``grid``; ``seed`` makes it a random training clip, None a test clip.
 
     More than one of ``samples`` asks for that many training clips of the same decoded frames, augmented
-    differently.
+    differently. More than one of ``views``, (clips, crops), asks for that many test clips: so many times
+    spread over the video, each cut out at so many places.
     """
 
     item: int
     grid: SamplingGrid
     seed: tuple[int, ...] | None = None
     samples: int = 1
+    views: tuple[int, int] = (1, 1)
 
 
 class Clip(NamedTuple):
@@ -217,17 +225,19 @@ class ClipDataset(Dataset[Clip]):
         return len(self.manifest)
 
     def __getitem__(self, request: ClipRequest) -> Clip:
-        """The clip that is asked for; for more than one sample a batch of that many.
+        """The clip that is asked for; for more than one sample or view a batch of that many.
 
         Raises:
-            ValueError: Less than one sample, or several of a test clip; or too many training videos in a row
-                cannot be read.
+            ValueError: Less than one sample or view, several samples of a test clip, or several views of a
+                training clip; or too many training videos in a row cannot be read.
             VideoError: A test video cannot be read.
         """
         if request.samples < 1 or (request.samples > 1 and request.seed is None):
             raise ValueError(f"cannot make {request.samples} samples of {request}; several need a seed")
+        if min(request.views) < 1 or (request.views != (1, 1) and request.seed is not None):
+            raise ValueError(f"cannot take {request.views} views of {request}; only test clips have several")
         if request.seed is None:
-            return self._test_clip(request)
+            return self._test_clips(request)
         # Unreadable training videos are replaced by the next that can be read, counted and named.
         faults: list[str] = []
         while len(faults) <= self.max_bad_clips:
@@ -238,45 +248,75 @@ class ClipDataset(Dataset[Clip]):
                 faults.append(str(error))
         raise ValueError(f"{len(faults)} videos in a row cannot be read, the last: {faults[-1]}")
 
-    def _test_clip(self, request: ClipRequest) -> Clip:
+    def _test_clips(self, request: ClipRequest) -> Clip:
         # The controls need a generator here too; it depends on the video alone.
-        video = self._sample(request.item, request.grid, np.random.default_rng([request.item]), train=False)
-        label = torch.tensor(self.manifest.entries[request.item].label)
+        rng = np.random.default_rng([request.item])
+        times, crops = request.views
         size = (request.grid.height, request.grid.width)
-        item = torch.tensor(request.item)
-        return Clip(resize_and_crop(video, size).contiguous(), label, item, torch.tensor(0))
+        videos = self._sample(request.item, request.grid, rng, train=False, views=times)
+        cut = torch.cat([crop_views(resize_to_fit(video, size), size, crops) for video in videos])
+        label, item = torch.tensor(self.manifest.entries[request.item].label), torch.tensor(request.item)
+        clips = [Clip(video, label, item, torch.tensor(0)) for video in cut]
+        return clips[0] if len(clips) == 1 else collate(clips, torch.stack)
 
     def _training_clips(self, request: ClipRequest, item: int, faults: tuple[str, ...]) -> Clip:
         rng = np.random.default_rng(request.seed)
-        video = self._sample(item, request.grid, rng, train=True)
+        (video,) = self._sample(item, request.grid, rng, train=True)
         entry, size = self.manifest.entries[item], (request.grid.height, request.grid.width)
         may_flip = self.flip_allowed and not entry.noflip
         facts = torch.tensor(entry.label), torch.tensor(item), torch.tensor(len(faults)), faults
         clips = [Clip(self.augmentation(video, size, rng, may_flip), *facts) for _ in range(request.samples)]
         return clips[0] if request.samples == 1 else collate(clips, torch.stack)
 
-    def _sample(self, item: int, grid: SamplingGrid, rng: np.random.Generator, *, train: bool) -> Tensor:
-        """Frames of a video at the times that grid, sampling and order ask for, ``[3, T, H, W]``."""
+    def _sample(
+        self, item: int, grid: SamplingGrid, rng: np.random.Generator, *, train: bool, views: int = 1
+    ) -> list[Tensor]:
+        """Frames of a video at the times that grid, sampling and order ask for, ``[3, T, H, W]`` a view."""
         generator = rng if train else None
         if self.sampling == "dense":
             assert isinstance(self.source, TimedSource)
             stride, rate = self.stride, self.stride_fps
-            return to_tensor(
-                self.source.read_times(
-                    item,
-                    lambda start, end, fps: dense_times(
-                        start, end, grid.frames, fps=rate or fps, stride=stride, generator=generator
-                    ),
+
+            def times(start: float, end: float, fps: float) -> np.ndarray:
+                return np.concatenate(
+                    [
+                        dense_times(
+                            start,
+                            end,
+                            grid.frames,
+                            fps=rate or fps,
+                            stride=stride,
+                            generator=generator,
+                            view=view,
+                            views=views,
+                        )
+                        for view in range(views)
+                    ]
                 )
-            )
+
+            frames = self.source.read_times(item, times)
+        else:
+            positions = [self._positions(grid, rng, generator, view, views) for view in range(views)]
+            # Files are decoded once for all views; of a cache, which holds few frames, each view is read.
+            reads = [np.concatenate(positions)] if isinstance(self.source, TimedSource) else positions
+            clips = [self.source.read(item, part) for part in reads]
+            frames = clips[0] if len(clips) == 1 else np.concatenate(clips)
+        return [to_tensor(part) for part in np.split(frames, views)]
+
+    def _positions(
+        self,
+        grid: SamplingGrid,
+        rng: np.random.Generator,
+        generator: np.random.Generator | None,
+        view: int,
+        views: int,
+    ) -> np.ndarray:
         # The controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
         if self.order == "shuffled":
-            positions = rng.random(grid.frames)
-        elif self.order == "single":
-            positions = np.full(grid.frames, rng.random())
-        else:
-            positions = segment_times(0, 1, grid.frames, generator=generator)
-        return to_tensor(self.source.read(item, positions))
+            return rng.random(grid.frames)
+        if self.order == "single":
+            return np.full(grid.frames, rng.random())
+        return segment_times(0, 1, grid.frames, generator=generator, view=view, views=views)
 
 
 def collate(clips: Sequence[Clip], stack: Callable[[list[Tensor]], Tensor] = default_collate) -> Clip:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest, collate
+from fluxvit.data.dataset import Clip, ClipRequest, collate
 from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid, draw_grid
 
@@ -160,6 +160,7 @@ class ClipLoader(DataLoader[Clip]):
     """
 
     report: Path | None = None
+    names_faults = True
 
     def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]
         known = set() if self.report is None else {row["error"] for row in read_json_lines(self.report)}
@@ -168,7 +169,7 @@ class ClipLoader(DataLoader[Clip]):
             batches = super().__iter__()
         try:
             for batch in batches:
-                for fault in batch.faults:
+                for fault in batch.faults if self.names_faults else ():
                     if fault not in known:
                         known.add(fault)
                         self._name(fault)
@@ -199,7 +200,12 @@ class ClipLoader(DataLoader[Clip]):
 
 
 def loader(
-    dataset: ClipDataset, batches: Any, workers: int = 0, report: str | Path | None = None
+    dataset: Dataset[Clip],
+    batches: Any,
+    workers: int = 0,
+    report: str | Path | None = None,
+    *,
+    name_faults: bool = True,
 ) -> ClipLoader:
     """A loader of the given batches of requests.
 
@@ -208,6 +214,7 @@ def loader(
         workers: Processes that prepare batches; 0 prepares them in this one.
         report: A ``.jsonl`` file to which the error of each training file that cannot be read is added, once
             even if a run is interrupted and goes on. They are logged as warnings, too.
+        name_faults: Do so; a caller that looks at ``faults`` itself turns it off.
     """
     clips = ClipLoader(
         dataset,
@@ -218,6 +225,7 @@ def loader(
         prefetch_factor=4 if workers else None,
     )
     clips.report = None if report is None else Path(report)
+    clips.names_faults = name_faults
     return clips
 
 
@@ -247,9 +255,13 @@ def _settle_worker(_: int) -> None:
 
 
 def epoch_batches(
-    videos: int, grid: SamplingGrid, batch_size: int, indices: Sequence[int] | None = None
+    videos: int,
+    grid: SamplingGrid,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+    views: tuple[int, int] = (1, 1),
 ) -> list[list[ClipRequest]]:
-    """Requests that visit every video (or those of ``indices``) once, in order."""
+    """Requests that visit every video (or those of ``indices``) once, in order; ``views`` of each."""
     chosen = range(videos) if indices is None else indices
-    requests = [ClipRequest(i, grid) for i in chosen]
+    requests = [ClipRequest(i, grid, views=views) for i in chosen]
     return [requests[first : first + batch_size] for first in range(0, len(requests), batch_size)]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,6 +217,16 @@ def content_digest(entries: Iterable[Entry], root: Path) -> str:
         facts = [e.original or _relative(e.path, root), e.label, e.captions, e.start, e.end, e.ok, e.noflip]
         digest.update(json.dumps(facts).encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def shared_videos(one: Manifest, other: Manifest) -> list[str]:
+    """Files of the videos, or segments of videos, that two manifests both list, sorted."""
+
+    def videos(manifest: Manifest) -> set[tuple[str, float | None, float | None]]:
+        # However their paths are written.
+        return {(os.path.realpath(entry.path), entry.start, entry.end) for entry in manifest.entries}
+
+    return sorted(path for path, *_ in videos(one) & videos(other))
 
 
 def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> Manifest:

@@ -61,7 +61,12 @@ def shown_frames(prediction: Prediction, min_height: int = 336) -> np.ndarray:
 
     Returns:
         uint8 ``[T, H, W, 3]``; H and W are a whole multiple of the grid's, H at least ``min_height``.
+
+    Raises:
+        ValueError: The prediction has no frames.
     """
+    if prediction.frames is None:
+        raise ValueError(f"{prediction.path}: its frames were not kept; predict it by itself to explain it")
     grid = prediction.plan.grid
     zoom = -(-min_height // grid.height)
     size = (grid.height * zoom, grid.width * zoom)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
-from fluxvit.flux.budget import Budget, Plan, fit_budget
+from fluxvit.deploy.latency import plan_for
+from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.spending import Spent
 from fluxvit.models.config import FluxViTConfig
+from fluxvit.models.fluxvit import FluxViTOutput
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import eval_transform
@@ -32,25 +35,33 @@ class Prediction:
         labels: Class names in the order of the logits.
         probabilities: float64 ``[classes]``.
         plan: How the budget was spent.
-        frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``.
+        frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``; None where so many clips
+            are predicted together that they would fill the memory.
         fps: Sampled frames per second of video.
         kept: int64 ``[K]`` indices of the kept tokens in the pool; None when nothing was dropped.
         embedding: float32 ``[P]``, the clip's pooled vector.
+        spent: What the clip has cost.
     """
 
     path: Path
     labels: Sequence[str]
     probabilities: np.ndarray
     plan: Plan
-    frames: np.ndarray
+    frames: np.ndarray | None
     fps: float
     kept: np.ndarray | None
     embedding: np.ndarray
+    spent: Spent
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The ``count`` likeliest classes with their probabilities, likeliest first."""
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(self.labels[i], float(self.probabilities[i])) for i in order]
+        return likeliest(self.labels, self.probabilities, count)
+
+
+def likeliest(labels: Sequence[str], probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:
+    """The ``count`` likeliest classes with their probabilities ``[classes]``, likeliest first."""
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [(labels[i], float(probabilities[i])) for i in order]
 
 
 class Predictor:
@@ -58,8 +69,9 @@ class Predictor:
 
     Args:
         checkpoint: A checkpoint folder, or the name of one of the package's; default: the package's own.
-        budget: What a clip may cost; a number is tokens. None: the largest trained budget. A budget in
-            milliseconds is measured here, on ``device``, when the predictor is made.
+        budget: What a clip may cost; a number is tokens. None: the largest trained budget. For one in
+            milliseconds ``device`` is measured when the predictor is made
+            (:func:`~fluxvit.deploy.latency.plan_for`); ``plan.measured`` tells what the plan costs.
         grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
         head: Head to read; None: the one trained nearest to the number of kept tokens.
         device: Where to run.
@@ -98,8 +110,12 @@ class Predictor:
             if grid
             else (self.info.plans or default_plans(config, self.info, budget.tokens))
         )
-        plan = fit_budget(budget, known, config.size, self.measure_ms)
-        self.plan = plan if head is None else replace(plan, head=head)
+        plan = plan_for(self.model, budget, known)
+        if head is not None and head != plan.head:
+            # The accuracy was the other head's; the cost is the same.
+            measured = plan.measured and replace(plan.measured, correct=None, total=None)
+            plan = replace(plan, head=head, measured=measured)
+        self.plan = plan
 
     @torch.inference_mode()
     def __call__(self, path: str | Path) -> Prediction:
@@ -108,38 +124,53 @@ class Predictor:
         Raises:
             VideoError: It cannot be read.
         """
-        grid = self.plan.grid
-        with open_video(path) as reader:
-            frames = reader.read(segment_times(0, reader.end, grid.frames).tolist())
-            seconds = reader.end
-        video = eval_transform(frames, grid.height, grid.width, self.info.mean, self.info.std)
         plan = self.plan
-        out = self.model(video[None].to(self.device), plan.keep, plan.head, plan.selector)
+        (frames,), seconds = read_frames(path, [plan.grid.frames])
+        out = self.model(self.clip(frames, plan.grid), plan.keep, plan.head, plan.selector)
+        cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
+        spent = Spent(plan.keep, cost.total / 1e9)
+        return self.prediction(path, plan, frames, seconds, out.logits.double().softmax(-1), out, spent)
+
+    def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
+        """Frames uint8 ``[T, H, W, 3]`` ready for the network, ``[1, 3, T, height, width]`` on its device."""
+        video = eval_transform(frames, grid.height, grid.width, self.info.mean, self.info.std)
+        return video[None].to(self.device)
+
+    def prediction(
+        self,
+        path: str | Path,
+        plan: Plan,
+        frames: np.ndarray | None,
+        seconds: float,
+        probabilities: Tensor,
+        out: FluxViTOutput,
+        spent: Spent,
+    ) -> Prediction:
+        """What the network gave for one clip, with ``probabilities`` ``[1, classes]``, as a prediction."""
         return Prediction(
             path=Path(path),
             labels=self.labels,
-            probabilities=out.logits[0].double().softmax(-1).cpu().numpy(),
-            plan=self.plan,
+            probabilities=probabilities[0].cpu().numpy(),
+            plan=plan,
             frames=frames,
-            fps=grid.frames / seconds,
+            fps=plan.grid.frames / seconds,
             kept=None if out.kept is None else out.kept[0].cpu().numpy(),
             embedding=out.embedding[0].float().cpu().numpy(),
+            spent=spent,
         )
 
-    @torch.inference_mode()
-    def measure_ms(self, plan: Plan, repeats: int = 7) -> float:
-        """Median milliseconds of the network on one clip of a plan, on this device, after two warm-ups."""
-        grid = plan.grid
-        video = torch.zeros(1, self.model.config.in_chans, grid.frames, grid.height, grid.width)
-        video = video.to(self.device)
-        times = []
-        for _ in range(repeats + 2):
-            start = time.perf_counter()
-            self.model(video, plan.keep, plan.head, plan.selector)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            times.append(1000 * (time.perf_counter() - start))
-        return statistics.median(times[2:])
+
+def read_frames(path: str | Path, counts: Sequence[int]) -> tuple[list[np.ndarray], float]:
+    """Frames of a video, evenly spread over it: for each of ``counts`` so many, uint8 ``[T, H, W, 3]``; and
+    its length in seconds. What several counts need is decoded once.
+
+    Raises:
+        VideoError: It cannot be read.
+    """
+    with open_video(path) as reader:
+        times = [segment_times(0, reader.end, count) for count in counts]
+        frames = reader.read(np.concatenate(times))
+        return np.split(frames, np.cumsum(counts)[:-1]), reader.end
 
 
 def default_plans(config: FluxViTConfig, info: CheckpointInfo, tokens: int | None) -> list[Plan]:

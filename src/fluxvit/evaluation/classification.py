@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
+from fluxvit.evaluation.views import ONE_VIEW, ReadableOrBlack, Views, merge_views
+from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selection import Selector
+from fluxvit.flux.selection import Selector, get_selector
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.video.transforms import normalize
 
@@ -44,17 +48,23 @@ class Score:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits ``[N, classes]`` and labels ``[N]`` of a data set, in its order."""
+    """Logits ``[N, classes]`` and labels ``[N]`` of a data set, in its order.
+
+    Of several views the logits are the logarithms of the mean probabilities. Those of a clip that could not
+    be read are not numbers; ``unreadable`` has the reason by its row.
+    """
 
     logits: Tensor
     labels: Tensor
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def score(self) -> Score:
-        return Score(int((self.logits.argmax(-1) == self.labels).sum()), len(self.labels))
+        """Clips that could not be read count as wrong."""
+        right = (self.logits.argmax(-1) == self.labels) & ~self.logits.isnan().any(-1)
+        return Score(int(right.sum()), len(self.labels))
 
 
-@torch.inference_mode()
 def predict_dataset(
     model: FluxViT,
     dataset: ClipDataset,
@@ -77,9 +87,8 @@ def predict_dataset(
         grid: Sampling of every clip.
         keeps: Budgets; the pool is embedded once for all of them.
         head: Head to read; None: the nearest to each budget.
-        progress: Title of a progress bar; None for none.
-        indices: Clips to take, at least one; None: all.
-        after_batch: Called after each batch; may raise to end it early.
+        selector: Which tokens are kept.
+        batch_size, workers, progress, indices, after_batch: As for :func:`predict_requests`.
 
     Returns:
         Predictions for each budget, in the order of the clips.
@@ -87,17 +96,126 @@ def predict_dataset(
     Raises:
         VideoError: A video cannot be read. Evaluation never replaces one by another.
     """
+    return predict_requests(
+        model,
+        dataset,
+        grid,
+        [Request(keep, head, selector) for keep in keeps],
+        mean=mean,
+        std=std,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        indices=indices,
+        after_batch=after_batch,
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with the clips of a grid: a plan without it. A selector may be one that has no name."""
+
+    keep: int
+    head: int | None = None
+    selector: str | Selector = "group_dynamic"
+
+    @classmethod
+    def of(cls, plan: Plan, seed: int = 0) -> Request:
+        """That of a plan; ``seed`` is for selectors that draw."""
+        chooser = get_selector(plan.selector)
+        if hasattr(chooser, "seed"):
+            chooser = replace(chooser, seed=seed)  # type: ignore[type-var]
+        return cls(plan.keep, plan.head, chooser)
+
+
+@torch.inference_mode()
+def predict_requests(
+    model: FluxViT,
+    dataset: ClipDataset,
+    grid: SamplingGrid,
+    requests: Sequence[Request],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    views: Views = ONE_VIEW,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: str | None = None,
+    indices: Sequence[int] | None = None,
+    after_batch: Callable[[], None] | None = None,
+    tolerant: bool = False,
+) -> list[Predictions]:
+    """Run a model over every clip of a data set, read once for all requests of a grid.
+
+    Args:
+        grid: Sampling of every clip.
+        requests: Budgets, heads and selectors. The pool is embedded once for all that share head and
+            selector.
+        views: Of each clip; their probabilities are averaged.
+        precision: ``fp32``, or ``bf16`` (autocast).
+        batch_size: Clips at once. All their views are.
+        workers: Processes that decode; 0: this one.
+        progress: Title of a progress bar; None for none.
+        indices: Clips to take, at least one; None: all.
+        after_batch: Called after each batch; may raise to end it early.
+        tolerant: Go on if a video cannot be read, and name it in the predictions.
+
+    Returns:
+        Predictions for each request, in the order of the clips.
+
+    Raises:
+        VideoError: A video cannot be read, and that is not tolerated.
+    """
     device = next(model.parameters()).device
     model.eval()
-    logits: list[list[Tensor]] = [[] for _ in keeps]
-    labels = []
-    batches = epoch_batches(len(dataset), grid, batch_size, indices)
-    clips = loader(dataset, batches, workers)
-    for clip in track(clips, progress or "", len(batches), transient=True, disable=progress is None):
+    logits: list[list[Tensor]] = [[] for _ in requests]
+    labels: list[Tensor] = []
+    unreadable: dict[int, str] = {}
+    batches = epoch_batches(len(dataset), grid, batch_size, indices, views)
+    source = ReadableOrBlack(dataset) if tolerant else dataset
+    console = Console(stderr=True)  # What is printed may go to a file.
+    bar = track(
+        loader(source, batches, workers, name_faults=False),
+        progress or "",
+        len(batches),
+        console=console,
+        transient=True,
+        disable=progress is None or not console.is_terminal,
+    )
+    done = 0
+    for clip in bar:
         video = normalize(clip.video.to(device), mean, std)
-        for rows, out in zip(logits, model(video, list(keeps), head, selector), strict=True):
-            rows.append(out.logits.float().cpu())
-        labels.append(clip.label)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            answers = _answer(model, video, requests)
+        bad = clip.replaced[:: views.total] > 0
+        for rows, answer in zip(logits, answers, strict=True):
+            merged = merge_views(answer.cpu(), views.total)
+            merged[bad] = math.nan
+            rows.append(merged)
+        for row in bad.nonzero().flatten().tolist():
+            unreadable[done + row] = _reason(dataset, clip, row * views.total)
+        labels.append(clip.label[:: views.total])
+        done += len(bad)
         if after_batch is not None:
             after_batch()
-    return [Predictions(torch.cat(rows), torch.cat(labels)) for rows in logits]
+    return [Predictions(torch.cat(rows), torch.cat(labels), unreadable) for rows in logits]
+
+
+def _answer(model: FluxViT, video: Tensor, requests: Sequence[Request]) -> list[Tensor]:
+    """Logits for each request; those of one head and selector in one pass."""
+    together = defaultdict(list)
+    for place, request in enumerate(requests):
+        together[request.head, request.selector].append(place)
+    answers: dict[int, Tensor] = {}
+    for (head, selector), places in together.items():
+        outs = model(video, [requests[place].keep for place in places], head, selector)
+        answers |= {place: out.logits for place, out in zip(places, outs, strict=True)}
+    return [answers[place] for place in range(len(requests))]
+
+
+def _reason(dataset: ClipDataset, clip: Clip, row: int) -> str:
+    """Why a clip of a batch could not be read, without its path."""
+    path = f"{dataset.manifest.entries[int(clip.item[row])].path}: "
+    faults = [fault.removeprefix(path) for fault in clip.faults if fault.startswith(path)]
+    return faults[0] if faults else "cannot be read"

@@ -1,7 +1,7 @@
-"""Figures of a report: each function draws one and returns it as an ``<svg>`` element to put into HTML.
+"""Figures of a report: each function returns one as a `Picture`, for a page or for a file of its own.
 
-Colours are written as CSS variables, so that one picture serves a light and a dark page. Text stays text,
-so that it can be searched and read aloud.
+On a page colours are CSS variables, so that one picture serves light and dark, and text stays text, so that
+it can be searched and read aloud.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fluxvit.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, PAPER = "#1f2430", "#687080", "#d8dce3", "#fdfdfe"
 PLAIN, OPTIMISED = "#1f66a8", "#d2620c"  # Blue and orange: told apart by every kind of colour blindness.
+BASELINES = ("#84660a", "#0c7489", "#8a3f9e", "#0f7a5a")
 CSS_VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -28,11 +33,14 @@ CSS_VARIABLES = {
     PAPER: "--paper",
     PLAIN: "--plain",
     OPTIMISED: "--optimised",
+    **{colour: f"--baseline-{number}" for number, colour in enumerate(BASELINES, start=1)},
 }
 """The CSS variable that stands for each colour in the SVG; its light value is the colour itself."""
 
-_WIDTH = 9.0  # Inches of a full-width figure.
+WIDTH = 9.0  # Inches of a full-width figure.
 _PIXELS_PER_INCH = 104  # On a page with room for it: 10-point text is then 14.4 pixels high.
+_LEAST_PIXELS_PER_INCH = 64  # On a narrow one, which then scrolls sideways: 10-point text is 9 pixels high.
+_DOTS_PER_INCH = 200  # Of a PNG file.
 _ACROSS = 3  # Panels beside each other.
 _CURVE_POINTS = 300  # More points a line would only make the page larger.
 
@@ -52,7 +60,52 @@ def require_matplotlib() -> None:
         raise ValueError("a report needs Matplotlib: pip install 'fluxvit[report]'") from error
 
 
-def accuracy_figure(curve: Sequence[Row], controls: Sequence[Row], chance: float | None) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is yet to be drawn.
+
+    Args:
+        draw: Draws on an empty figure.
+        height: Inches.
+        label: Alternative text; no two pictures of a page have the same.
+        width: Inches.
+    """
+
+    draw: Callable[[Figure], None]
+    height: float
+    label: str
+    width: float = WIDTH
+
+    def inline(self) -> str:
+        """An ``<svg>`` element to put into HTML."""
+        buffer = io.StringIO()
+        self._save(buffer, "svg", fonts="none", transparent=True)
+        return _inline(buffer.getvalue(), self.width, self.height, self.label)
+
+    def write(self, path: Path) -> None:
+        """A file of its own on white, atomically; its suffix says which, ``.svg`` or ``.png``.
+
+        Letters of an SVG are outlines: it looks the same wherever it is put.
+        """
+        with atomic_path(path) as partial:
+            self._save(partial, path.suffix[1:], fonts="path", facecolor="white", dpi=_DOTS_PER_INCH)
+
+    def _save(self, file: Path | io.StringIO, kind: str, *, fonts: str, **options: Any) -> None:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        # The salt keeps the ids of figures on one page apart, and the same from run to run. Any: the names
+        # that Matplotlib's types allow differ between its versions.
+        style: Any = {**_STYLE, "svg.hashsalt": self.label, "svg.fonttype": fonts}
+        if kind == "svg":
+            options["metadata"] = {"Date": None}
+        with matplotlib.rc_context(style):
+            figure = Figure(figsize=(self.width, self.height), layout="constrained")
+            self.draw(figure)
+            figure.savefig(file, format=kind, **options)
+
+
+def accuracy_figure(curve: Sequence[Row], controls: Sequence[Row], chance: float | None) -> Picture:
     """Accuracy against token budget, plain and token-optimised; the controls stand in a panel beside it."""
 
     def draw(figure: Figure) -> None:
@@ -62,8 +115,8 @@ def accuracy_figure(curve: Sequence[Row], controls: Sequence[Row], chance: float
         if controls:
             _draw_controls(panels[1], controls)
         for axes in panels:
-            _chance_line(axes, chance)
-            _percent_axis(axes)
+            chance_line(axes, chance)
+            percent_axis(axes)
         if chance is not None:
             panels[0].annotate(
                 f"chance {100 * chance:.3g} %", (0, 100 * chance), (6, 3), xycoords=("axes fraction", "data"),
@@ -74,32 +127,34 @@ def accuracy_figure(curve: Sequence[Row], controls: Sequence[Row], chance: float
         panels[0].set_ylabel("accuracy (%)")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
-    return _svg(draw, height=4.3, label="Accuracy against token budget, plain and token-optimised")
+    return Picture(draw, height=4.3, label="Accuracy against token budget, plain and token-optimised")
 
 
-def trials_figure(trials: Sequence[Row], curve: Sequence[Row]) -> str:
+def trials_figure(trials: Sequence[Row], curve: Sequence[Row]) -> Picture:
     """Accuracy of every grid that was tried: a heat map over frames and size for each budget.
 
-    The grids that ``curve`` reports are outlined: orange the optimised one, blue the plain one.
+    The grids that ``curve`` reports, a row for each budget, are outlined: orange the ``optimised`` one, blue
+    the ``plain`` one.
     """
     budgets = sorted({row["budget"] for row in trials}, reverse=True)
     frames = sorted({row["frames"] for row in trials})
-    sizes = sorted({row["size"] for row in trials})
-    down, across = _layout(len(budgets))
+    sizes = sorted({_size(row) for row in trials}, key=lambda size: (size[0] * size[-1], size))
+    most = max(1, min(_ACROSS, int(WIDTH / (0.5 + 0.55 * len(sizes)))))  # So that cells hold their numbers.
+    down, across = _layout(len(budgets), most)
     reported = {row["budget"]: row for row in curve}
     lowest = min(row["accuracy"] for row in trials)
     span = max(row["accuracy"] for row in trials) - lowest or 1.0
 
     def draw(figure: Figure) -> None:
-        for axes, budget in zip(_panels(figure, len(budgets)), budgets, strict=True):
+        for axes, budget in zip(_panels(figure, len(budgets), most), budgets, strict=True):
             for row in (row for row in trials if row["budget"] == budget):
-                place = (sizes.index(row["size"]), frames.index(row["frames"]))
+                place = (sizes.index(_size(row)), frames.index(row["frames"]))
                 shade = (row["accuracy"] - lowest) / span
                 _draw_cell(axes, place, row["accuracy"], shade, _outline(row, reported.get(budget)))
             axes.set_title(f"{budget} tokens")
             axes.set_xlim(-0.55, len(sizes) - 0.45)
             axes.set_ylim(-0.55, len(frames) - 0.45)
-            axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+            axes.set_xticks(range(len(sizes)), ["x".join(map(str, size)) for size in sizes])
             axes.set_yticks(range(len(frames)), [str(count) for count in frames])
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
@@ -107,12 +162,12 @@ def trials_figure(trials: Sequence[Row], curve: Sequence[Row]) -> str:
         figure.supxlabel("frame size (pixels)", fontsize=10, color=MUTED)
         figure.supylabel("frames", fontsize=10, color=MUTED)
 
-    width = min(_WIDTH, 1.2 + across * max(1.9, 0.68 * len(sizes)))
+    width = min(WIDTH, 1.2 + across * max(1.9, 0.68 * len(sizes)))
     height = 0.6 + down * (0.5 + 0.4 * len(frames))
-    return _svg(draw, width=width, height=height, label="Validation accuracy of the sampling grids tried")
+    return Picture(draw, width=width, height=height, label="Validation accuracy of the sampling grids tried")
 
 
-def factors_figure(factors: Row) -> str:
+def factors_figure(factors: Row) -> Picture:
     """Accuracy of each binary factor at each budget: plain and optimised as two dots joined by a line."""
     names, rows = factors["names"], factors["rows"]
     down, across = _layout(len(rows))
@@ -135,12 +190,12 @@ def factors_figure(factors: Row) -> str:
         figure.supxlabel("accuracy (%); dashed: chance", fontsize=10, color=MUTED)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
-    width = min(_WIDTH, 1.2 + 2.6 * across)
+    width = min(WIDTH, 1.2 + 2.6 * across)
     height = 1.0 + down * (0.5 + 0.3 * len(names))
-    return _svg(draw, width=width, height=height, label="Accuracy of each binary factor of the label")
+    return Picture(draw, width=width, height=height, label="Accuracy of each binary factor of the label")
 
 
-def training_figure(training: Sequence[Row], chance: float | None) -> str:
+def training_figure(training: Sequence[Row], chance: float | None) -> Picture:
     """Loss, and accuracy at each budget, against the training step; smoothed."""
     accuracies = sorted(
         {key for row in training for key in row if key.startswith("accuracy@")},
@@ -158,7 +213,7 @@ def training_figure(training: Sequence[Row], chance: float | None) -> str:
             axes.set_xlabel("training step")
             axes.margins(x=0.01)
         if accuracies:
-            _chance_line(panels[1], chance)
+            chance_line(panels[1], chance)
             for key, colour in zip(accuracies, _sequence(len(accuracies)), strict=True):
                 steps, values = _series(training, key)
                 label = f"{key.partition('@')[2]} tokens"
@@ -167,18 +222,25 @@ def training_figure(training: Sequence[Row], chance: float | None) -> str:
             panels[1].set_ylim(bottom=0)
             panels[1].legend(loc="best")
 
-    return _svg(draw, height=2.9, label="Training loss and accuracy against training step")
+    return Picture(draw, height=2.9, label="Training loss and accuracy against training step")
 
 
-def _layout(count: int) -> tuple[int, int]:
-    """Rows and columns of ``count`` panels, in rows of about equal length."""
-    down = math.ceil(count / _ACROSS)
+def _size(trial: Row) -> tuple[int, ...]:
+    """Height and width of a trial's frames; of square ones their side alone."""
+    return tuple(map(int, str(trial["grid"]).split("x")[1:]))
+
+
+def _layout(count: int, most: int = _ACROSS) -> tuple[int, int]:
+    """Rows and columns of ``count`` panels, at most so many in a row, in rows of about equal length."""
+    down = math.ceil(count / most)
     return down, math.ceil(count / down)
 
 
-def _panels(figure: Figure, count: int) -> list[Axes]:
+def _panels(figure: Figure, count: int, most: int = _ACROSS) -> list[Axes]:
     """``count`` panels with the same axes."""
-    panels = figure.subplots(*_layout(count), sharex=True, sharey=True, squeeze=False).flatten().tolist()
+    panels = (
+        figure.subplots(*_layout(count, most), sharex=True, sharey=True, squeeze=False).flatten().tolist()
+    )
     for axes in panels[count:]:
         axes.remove()
     for axes in panels[:count]:
@@ -236,11 +298,10 @@ def _draw_controls(axes: Axes, controls: Sequence[Row]) -> None:
 
 def _outline(trial: Row, reported: Row | None) -> str | None:
     """The colour that marks a trial whose grid the curve reports."""
-    if reported is None:
-        return None
-    if trial["grid"] == reported["optimised"]["grid"]:
-        return OPTIMISED
-    return PLAIN if trial["grid"] == reported["plain"]["grid"] else None
+    for kind, colour in (("optimised", OPTIMISED), ("plain", PLAIN)):
+        if reported and kind in reported and trial["grid"] == reported[kind]["grid"]:
+            return colour
+    return None
 
 
 def _draw_cell(
@@ -268,12 +329,12 @@ def _draw_cell(
     axes.text(x, y, f"{100 * accuracy:.1f}", ha="center", va="center", color=text_colour, zorder=4)
 
 
-def _chance_line(axes: Axes, chance: float | None) -> None:
+def chance_line(axes: Axes, chance: float | None) -> None:
     if chance is not None:
         axes.axhline(100 * chance, color=MUTED, linestyle="--", linewidth=1, zorder=1)
 
 
-def _percent_axis(axes: Axes) -> None:
+def percent_axis(axes: Axes) -> None:
     axes.grid(True, axis="y")
     axes.grid(False, axis="x")
 
@@ -307,22 +368,6 @@ def _sequence(count: int) -> list[str]:
     return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.32, 0.8, count))]
 
 
-def _svg(draw: Callable[[Figure], None], *, width: float = _WIDTH, height: float, label: str) -> str:
-    """Run ``draw`` on an empty figure of so many inches; ``label`` is its alternative text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # The salt keeps the ids of figures on one page apart, and the same from run to run. Any: the names that
-    # Matplotlib's types allow differ between its versions.
-    style: Any = {**_STYLE, "svg.hashsalt": label}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True)
-    return _inline(buffer.getvalue(), width, height, label)
-
-
 def _inline(document: str, width: float, height: float, label: str) -> str:
     """The ``<svg>`` of a Matplotlib document of so many inches, in the page's colours and scaled to it."""
     body = document[document.index("<svg") :]
@@ -332,7 +377,8 @@ def _inline(document: str, width: float, height: float, label: str) -> str:
         body = body.replace(colour, f"var({variable}, {colour})")
     opening = (
         f'<svg role="img" aria-label="{html.escape(label)}" viewBox="0 0 {72 * width:g} {72 * height:g}" '
-        f'style="max-width: {width * _PIXELS_PER_INCH:.0f}px">'
+        f'style="max-width: {width * _PIXELS_PER_INCH:.0f}px; '
+        f'min-width: {width * _LEAST_PIXELS_PER_INCH:.0f}px">'
     )
     return opening + body[body.index(">") + 1 :].strip()
 
@@ -354,7 +400,6 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.9,
     "lines.markersize": 6,
-    "svg.fonttype": "none",
     "text.color": INK,
     "text.parse_math": False,  # A "$" in a label is a "$".
     "xtick.color": MUTED,

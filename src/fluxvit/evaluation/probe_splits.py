@@ -8,7 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from fluxvit.data.manifest import Manifest, read_manifest
+from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
         if role != "train":
             _check_classes(split, splits["train"])
     for one, other in combinations(splits.values(), 2):
-        shared = _videos(one) & _videos(other)
+        shared = shared_videos(one.manifest, other.manifest)
         if shared:
             raise ValueError(
                 f"{other.name} and {one.name} share {len(shared)} videos, such as "
-                f"{min(path for path, *_ in shared)}; a score on videos that were seen before means nothing"
+                f"{shared[0]}; a score on videos that were seen before means nothing"
             )
     return splits
 
@@ -88,7 +88,3 @@ def _check_classes(split: Split, train: Split) -> None:
         shown = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in unknown[:5])
         rest = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ValueError(f"{split.name} has classes that {train.name} has no video of: {shown}{rest}")
-
-
-def _videos(split: Split) -> set[tuple]:
-    return {(entry.path, entry.start, entry.end) for entry in split.manifest.entries}

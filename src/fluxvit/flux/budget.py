@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -28,6 +30,11 @@ class Measured:
     gmacs: float | None = None
     latency_ms: float | None = None
     device: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of clips that were right; None if that was not measured."""
+        return self.correct / self.total if self.correct is not None and self.total else None
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Cascade:
             probability after its logits were divided by its temperature; the last stage's always stands.
         temperatures: One for each stage.
         measured: Accuracy, and the mean cost of a clip.
+        average: The answer is the mean of the probabilities of all stages that were run, not the last one's.
+        reach: Share of clips that came to each stage when it was tuned, from 1 falling; empty: unknown.
 
     Raises:
         ValueError: There are fewer than two stages, not as many temperatures, or a number is out of range.
@@ -69,6 +78,8 @@ class Cascade:
     threshold: float
     temperatures: tuple[float, ...]
     measured: Measured | None = field(default=None, compare=False)
+    average: bool = False
+    reach: tuple[float, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.stages) < 2 or len(self.temperatures) != len(self.stages):
@@ -81,11 +92,29 @@ class Cascade:
                 f"a cascade's threshold lies within 0..1 and its temperatures above 0, "
                 f"got {self.threshold} and {list(self.temperatures)}"
             )
+        if self.reach and (
+            len(self.reach) != len(self.stages)
+            or self.reach[0] != 1
+            or list(self.reach) != sorted(self.reach, reverse=True)
+            or self.reach[-1] < 0
+        ):
+            raise ValueError(
+                f"a cascade's reach has a share for each of {len(self.stages)} stages, 1 first and none "
+                f"above the one before, got {list(self.reach)}"
+            )
+
+    def mean(self, costs: Sequence[float]) -> float:
+        """Mean cost of a clip, in the unit of ``costs``: what a clip costs that stops at each stage, all that
+        it ran counted. Of unknown reach, as if every clip came to the last stage.
+        """
+        reach = self.reach or (1.0,) * len(self.stages)
+        steps = [cost - before for cost, before in zip(costs, (0, *costs), strict=False)]
+        return sum(part * step for part, step in zip(reach, steps, strict=True))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one clip may cost, in exactly one unit.
+    """What one clip may cost, in exactly one unit. ``str`` of it is what :func:`parse_budget` reads.
 
     Args:
         tokens: Tokens that enter the blocks.
@@ -94,7 +123,7 @@ class Budget:
         latency_ms: Milliseconds of a forward pass of one clip on the device in hand.
 
     Raises:
-        ValueError: None or several are given, or one is not positive.
+        ValueError: None or several are given, or it is no positive number (of tokens: a whole one).
     """
 
     tokens: int | None = None
@@ -105,8 +134,18 @@ class Budget:
         given = [value for value in (self.tokens, self.gflops, self.latency_ms) if value is not None]
         if len(given) != 1:
             raise ValueError("a budget has exactly one of tokens, gflops and latency_ms")
-        if given[0] <= 0:
+        if not 0 < given[0] < float("inf"):
             raise ValueError(f"budget {given[0]}: it must be positive")
+        if self.tokens is not None and self.tokens != int(self.tokens):
+            raise ValueError(f"budget {self.tokens}: tokens come in whole numbers")
+
+    def __str__(self) -> str:
+        if self.tokens is not None:
+            return f"{self.tokens} token{'s' if self.tokens > 1 else ''}"
+        number, unit = (self.latency_ms, "ms") if self.gflops is None else (self.gflops, "GFLOPs")
+        # Never rounded, and without the exponents that floats may print.
+        text = f"{Decimal(repr(float(number or 0))):f}"
+        return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
 
 
 def nearest_plan(plans: Sequence[Plan], tokens: int) -> Plan:
@@ -123,55 +162,211 @@ def fit_budget(
     budget: Budget,
     plans: Sequence[Plan],
     size: NetworkSize,
-    measure_ms: Callable[[Plan], float],
+    measure_ms: Callable[[Plan, bool], float],
 ) -> Plan:
-    """The plan with the most tokens within a budget.
+    """The plan that spends a budget.
+
+    Tokens: :func:`nearest_plan`. GFLOPs and milliseconds, by which a dense grid may cost more than a sparse
+    one that keeps more tokens:
+
+    1. The base is the best of the known plans that fit as they stand. Best is the highest measured accuracy,
+       of equals the cheapest, if every plan's was measured; else the most tokens.
+    2. What is left is spent on more tokens of the base's grid, up to the pool; on none, if a plan of the same
+       grid and selector with more tokens was measured to be worse.
+    3. If that leaves more than a twentieth of the budget, the grid of a better plan that does not fit is
+       taken with fewer tokens, though not fewer than the base's. It is also what happens if no plan fits,
+       with one token at least. Of several such plans, the one that gives up the smallest share of its tokens.
+
+    Latency is noisy and need not rise with every token. What was found is therefore measured afresh, and
+    counts if that is within 95 to 99 % of the budget; else the search goes on with that figure, five times at
+    most. Then of what was measured afresh and not above the budget that nearest to 97.5 % is taken.
 
     Args:
         budget: What may be spent.
-        plans: Known plans. Between two of them the smaller one's grid is used, as by :func:`nearest_plan`.
+        plans: Known plans.
         size: The network, for GFLOPs.
-        measure_ms: Measures a plan's latency on the device, for milliseconds; called some ten times.
+        measure_ms: Tells a plan's latency on the device, for milliseconds: if the second argument is true,
+            as measured now; else an earlier figure will do.
 
     Raises:
-        ValueError: Not even one token fits.
+        ValueError: Not even one token fits, or no plan that was found held the budget when measured afresh.
     """
 
     def pool(plan: Plan) -> int:
         return plan.grid.tokens(size.patch_size, size.tubelet_size)
 
+    def gmacs(plan: Plan) -> float:
+        return grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9
+
     if budget.tokens is not None:
         plan = nearest_plan(plans, budget.tokens)
         return plan if plan.keep <= pool(plan) else replace(plan, keep=pool(plan), measured=None)
-    limit = budget.gflops if budget.gflops is not None else budget.latency_ms
+    rows = _best_first([replace(plan, keep=min(plan.keep, pool(plan))) for plan in plans], gmacs)
+    if budget.gflops is not None:
+        found = _Spending(budget.gflops, rows, pool, gmacs, gmacs, enough=1.0).plan()
+        if found is None:
+            raise _too_small(budget, min(gmacs(_with_keep(row, 1)) for row in rows), "GFLOPs")
+        return found
+
+    limit = budget.latency_ms
     assert limit is not None
+    known: dict[Plan, float] = {}
+    trusted = True  # Earlier figures are, until one is found wrong.
 
-    def spent(plan: Plan) -> float:
-        if budget.gflops is not None:
-            return grid_cost(size, plan.grid, plan.keep).total / 1e9
-        return measure_ms(plan)
+    def latency(plan: Plan) -> float:
+        if plan not in known:
+            known[plan] = measure_ms(plan, not trusted)
+        return known[plan]
 
-    # A dense grid can cost more than a sparse one that keeps more tokens: cost rises with the tokens only
-    # while the grid stays the same. Each plan rules from its own number of tokens to the next plan's.
-    ordered = sorted(plans, key=lambda plan: plan.keep)
-    least = float("inf")
-    for i in reversed(range(len(ordered))):
-        plan = ordered[i]
-        first = 1 if i == 0 else min(plan.keep, pool(plan))
-        last = pool(plan) if i == len(ordered) - 1 else min(pool(plan), ordered[i + 1].keep - 1)
-        low = Plan(plan.grid, first, selector=plan.selector)
-        least = min(least, spent(low))
-        if least <= limit:
-            high = replace(low, keep=max(first, last))
-            # Measuring takes time, and is not exact anyway.
-            step = 1 if budget.gflops is not None else max(1, last // 256)
-            while high.keep - low.keep > step:
-                middle = replace(low, keep=(low.keep + high.keep) // 2)
-                low, high = (middle, high) if spent(middle) <= limit else (low, middle)
-            best = high if spent(high) <= limit else low
-            return plan if best.keep == plan.keep else best
-    unit = "GFLOPs" if budget.gflops is not None else "ms"
-    raise ValueError(f"budget {limit:g} {unit}: the least that this model can spend is {least:.3g} {unit}")
+    spending = _Spending(limit, rows, pool, gmacs, latency, enough=_ENOUGH_MS)
+    fresh: dict[Plan, float] = {}
+    found = spending.plan()
+    for _ in range(_VERIFICATIONS):
+        if found is None and trusted:
+            known.clear()
+            trusted = False
+            found = spending.plan()
+        if found is None:
+            break
+        spent = fresh[found] = measure_ms(found, True)
+        if _NEAR * limit <= spent <= _SURE * limit:
+            return found
+        wrong = abs(spent / latency(found) - 1) > _STALE
+        # On the brink, it would be above the limit as often as not: fewer tokens are better.
+        known[found] = spent if spent <= _SURE * limit else max(spent, 1.001 * limit)
+        former, found = found, spending.plan()
+        if trusted and (wrong or found == former):
+            # Earlier figures may be of a slower or a faster day: search again without them.
+            trusted = False
+            known.clear()
+            found = spending.plan()
+        elif found == former:
+            break
+    held = [plan for plan, spent in fresh.items() if spent <= limit]
+    if held:
+        middle = (1 + _NEAR) / 2 * limit
+        return min(held, key=lambda plan: abs(fresh[plan] - middle))
+    if not fresh:
+        raise _too_small(budget, min(latency(_with_keep(row, 1)) for row in rows), "ms")
+    raise ValueError(
+        f"budget {budget}: what was chosen for it took {min(fresh.values()):.3g} ms and more when measured "
+        "again; the device is busy: try again, or allow more"
+    )
+
+
+# A budget is spent if this much of it is; a latency is, if no more than that is: it varies.
+_NEAR, _SURE = 0.95, 0.99
+# The search in milliseconds ends here, so that a fresh measurement may differ a little.
+_ENOUGH_MS = 0.96
+# Fresh measurements of what the search found; and how far one may be from an earlier figure.
+_VERIFICATIONS, _STALE = 6, 0.1
+
+
+def _too_small(budget: Budget, least: float, unit: str) -> ValueError:
+    return ValueError(f"budget {budget}: the least that this model can spend is {least:.3g} {unit}")
+
+
+def _with_keep(plan: Plan, keep: int) -> Plan:
+    """A plan with another number of tokens, for which its head and its accuracy do not hold."""
+    return plan if keep == plan.keep else Plan(plan.grid, keep, selector=plan.selector)
+
+
+def _best_first(plans: Sequence[Plan], gmacs: Callable[[Plan], float]) -> list[Plan]:
+    if all(_accuracy(plan) is not None for plan in plans):
+        return sorted(plans, key=lambda plan: (-(_accuracy(plan) or 0), gmacs(plan)))
+    return sorted(plans, key=lambda plan: -plan.keep)
+
+
+def _accuracy(plan: Plan) -> float | None:
+    return None if plan.measured is None else plan.measured.accuracy
+
+
+@dataclass(frozen=True)
+class _Spending:
+    """The search of :func:`fit_budget` in GFLOPs or milliseconds.
+
+    Args:
+        limit: What may be spent.
+        rows: Known plans, best first.
+        pool: Tokens of a plan's grid.
+        gmacs: A plan's cost, counted.
+        cost: What a plan spends; dear to ask.
+        enough: Share of the limit from which on no more tokens are looked for.
+    """
+
+    limit: float
+    rows: list[Plan]
+    pool: Callable[[Plan], int]
+    gmacs: Callable[[Plan], float]
+    cost: Callable[[Plan], float]
+    enough: float
+
+    def plan(self) -> Plan | None:
+        """The plan to take; None: there is none within the limit."""
+        base = next((row for row in self.rows if self.cost(row) <= self.limit), None)
+        found, better, least = None, self.rows, 1
+        if base is not None:
+            found = self._grow(base, base.keep, self._top(base))
+            if self.cost(found) >= _NEAR * self.limit:
+                return found
+            better, least = self.rows[: self.rows.index(base)], base.keep
+        cut = [row for row in better if row.keep > least and self.cost(_with_keep(row, least)) <= self.limit]
+        if cut:
+            row = max(cut, key=lambda row: self._share(row, least))
+            other = self._grow(row, least, row.keep)
+            if found is None or self.cost(other) > self.cost(found):
+                found = other
+        return found
+
+    def _top(self, base: Plan) -> int:
+        """The most tokens that the base's grid may keep: its own if more are known to be worse, else all."""
+        worse = any(
+            (row.grid, row.selector) == (base.grid, base.selector)
+            and row.keep > base.keep
+            and (_accuracy(row) or 0) < (_accuracy(base) or 0)
+            for row in self.rows
+        )
+        return base.keep if worse else self.pool(base)
+
+    def _share(self, row: Plan, least: int) -> float:
+        """About which share of its tokens a plan above the limit can keep within it."""
+        low, high = self.cost(_with_keep(row, least)), self.cost(row)
+        return (least + (self.limit - low) / (high - low) * (row.keep - least)) / row.keep
+
+    def _grow(self, row: Plan, least: int, most: int) -> Plan:
+        """The most tokens of a plan's grid within the limit, given that ``least`` are within it."""
+        former, low, high = None, _with_keep(row, least), None
+        aim, straight = (1 + self.enough) / 2 * self.limit, True
+        while low.keep < most and self.cost(low) < self.enough * self.limit:
+            if high is None:
+                keep = self._beyond(former, low, most, aim)
+            else:
+                gap = high.keep - low.keep
+                if gap <= (1 if self.enough == 1 else max(1, low.keep // 64)):
+                    break
+                # By a straight line and by halves in turns: the line is quick, halves always arrive.
+                part = (aim - self.cost(low)) / (self.cost(high) - self.cost(low)) if straight else 0.5
+                keep, straight = low.keep + min(max(round(part * gap), 1), gap - 1), not straight
+            middle = _with_keep(row, keep)
+            if self.cost(middle) <= self.limit:
+                former, low = low, middle
+            else:
+                high = middle
+        return low
+
+    def _beyond(self, former: Plan | None, low: Plan, most: int, aim: float) -> int:
+        """Tokens that spend ``aim`` if the cost goes on to rise with the GMACs as it did until ``low``.
+
+        So the whole pool, which may be far dearer than the limit, is hardly ever tried.
+        """
+        cost, gmacs = self.cost(low), self.gmacs(low)
+        if former is not None:
+            cost, gmacs = cost - self.cost(former), gmacs - self.gmacs(former)
+        if cost <= 0:
+            return most
+        goal = self.gmacs(low) + (aim - self.cost(low)) * gmacs / cost
+        more = range(low.keep + 1, most + 1)
+        return low.keep + max(1, bisect_right(more, goal, key=lambda keep: self.gmacs(_with_keep(low, keep))))
 
 
 def parse_budget(text: str) -> Budget:
@@ -180,7 +375,7 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: ``text`` is none of these, or not positive.
     """
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(tokens|gflops|ms|)", text.strip().lower())
+    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(tokens?|gflops|ms|)", text.strip().lower())
     if not match:
         raise ValueError(f"budget {text!r}: give tokens (1024), GFLOPs (20gflops) or milliseconds (50ms)")
     value, unit = float(match[1]), match[2]

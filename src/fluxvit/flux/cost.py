@@ -1,7 +1,8 @@
 """What a forward pass costs: multiply-accumulates (MACs) of a network size at a grid and a budget.
 
 The paper's "GFLOPs" are GMACs of the kept tokens alone. What it leaves out, the embedding of the whole pool
-and the selection, is counted here beside it.
+and the selection, is counted here beside it. Both depend on what the selector reads: only for one that reads
+embeddings are tokens embedded that are dropped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import Reads, Selector, get_selector
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class Cost:
         return self.published + self.unpublished
 
 
-def clip_cost(size: NetworkSize, keep: int, pool: int | None = None) -> Cost:
+def clip_cost(size: NetworkSize, keep: int, pool: int | None = None, reads: Reads = "embeddings") -> Cost:
     """Cost of one clip.
 
     Args:
         size: The network.
         keep: Tokens that enter the blocks, class token not counted.
         pool: Tokens of the sampled grid; default: ``keep``, nothing is dropped.
+        reads: What the selector reads.
 
     Raises:
         ValueError: ``keep`` is below 1 or above ``pool``.
@@ -67,13 +70,14 @@ def clip_cost(size: NetworkSize, keep: int, pool: int | None = None) -> Cost:
     if not 1 <= keep <= pool:
         raise ValueError(f"cannot keep {keep} of {pool} tokens")
     width, length = size.embed_dim, keep + 1
-    patch = size.in_chans * size.tubelet_size * size.patch_size**2 * width
+    values = size.in_chans * size.tubelet_size * size.patch_size**2
+    scored = {"embeddings": width, "pixels": values, "nothing": 0}[reads]
     linear = round((4 + 2 * size.mlp_ratio) * width * width)
     return Cost(
-        embed_kept=keep * patch,
-        embed_dropped=(pool - keep) * patch,
-        # One subtraction and one squared sum per channel of a token: about a MAC each.
-        selection=pool * width if keep < pool else 0,
+        embed_kept=keep * values * width,
+        embed_dropped=(pool - keep) * values * width if reads == "embeddings" else 0,
+        # One subtraction and one term of a norm per number of a token: about a MAC each.
+        selection=pool * scored if keep < pool else 0,
         blocks=size.depth * (length * linear + 2 * length * length * width),
         # Keys and values of all tokens; the query and the output are one token's.
         pooling=2 * length * width * width + width * width + 2 * length * width + width * size.pool_dim,
@@ -81,11 +85,13 @@ def clip_cost(size: NetworkSize, keep: int, pool: int | None = None) -> Cost:
     )
 
 
-def grid_cost(size: NetworkSize, grid: SamplingGrid, keep: int) -> Cost:
-    """:func:`clip_cost` of a grid; ``keep`` above the pool keeps all.
+def grid_cost(
+    size: NetworkSize, grid: SamplingGrid, keep: int, selector: str | Selector = "group_dynamic"
+) -> Cost:
+    """:func:`clip_cost` of a grid and a selector; ``keep`` above the pool keeps all.
 
     Raises:
-        ValueError: The grid is not a whole number of tokens.
+        ValueError: The grid is not a whole number of tokens, or the selector is unknown.
     """
     pool = grid.tokens(size.patch_size, size.tubelet_size)
-    return clip_cost(size, min(keep, pool), pool)
+    return clip_cost(size, min(keep, pool), pool, get_selector(selector).reads)

@@ -1,14 +1,15 @@
 """Which tokens of a pool to keep: the group-dynamic selector and its baselines.
 
-A selector turns patch embeddings ``[B, T, L, C]`` (after the patch norm, before positions; T frames of L
-tokens) into scores ``[B, T, L]``, and says how the frames are split into groups. :func:`select` then keeps
-the best of each group. No selector has parameters, and none lets gradients through.
+A selector turns tokens ``[B, T, L, C]`` (T frames of L tokens) into scores ``[B, T, L]``, and says how the
+frames are split into groups. :func:`select` then keeps the best of each group. What stands in for a token is
+its patch embedding (after the patch norm, before positions), or its raw pixels: then only the kept tokens
+need to be embedded at all. No selector has parameters, and none lets gradients through.
 
 The rules, where the paper leaves room or the release differs:
 
 * Exactly ``keep`` tokens stay. They are split evenly between the groups, the remainder going to the first
   ones (the release rounds down in floating point and loses up to four tokens).
-* Scores are computed in fp32 whatever the dtype of the embeddings, and ties go to the lowest index, so that
+* Scores are computed in fp32 whatever the dtype of the tokens, and ties go to the lowest index, so that
   one input gives one selection. In bf16 most distances tie.
 * A group has at least two frames: four frames make two groups. An odd number of frames makes two groups,
   the first one frame longer; fewer than four make one.
@@ -21,17 +22,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+Reads = Literal["embeddings", "pixels", "nothing"]
+"""What a selector looks at. ``nothing``: only at how many tokens there are, and where."""
 
 
 class Selector(Protocol):
     """Scores tokens; higher is kept first."""
 
-    def scores(self, embeddings: Tensor) -> Tensor:
-        """``[B, T, L, C]`` to fp32 scores ``[B, T, L]``."""
+    @property
+    def reads(self) -> Reads:
+        """What the tokens must be that :meth:`scores` gets; if ``nothing``, they may be anything.
+
+        Unless it is ``embeddings``, a model embeds none of the dropped tokens.
+        """
+        ...
+
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        """``[B, T, L, C]`` to fp32 scores ``[B, T, L]``.
+
+        Args:
+            shape: Rows and columns of the L tokens of a frame, if known.
+
+        Raises:
+            ValueError: The selector needs the shape.
+        """
         ...
 
     def groups(self, frames: int) -> tuple[int, ...]:
@@ -80,20 +99,28 @@ class GroupDynamic:
     Args:
         num_groups: Wanted number of groups (the paper's 4).
         p: Order of the norm over channels (the paper's 2).
+        reads: ``pixels`` compares raw tubelets, as run-length tokenization does (arXiv 2411.05222, which
+            keeps all that change by more than a threshold; here exactly K stay).
+
+    Raises:
+        ValueError: There is no group, or ``reads`` is neither embeddings nor pixels.
     """
 
     num_groups: int = 4
     p: float = 2.0
+    reads: Reads = "embeddings"
 
     def __post_init__(self) -> None:
         if self.num_groups < 1:
             raise ValueError(f"num_groups is {self.num_groups}; at least one group is needed")
+        if self.reads not in ("embeddings", "pixels"):
+            raise ValueError(f"reads {self.reads!r}: choose embeddings or pixels")
 
     def groups(self, frames: int) -> tuple[int, ...]:
         return split_frames(frames, self.num_groups)
 
-    def scores(self, embeddings: Tensor) -> Tensor:
-        x = embeddings.detach().float()
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        x = tokens.detach().float()
         frames = x.shape[1]
         if frames == 1:
             return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
@@ -106,15 +133,38 @@ class GroupDynamic:
 
 
 @dataclass(frozen=True)
-class _Ungrouped:
-    """Base of the selectors that treat the whole clip as one group."""
+class TwoSided(GroupDynamic):
+    """Change from the frame before or to the frame after, whichever is smaller, number by number; ours.
+
+    Background that something has just left differs from the frame before, but no longer from the frame
+    after, and what is about to be covered the other way round; what moves differs from both. (On pixels this
+    is three-frame differencing, an old way to find moving objects.) The first and the last frame of the clip
+    have one neighbour only. Groups share the budget and no more: neighbours are compared across their
+    borders. Arguments are those of :class:`GroupDynamic`.
+    """
+
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        x = tokens.detach().float()
+        if x.shape[1] == 1:
+            return super().scores(tokens)
+        change = (x[:, 1:] - x[:, :-1]).abs()
+        smaller = torch.minimum(change[:, :-1], change[:, 1:])
+        parts = (change[:, :1], smaller, change[:, -1:])
+        return torch.cat([torch.linalg.vector_norm(part, self.p, dim=-1) for part in parts], dim=1)
+
+
+@dataclass(frozen=True)
+class _Blind:
+    """Base of the selectors that look at no token and treat the whole clip as one group."""
+
+    reads: ClassVar[Reads] = "nothing"
 
     def groups(self, frames: int) -> tuple[int, ...]:
         return (frames,)
 
 
 @dataclass(frozen=True)
-class Tube(_Ungrouped):
+class Tube(_Blind):
     """The same random positions in every frame, as in tube masking (table 2).
 
     Args:
@@ -124,31 +174,73 @@ class Tube(_Ungrouped):
 
     seed: int | None = 0
 
-    def scores(self, embeddings: Tensor) -> Tensor:
-        batch, frames, tokens, _ = embeddings.shape
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        batch, frames, length, _ = tokens.shape
         # Ties go to the lowest index, so a position that no longer fits whole is kept in the first frames.
-        return _random((batch, 1, tokens), self.seed, embeddings.device).expand(-1, frames, -1)
+        return _random((batch, 1, length), self.seed, tokens.device).expand(-1, frames, -1)
 
 
 @dataclass(frozen=True)
-class Uniform(_Ungrouped):
+class Uniform(_Blind):
     """Tokens spread evenly over the clip, whatever they show: a golden-ratio sequence over raster order."""
 
-    def scores(self, embeddings: Tensor) -> Tensor:
-        batch, frames, tokens, _ = embeddings.shape
-        order = torch.arange(frames * tokens, dtype=torch.float64, device=embeddings.device)
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        batch, frames, length, _ = tokens.shape
+        order = torch.arange(frames * length, dtype=torch.float64, device=tokens.device)
         spread = torch.frac(order * 0.6180339887498949).float()
-        return (1 - spread).view(1, frames, tokens).expand(batch, -1, -1)
+        return (1 - spread).view(1, frames, length).expand(batch, -1, -1)
 
 
 @dataclass(frozen=True)
-class Random(_Ungrouped):
+class Lattice(_Blind):
+    """A regular subsample, whatever it shows: every second token along each axis, every fourth, and so on.
+
+    Tokens are ordered as the thresholds of an ordered dither (Bayer's): a half, a quarter, an eighth and so
+    on of a pool is a regular lattice, and what lies between two lattices is spread evenly. Lattices lie
+    around the middle token.
+
+    Args:
+        axes: 3 for time, height and width; 2 for height and width alone, the same positions in every frame.
+
+    Raises:
+        ValueError: ``axes`` is neither 2 nor 3.
+    """
+
+    axes: int = 3
+
+    # The order in which the cells of a 2 x 2 (x 2) block are kept, by their (time,) row and column. Opposite
+    # corners come first, so that two of four cells are a checkerboard, two of eight a body-centred lattice.
+    _ORDERS: ClassVar[dict[int, tuple[int, ...]]] = {2: (0, 2, 3, 1), 3: (0, 4, 6, 2, 3, 7, 5, 1)}
+
+    def __post_init__(self) -> None:
+        if self.axes not in self._ORDERS:
+            raise ValueError(f"axes is {self.axes}: choose 2 (height, width) or 3 (time, height, width)")
+
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        batch, frames, length, _ = tokens.shape
+        if shape is None:
+            raise ValueError("a lattice needs the rows and columns of a frame's tokens; give their shape")
+        sizes = (frames, *shape)[-self.axes :]
+        places = [torch.arange(size, device=tokens.device) - size // 2 for size in sizes]
+        order = torch.tensor(self._ORDERS[self.axes], device=tokens.device)
+        rank = torch.zeros(sizes, dtype=torch.long, device=tokens.device)
+        # The lowest bit of a coordinate counts most. Whole numbers below 2 ** 24 are exact in fp32.
+        for bit in range(24 // self.axes):
+            cell = torch.zeros_like(rank)
+            for bits in torch.meshgrid(*(place >> bit & 1 for place in places), indexing="ij"):
+                cell = 2 * cell + bits
+            rank = rank * 2**self.axes + order[cell]
+        return -rank.float().view(1, -1, length).expand(batch, frames, -1)
+
+
+@dataclass(frozen=True)
+class Random(_Blind):
     """Tokens at random; ``seed`` as for :class:`Tube`."""
 
     seed: int | None = 0
 
-    def scores(self, embeddings: Tensor) -> Tensor:
-        return _random(tuple(embeddings.shape[:3]), self.seed, embeddings.device)
+    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        return _random(tuple(tokens.shape[:3]), self.seed, tokens.device)
 
 
 def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> Tensor:
@@ -161,9 +253,16 @@ def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> T
 
 SELECTORS: dict[str, Selector] = {
     "group_dynamic": GroupDynamic(),
+    "group_dynamic_2": GroupDynamic(num_groups=2),
+    "group_dynamic_8": GroupDynamic(num_groups=8),
     "dynamic": GroupDynamic(num_groups=1),
+    "pixel_difference": GroupDynamic(p=1.0, reads="pixels"),
+    "two_sided": TwoSided(),
+    "two_sided_pixels": TwoSided(reads="pixels"),
     "tube": Tube(),
     "uniform": Uniform(),
+    "lattice_3d": Lattice(),
+    "lattice_2d": Lattice(axes=2),
     "random": Random(),
 }
 
@@ -219,37 +318,53 @@ def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
     return keys.topk(k, dim=1).indices
 
 
-def select(embeddings: Tensor, keep: int, selector: str | Selector = "group_dynamic") -> Tensor:
+def select(
+    tokens: Tensor,
+    keep: int,
+    selector: str | Selector = "group_dynamic",
+    shape: tuple[int, int] | None = None,
+) -> Tensor:
     """Choose the tokens to keep.
 
     Args:
-        embeddings: Patch embeddings ``[B, T, L, C]``, any float dtype; detached.
+        tokens: What the selector reads, ``[B, T, L, C]``, any float dtype; detached.
         keep: Tokens to keep, 1 to T * L.
         selector: A name of :data:`SELECTORS` or a selector.
+        shape: Rows and columns of the L tokens of a frame; not every selector needs it.
 
     Returns:
         int64 ``[B, keep]``: indices into the flattened T * L pool, ascending and unique.
 
     Raises:
-        ValueError: ``keep`` is out of range.
+        ValueError: ``keep`` is out of range, or the selector needs the shape.
     """
-    return select_many(embeddings, [keep], selector)[0]
+    return select_many(tokens, [keep], selector, shape)[0]
 
 
 def select_many(
-    embeddings: Tensor, keeps: Sequence[int], selector: str | Selector = "group_dynamic"
+    tokens: Tensor,
+    keeps: Sequence[int],
+    selector: str | Selector = "group_dynamic",
+    shape: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """:func:`select` for several budgets; the scores are computed once.
 
     Raises:
-        ValueError: A budget is out of range.
+        ValueError: As :func:`select`, or the shape does not fit the tokens.
     """
     chooser = get_selector(selector)
-    frames, length = embeddings.shape[1], embeddings.shape[2]
+    frames, length = tokens.shape[1], tokens.shape[2]
+    if shape is not None and shape[0] * shape[1] != length:
+        raise ValueError(f"{shape[0]} rows of {shape[1]} tokens do not make the {length} tokens of a frame")
     for keep in keeps:
         if not 1 <= keep <= frames * length:
             raise ValueError(
                 f"cannot keep {keep} of {frames * length} tokens; ask for 1 to {frames * length}"
             )
-    scores = chooser.scores(embeddings)
+    scores = chooser.scores(tokens, shape)
     return [keep_best(scores, chooser.groups(frames), keep) for keep in keeps]
+
+
+def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Tokens ``[B, K, C]`` of ``[B, N, C]`` by their indices ``[B, K]``."""
+    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -34,6 +34,23 @@ class PatchEmbed(nn.Module):
             Embeddings ``[B, t, h * w, D]`` without positions, and the token shape (t, h, w).
 
         Raises:
+            ValueError: As :meth:`patchify`.
+        """
+        patches, shape = self.patchify(video, self.proj.weight.dtype)
+        return self.embed(patches), shape
+
+    def patchify(
+        self, video: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, tuple[int, int, int]]:
+        """Cut ``[B, C, T, H, W]`` into tubelets.
+
+        Args:
+            dtype: Of the result; None: the video's.
+
+        Returns:
+            The pixels of each ``[B, t, h * w, V]``, V values a tubelet, and the token shape (t, h, w).
+
+        Raises:
             ValueError: The video is no whole number of tubelets, or not floating-point.
         """
         if video.ndim != 5 or video.shape[1] != self.in_chans:
@@ -50,9 +67,12 @@ class PatchEmbed(nn.Module):
                 f"{tt} frames of {p}x{p} pixels; resize or crop it"
             )
         t, h, w = frames // tt, height // p, width // p
-        x = video.to(self.proj.weight.dtype).reshape(batch, channels, t, tt, h, p, w, p)
-        x = x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, t, h * w, -1)
-        return self.norm(self.proj(self.norm_before(x))), (t, h, w)
+        x = video.to(dtype or video.dtype).reshape(batch, channels, t, tt, h, p, w, p)
+        return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, t, h * w, -1), (t, h, w)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Project the pixels of tubelets ``[..., V]`` to ``[..., D]``."""
+        return self.norm(self.proj(self.norm_before(patches.to(self.proj.weight.dtype))))
 
 
 def sincos_table(shape: tuple[int, int, int], dim: int) -> Tensor:

@@ -3,7 +3,8 @@
 "Make Your Training Flexible: Towards Deployment-Efficient Video Models" (arXiv 2503.14237).
 
 Reading order: :meth:`FluxViT.forward` embeds the whole pool once, scores it once, and for each budget encodes
-the kept tokens and reads the head that was trained nearest to that budget.
+the kept tokens and reads the head that was trained nearest to that budget. If the selector reads no
+embeddings, the pool is scored first and only the kept tokens are embedded.
 
 Shapes: B clips, T token frames, L tokens per frame, K kept tokens, C channels, P width of the pooled vector.
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fluxvit.flux.selection import Selector, select_many
+from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
 from fluxvit.models.attention import Attention
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
@@ -237,21 +238,17 @@ class FluxViT(nn.Module):
             ValueError: A budget is below 1, there is no such head, or the video does not divide into
                 tubelets.
         """
-        embeddings, shape = self.patch_embed(video)
         budgets = list(budget) if isinstance(budget, Sequence) else [budget]
-        outputs = []
-        for kept in self.choose(embeddings, budgets, selector):
-            tokens = self.encode(self.place(embeddings, shape, kept))
-            outputs.append(self._read(tokens, kept, head))
+        samples, _ = self.sample(video, budgets, selector)
+        outputs = [self.read(self.encode(tokens), kept, head) for tokens, kept in samples]
         return outputs if isinstance(budget, Sequence) else outputs[0]
 
     def forward_features(
         self, video: Tensor, budget: int | None = None, selector: str | Selector = "group_dynamic"
     ) -> Tensor:
         """Tokens after the last block ``[B, 1 + K, C]``, class token first; arguments as in ``forward``."""
-        embeddings, shape = self.patch_embed(video)
-        (kept,) = self.choose(embeddings, [budget], selector)
-        return self.encode(self.place(embeddings, shape, kept))
+        ((tokens, _),), _ = self.sample(video, [budget], selector)
+        return self.encode(tokens)
 
     def forward_head(self, tokens: Tensor, head: int | None = None, pre_logits: bool = False) -> Tensor:
         """Tokens ``[B, 1 + K, C]`` to logits ``[B, classes]``, or to the pooled vector ``[B, P]``.
@@ -285,9 +282,7 @@ class FluxViT(nn.Module):
         wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
         if any(not -depth <= i < depth for i in wanted):
             raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
-        embeddings, shape = self.patch_embed(video)
-        (kept,) = self.choose(embeddings, [budget], selector)
-        x = self.place(embeddings, shape, kept)
+        ((x, kept),), shape = self.sample(video, [budget], selector)
         outputs = []
         for block in self.blocks:
             x = self._run(block, x, None)
@@ -310,40 +305,91 @@ class FluxViT(nn.Module):
         Returns:
             One output per clip, with a batch axis of 1; equal to running each clip alone.
         """
-        kept, tokens = [], []
-        for video, budget in zip(videos, budgets, strict=True):
-            embeddings, shape = self.patch_embed(video[None])
-            kept += self.choose(embeddings, [budget], selector)
-            tokens.append(self.place(embeddings, shape, kept[-1]))
-        lengths = [x.shape[1] for x in tokens]
-        packed = self.encode(torch.cat(tokens, dim=1), lengths)
-        return [self._read(x, k, head) for x, k in zip(packed.split(lengths, dim=1), kept, strict=True)]
+        samples = [
+            self.sample(video[None], [budget], selector)[0][0]
+            for video, budget in zip(videos, budgets, strict=True)
+        ]
+        lengths = [tokens.shape[1] for tokens, _ in samples]
+        packed = self.encode(torch.cat([tokens for tokens, _ in samples], dim=1), lengths)
+        return [
+            self.read(tokens, kept, head)
+            for tokens, (_, kept) in zip(packed.split(lengths, dim=1), samples, strict=True)
+        ]
 
     # Its steps -------------------------------------------------------------------------------------------
 
+    def sample(
+        self,
+        video: Tensor,
+        budgets: Sequence[int | None],
+        selector: str | Selector = "group_dynamic",
+    ) -> tuple[list[tuple[Tensor, Tensor | None]], tuple[int, int, int]]:
+        """What enters the blocks at each budget; arguments as in :meth:`forward`.
+
+        No token is embedded twice, and none that is dropped if the selector reads no embeddings.
+
+        Returns:
+            For each budget the kept tokens with their positions, class token first, ``[B, 1 + K, C]``, and
+            their indices ``[B, K]``, or None where all stay; and the pool's shape (t, h, w).
+
+        Raises:
+            ValueError: A budget is below 1, or the video does not divide into tubelets.
+        """
+        chooser = get_selector(selector)
+        if chooser.reads == "embeddings":
+            embeddings, shape = self.patch_embed(video)
+            choices = self.choose(embeddings, budgets, chooser, shape[1:])
+            return [(self.place(embeddings, shape, kept), kept) for kept in choices], shape
+        patches, shape = self.patch_embed.patchify(video)
+        choices = self.choose(patches, budgets, chooser, shape[1:])
+        # Smaller budgets keep subsets, so that the largest choice holds all of them.
+        pool = patches.shape[1] * patches.shape[2]
+        largest = max(choices, key=lambda kept: pool if kept is None else kept.shape[1], default=None)
+        patches = patches.flatten(1, 2)
+        embeddings = self.patch_embed.embed(patches if largest is None else gather_tokens(patches, largest))
+        samples = []
+        for kept in choices:
+            places = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
+            samples.append((self._position(embeddings, shape, kept, places), kept))
+        return samples, shape
+
     def choose(
-        self, embeddings: Tensor, budgets: Sequence[int | None], selector: str | Selector = "group_dynamic"
+        self,
+        tokens: Tensor,
+        budgets: Sequence[int | None],
+        selector: str | Selector = "group_dynamic",
+        shape: tuple[int, int] | None = None,
     ) -> list[Tensor | None]:
-        """Indices ``[B, K]`` to keep of embeddings ``[B, T, L, C]`` for each budget; None where all stay.
+        """Indices ``[B, K]`` to keep for each budget; None where all stay.
+
+        Args:
+            tokens: What the selector reads, ``[B, T, L, C]``.
+            shape: Rows and columns of the L tokens of a frame; not every selector needs it.
 
         Raises:
             ValueError: A budget is below 1.
         """
-        pool = embeddings.shape[1] * embeddings.shape[2]
+        pool = tokens.shape[1] * tokens.shape[2]
         for budget in budgets:
             if budget is not None and budget < 1:
                 raise ValueError(f"budget {budget}: at least one token must be kept")
         keeps = [budget for budget in budgets if budget is not None and budget < pool]
-        selections = iter(select_many(embeddings, keeps, selector) if keeps else [])
+        selections = iter(select_many(tokens, keeps, selector, shape) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
 
     def place(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:
-        """Kept embeddings with their positions, class token first: ``[B, 1 + K, C]``."""
+        """Of the pool's embeddings ``[B, T, L, C]`` the kept ones with their positions, class token first:
+        ``[B, 1 + K, C]``.
+        """
+        return self._position(embeddings.flatten(1, 2), shape, kept, kept)
+
+    def _position(
+        self, x: Tensor, shape: tuple[int, int, int], kept: Tensor | None, places: Tensor | None
+    ) -> Tensor:
+        """As :meth:`place`, of embeddings ``[B, N, C]`` of which the kept ones are at ``places``."""
         cls_row, rows = self.pos_embed(shape)
-        x = embeddings.flatten(1, 2)
-        if kept is not None:
-            x = x.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))
-            rows = rows[kept]
+        if kept is not None and places is not None:
+            x, rows = gather_tokens(x, places), rows[kept]
         cls = (self.cls_token + cls_row).to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([cls, x + rows.to(x.dtype)], dim=1)
 
@@ -368,7 +414,12 @@ class FluxViT(nn.Module):
             return checkpoint(block, x, lengths, use_reentrant=False)
         return block(x, lengths)
 
-    def _read(self, tokens: Tensor, kept: Tensor | None, head: int | None) -> FluxViTOutput:
+    def read(self, tokens: Tensor, kept: Tensor | None, head: int | None = None) -> FluxViTOutput:
+        """The output for encoded tokens ``[B, 1 + K, C]``, of which ``kept`` tells the places.
+
+        Raises:
+            ValueError: There is no such head.
+        """
         head = self._choose_head(tokens, head)
         pooled = self.heads[head].pool(tokens)
         return FluxViTOutput(self.classify(pooled, head), pooled, kept, head)

@@ -83,9 +83,13 @@ def join_world(device: str | None = None) -> World:
             the device of its local rank.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        ValueError: The device is unknown, or CUDA is asked for and not there.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(kind)
+    except RuntimeError:
+        raise ValueError(f"device {kind!r} is unknown; use cpu, cuda or cuda:1") from None
     if kind.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {kind}: this PyTorch sees no CUDA device; use cpu")
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -99,6 +103,25 @@ def join_world(device: str | None = None) -> World:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def fail_together(trouble: Exception | None, world: World, what: str) -> None:
+    """Raise in all processes what happened in any, or they wait for it for ever; all must call this.
+
+    Args:
+        trouble: What happened in this process.
+        what: What failed, for the others' message.
+
+    Raises:
+        Exception: ``trouble``.
+        ValueError: Something happened in another process; the message says what, and in which.
+    """
+    told = world.gather(None if trouble is None else f"{trouble}" or repr(trouble))
+    if trouble is not None:
+        raise trouble
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise ValueError(f"{what} failed in process {rank}: {text}")
 
 
 def leave_world(world: World) -> None:

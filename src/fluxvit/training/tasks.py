@@ -45,16 +45,14 @@ class FluxTuning:
     selector: str | Selector = "group_dynamic"
 
     def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
-        embeddings, shape = model.patch_embed(video)
         budgets = model.config.budgets
-        kept = model.choose(embeddings, budgets, self.selector)
+        samples, _ = model.sample(video, budgets, self.selector)
         result: dict[str, Tensor] = {}
         truth = label if label.ndim == 1 else label.argmax(-1)  # Of mixed clips, the one that shows more.
-        loss = embeddings.new_zeros((), dtype=torch.float32)
+        loss = video.new_zeros((), dtype=torch.float32)
         anchor = None
-        for head, (budget, choice) in enumerate(zip(budgets, kept, strict=True)):
-            tokens = model.encode(model.place(embeddings, shape, choice))
-            pooled = model.forward_head(tokens, head, pre_logits=True)
+        for head, (budget, (tokens, _)) in enumerate(zip(budgets, samples, strict=True)):
+            pooled = model.forward_head(model.encode(tokens), head, pre_logits=True)
             logits = model.classify(pooled, head).float()
             loss = loss + F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
             result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()

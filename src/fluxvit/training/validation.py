@@ -17,7 +17,7 @@ from fluxvit.evaluation.classification import Predictions, predict_dataset
 from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.distributed import World
+from fluxvit.training.distributed import fail_together
 from fluxvit.training.state import tidy
 from fluxvit.training.trainer import Stopped, Trainer
 
@@ -127,7 +127,10 @@ class Validation:
             part = self._predict_share(model, budgets)
         except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
             trouble = error
-        _raise_together(trouble, world)
+        stopped = isinstance(trouble, Stopped)
+        fail_together(None if stopped else trouble, world, "validation")
+        if world.any(stopped):
+            raise Stopped("stopped while validating")
         parts = world.gather(part)
         labels = torch.tensor([entry.label for entry in self._dataset.manifest.entries])
         return [
@@ -158,19 +161,6 @@ class Validation:
     def _stop_if_asked(self) -> None:
         if self._trainer.stopping():
             raise Stopped("stopped while validating")
-
-
-def _raise_together(trouble: Exception | None, world: World) -> None:
-    """Raise in all processes what happened in any."""
-    told = None if trouble is None else (isinstance(trouble, Stopped), f"{trouble}" or repr(trouble))
-    all_told = world.gather(told)
-    if trouble is not None and not isinstance(trouble, Stopped):
-        raise trouble
-    for rank, entry in enumerate(all_told):
-        if entry is not None and not entry[0]:
-            raise ValueError(f"validation failed in process {rank}: {entry[1]}")
-    if any(all_told):
-        raise Stopped("stopped while validating")
 
 
 def _interleave(parts: list[Tensor], total: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 # A time may miss a frame's start by rounding (3 * 0.04 < 0.12); video clocks tick no faster than this.
-_CLOCK_SLACK = 1e-6
+CLOCK_SLACK = 1e-6
 
 
 class VideoError(ValueError):
@@ -69,6 +69,9 @@ class VideoReader(Protocol):
     def read(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """RGB frames shown at ``times``; see `TimedReader.read`."""
 
+    def walk(self, times: Sequence[float] | np.ndarray) -> Iterator[np.ndarray]:
+        """The same one by one, for rising ``times``; see `TimedReader.walk`."""
+
     def close(self) -> None:
         """Release the file."""
 
@@ -113,20 +116,41 @@ class TimedReader(ABC):
             ValueError: There are no times, or one is not a finite number.
             VideoError: Nothing can be decoded.
         """
-        seconds = np.asarray(times, dtype=np.float64)
-        if seconds.ndim != 1 or seconds.size == 0 or not np.isfinite(seconds).all():
-            raise ValueError(f"{self.info.path}: times must be one or more finite seconds, got {times!r}")
-        shown = np.searchsorted(self.times, seconds + _CLOCK_SLACK, side="right") - 1
-        indices, places = np.unique(shown.clip(0), return_inverse=True)
+        indices, places = np.unique(self._shown(times), return_inverse=True)
         clip = np.empty((0,), dtype=np.uint8)
         count = 0
         for image in self._decode(indices.tolist()):
             if count == 0:
-                clip = np.empty((len(seconds), *image.shape), dtype=np.uint8)
+                clip = np.empty((len(places), *image.shape), dtype=np.uint8)
             clip[places == count] = image
             count += 1
         assert count == len(indices)
         return clip
+
+    def walk(self, times: Sequence[float] | np.ndarray) -> Iterator[np.ndarray]:
+        """The frames of `read` one by one, for a video too long to be held at once.
+
+        Args:
+            times: ``[T]`` seconds from the first frame, never falling.
+
+        Raises:
+            ValueError: As `read` does, or a time falls.
+            VideoError: Nothing can be decoded.
+        """
+        shown = self._shown(times)
+        if (np.diff(shown) < 0).any():
+            raise ValueError(f"{self.info.path}: times must not fall; read takes them in any order")
+        indices, repeats = np.unique(shown, return_counts=True)
+        for image, count in zip(self._decode(indices.tolist()), repeats, strict=True):
+            for _ in range(count):
+                yield image
+
+    def _shown(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Number of the frame shown at each time."""
+        seconds = np.asarray(times, dtype=np.float64)
+        if seconds.ndim != 1 or seconds.size == 0 or not np.isfinite(seconds).all():
+            raise ValueError(f"{self.info.path}: times must be one or more finite seconds, got {times!r}")
+        return (np.searchsorted(self.times, seconds + CLOCK_SLACK, side="right") - 1).clip(0)
 
     @abstractmethod
     def close(self) -> None:

@@ -75,33 +75,46 @@ def resize_and_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: As in `resize`.
     """
+    return center_crop(resize_to_fit(video, size), size)
+
+
+def resize_to_fit(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a clip, keeping its aspect, until ``size`` = (height, width) just fits into it.
+
+    Raises:
+        ValueError: As in `resize`.
+    """
     height, width = _size(video)
     scale = max(size[0] / height, size[1] / width)
-    fitted = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    return center_crop(resize(video, fitted), size)
+    return resize(video, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
 
 
-def crop_views(video: Tensor, size: int, views: int = 3) -> Tensor:
-    """Square crops spread evenly along the longer side, and central across it.
+def crop_views(video: Tensor, size: int | tuple[int, int], views: int = 3) -> Tensor:
+    """Crops spread evenly along the side that has more room for them, and central across it.
 
     Three views are left, centre, right or top, middle, bottom. One view is the centre.
 
+    Args:
+        size: (height, width) of a crop; one number: square.
+
     Returns:
-        ``[views, 3, T, size, size]``.
+        ``[views, 3, T, height, width]``.
 
     Raises:
         ValueError: The clip is smaller than ``size``, or ``views`` is below 1.
     """
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
-    _check_fits(video, (size, size))
+    size = (size, size) if isinstance(size, int) else size
+    _check_fits(video, size)
     height, width = _size(video)
+    down, across = height - size[0], width - size[1]
     crops = []
     for view in range(views):
         part = 0.5 if views == 1 else view / (views - 1)
-        top = int((height - size) * (part if height > width else 0.5))
-        left = int((width - size) * (0.5 if height > width else part))
-        crops.append(_crop(video, top, left, (size, size)))
+        top = int(down * (part if down > across else 0.5))
+        left = int(across * (0.5 if down > across else part))
+        crops.append(_crop(video, top, left, size))
     return torch.stack(crops)
 
 

@@ -1,0 +1,371 @@
+"""Does spending by need pay? Cascades and shared budgets against the same for every clip, at equal mean cost.
+
+Cascades are tuned on one set of videos and tested on another. Each is compared with the fixed plans at the
+mean cost that it turns out to have in the test: with the plan of that cost or, between two, with clips given
+to either by lot so that the mean cost is the same. Which plans that comparison uses is also decided on the
+tuning set. Budgets are shared at every plan's tokens, and compared with those tokens for every clip.
+
+Differences are paired, clip by clip, with 95 % intervals of a bootstrap over the test clips. Costs are GMACs
+of the network, everything counted, and milliseconds of one clip at a time on this device, in which reading
+the video is not counted.
+
+    python benchmarks/spending.py runs/demo/best --tune DATA/val.jsonl --test DATA/test.jsonl --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxvit import __version__
+from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
+from fluxvit.data.cache import FrameCache
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.loader import epoch_batches, loader
+from fluxvit.data.manifest import read_manifest
+from fluxvit.deploy.latency import device_name, measure_latencies
+from fluxvit.deploy.spending import measure_chains, prefixes
+from fluxvit.evaluation.cascade import choose_cascades, follow, predict_plans, tune_cascade
+from fluxvit.files import write_json
+from fluxvit.flux.budget import Cascade, Plan
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import get_selector
+from fluxvit.flux.spending import NEEDS, chain_gmacs, share_tokens
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.video.transforms import normalize
+
+# Shares of the mean budget that are the fewest and the most tokens of a clip.
+LIMITS = {"half to double": (0.5, 2.0), "3/4 to 3/2": (0.75, 1.5)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("checkpoint", nargs="?", default=DEFAULT_CHECKPOINT)
+    add("--tune", required=True, help="manifest")
+    add("--test", required=True, help="manifest of other videos")
+    add("--plans", help="GRID:TOKENS, such as 32x24:18,32x32:36; default: the plan table")
+    add("--units", default="gmacs,ms")
+    add("--max_stages", type=int, default=3)
+    add("--cache", help="folder of decoded frames; default: a temporary one")
+    add("--cache_frames", type=int, default=32)
+    add("--cache_side", type=int, default=48)
+    add("--resamples", type=int, default=2000, help="of the bootstrap")
+    add("--runs", type=int, default=50, help="timed passes of each plan and cascade")
+    add("--device", default="cpu")
+    add("--json", metavar="OUT.json")
+    args = parser.parse_args()
+
+    model, info = load_checkpoint(args.checkpoint, args.device)
+    plans = [_plan(text) for text in args.plans.split(",")] if args.plans else info.plans
+    plans = sorted(dict.fromkeys(plans), key=lambda plan: chain_gmacs(model.config.size, [plan])[0])
+    with tempfile.TemporaryDirectory() as temporary:
+        sets = {}
+        for name in ("tune", "test"):
+            manifest = read_manifest(getattr(args, name))
+            cache = FrameCache(args.cache or temporary, manifest, args.cache_frames, args.cache_side)
+            sets[name] = ClipDataset(manifest, cache.build())
+        rows = {name: predict_plans(model, info, clips, plans) for name, clips in sets.items()}
+        result = {
+            "checkpoint": str(args.checkpoint),
+            "settings": {
+                name: value
+                for name, value in vars(args).items()
+                if name not in ("checkpoint", "tune", "test", "json", "cache")
+            },
+            "videos": {name: len(clips) for name, clips in sets.items()},
+            "digests": {name: clips.manifest.digest for name, clips in sets.items()},
+            "environment": {
+                "fluxvit": __version__,
+                "torch": torch.__version__,
+                "device": device_name(next(model.parameters()).device),
+                "threads": torch.get_num_threads(),
+                "python": platform.python_version(),
+            },
+            "fixed": fixed_plans(model, plans, rows, args.runs),
+        }
+        _print_fixed(result["fixed"])
+        result["cascades"] = []
+        for unit in args.units.split(","):
+            result["cascades"] += cascades(model, plans, rows, unit, args)
+        result["shared"] = shared(model, info, plans, sets["test"], rows["test"], args)
+    if args.json:
+        write_json(args.json, result)
+    print({name: result[name] for name in ("checkpoint", "videos", "digests", "environment", "settings")})
+
+
+def _plan(text: str) -> Plan:
+    grid, _, keep = text.partition(":")
+    return Plan(SamplingGrid.parse(grid), int(keep))
+
+
+Rows = dict[str, tuple[list[Tensor], Tensor]]
+"""Of each set the logits ``[N, classes]`` of every plan, and the labels ``[N]``."""
+
+
+def fixed_plans(model: FluxViT, plans: Sequence[Plan], rows: Rows, runs: int) -> list[dict[str, Any]]:
+    latencies = measure_latencies(model, plans, runs=runs)
+    return [
+        {
+            "grid": str(plan.grid),
+            "tokens": plan.keep,
+            "gmacs": chain_gmacs(model.config.size, [plan])[0],
+            "ms": latency.p50,
+            **{
+                name: (logits[i].argmax(-1) == labels).double().mean().item()
+                for name, (logits, labels) in rows.items()
+            },
+        }
+        for i, (plan, latency) in enumerate(zip(plans, latencies, strict=True))
+    ]
+
+
+def _print_fixed(rows: list[dict[str, Any]]) -> None:
+    print(f"{'fixed plan':12} {'GMACs':>8} {'ms':>8} {'tuning set':>11} {'test':>7}")
+    for row in rows:
+        name, tune, test = f"{row['grid']}:{row['tokens']}", 100 * row["tune"], 100 * row["test"]
+        print(f"{name:12} {row['gmacs']:8.4f} {row['ms']:8.2f} {tune:9.1f} % {test:5.1f} %")
+
+
+# Cascades --------------------------------------------------------------------------------------------------
+
+
+def cascades(
+    model: FluxViT, plans: Sequence[Plan], rows: Rows, unit: str, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A cascade for the cost of each plan but the cheapest, and for one between each two."""
+    size = model.config.size
+    logits, labels = rows["tune"]
+    costs: Callable[[Sequence[Plan]], list[float]]
+    if unit == "gmacs":
+        single = {plan: chain_gmacs(size, [plan])[0] for plan in plans}
+        costs = lambda stages: chain_gmacs(size, stages)  # noqa: E731
+    else:
+        latencies = measure_latencies(model, plans, runs=args.runs)
+        single = {plan: row.p50 for plan, row in zip(plans, latencies, strict=True)}
+        costs = lambda stages: list(accumulate(single[plan] for plan in stages))  # noqa: E731
+    prices = sorted(single.values())
+    targets = sorted(prices[1:] + [math.sqrt(a * b) for a, b in pairwise(prices)])
+    tuned = choose_cascades(plans, logits, labels, costs, targets, args.max_stages)
+    if unit == "ms":
+        tuned, costs = _retuned(model, plans, rows, single, tuned, targets, args.runs)
+    hull = _hull([(single[plan], i, _right(rows["tune"], i)) for i, plan in enumerate(plans)])
+    print(f"\nmean {unit:5} {'fixed':>8} {'cascade':>8}   difference (95 %)     at most   stages")
+    found = []
+    for target, cascade in zip(targets, tuned, strict=True):
+        row = _tested(cascade, plans, rows["test"], costs(cascade.stages), hull, args.resamples)
+        found.append({"unit": unit, "target": target, **row})
+        low, high = row["interval"]
+        averaged = ", averaged" if cascade.average else ""
+        print(
+            f"{row['mean']:10.4g} {100 * row['fixed']:6.1f} % {100 * row['cascade']:6.1f} %   "
+            f"{100 * row['difference']:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})   {target:9.4g}   "
+            f"{' > '.join(row['stages'])} at {cascade.threshold:.3f}{averaged}",
+            flush=True,
+        )
+    return found
+
+
+def _retuned(
+    model: FluxViT,
+    plans: Sequence[Plan],
+    rows: Rows,
+    single: dict[Plan, float],
+    tuned: list[Cascade],
+    targets: list[float],
+    runs: int,
+) -> tuple[list[Cascade], Callable[[Sequence[Plan]], list[float]]]:
+    """Thresholds by the latency of whole cascades, which are measured in turns with their first stages."""
+    chains = list(
+        dict.fromkeys(stages for cascade in tuned for stages in map(tuple, prefixes(cascade.stages)))
+    )
+    whole = dict(zip(chains, measure_chains(model, chains, runs), strict=True))
+
+    def costs(stages: Sequence[Plan]) -> list[float]:
+        # By how much the device was slower or faster than when the plans were timed alone.
+        pace = single[stages[0]] / whole[(stages[0],)]
+        return [pace * whole[tuple(first)] for first in prefixes(stages)]
+
+    logits, labels = rows["tune"]
+    again = []
+    for cascade, target in zip(tuned, targets, strict=True):
+        of_stages = [logits[plans.index(plan)] for plan in cascade.stages]
+        again.append(tune_cascade(cascade.stages, of_stages, labels, costs(cascade.stages), target))
+    return again, costs
+
+
+def _right(rows: tuple[list[Tensor], Tensor], i: int) -> Tensor:
+    return (rows[0][i].argmax(-1) == rows[1]).double()
+
+
+def _hull(points: Sequence[tuple[float, int, Tensor]]) -> list[tuple[float, int]]:
+    """Costs and numbers of the plans that are worth it: the upper hull of accuracy against cost."""
+    hull: list[tuple[float, int, float]] = []
+    for cost, i, right in sorted(points, key=lambda point: point[0]):
+        accuracy = right.mean().item()
+        if hull and accuracy <= hull[-1][2]:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], (cost, i, accuracy)) >= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append((cost, i, accuracy))
+    return [(cost, i) for cost, i, _ in hull]
+
+
+def _slope(a: tuple[float, int, float], b: tuple[float, int, float]) -> float:
+    return (b[2] - a[2]) / (b[0] - a[0]) if b[0] > a[0] else math.inf
+
+
+def _tested(
+    cascade: Cascade,
+    plans: Sequence[Plan],
+    rows: tuple[list[Tensor], Tensor],
+    costs: Sequence[float],
+    hull: list[tuple[float, int]],
+    resamples: int,
+) -> dict[str, Any]:
+    logits, labels = rows
+    stop, answers = follow(cascade, [logits[plans.index(plan)] for plan in cascade.stages])
+    right = (answers == labels).double()
+    mean = torch.tensor(costs, dtype=torch.float64)[stop].mean().item()
+    below = max((n for n, (cost, _) in enumerate(hull) if cost <= mean), default=0)
+    fixed = _right(rows, hull[below][1])
+    if below + 1 < len(hull):
+        low, high = hull[below], hull[below + 1]
+        part = (mean - low[0]) / (high[0] - low[0])
+        fixed = (1 - part) * fixed + part * _right(rows, high[1])
+    return {
+        "stages": [f"{plan.grid}:{plan.keep}" for plan in cascade.stages],
+        "threshold": cascade.threshold,
+        "temperatures": list(cascade.temperatures),
+        "average": cascade.average,
+        "reach": [(stop >= n).double().mean().item() for n in range(len(cascade.stages))],
+        "mean": mean,
+        "cascade": right.mean().item(),
+        "fixed": fixed.mean().item(),
+        "difference": (right - fixed).mean().item(),
+        "interval": bootstrap(right - fixed, resamples),
+    }
+
+
+def bootstrap(differences: Tensor, resamples: int) -> list[float]:
+    """95 % interval of the mean of paired differences ``[N]``."""
+    count = len(differences)
+    draw = torch.Generator().manual_seed(0)
+    means = torch.stack(
+        [differences[torch.randint(count, (count,), generator=draw)].mean() for _ in range(resamples)]
+    )
+    return means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+
+
+# Shared budgets --------------------------------------------------------------------------------------------
+
+
+def shared(
+    model: FluxViT,
+    info: CheckpointInfo,
+    plans: Sequence[Plan],
+    dataset: ClipDataset,
+    rows: tuple[list[Tensor], Tensor],
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Every plan's tokens as a mean, shared by every need, against the same for all."""
+    found = []
+    print(f"\n{'plan':12} {'shared by':24} {'same':>7} {'shared':>7}   difference (95 %)   GMACs, ms (same)")
+    for i, plan in enumerate(plans):
+        pool = plan.grid.tokens(model.config.patch_size, model.config.tubelet_size)
+        if plan.keep >= pool or get_selector(plan.selector).reads != "embeddings":
+            continue
+        scores = _scores(model, info, plan, dataset)
+        same = _right(rows, i)
+        for need, limits in ((need, limits) for need in NEEDS for limits in LIMITS):
+            floor, ceiling = (round(part * plan.keep) for part in LIMITS[limits])
+            needs = [NEEDS[need](score) for score in scores]
+            keeps = share_tokens(needs, plan.keep, max(1, floor), min(pool, ceiling))
+            right = (_answers(model, info, plan, dataset, keeps) == rows[1]).double()
+            row = {
+                "grid": str(plan.grid),
+                "tokens": plan.keep,
+                "need": need,
+                "limits": limits,
+                "same": same.mean().item(),
+                "shared": right.mean().item(),
+                "difference": (right - same).mean().item(),
+                "interval": bootstrap(right - same, args.resamples),
+                **_prices(model, plan, keeps, args.runs),
+            }
+            found.append(row)
+            low, high = row["interval"]
+            name, way = f"{plan.grid}:{plan.keep}", f"{need}, {limits}"
+            print(
+                f"{name:12} {way:24} {100 * row['same']:5.1f} % {100 * row['shared']:5.1f} %   "
+                f"{100 * row['difference']:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})   "
+                f"{row['gmacs']:.4f} ({row['gmacs_same']:.4f}), {row['ms']:.2f} ({row['ms_same']:.2f})",
+                flush=True,
+            )
+    return found
+
+
+@torch.inference_mode()
+def _scores(model: FluxViT, info: CheckpointInfo, plan: Plan, dataset: ClipDataset) -> list[Tensor]:
+    chooser, found = get_selector(plan.selector), []
+    for clip in loader(dataset, epoch_batches(len(dataset), plan.grid, 32)):
+        video = normalize(clip.video, info.mean, info.std).to(next(model.parameters()).device)
+        embeddings, shape = model.patch_embed(video)
+        found += list(chooser.scores(embeddings, shape[1:]).cpu())
+    return found
+
+
+@torch.inference_mode()
+def _answers(
+    model: FluxViT, info: CheckpointInfo, plan: Plan, dataset: ClipDataset, keeps: Sequence[int]
+) -> Tensor:
+    found = []
+    for clip in loader(dataset, epoch_batches(len(dataset), plan.grid, 32)):
+        video = normalize(clip.video, info.mean, info.std).to(next(model.parameters()).device)
+        budgets = [keeps[i] for i in clip.item.tolist()]
+        found += [
+            out.logits.argmax(-1).cpu()
+            for out in model.forward_packed(list(video), budgets, plan.head, plan.selector)
+        ]
+    return torch.cat(found)
+
+
+def _prices(model: FluxViT, plan: Plan, keeps: Sequence[int], runs: int) -> dict[str, float]:
+    """Mean GMACs and milliseconds of a clip; milliseconds between those measured at a few budgets."""
+
+    def gmacs(keep: int) -> float:
+        return grid_cost(model.config.size, plan.grid, keep, plan.selector).total / 1e9
+
+    low, high = min(keeps), max(keeps)
+    marks = sorted({plan.keep, *(round(low + part / 4 * (high - low)) for part in range(5))})
+    at = [Plan(plan.grid, keep, plan.head, plan.selector) for keep in marks]
+    times = [latency.p50 for latency in measure_latencies(model, at, runs=runs)]
+
+    def ms(keep: int) -> float:
+        after = next(n for n, mark in enumerate(marks) if keep <= mark)
+        if marks[after] == keep:
+            return times[after]
+        part = (keep - marks[after - 1]) / (marks[after] - marks[after - 1])
+        return (1 - part) * times[after - 1] + part * times[after]
+
+    return {
+        "gmacs": sum(map(gmacs, keeps)) / len(keeps),
+        "gmacs_same": gmacs(plan.keep),
+        "ms": sum(map(ms, keeps)) / len(keeps),
+        "ms_same": ms(plan.keep),
+    }
+
+
+if __name__ == "__main__":
+    main()

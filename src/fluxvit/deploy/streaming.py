@@ -1,0 +1,295 @@
+"""Answers about a video while it plays: a window that slides, and embeds nothing twice.
+
+Patch embeddings know nothing of where they lie in the window: positions are added afterwards, and selection
+compares embeddings. So those of a tubelet serve every window that it is in, and a step costs the embedding
+of the new tubelets, the selection, and the encoding of the kept tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from threading import Condition, Thread
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fluxvit.deploy.predictor import Predictor, likeliest
+from fluxvit.flux.budget import Plan
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.selection import get_selector
+from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
+from fluxvit.video.base import VideoError
+from fluxvit.video.stream import FrameSource
+
+DEFAULT_WINDOW_S = 4.0
+DEFAULT_HOPS = 8  # Hops in a window, where no hop is given.
+
+
+@dataclass(frozen=True)
+class StreamAnswer:
+    """What a model says of one window of a stream.
+
+    Args:
+        start: Where the window begins, in seconds from the first frame.
+        end: Where it ends.
+        labels: Class names in the order of the logits.
+        probabilities: float64 ``[classes]``.
+        plan: Grid, tokens and selector of a window.
+        kept: int64 ``[K]`` indices of the kept tokens in the window's pool; None when nothing was dropped.
+        embedding: float32 ``[P]``, the window's pooled vector.
+        dropped: Steps left out just before this one, since the network was too slow for a live stream.
+    """
+
+    start: float
+    end: float
+    labels: Sequence[str]
+    probabilities: np.ndarray
+    plan: Plan
+    kept: np.ndarray | None
+    embedding: np.ndarray
+    dropped: int
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The ``count`` likeliest classes with their probabilities, likeliest first."""
+        return likeliest(self.labels, self.probabilities, count)
+
+
+class StreamingPredictor:
+    """``for answer in StreamingPredictor(Predictor("runs/demo/best"), 4, 0.5)(open_stream("clip.mp4")): ...``
+
+    The plan's grid is spread over the window, T frames in ``window_s`` seconds. The window advances by whole
+    tubelets, of ``tubelet_size / T * window_s`` seconds each: the hop is rounded to them, and is one at
+    least. The first answer comes when the first window is full.
+
+    A stream that is not live is answered in full. Of a live one, frames are taken up in a thread while the
+    network computes, and where that took longer than a hop, the newest whole window is next.
+
+    Args:
+        predictor: Model and plan; not a cascade.
+        window_s: Seconds of a window. As long as the clips that the model was trained on is best.
+        hop_s: Seconds between windows; None: an eighth of the window.
+        token_rate: Tokens to encode for each second of video, in place of the plan's number a step.
+
+    Attributes:
+        plan: Grid, tokens and selector of a step.
+        window_s, hop_s: As they are used.
+
+    Raises:
+        ValueError: A number is not positive, the hop is longer than the window, or the token rate leaves
+            less than one token a step.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        window_s: float = DEFAULT_WINDOW_S,
+        hop_s: float | None = None,
+        *,
+        token_rate: float | None = None,
+    ) -> None:
+        hop_s = window_s / DEFAULT_HOPS if hop_s is None else hop_s
+        for name, value in (("window", window_s), ("hop", hop_s), ("token rate", token_rate)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} {value:g}: it must be above 0")
+        if hop_s > window_s:
+            raise ValueError(
+                f"hop {hop_s:g} s is longer than the window of {window_s:g} s and would leave video out; "
+                "lengthen the window"
+            )
+        self.model, self._predictor = predictor.model, predictor
+        plan, config = predictor.plan, self.model.config
+        self._tubelets = plan.grid.token_shape(config.patch_size, config.tubelet_size)[0]
+        self._hop = max(1, round(hop_s * self._tubelets / window_s))
+        self.window_s, self.hop_s = window_s, self._hop * window_s / self._tubelets
+        if token_rate is not None:
+            keep = min(
+                int(token_rate * self.hop_s + 1e-9), plan.grid.tokens(config.patch_size, config.tubelet_size)
+            )
+            if keep < 1:
+                raise ValueError(
+                    f"token rate {token_rate:g}: that is less than one token a hop of {self.hop_s:g} s; "
+                    f"give at least {1 / self.hop_s:.3g}, or a longer hop"
+                )
+            plan = plan if keep == plan.keep else replace(plan, keep=keep, measured=None)
+        self.plan = plan
+
+    @property
+    def token_rate(self) -> float:
+        """Tokens that are encoded for each second of video."""
+        return self.plan.keep / self.hop_s
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a step, everything counted; the most on average, if the selector reads no
+        embeddings, as a kept token may have been kept before.
+        """
+        size, plan = self.model.config.size, self.plan
+        cost = grid_cost(size, plan.grid, plan.keep, plan.selector)
+        everything = grid_cost(size, plan.grid, plan.keep)
+        new = (everything.embed_kept + everything.embed_dropped) * self._hop // self._tubelets
+        embedded = cost.embed_kept + cost.embed_dropped
+        return cost.total - embedded + min(embedded, new)
+
+    def __str__(self) -> str:
+        plan, config = self.plan, self.model.config
+        pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
+        return (
+            f"{plan.keep} of {pool} tokens of {plan.grid} in windows of {self.window_s:.3g} s every "
+            f"{self.hop_s:.3g} s: {self.token_rate:.3g} tokens and {self.macs / 1e9 / self.hop_s:.3g} GMACs "
+            "a second"
+        )
+
+    def __call__(self, source: FrameSource) -> Generator[StreamAnswer, None, None]:
+        """Answers, one a step, as the frames come.
+
+        The end of the iterator, or closing it, releases the source.
+
+        Raises:
+            VideoError: The source broke off, or ended before its first window was full.
+        """
+        tubelets = self.tubelets(source)
+        windows = (_newest_windows if source.live else _all_windows)(tubelets, self._tubelets, self._hop)
+        pool = _SlidingPool(self.model, self.plan)
+        end = self._tubelets  # Where the window ends; seconds would gather rounding.
+        with closing(windows):
+            for fresh, dropped in windows:
+                end += dropped * self._hop
+                out = pool.advance(torch.cat(fresh, dim=2))
+                seconds = end * self.window_s / self._tubelets
+                yield StreamAnswer(
+                    start=seconds - self.window_s,
+                    end=seconds,
+                    labels=self._predictor.labels,
+                    probabilities=out.logits[0].double().softmax(-1).cpu().numpy(),
+                    plan=self.plan,
+                    kept=None if out.kept is None else out.kept[0].cpu().numpy(),
+                    embedding=out.embedding[0].float().cpu().numpy(),
+                    dropped=dropped,
+                )
+                end += self._hop
+
+    def tubelets(self, source: FrameSource) -> Generator[Tensor, None, None]:
+        """The source's tubelets ready for the network, ``[1, 3, tubelet_size, H, W]``.
+
+        Raises:
+            VideoError: As in a call.
+        """
+        grid, size, count = self.plan.grid, self.model.config.tubelet_size, 0
+        with closing(source.sample(self.window_s / grid.frames)) as images:
+            while group := list(itertools.islice(images, size)):
+                count += len(group)
+                if len(group) == size:
+                    yield self._predictor.clip(np.stack(group), grid)
+        if count < grid.frames:
+            raise VideoError.of(
+                source.name,
+                f"ended after {count * self.window_s / grid.frames:.3g} s, before the first window of "
+                f"{self.window_s:g} s was full; choose a shorter window",
+            )
+
+
+class _SlidingPool:
+    """The tokens of a window that slides over a video, and their embeddings as far as they were needed."""
+
+    def __init__(self, model: FluxViT, plan: Plan) -> None:
+        self._model, self._plan = model, plan
+        self._shape = plan.grid.token_shape(model.config.patch_size, model.config.tubelet_size)
+        self._patches: Tensor | None = None
+        self._embeddings: Tensor | None = None  # NaN where a token was not embedded yet.
+
+    @torch.inference_mode()
+    def advance(self, video: Tensor) -> FluxViTOutput:
+        """Take in tubelets ``[1, 3, t * tubelet_size, H, W]``, and answer for the window that ends there."""
+        model, plan = self._model, self._plan
+        if get_selector(plan.selector).reads == "embeddings":
+            self._embeddings = scored = self._slide(self._embeddings, model.patch_embed(video)[0])
+            (kept,) = model.choose(scored, [plan.keep], plan.selector, self._shape[1:])
+        else:
+            patches, _ = model.patch_embed.patchify(video)
+            self._patches = self._slide(self._patches, patches)
+            blank = model.cls_token.new_full((*patches.shape[:3], model.config.embed_dim), math.nan)
+            self._embeddings = self._slide(self._embeddings, blank)
+            (kept,) = model.choose(self._patches, [plan.keep], plan.selector, self._shape[1:])
+            self._embed(self._patches, self._embeddings, kept)
+        return model.read(model.encode(model.place(self._embeddings, self._shape, kept)), kept, plan.head)
+
+    def _slide(self, former: Tensor | None, new: Tensor) -> Tensor:
+        """The newest tubelets that make a window, ``[1, T, L, ...]``."""
+        joined = new if former is None else torch.cat([former, new], dim=1)
+        return joined[:, -self._shape[0] :]
+
+    def _embed(self, patches: Tensor, embeddings: Tensor, kept: Tensor | None) -> None:
+        """Fill in the embeddings of kept tokens that have none."""
+        places = torch.arange(math.prod(self._shape), device=patches.device) if kept is None else kept[0]
+        rows = embeddings.view(-1, embeddings.shape[-1])
+        missing = places[rows[places, 0].isnan()]
+        if len(missing):
+            rows[missing] = self._model.patch_embed.embed(patches.view(-1, patches.shape[-1])[missing])
+
+
+_Windows = Generator[tuple[list[Tensor], int], None, None]
+
+
+def _all_windows(tubelets: Generator[Tensor, None, None], window: int, hop: int) -> _Windows:
+    """The tubelets that each window adds to the one before, and how many windows were left out: none."""
+    with closing(tubelets):
+        wanted = window
+        while len(fresh := list(itertools.islice(tubelets, wanted))) == wanted:
+            yield fresh, 0
+            wanted = hop
+
+
+def _newest_windows(tubelets: Generator[Tensor, None, None], window: int, hop: int) -> _Windows:
+    """The same while a thread takes up what comes: each time the newest window that is whole."""
+    waiting: deque[Tensor] = deque(maxlen=window + hop)  # The newest whole window lies within.
+    changed = Condition()
+    seen, ended, left = 0, False, False
+    failure: Exception | None = None
+
+    def take_up() -> None:
+        nonlocal seen, ended, failure
+        try:
+            # Closed here: a camera must not be closed by one thread while another reads it.
+            with closing(tubelets):
+                for tubelet in tubelets:
+                    with changed:
+                        waiting.append(tubelet)
+                        seen += 1
+                        changed.notify()
+                    if left:
+                        break
+        except Exception as error:
+            failure = error
+        with changed:
+            ended = True
+            changed.notify()
+
+    # A daemon, as it may wait for a camera that gives nothing any more.
+    thread = Thread(target=take_up, daemon=True)
+    thread.start()
+    given, end = 0, window
+    try:
+        while True:
+            with changed:
+                # With a limit, without which Windows would not hear Ctrl-C.
+                while seen < end and not ended:
+                    changed.wait(timeout=0.5)
+                if seen < end:
+                    break
+                dropped = (seen - end) // hop
+                end += dropped * hop
+                first = seen - len(waiting)
+                fresh = [waiting[i - first] for i in range(max(given, end - window), end)]
+            yield fresh, dropped
+            given, end = end, end + hop
+    finally:
+        left = True
+        thread.join(timeout=2.0)
+    if failure is not None:
+        raise failure

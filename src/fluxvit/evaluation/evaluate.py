@@ -1,0 +1,695 @@
+"""``fluxvit evaluate``: a checkpoint on labelled videos at several budgets, by a protocol that is kept.
+
+`run_evaluation` is the whole of it. For each budget it tests *plain* sampling, as many whole frames as the
+budget pays for, the *optimised* plan of the checkpoint's plan table, and on that plan's grid other selectors.
+All that share a grid share one pass over the videos. What was predicted is kept after each pass (`Answers`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fluxvit.checkpoints import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
+from fluxvit.deploy.latency import LatencyTable, device_name, plan_for
+from fluxvit.evaluation.classification import Predictions, Request, predict_requests
+from fluxvit.evaluation.evaluation_report import write_evaluation_report
+from fluxvit.evaluation.features import backbone_digest
+from fluxvit.evaluation.figures import require_matplotlib
+from fluxvit.evaluation.metrics import Metrics, measure
+from fluxvit.evaluation.protocol import Protocol, head_of
+from fluxvit.evaluation.report import Strip
+from fluxvit.evaluation.strips import film_strips
+from fluxvit.evaluation.token_optimization import plain_grid
+from fluxvit.evaluation.views import ONE_VIEW, Views
+from fluxvit.files import atomic_path, clear_partials, write_json
+from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import get_selector
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.distributed import ALONE, World, fail_together
+
+RESULTS, PREDICTIONS = "results.json", "predictions.npz"
+RESIZE = "bilinear with antialiasing, aspect kept, until the grid just fits; one crop: the centre"
+# Raise it when the same protocol would give other predictions than before.
+_VERSION = 1
+_STRIPS = 2  # Of the surest right answers, and of the surest wrong ones.
+_NAMED = 10  # Unreadable videos that are named in print; the results name all.
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """An evaluation.
+
+    Args:
+        checkpoint: Checkpoint folder, or the name of one of the package's.
+        data: Manifest of the videos.
+        budgets: What a clip may cost; empty: the token budgets that the checkpoint was trained for.
+        views: Of each video.
+        grid: Tested in place of the plan table's grids; None: these.
+        head: Head to read; None: the plan's, or the nearest.
+        selector: Which tokens plain and optimised plans keep; None: what the plan says.
+        baselines: Names of selectors that are tested on the optimised plans' grids.
+        plain_size: Side of the square frames of plain sampling; None: that of the training grid with the
+            largest pool of which one tubelet fits into the smallest budget.
+        sampling, stride, stride_fps: As for :class:`~fluxvit.data.dataset.ClipDataset`.
+        target: Key of the class index in the manifest.
+        seed: Of selectors that draw.
+        precision: ``fp32`` or ``bf16``.
+        batch_size: Views at once, if a video has no more; else those of one video.
+        latency: Measure how long each plan takes.
+        out: Folder to write.
+        report: Folder of a report; empty: none.
+        workers: Processes that decode clips, for each process; 0: this one.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str
+    data: str
+    budgets: tuple[Budget, ...] = ()
+    views: Views = ONE_VIEW
+    grid: SamplingGrid | None = None
+    head: int | None = None
+    selector: str | None = None
+    baselines: tuple[str, ...] = ()
+    plain_size: int | None = None
+    sampling: str = "sparse"
+    stride: int = 4
+    stride_fps: float | None = None
+    target: str = "label"
+    seed: int = 0
+    precision: str = "fp32"
+    batch_size: int = 32
+    latency: bool = True
+    out: str = "runs/evaluate"
+    report: str = ""
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (*self.baselines, *([self.selector] if self.selector else [])):
+            get_selector(name)
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision {self.precision!r}: choose fp32 or bf16")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.plain_size is not None and self.plain_size < 1:
+            raise ValueError(f"plain_size is {self.plain_size}; it must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A plan that is tested.
+
+    Args:
+        kind: ``plain``, ``optimised``, or the name of a selector on a grid that was not searched for it.
+        budget: Tokens of the budget; of one in other units, those that its main plan keeps.
+        plan: What is done.
+    """
+
+    kind: str
+    budget: int
+    plan: Plan
+
+
+@dataclass
+class Answers:
+    """Log-probabilities of every video for each request, kept in a file that an evaluation goes on with.
+
+    Args:
+        path: The ``.npz`` file.
+        facts: What the answers depend on; those of a file with other facts are forgotten.
+        labels: int64 ``[N]``.
+        names: ``[N]`` paths.
+        rows: By the request's key, fp32 ``[N, C]``; not numbers where a video could not be read.
+        unreadable: Reasons by the video's number.
+    """
+
+    path: Path
+    facts: str
+    labels: Tensor
+    names: list[str]
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Take up what the file holds, if it is of the same facts."""
+        try:
+            with np.load(self.path) as file:
+                if str(file["facts"]) != self.facts:
+                    return
+                rows = torch.from_numpy(file["log_probabilities"])
+                self.rows = dict(zip(map(str, file["requests"]), rows, strict=True))
+                self.unreadable = {int(i): text for i, text in json.loads(str(file["unreadable"])).items()}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            # There is none, or it is another program's or damaged: all is computed.
+            self.rows, self.unreadable = {}, {}
+
+    def add(self, rows: Mapping[str, Tensor], unreadable: Mapping[int, str]) -> None:
+        """Take up the answers to more requests, and write the file anew."""
+        self.rows |= rows
+        self.unreadable |= unreadable
+        clear_partials(self.path)
+        with atomic_path(self.path) as partial, partial.open("wb") as out:
+            np.savez(
+                out,
+                facts=np.array(self.facts),
+                requests=np.array(list(self.rows)),
+                log_probabilities=torch.stack(list(self.rows.values())).numpy(),
+                labels=self.labels.numpy(),
+                paths=np.array(self.names),
+                unreadable=np.array(json.dumps(dict(sorted(self.unreadable.items())))),
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; as a string, for people.
+
+    Args:
+        results: What ``results.json`` holds.
+        warning: Why the figures may be optimistic; empty if nothing is known.
+        wrote: The files.
+    """
+
+    results: dict[str, Any]
+    warning: str
+    wrote: list[Path]
+
+    def __str__(self) -> str:
+        results, protocol = self.results, self.results["protocol"]
+        head = ("budget", "sampling", "grid", "kept", "top-1 (95 %)", "top-5", "class mean", "GMACs", "ms")
+        table = [head, *map(_row, results["points"])]
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = [
+            f"{results['checkpoint']} on {protocol['manifest']}: {protocol['clips']} videos of "
+            f"{len(results['classes'])} classes, {protocol['views']} views, {protocol['precision']}",
+            *("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in table),
+        ]
+        unreadable = results["unreadable"]
+        if unreadable:
+            lines.append(f"{len(unreadable)} videos cannot be read and count as wrong:")
+            lines += [f"  {row['path']}: {row['error']}" for row in unreadable[:_NAMED]]
+            if len(unreadable) > _NAMED:
+                lines.append(f"  and {len(unreadable) - _NAMED} more, which {RESULTS} names")
+        lines += [f"wrote   {path}" for path in self.wrote]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(point: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = 100 * point["low"], 100 * point["high"]
+    latency = point["latency_ms"]
+    clips, crops = map(int, point["views"].split("x"))
+    return (
+        str(point["budget"]),
+        point["kind"],
+        point["grid"],
+        f"{point['keep']} of {point['pool']}",
+        f"{100 * point['top1']:.1f} % ({low:.1f} to {high:.1f})",
+        "" if point["top5"] is None else f"{100 * point['top5']:.1f} %",
+        f"{100 * point['mean_class']:.1f} %",
+        f"{point['gmacs']:.3g}" + (f" x{clips * crops}" if clips * crops > 1 else ""),
+        "" if latency is None else f"{latency['p50']:.3g}",
+    )
+
+
+def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool = True) -> Evaluation | None:
+    """Test a checkpoint and write ``results.json`` and ``predictions.npz`` into ``config.out``.
+
+    An interrupted evaluation goes on behind the last grid that was finished; so does one that is given more
+    to test. In a world of several processes each video is predicted once, by one of them.
+
+    Args:
+        world: On whose device it runs; all its processes must call this.
+        progress: Show bars.
+
+    Returns:
+        What was found, in the main process; None in the others.
+
+    Raises:
+        ValueError: The checkpoint, the manifest or a plan cannot be used; the message says why.
+    """
+    if config.report:
+        require_matplotlib()  # Now, not after all videos.
+    manifest = read_manifest(config.data, config.target)
+    model, info = load_checkpoint(config.checkpoint, world.device)
+    dataset = ClipDataset(
+        manifest, sampling=config.sampling, stride=config.stride, stride_fps=config.stride_fps
+    )
+    _check_classes(config, manifest, model, info)
+    subjects = _in_main(world, partial(find_subjects, config, model, info))
+    protocol = _protocol(config, manifest, model, info)
+    answers = Answers(
+        Path(config.out) / PREDICTIONS,
+        json.dumps({"version": _VERSION, **protocol.facts}, sort_keys=True),
+        torch.tensor([entry.label for entry in manifest.entries]),
+        [to_record(entry, manifest.root)["path"] for entry in manifest.entries],
+    )
+    _in_main(world, answers.read)
+    warning = _warning(config, manifest)
+    if warning and world.is_main:
+        _log.warning("%s", warning)
+    done = world.main_value(set(answers.rows))
+    for grid, requests in _passes(subjects, config.seed).items():
+        missing = {key: request for key, request in requests.items() if key not in done}
+        if not missing:
+            continue
+        title = f"Testing {grid}" if progress and world.is_main else None
+        rows, unreadable = _predict(config, model, info, dataset, grid, list(missing.values()), world, title)
+        _in_main(world, partial(answers.add, dict(zip(missing, rows, strict=True)), unreadable))
+    finish = partial(_finish, config, model, info, manifest, subjects, protocol, answers, warning)
+    evaluation = _in_main(world, finish)
+    return evaluation if world.is_main else None
+
+
+def _in_main(world: World, work: Callable[[], T]) -> T:
+    """What the main process finds, in all; what it raises, too."""
+    found, trouble = None, None
+    if world.is_main:
+        try:
+            found = work()
+        except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
+            trouble = error
+    fail_together(trouble, world, "evaluation")
+    return world.main_value(found)  # type: ignore[return-value]
+
+
+# What is tested ------------------------------------------------------------------------------------------
+
+
+def _check_classes(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: CheckpointInfo) -> None:
+    if model.num_classes == 0:
+        raise ValueError(f"{config.checkpoint} has no classifier; train one with: fluxvit probe")
+    if info.labels and manifest.labels and list(info.labels) != list(manifest.labels):
+        raise ValueError(
+            f"{config.data} and {config.checkpoint} name their classes differently, or in another order; "
+            f"the first has {len(manifest.labels)}, such as {manifest.labels[0]!r}, "
+            f"the second {len(info.labels)}, such as {info.labels[0]!r}"
+        )
+    highest = max(entry.label for entry in manifest.entries)
+    if highest >= model.num_classes:
+        raise ValueError(
+            f"{config.data} has a video of class {highest}; {config.checkpoint} tells {model.num_classes} "
+            f"classes, 0 to {model.num_classes - 1}"
+        )
+
+
+def find_subjects(config: EvaluateConfig, model: FluxViT, info: CheckpointInfo) -> list[Subject]:
+    """The plans to test, those of the largest budget first. Milliseconds are measured on the model's device.
+
+    Raises:
+        ValueError: A budget, the grid, the head or a baseline cannot be used.
+    """
+    heads = len(model.config.budgets)
+    if config.head is not None and not 0 <= config.head < heads:
+        raise ValueError(f"head {config.head} does not exist; this model has heads 0 to {heads - 1}")
+    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in model.config.budgets)
+    if config.baselines and config.grid is None and not info.plans:
+        raise ValueError(
+            f"{config.checkpoint} has no plan table, and plain sampling leaves selectors no choice; "
+            "give the baselines a --grid, or make a table with: fluxvit optimize"
+        )
+    size = config.plain_size or _plain_size(config, model, info, budgets)
+    subjects: dict[Subject, None] = {}  # A set that keeps its order.
+    for budget in budgets:
+        main, kind = None, "optimised"
+        with _autocast(config, model):  # Milliseconds are measured in it.
+            plain = _changed(_plain(model, budget, size), config)
+            if config.grid is not None:
+                pool = config.grid.tokens(model.config.patch_size, model.config.tubelet_size)
+                known = [Plan(config.grid, min(budget.tokens or pool, pool))]
+                main = _changed(plan_for(model, budget, known), config)
+                kind = main.selector
+            elif info.plans:
+                main = _changed(plan_for(model, budget, info.plans), config)
+        tokens = budget.tokens or (plain if main is None else main).keep
+        subjects[Subject("plain", tokens, plain)] = None
+        if main is not None:
+            subjects[Subject(kind, tokens, main)] = None
+            for name in config.baselines:
+                if name != main.selector:
+                    subjects[Subject(name, tokens, replace(main, selector=name, measured=None))] = None
+    return sorted(subjects, key=lambda subject: -subject.budget)
+
+
+def _autocast(config: EvaluateConfig, model: FluxViT) -> torch.autocast:
+    kind = next(model.parameters()).device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _changed(plan: Plan, config: EvaluateConfig) -> Plan:
+    """A plan with the head and the selector that are asked for."""
+    head = plan.head if config.head is None else config.head
+    return replace(plan, head=head, selector=config.selector or plan.selector)
+
+
+def _plain_size(
+    config: EvaluateConfig, model: FluxViT, info: CheckpointInfo, budgets: Sequence[Budget]
+) -> int:
+    patch, tubelet = model.config.patch_size, model.config.tubelet_size
+    smallest = min((budget.tokens for budget in budgets if budget.tokens), default=0)
+    square = [grid for grid in info.grids if grid.height == grid.width]
+    if not square:
+        raise ValueError(
+            f"{config.checkpoint} names no square training grid to take the size of plain sampling from; "
+            "give --plain_size, such as 224"
+        )
+
+    def frame(grid: SamplingGrid) -> int:
+        return SamplingGrid(tubelet, grid.height, grid.width).tokens(patch, tubelet)
+
+    fitting = [grid for grid in square if not smallest or frame(grid) <= smallest]
+    fitting = fitting or [min(square, key=frame)]
+    return max(fitting, key=lambda grid: (grid.tokens(patch, tubelet), grid.height)).height
+
+
+def _plain(model: FluxViT, budget: Budget, size: int) -> Plan:
+    """As many whole frames as a budget pays for, one tubelet at least, all tokens kept that it pays for."""
+    config = model.config
+    if budget.tokens is not None:
+        grid = plain_grid(model, budget.tokens, size)
+        return Plan(grid, min(budget.tokens, grid.tokens(config.patch_size, config.tubelet_size)))
+    frame = SamplingGrid(config.tubelet_size, size, size).tokens(config.patch_size, config.tubelet_size)
+
+    def whole(tubelets: int) -> Plan:
+        return Plan(plain_grid(model, tubelets * frame, size), tubelets * frame)
+
+    if budget.gflops is not None:
+        limit = budget.gflops
+
+        def spent(plan: Plan) -> float:
+            return grid_cost(config.size, plan.grid, plan.keep).total / 1e9
+    else:
+        assert budget.latency_ms is not None
+        limit, table = budget.latency_ms, LatencyTable(model)
+
+        def spent(plan: Plan) -> float:
+            return table.measure(plan).p50
+
+    low, high = 1, 2
+    if spent(whole(low)) > limit:
+        return plan_for(model, budget, [whole(low)])
+    while spent(whole(high)) <= limit:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(whole(middle)) <= limit else (low, middle)
+    return whole(low)
+
+
+def _key(plan: Plan) -> str:
+    head = "nearest head" if plan.head is None else f"head {plan.head}"
+    return f"{plan.grid}, {plan.keep} tokens, {plan.selector}, {head}"
+
+
+def _passes(subjects: Sequence[Subject], seed: int) -> dict[SamplingGrid, dict[str, Request]]:
+    """For each grid what is asked of it; what two subjects ask, once."""
+    passes: dict[SamplingGrid, dict[str, Request]] = {}
+    for subject in subjects:
+        requests = passes.setdefault(subject.plan.grid, {})
+        requests[_key(subject.plan)] = Request.of(subject.plan, seed)
+    return passes
+
+
+# How -----------------------------------------------------------------------------------------------------
+
+
+def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: CheckpointInfo) -> Protocol:
+    sampling = config.sampling
+    if sampling == "dense":
+        rate = (
+            "the video's own rate" if config.stride_fps is None else f"{config.stride_fps:g} frames a second"
+        )
+        sampling += f", every {config.stride}. frame at {rate}"
+    resize = RESIZE
+    if config.views.crops > 1:
+        resize = f"{resize.partition(';')[0]}; {config.views.crops} crops spread along the longer side"
+    return Protocol(
+        data_digest=manifest.digest,
+        manifest=config.data,
+        clips=len(manifest),
+        views=str(config.views),
+        sampling=sampling,
+        resize=resize,
+        weights_digest=backbone_digest(model, info),
+        seed=config.seed,
+        precision=config.precision,
+        device=device_name(next(model.parameters()).device),
+    )
+
+
+def _predict(
+    config: EvaluateConfig,
+    model: FluxViT,
+    info: CheckpointInfo,
+    dataset: ClipDataset,
+    grid: SamplingGrid,
+    requests: Sequence[Request],
+    world: World,
+    title: str | None,
+) -> tuple[list[Tensor], dict[int, str]]:
+    """Log-probabilities ``[N, C]`` for each request, and why videos could not be read; in all processes."""
+    batch = max(1, config.batch_size // config.views.total)
+    entries = dataset.manifest.entries
+    readable = [i for i, entry in enumerate(entries) if entry.ok]
+    # Whole batches are dealt out, so that they are the same for any number of processes.
+    shares = [
+        [i for place, i in enumerate(readable) if place // batch % world.size == rank]
+        for rank in range(world.size)
+    ]
+    share, part, trouble = shares[world.rank], list[Predictions](), None
+    try:
+        if share:
+            part = predict_requests(
+                model,
+                dataset,
+                grid,
+                requests,
+                mean=info.mean,
+                std=info.std,
+                views=config.views,
+                precision=config.precision,
+                batch_size=batch,
+                workers=config.workers,
+                progress=title,
+                indices=share,
+                tolerant=True,
+            )
+    except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
+        trouble = error
+    fail_together(trouble, world, "evaluation")
+    reasons = {share[row]: text for row, text in part[0].unreadable.items()} if part else {}
+    rows = [torch.full((len(entries), model.num_classes), torch.nan) for _ in requests]
+    unreadable: dict[int, str] = {}
+    gathered = world.gather(([result.logits.log_softmax(-1) for result in part], reasons))
+    for indices, (tables, why) in zip(shares, gathered, strict=True):
+        for whole, table in zip(rows, tables, strict=bool(indices)):
+            whole[indices] = table
+        unreadable |= why
+    return rows, unreadable
+
+
+# What is said of it --------------------------------------------------------------------------------------
+
+
+def _finish(
+    config: EvaluateConfig,
+    model: FluxViT,
+    info: CheckpointInfo,
+    manifest: Manifest,
+    subjects: Sequence[Subject],
+    protocol: Protocol,
+    answers: Answers,
+    warning: str,
+) -> Evaluation:
+    """Measure, write and report; in the main process alone."""
+    metrics = {key: measure(rows, answers.labels) for key, rows in answers.rows.items()}
+    points = []
+    for subject in subjects:
+        point = _point(model, subject, config.views, metrics[_key(subject.plan)])
+        point["latency_ms"] = _latency(config, model, subject.plan) if config.latency else None
+        if subject.budget == subjects[0].budget:
+            point["confusion"] = metrics[_key(subject.plan)].confusion.tolist()
+        points.append(point)
+    classes = list(info.labels or manifest.labels) or [f"class {i}" for i in range(model.num_classes)]
+    results = {
+        "title": f"{Path(config.checkpoint).name} on {Path(config.data).name}",
+        "checkpoint": config.checkpoint,
+        "headline": _headline(points),
+        "chance": 1 / len(classes),
+        "conditions": _conditions(config, model, manifest, answers, subjects, warning),
+        "protocol": protocol.flat([subject.plan for subject in subjects], model.config),
+        "classes": classes,
+        "unreadable": [
+            {"path": answers.names[i], "error": reason}
+            for i, reason in sorted((_known_broken(manifest) | answers.unreadable).items())
+        ],
+        "points": points,
+        "trials": _search(config).get("trials", []),
+    }
+    out = Path(config.out)
+    write_json(out / RESULTS, results)
+    wrote = [out / RESULTS, answers.path]
+    if config.report:
+        shown = _strips(config, info, manifest, subjects, answers, model)
+        wrote.append(write_evaluation_report(config.report, results, shown))
+    return Evaluation(results, warning, wrote)
+
+
+def _point(model: FluxViT, subject: Subject, views: Views, metrics: Metrics) -> dict[str, Any]:
+    plan, config, top1 = subject.plan, model.config, metrics.top1
+    low, high = top1.interval
+    return {
+        "kind": subject.kind,
+        "budget": subject.budget,
+        "grid": str(plan.grid),
+        "frames": plan.grid.frames,
+        "height": plan.grid.height,
+        "width": plan.grid.width,
+        "pool": plan.grid.tokens(config.patch_size, config.tubelet_size),
+        "keep": plan.keep,
+        "head": head_of(plan, config),
+        "selector": plan.selector,
+        "views": str(views),
+        "top1": top1.accuracy,
+        "low": low,
+        "high": high,
+        "correct": top1.correct,
+        "total": top1.total,
+        "top5": None if metrics.top5 is None else metrics.top5.accuracy,
+        "mean_class": metrics.mean_class,
+        "nll": metrics.nll,
+        "ece": metrics.ece,
+        "per_class": metrics.per_class,
+        "gmacs": grid_cost(config.size, plan.grid, plan.keep, plan.selector).total / 1e9,
+    }
+
+
+def _latency(config: EvaluateConfig, model: FluxViT, plan: Plan) -> dict[str, Any]:
+    with _autocast(config, model):
+        latency = LatencyTable(model).measure(plan)
+    device = device_name(next(model.parameters()).device)
+    return {"p10": latency.p10, "p50": latency.p50, "p90": latency.p90, "device": device}
+
+
+def _headline(points: Sequence[Mapping[str, Any]]) -> str:
+    """The smallest budget, where the sampling matters most."""
+    least = [point for point in points if point["budget"] == points[-1]["budget"]]
+    parts = [
+        f"{100 * point['top1']:.1f} % with {point['kind']} sampling ({point['grid']})" for point in least
+    ]
+    return f"At {least[0]['budget']} tokens a clip: {', '.join(parts)}."
+
+
+def _conditions(
+    config: EvaluateConfig,
+    model: FluxViT,
+    manifest: Manifest,
+    answers: Answers,
+    subjects: Sequence[Subject],
+    warning: str,
+) -> dict[str, str]:
+    broken = len(_known_broken(manifest) | answers.unreadable)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    size = next(subject.plan.grid for subject in subjects if subject.kind == "plain").height
+    conditions = {
+        "Data": f"{config.data}, {len(manifest)} videos (digest {manifest.digest})",
+        "Model": (
+            f"{config.checkpoint}, {parameters:.2f} M parameters, patch {model.config.patch_size}, tubelet "
+            f"{model.config.tubelet_size}, trained for {', '.join(map(str, model.config.budgets))} tokens"
+        ),
+        "Views": f"{config.views}: times x crops, probabilities averaged",
+        "Plain sampling": f"as many whole {size}x{size} frames as the budget pays for",
+        "Accuracy": (
+            f"top-1 with Wilson's 95 % interval; {broken or 'no'} videos could not be read"
+            + ("; they count as wrong" if broken else "")
+        ),
+    }
+    if config.budgets and config.budgets[0].tokens is None:
+        conditions["Budget"] = ", ".join(map(str, config.budgets))
+    return conditions | ({"Caution": warning} if warning else {})
+
+
+def _known_broken(manifest: Manifest) -> dict[int, str]:
+    """Reasons by number, of what the manifest says."""
+    return {
+        i: entry.error or "broken, says the manifest"
+        for i, entry in enumerate(manifest.entries)
+        if not entry.ok
+    }
+
+
+def _search(config: EvaluateConfig) -> dict[str, Any]:
+    """The account of the search that the plan table comes from; empty if there is none."""
+    path = checkpoint_folder(config.checkpoint) / SEARCH
+    try:
+        account = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    return account if isinstance(account, dict) else {}
+
+
+def _warning(config: EvaluateConfig, manifest: Manifest) -> str:
+    """Said if any of the tested videos chose the plans."""
+    data = _search(config).get("data")
+    if config.grid is not None or not isinstance(data, dict):
+        return ""
+    count = len(manifest) if data.get("digest") == manifest.digest else 0
+    if not count and Path(str(data.get("manifest"))).is_file():
+        count = len(shared_videos(manifest, read_manifest(str(data["manifest"]), None)))
+    if not count:
+        return ""
+    return (
+        f"{count} videos of {config.data} were among those that chose the plans of {config.checkpoint}; "
+        "its optimised figures are too good"
+    )
+
+
+def _strips(
+    config: EvaluateConfig,
+    info: CheckpointInfo,
+    manifest: Manifest,
+    subjects: Sequence[Subject],
+    answers: Answers,
+    model: FluxViT,
+) -> list[Strip]:
+    """Strips of the videos whose class is found likeliest and least likely, all budgets on one grid."""
+    first = next((subject for subject in subjects if subject.kind != "plain"), subjects[0])
+    truth = answers.rows[_key(first.plan)].gather(1, answers.labels[:, None])[:, 0]
+    # Segments are left out: a strip shows a whole video.
+    shown = [
+        i
+        for i in truth.argsort(descending=True).tolist()
+        if not truth[i].isnan() and manifest.entries[i].start is None and manifest.entries[i].end is None
+    ]
+    best, worst = shown[:_STRIPS], shown[_STRIPS:][-_STRIPS:]
+    clips = [(f"best: {answers.names[i]}", manifest.entries[i]) for i in best]
+    clips += [(f"worst: {answers.names[i]}", manifest.entries[i]) for i in reversed(worst)]
+    labels = list(info.labels or manifest.labels) or [f"class {i}" for i in range(model.num_classes)]
+    budgets = sorted({subject.budget for subject in subjects}, reverse=True)
+    device = str(next(model.parameters()).device)
+    return film_strips(config.checkpoint, budgets, first.plan.grid, clips, labels, device)

@@ -1,0 +1,93 @@
+"""What predictions are worth: accuracy in several readings, and whether their probabilities can be believed.
+
+A clip without an answer (its row is not numbers, because it could not be read) is wrong in every figure.
+Where a probability is asked for, it has the same one for each class. N clips, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fluxvit.evaluation.classification import Score
+
+# Of the expected calibration error; as many as the paper that made it common (Guo et al. 2017) took.
+_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of a data set.
+
+    Args:
+        top1: Clips whose class is the likeliest.
+        top5: Clips whose class is among the five likeliest; None if there are no more than five.
+        counts: Clips of each class.
+        per_class: Accuracy in each class; None where it has no clips.
+        confusion: int64 ``[C, C]``: clips of a class (row) that were taken for another (column). A row lacks
+            the clips without an answer.
+        nll: Mean negative log-likelihood of the true class, in nats.
+        ece: Expected calibration error: how far accuracy and probability of the answers differ, in 15 equal
+            bins of the probability, weighted by clips.
+    """
+
+    top1: Score
+    top5: Score | None
+    counts: list[int]
+    per_class: list[float | None]
+    confusion: Tensor
+    nll: float
+    ece: float
+
+    @property
+    def mean_class(self) -> float:
+        """Mean accuracy of the classes that have clips."""
+        present = [share for share in self.per_class if share is not None]
+        return sum(present) / len(present)
+
+
+def measure(log_probabilities: Tensor, labels: Tensor) -> Metrics:
+    """Figures of predictions.
+
+    A class that others tie with ranks behind all of them: what does not tell classes apart is never right.
+
+    Args:
+        log_probabilities: ``[N, C]``; logits will do. Rows that are not numbers are clips without an answer.
+        labels: int64 ``[N]``, below C.
+    """
+    total, classes = log_probabilities.shape
+    answered = ~log_probabilities.isnan().any(-1)
+    rows = log_probabilities.double().where(answered[:, None], torch.zeros((), dtype=torch.float64))
+    rows = rows.log_softmax(-1)
+    true = rows.gather(1, labels[:, None])
+    rank = (rows >= true).sum(1) - 1
+    rank[~answered] = classes
+    right = rank < 1
+    # Of classes that tie the wrong one is the answer, as it is in the score.
+    others = rows.scatter(1, labels[:, None], -math.inf)
+    answer = torch.where(right, labels, others.argmax(1)) if classes > 1 else labels
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    ones = torch.ones(int(answered.sum()), dtype=torch.int64)
+    confusion.index_put_((labels[answered], answer[answered]), ones, accumulate=True)
+    counts = labels.bincount(minlength=classes)
+    hits = labels[right].bincount(minlength=classes)
+    return Metrics(
+        top1=Score(int(right.sum()), total),
+        top5=Score(int((rank < 5).sum()), total) if classes > 5 else None,
+        counts=counts.tolist(),
+        per_class=[h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)],
+        confusion=confusion,
+        nll=float(-true.mean()),
+        ece=_calibration_error(rows.exp().amax(1), right),
+    )
+
+
+def _calibration_error(confidence: Tensor, right: Tensor) -> float:
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    # The sum of a bin's differences is its clips times the difference of its means.
+    gaps = torch.zeros(_BINS, dtype=torch.float64)
+    gaps.index_add_(0, bins, confidence - right.double())
+    return float(gaps.abs().sum() / len(right))

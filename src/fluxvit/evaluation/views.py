@@ -1,0 +1,89 @@
+"""Several views of a video at test time: clips spread over its length, crops spread over its frames."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
+from fluxvit.video.base import VideoError
+
+_VIEWS = re.compile(r"(\d+)x(\d+)")
+
+
+class Views(NamedTuple):
+    """``clips`` at different times of a video, ``crops`` of each: 4x3 are twelve views.
+
+    One crop is the centre. Several are spread evenly along the side of the frame that has room for them,
+    once the grid just fits into it.
+    """
+
+    clips: int = 1
+    crops: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Views:
+        """Read ``"4x3"``: four clips, three crops of each.
+
+        Raises:
+            ValueError: ``text`` is something else, or has a zero.
+        """
+        match = _VIEWS.fullmatch(text.strip().lower())
+        views = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
+        if not views.total:
+            raise ValueError(f"views {text!r}: give CLIPSxCROPS, such as 4x3 or 1x1")
+        return views
+
+    @property
+    def total(self) -> int:
+        """Views of a video."""
+        return self.clips * self.crops
+
+    def __str__(self) -> str:
+        return f"{self.clips}x{self.crops}"
+
+
+ONE_VIEW = Views()
+
+
+def merge_views(logits: Tensor, views: int) -> Tensor:
+    """Logits of all views ``[B * views, C]``, those of a video together, to one row a video, fp32 ``[B, C]``.
+
+    Of several views it is the logarithm of their mean probabilities (softmax of each, averaged in fp64); one
+    view's logits stay as they are.
+    """
+    if views == 1:
+        return logits.float()
+    rows = logits.double().log_softmax(-1).unflatten(0, (-1, views))
+    return (rows.logsumexp(1) - torch.tensor(float(views), dtype=torch.float64).log()).float()
+
+
+class ReadableOrBlack(Dataset[Clip]):
+    """Test clips, black ones in place of those that cannot be read: their ``replaced`` is 1, and ``faults``
+    tell why. So a batch has its size whatever is in it, and nobody takes a black clip's answer for one.
+    """
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, request: ClipRequest) -> Clip:
+        """The clip, or batch of views, that is asked for."""
+        try:
+            return self._dataset[request]
+        except VideoError as error:
+            grid, (clips, crops) = request.grid, request.views
+            shape = [] if clips * crops == 1 else [clips * crops]
+            return Clip(
+                torch.zeros(*shape, 3, grid.frames, grid.height, grid.width, dtype=torch.uint8),
+                torch.full(shape, self._dataset.manifest.entries[request.item].label),
+                torch.full(shape, request.item),
+                torch.ones(shape, dtype=torch.int64),
+                (str(error),),
+            )

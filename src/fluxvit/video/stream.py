@@ -1,0 +1,324 @@
+"""Video as it comes: a file, a camera, an address or a pipe, sampled at a steady rate.
+
+Sample j of a period p is the frame shown at ``(j + 0.5) * p`` seconds from the first one, as `segment_times`
+would ask for it, so that a stream gives the very frames that reading a file by time gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from fluxvit.video.base import CLOCK_SLACK, VideoError
+from fluxvit.video.reader import open_video
+from fluxvit.video.rgb import RGBConverter
+
+# FFmpeg's name of the camera input of each system, and what it calls a camera.
+_CAMERAS = {
+    "linux": ("v4l2", "/dev/video{}"),
+    "darwin": ("avfoundation", "{}"),
+    "win32": ("dshow", "video={}"),
+}
+# Who sends by these does not wait for us; http may be a file or not.
+_LIVE_PROTOCOLS = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp"}
+_PIPE_CURE = (
+    "; mp4 with its index at the end cannot be read from a pipe: use ffmpeg ... -f matroska -, or give the "
+    "size and rate of raw frames"
+)
+_PATIENCE = 10.0  # Seconds that an address may give nothing.
+
+
+class FrameSource(ABC):
+    """Frames over time. It can be sampled once.
+
+    Attributes:
+        name: For messages.
+        live: It goes on whether we keep up or not, so that falling behind means skipping.
+        seconds: Its length where that is known.
+    """
+
+    name: str = "stream"
+    live: bool = False
+    seconds: float | None = None
+
+    @abstractmethod
+    def sample(self, period: float) -> Generator[np.ndarray, None, None]:
+        """RGB frames, uint8 ``[H, W, 3]``, shown at ``(j + 0.5) * period`` seconds, j = 0, 1, ... to the end.
+
+        What is open is released when the iterator ends or is closed.
+
+        Raises:
+            VideoError: The stream broke off; what came before was yielded.
+        """
+
+
+class FileFrames(FrameSource):
+    """A video file or a folder of images; only the sampled frames are converted, long gaps are leapt over.
+
+    Raises:
+        VideoError: As `open_video` does.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.name = str(path)
+        self._reader = open_video(path)
+        self.seconds = self._reader.end
+
+    def sample(self, period: float) -> Generator[np.ndarray, None, None]:
+        with self._reader as reader:
+            count = math.ceil(reader.end / period - 0.5)
+            if count > 0:
+                yield from reader.walk((np.arange(count) + 0.5) * period)
+
+
+class TimedFrames(FrameSource):
+    """Frames that come with their times: ``TimedFrames((k / 25, image) for k, image in enumerate(images))``.
+
+    The last frame is shown for as long as the one before it. Where the clock steps back, as in joined
+    streams, it is taken to go on from there.
+
+    Args:
+        frames: (seconds, frame) in display order.
+        name: For messages.
+        live: As in :class:`FrameSource`.
+        convert: Makes an RGB uint8 ``[H, W, 3]`` array of a frame; called for sampled frames only.
+    """
+
+    def __init__(
+        self,
+        frames: Iterable[tuple[float, Any]],
+        name: str = "stream",
+        *,
+        live: bool = False,
+        convert: Callable[[Any], np.ndarray] = np.asarray,
+    ) -> None:
+        self._frames, self.name, self.live, self._convert = frames, name, live, convert
+
+    def sample(self, period: float) -> Generator[np.ndarray, None, None]:
+        count = 0
+        for frame, end in _shown_until(self._frames):
+            image = None
+            while (count + 0.5) * period + CLOCK_SLACK < end:
+                image = self._convert(frame) if image is None else image
+                yield image
+                count += 1
+
+
+def _shown_until(frames: Iterable[tuple[float, Any]]) -> Iterator[tuple[Any, float]]:
+    """Each frame with the seconds from the first one at which it stops being shown."""
+    shown: Any = None
+    origin = start = gap = 0.0
+    for seconds, frame in frames:
+        if shown is None:
+            origin = seconds
+        else:
+            if seconds - origin <= start:
+                origin = seconds - start - gap
+            gap = seconds - origin - start
+            yield shown, start + gap
+        start, shown = seconds - origin, frame
+    if shown is not None:
+        yield shown, start + gap
+
+
+def open_stream(address: str, *, raw: str | None = None, live: bool | None = None) -> FrameSource:
+    """Whatever gives frames.
+
+    Args:
+        address: A video file or a folder of images; ``-`` for standard input, in any container that FFmpeg
+            reads from a pipe; ``/dev/video0``, or ``camera:0`` on any system (``camera:NAME`` as FFmpeg calls
+            it); or an address that FFmpeg opens, such as ``rtsp://...``.
+        raw: Size and rate of frames without a container, such as ``640x360@30``: rgb24, row by row, on
+            standard input or in a file.
+        live: Skip what cannot be kept up with. None: cameras and rtsp-like addresses do, all else waits.
+
+    Raises:
+        VideoError: It cannot be opened.
+        ValueError: ``raw`` is no size and rate, standard input is a terminal, or a file is to be live.
+    """
+    protocol = re.match(r"(\w+)://", address)
+    camera = _camera(address)
+    if raw is not None:
+        width, height, fps = parse_raw(raw)
+        if camera or protocol:
+            raise ValueError(f"{address}: raw frames come from standard input (-) or a file")
+        file = _standard_input() if address == "-" else _open_file(address)
+        return TimedFrames(
+            _raw_frames(file, _title(address), width, height, fps), _title(address), live=bool(live)
+        )
+    if camera:
+        # avfoundation asks for a rate that few cameras have, if one does not say another.
+        options = {"framerate": "30"} if camera[0] == "avfoundation" else {}
+        return _encoded(address, live is not False, camera[1], format=camera[0], options=options)
+    if protocol:
+        is_live = protocol[1].lower() in _LIVE_PROTOCOLS if live is None else live
+        options = {"rtsp_transport": "tcp"} if protocol[1].lower().startswith("rtsp") else {}
+        return _encoded(address, is_live, address, options=options, timeout=_PATIENCE)
+    if address == "-":
+        return _encoded(address, bool(live), _standard_input())
+    if live:
+        raise ValueError(f"{address}: a file waits, and none of it is skipped; live is for streams")
+    return FileFrames(address)
+
+
+def parse_raw(text: str) -> tuple[int, int, Fraction]:
+    """Width, height and frames per second of ``"640x360@30"``; ``30000/1001`` is a rate, too.
+
+    Raises:
+        ValueError: It is nothing of the kind.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)@(\d+(?:\.\d+)?|\d+/\d*[1-9]\d*)", text.strip().lower())
+    if not match or not all(Fraction(number) for number in match.groups()):
+        raise ValueError(f"raw {text!r} is not WIDTHxHEIGHT@FPS, such as 640x360@30")
+    return int(match[1]), int(match[2]), Fraction(match[3])
+
+
+def _title(address: str) -> str:
+    return "standard input" if address == "-" else address
+
+
+def _camera(address: str) -> tuple[str, str] | None:
+    """FFmpeg's device and name of a camera; None: the address is none."""
+    if re.fullmatch(r"/dev/video\d+", address):
+        return "v4l2", address
+    match = re.fullmatch(r"camera:(.+)", address)
+    if not match:
+        return None
+    device, name = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
+    return device, name.format(match[1])
+
+
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError(
+            "standard input is a terminal; pipe a video into it, as by "
+            "ffmpeg -i clip.mp4 -f matroska - | fluxvit predict --stream -"
+        )
+    # Unbuffered: a buffer would wait until it is full.
+    return open(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+
+
+def _open_file(path: str) -> IO[bytes]:
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise VideoError.of(path, (error.strerror or str(error)).lower()) from None
+
+
+def _raw_frames(
+    file: IO[bytes], name: str, width: int, height: int, fps: Fraction
+) -> Iterator[tuple[float, np.ndarray]]:
+    size = width * height * 3
+    with file:
+        for count in itertools.count():
+            data = _read_whole(file, size)
+            if not data:
+                return
+            if len(data) < size:
+                raise VideoError.of(
+                    name,
+                    f"ended {len(data)} bytes into frame {count}; {width}x{height} rgb24 frames have {size}: "
+                    "the size or the pixel format is another (ffmpeg: -pix_fmt rgb24), or it was cut off",
+                )
+            yield float(count / fps), np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def _read_whole(file: IO[bytes], size: int) -> bytes:
+    """``size`` bytes, or what there is before the end; a pipe gives them in pieces."""
+    parts, missing = [], size
+    while missing and (part := file.read(missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _encoded(address: str, live: bool, opened: str | IO[bytes], **how: Any) -> TimedFrames:
+    """A stream that FFmpeg demuxes as it comes."""
+    name = _title(address)
+    try:
+        container = av.open(opened, "r", metadata_errors="replace", **how)
+    except (FFmpegError, OSError, ValueError) as error:
+        raise VideoError.of(name, _why_not_opened(address, how.get("format"), error)) from None
+    if not container.streams.video:
+        container.close()
+        raise VideoError.of(name, "no picture stream in it")
+    convert: list[RGBConverter] = []
+
+    def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+        if not convert:
+            convert.append(RGBConverter(frame, None))
+        return convert[0](frame)
+
+    cure = _PIPE_CURE if address == "-" else ""
+    return TimedFrames(_decoded(container, name, cure), name, live=live, convert=to_rgb)
+
+
+def _decoded(container: InputContainer, name: str, cure: str) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames with their times; ``cure`` is said of a stream that gave none."""
+    stream = container.streams.video[0]
+    period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+    seconds, started = -period, False
+    with container:
+        try:
+            for packet in _packets(container):
+                for frame in _frames(stream, packet):
+                    seconds, started = seconds + period if frame.time is None else frame.time, True
+                    yield seconds, frame
+        except FFmpegError as error:
+            raise VideoError.of(name, f"broke off ({_reason(error)}){'' if started else cure}") from None
+    if not started:
+        raise VideoError.of(name, f"ended without a frame that could be decoded{cure}")
+
+
+def _packets(container: InputContainer) -> Iterator[av.Packet]:
+    while True:
+        try:
+            yield from container.demux(container.streams.video[0])
+            return
+        except BlockingIOError:
+            # avfoundation does not wait for its next frame.
+            time.sleep(0.005)
+
+
+def _frames(stream: VideoStream, packet: av.Packet) -> list[av.VideoFrame]:
+    try:
+        return stream.decode(packet)
+    except FFmpegError:
+        return []  # Damage; the decoder goes on at the next key frame.
+
+
+def _why_not_opened(address: str, device: str | None, error: Exception) -> str:
+    reason = _reason(error)
+    if device and isinstance(error, ValueError):
+        return (
+            f"this build of PyAV has no {device} cameras; pipe one in by ffmpeg -f {device} -i NAME "
+            "-f matroska - | fluxvit predict --stream - --live"
+        )
+    if device:
+        return f"no camera can be opened there ({reason}); is one connected, allowed, and not in use?"
+    if address == "-":
+        return f"no video that FFmpeg knows ({reason}){_PIPE_CURE}"
+    return f"cannot be opened ({reason})"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):
+        return f"nothing came for {_PATIENCE:g} seconds"
+    if isinstance(error, OSError | FFmpegError) and error.strerror:
+        return error.strerror
+    return str(error)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fluxvit.cli import main
+
+
+@pytest.fixture
+def data(clip: Path) -> Path:
+    path = clip.parent / "test.jsonl"
+    path.write_text(
+        '{"manifest": 1, "classes": ["a", "b", "c", "d", "e"]}\n{"path": "clip.mp4", "label": 0}\n'
+        '{"path": "gone.mp4", "label": 1}'
+    )
+    return path
+
+
+def test_evaluate(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    options = ["--budgets", "12,6", "--views", "2x1", "--baselines", "tube,uniform", "--no_latency"]
+    assert main(["evaluate", str(checkpoint), str(data), *options, "--out", str(out), "--device", "cpu"]) == 0
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert "2 videos of 5 classes, 2x1 views, fp32" in printed
+    assert "  gone.mp4: no such file" in printed
+    assert f"wrote   {out / 'results.json'}" in printed
+    found = json.loads((out / "results.json").read_text())
+    assert [(point["kind"], point["budget"]) for point in found["points"]] == [
+        (kind, budget) for budget in (12, 6) for kind in ("plain", "optimised", "tube", "uniform")
+    ]
+    assert all(point["latency_ms"] is None for point in found["points"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budgets", "many"], "budget 'many': give tokens (1024)"),
+        (["--views", "3"], "views '3': give CLIPSxCROPS, such as 4x3"),
+        (["--baselines", "best"], "selector 'best' is unknown"),
+        (["--head", "3"], "head 3 does not exist; this model has heads 0 to 2"),
+        (["--grid", "7x16"], "frames 7 is not a multiple of 2"),
+        (["--precision", "fp8"], "precision 'fp8': choose fp32 or bf16"),
+        (["--device", "banana"], "device 'banana' is unknown"),
+        (["--target", "object"], "no key 'object'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    options: list[str],
+    message: str,
+    checkpoint: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    out = tmp_path / "out"
+    assert main(["evaluate", str(checkpoint), str(data), "--out", str(out), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()

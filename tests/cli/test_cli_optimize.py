@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fluxvit.checkpoints import load_checkpoint
+from fluxvit.cli import main
+
+
+@pytest.fixture
+def data(clip: Path) -> str:
+    """A manifest of copies of one clip."""
+    rows = []
+    for i in range(6):
+        (clip.parent / f"copy{i}.mp4").write_bytes(clip.read_bytes())
+        rows.append(json.dumps({"path": f"copy{i}.mp4", "label": i % 5}))
+    path = clip.parent / "held.jsonl"
+    path.write_text("\n".join(rows))
+    return str(path)
+
+
+def test_optimize(checkpoint: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--budgets", "12,6", "--frames", "4,8", "--sizes", "16,24", "--out", str(tmp_path / "out")]
+    options += ["--selectors", "group_dynamic,uniform", "--clips", "5"]
+    assert main(["optimize", str(checkpoint), data, *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("budget")
+    assert "all 14 candidates on all 5 clips" in printed
+    assert f"checkpoint  {checkpoint}" in printed
+    plans = load_checkpoint(checkpoint)[1].plans
+    assert {plan.keep for plan in plans} == {24, 12, 6}
+    settings = json.loads((checkpoint / "optimize.json").read_text())["settings"]
+    assert settings["frames"] == [4, 8]
+    assert settings["selectors"] == ["group_dynamic", "uniform"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budgets", "many"], "--budgets 'many': give whole numbers"),
+        (["--budgets", "0"], "budgets [0]: each must be at least 1"),
+        (["--frames", "8,"], "--frames '8,': give whole numbers"),
+        (["--heights", "16"], "give either sizes, for square grids, or heights and widths"),
+        (["--selectors", "best"], "selector 'best' is unknown"),
+        (["--clips", "0"], "clips is 0"),
+        (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
+        (["--target", "action"], "no key 'action'"),
+        (["--device", "banana"], "device 'banana' is unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    options: list[str], message: str, checkpoint: Path, data: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["optimize", str(checkpoint), data, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_test_set_is_refused(checkpoint: Path, data: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["optimize", str(checkpoint), data, "--test", data]) == 2
+    assert "share 6 videos" in capsys.readouterr().err

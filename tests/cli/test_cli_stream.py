@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fluxvit.cli import main
+
+
+def test_stream(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["predict", "--stream", str(clip), "--checkpoint", str(checkpoint), "--budget", "12"]
+    assert main([*arguments, "--window", "1", "--hop", "0.5", "--top", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [(a["start"], a["end"], a["dropped"]) for a in answers] == [(0, 1, 0), (0.5, 1.5, 0), (1, 2, 0)]
+    assert {(a["clip"], a["grid"], a["tokens"], len(a["top"])) for a in answers} == {
+        (str(clip), "8x16x32", 12, 2)
+    }
+    assert "12 of 32 tokens of 8x16x32 in windows of 1 s every 0.5 s: 24 tokens" in err
+    # Without a window: the whole of a short file.
+    assert main(arguments) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:4] == ["0.00", "to", "2.00", "s"]
+
+
+def test_token_rate(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["predict", "--stream", str(clip), "--checkpoint", str(checkpoint), "--json"]
+    assert main([*arguments, "--window", "2", "--hop", "1", "--token_rate", "13"]) == 0
+    (answer,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (answer["grid"], answer["tokens"]) == ("8x16x32", 13)
+
+
+def test_raw_frames_cut_short(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "frames").write_bytes(bytes(9 * 16 * 16 * 3 + 5))
+    arguments = ["predict", "--stream", str(tmp_path / "frames"), "--raw", "16x16@8", "--window", "1"]
+    assert main([*arguments, "--checkpoint", str(checkpoint)]) == 2
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "ended 5 bytes into frame 9" in err.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_answers_come_at_once_and_ctrl_c_ends_the_stream(checkpoint: Path) -> None:
+    run = [sys.executable, "-m", "fluxvit", "predict", "--stream", "-", "--raw", "16x16@8", "--live"]
+    run += ["--checkpoint", str(checkpoint), "--window", "1"]
+    with subprocess.Popen(
+        run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(bytes(9 * 16 * 16 * 3))
+        process.stdin.flush()
+        assert b"0.00 to 1.00 s" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        # Its input is still open, so that only the signal can have ended it.
+        assert process.wait(30) == 130
+        assert b"interrupted" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stream", "--explain", "x.mp4"], "--explain is not for --stream"),
+        (["--window", "3"], "--window is only for --stream"),
+        (["other.mp4", "--stream"], "one source at a time"),
+        (["--stream", "--budget", "3", "--token_rate", "9"], "not both"),
+        (["--stream", "--window", "9"], "before the first window of 9 s"),
+        (["--stream", "--window", "1", "--hop", "-1"], "hop -1: it must be above 0"),
+        (["--stream", "--window", "1", "--token_rate", "-1"], "token rate -1"),
+        (["--stream", "--live"], "a file waits"),
+    ],
+)
+def test_bad_input(
+    options: list[str], message: str, checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["predict", str(clip), *options, "--checkpoint", str(checkpoint)]) == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fluxvit import Plan, Predictor, SamplingGrid
+from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.deploy.streaming import StreamingPredictor
+from fluxvit.flux.cost import grid_cost
+from fluxvit.models.fluxvit import create_model
+from fluxvit.video.base import VideoError
+from fluxvit.video.stream import FrameSource, TimedFrames, open_stream
+from fluxvit.video.transforms import eval_transform
+
+
+def noise(count: int, height: int = 20, width: int = 28) -> np.ndarray:
+    """Frames that all differ, uint8 ``[count, height, width, 3]``."""
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def at(frames: np.ndarray, fps: float = 1.0) -> TimedFrames:
+    return TimedFrames((k / fps, image) for k, image in enumerate(frames))
+
+
+def predictor_of(tmp_path: Path, plan: Plan, tubelet_size: int) -> Predictor:
+    torch.manual_seed(0)
+    model = create_model(
+        "fluxvit_nano",
+        embed_dim=32,
+        depth=2,
+        pool_dim=16,
+        pool_heads=2,
+        budgets=(24, 6),
+        table_shape=(4, 4, 4),
+        tubelet_size=tubelet_size,
+        num_classes=5,
+        layer_scale=1.0,
+    )
+    return Predictor(
+        save_checkpoint(tmp_path / "model", model.eval(), CheckpointInfo(plans=[plan])), plan.keep
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "tubelet_size", "hop", "steps"),
+    [
+        (Plan(SamplingGrid(8, 16, 24), 20), 1, 1, 9),
+        (Plan(SamplingGrid(8, 16, 24), 20, head=1), 1, 3, 3),
+        (Plan(SamplingGrid(8, 24, 16), 7), 2, 1, 5),
+        (Plan(SamplingGrid(8, 24, 16), 6, selector="dynamic"), 2, 4, 2),
+        (Plan(SamplingGrid(8, 16, 16), 4), 4, 1, 3),
+        (Plan(SamplingGrid(8, 16, 16), 5, selector="tube"), 2, 1, 5),
+        (Plan(SamplingGrid(6, 16, 16), 5, selector="pixel_difference"), 1, 2, 6),
+        (Plan(SamplingGrid(8, 16, 16), 7, selector="lattice_3d"), 2, 1, 5),
+        (Plan(SamplingGrid(8, 16, 16), 16), 2, 1, 5),  # Nothing is dropped.
+        (Plan(SamplingGrid(8, 16, 16), 16, selector="random"), 2, 1, 5),
+        (Plan(SamplingGrid(1, 16, 16), 3), 1, 1, 16),
+    ],
+)
+def test_streaming_is_the_model_on_the_frames_of_the_window(
+    plan: Plan, tubelet_size: int, hop: int, steps: int, tmp_path: Path
+) -> None:
+    predictor, frames = predictor_of(tmp_path, plan, tubelet_size), noise(16)
+    length = plan.grid.frames
+    answers = list(StreamingPredictor(predictor, length, hop * tubelet_size)(at(frames)))
+    assert len(answers) == steps
+    for step, answer in enumerate(answers):
+        start = step * hop * tubelet_size
+        assert (answer.start, answer.end, answer.dropped) == (start, start + length, 0)
+        video = eval_transform(frames[start : start + length], plan.grid.height, plan.grid.width)
+        with torch.no_grad():
+            out = predictor.model(video[None], plan.keep, plan.head, plan.selector)
+        np.testing.assert_allclose(answer.probabilities, out.logits[0].softmax(-1).numpy(), atol=1e-4)
+        np.testing.assert_allclose(answer.embedding, out.embedding[0].numpy(), atol=1e-4)
+        assert (answer.kept is None) == (out.kept is None)
+        if out.kept is not None:
+            np.testing.assert_array_equal(answer.kept, out.kept[0].numpy())
+    assert len({answer.probabilities.tobytes() for answer in answers}) == steps
+
+
+@pytest.mark.parametrize("selector", ["group_dynamic", "pixel_difference", "uniform"])
+def test_no_token_is_embedded_twice(selector: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(checkpoint)
+    predictor.plan = Plan(SamplingGrid(8, 16, 16), 8, selector=selector)  # 4 tubelets of 4 tokens.
+    seen: list[Tensor] = []
+    embed = predictor.model.patch_embed.embed
+
+    def spy(patches: Tensor) -> Tensor:
+        seen.append(patches.reshape(-1, patches.shape[-1]))
+        return embed(patches)
+
+    monkeypatch.setattr(predictor.model.patch_embed, "embed", spy)
+    answers = list(StreamingPredictor(predictor, 8, 2)(at(noise(32))))
+    assert len(answers) == 13
+    embedded = torch.cat(seen)
+    assert len(embedded.unique(dim=0)) == len(embedded)
+    kept = {int(k) + 4 * step for step, answer in enumerate(answers) for k in answer.kept}
+    assert len(embedded) == (64 if selector == "group_dynamic" else len(kept))
+
+
+def test_a_window_as_long_as_the_file_is_the_prediction(checkpoint: Path, clip: Path) -> None:
+    predictor = Predictor(checkpoint, 12)
+    source = open_stream(str(clip))
+    (answer,) = StreamingPredictor(predictor, source.seconds)(source)
+    prediction = predictor(clip)
+    np.testing.assert_allclose(answer.probabilities, prediction.probabilities, atol=1e-4)
+    np.testing.assert_array_equal(answer.kept, prediction.kept)
+    assert answer.top(1) == [("abcde"[answer.probabilities.argmax()], answer.probabilities.max())]
+
+
+def test_hops_are_whole_tubelets_and_tokens_have_a_rate(checkpoint: Path) -> None:
+    predictor = Predictor(checkpoint, 12)  # 8x16x32: 4 tubelets of 8 tokens.
+    stream = StreamingPredictor(predictor, 2.0, 0.6)
+    assert (stream.hop_s, stream.token_rate, stream.plan) == (0.5, 24, predictor.plan)
+    assert StreamingPredictor(predictor, 2.0, 0.01).hop_s == 0.5
+    assert StreamingPredictor(predictor, 2.0, 2.0).hop_s == 2.0
+    stream = StreamingPredictor(predictor, 2.0, 1.0, token_rate=9.5)
+    assert stream.plan == Plan(SamplingGrid(8, 16, 32), 9)
+    # Above the pool: all of it.
+    assert StreamingPredictor(predictor, 2.0, 1.0, token_rate=1000).plan.keep == 32
+
+
+def test_macs_of_a_step(checkpoint: Path) -> None:
+    predictor = Predictor(checkpoint, 12)
+    whole = grid_cost(predictor.model.config.size, predictor.plan.grid, 12)
+    assert StreamingPredictor(predictor, 2.0, 2.0).macs == whole.total
+    embedding = 32 * (8 * 8 * 2 * 3) * 32
+    assert StreamingPredictor(predictor, 2.0, 0.5).macs == whole.total - embedding * 3 // 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((0.0,), "window 0: it must be above 0"),
+        ((float("nan"),), "window nan"),
+        ((2.0, -1.0), "hop -1"),
+        ((2.0, 3.0), "longer than the window of 2 s"),
+        ((2.0, 0.5, 0.0), "token rate 0"),
+        ((2.0, 0.5, 1.9), "give at least 2, or a longer hop"),
+    ],
+)
+def test_numbers_out_of_range(options: tuple[float, ...], message: str, checkpoint: Path) -> None:
+    names = ("window_s", "hop_s", "token_rate")
+    with pytest.raises(ValueError, match=message):
+        StreamingPredictor(Predictor(checkpoint, 12), **dict(zip(names, options, strict=False)))
+
+
+def test_a_stream_that_is_too_short(checkpoint: Path) -> None:
+    stream = StreamingPredictor(Predictor(checkpoint, 12), 8)
+    with pytest.raises(VideoError, match="ended after 7 s, before the first window of 8 s"):
+        list(stream(at(noise(7))))
+    assert len(list(stream(at(noise(8))))) == 1
+
+
+class Tap(FrameSource):
+    """A live source whose frames come when the test lets them."""
+
+    live = True
+
+    def __init__(self, bursts: list[int], failure: Exception | None = None) -> None:
+        self.bursts, self.failure = bursts, failure
+        self.opened, self.drained = [Event() for _ in bursts], [Event() for _ in bursts]
+        self.closed = Event()
+
+    def sample(self, period: float) -> Generator[np.ndarray, None, None]:
+        frames = iter(noise(sum(self.bursts)))
+        try:
+            for burst, opened, drained in zip(self.bursts, self.opened, self.drained, strict=True):
+                assert opened.wait(30)
+                for _ in range(burst):
+                    yield next(frames)
+                drained.set()  # All of it was taken up.
+            if self.failure:
+                raise self.failure
+        finally:
+            self.closed.set()
+
+
+@pytest.mark.parametrize("gap", [3, 40])
+def test_a_live_stream_skips_to_the_newest_window(gap: int, checkpoint: Path) -> None:
+    predictor = Predictor(checkpoint, 12)
+    tap = Tap([8, gap * 2, 4])  # The first window; gap tubelets; two tubelets.
+    answers = StreamingPredictor(predictor, 8, 2)(tap)
+    tap.opened[0].set()
+    assert next(answers).dropped == 0
+    tap.opened[1].set()
+    assert tap.drained[1].wait(30)
+    late = next(answers)
+    assert (late.dropped, late.end) == (gap - 1, 8 + 2 * gap)
+    frames = noise(sum(tap.bursts))[2 * gap : 8 + 2 * gap]
+    with torch.no_grad():
+        out = predictor.model(eval_transform(frames, 16, 32)[None], 12)
+    np.testing.assert_allclose(late.probabilities, out.logits[0].softmax(-1).numpy(), atol=1e-4)
+    tap.opened[2].set()
+    rest = list(answers)
+    assert rest[-1].end == 8 + 2 * gap + 4
+    assert sum(answer.dropped for answer in rest) + len(rest) == 2
+
+
+def test_a_live_stream_that_breaks_off_answers_first(checkpoint: Path) -> None:
+    tap = Tap([8], VideoError("camera: unplugged"))
+    answers = StreamingPredictor(Predictor(checkpoint, 12), 8)(tap)
+    tap.opened[0].set()
+    assert next(answers).end == 8
+    with pytest.raises(VideoError, match="unplugged"):
+        next(answers)
+
+
+def test_leaving_releases_the_source(checkpoint: Path) -> None:
+    tap = Tap([8, 1])
+    answers = StreamingPredictor(Predictor(checkpoint, 12), 8)(tap)
+    tap.opened[0].set()
+    next(answers)
+    tap.opened[1].set()
+    answers.close()
+    assert tap.closed.wait(30)

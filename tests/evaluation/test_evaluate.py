@@ -1,0 +1,277 @@
+"""Whole evaluations: what is tested, what counts as wrong, going on, and several processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import read_manifest
+from fluxvit.deploy.predictor import Predictor
+from fluxvit.evaluation import evaluate
+from fluxvit.evaluation.evaluate import EvaluateConfig, Subject, find_subjects, run_evaluation
+from fluxvit.evaluation.views import Views
+from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.training.distributed import join_world, leave_world
+
+VIDEOS, BROKEN, DAMAGED = 9, 2, 5
+CLASSES = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture
+def data(clip: Path) -> Path:
+    """Nine videos of two classes; one is known to be broken, one is damaged and nobody knows."""
+    lines = [json.dumps({"manifest": 1, "classes": CLASSES})]
+    for i in range(VIDEOS):
+        (clip.parent / f"{i}.mp4").write_bytes(clip.read_bytes()[: 100 if i == DAMAGED else None])
+        facts = {"ok": False, "error": "cut off"} if i == BROKEN else {}
+        lines.append(json.dumps({"path": f"{i}.mp4", "label": i % 2, **facts}))
+    path = clip.parent / "test.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def config(checkpoint: Path, data: Path, tmp_path: Path) -> EvaluateConfig:
+    return EvaluateConfig(str(checkpoint), str(data), out=str(tmp_path / "out"), batch_size=2, latency=False)
+
+
+def subjects(config: EvaluateConfig) -> list[Subject]:
+    return find_subjects(config, *load_checkpoint(config.checkpoint))
+
+
+def results(config: EvaluateConfig, name: str = "results.json") -> dict:
+    return json.loads((Path(config.out) / name).read_text())
+
+
+def test_what_is_tested(config: EvaluateConfig) -> None:
+    found = subjects(replace(config, baselines=("tube", "group_dynamic")))
+    # Frames are those of the training grid with the largest pool whose tubelet fits into six tokens: 4x16.
+    assert [(s.kind, s.budget, str(s.plan.grid), s.plan.keep, s.plan.selector) for s in found] == [
+        ("plain", 24, "12x16", 24, "group_dynamic"),
+        ("optimised", 24, "8x24", 24, "group_dynamic"),
+        ("tube", 24, "8x24", 24, "tube"),
+        ("plain", 12, "6x16", 12, "group_dynamic"),
+        ("optimised", 12, "8x16x32", 12, "group_dynamic"),
+        ("tube", 12, "8x16x32", 12, "tube"),
+        ("plain", 6, "2x16", 4, "group_dynamic"),
+        ("optimised", 6, "8x16x32", 6, "group_dynamic"),
+        ("tube", 6, "8x16x32", 6, "tube"),
+    ]
+
+
+def test_other_grids_heads_and_selectors(config: EvaluateConfig) -> None:
+    changed = replace(config, grid=SamplingGrid(8, 16, 16), head=2, selector="tube", plain_size=8)
+    plain, main = subjects(replace(changed, budgets=(Budget(tokens=99),)))
+    assert plain.plan == Plan(SamplingGrid(198, 8, 8), 99, 2, "tube")
+    assert (main.kind, main.plan) == ("tube", Plan(SamplingGrid(8, 16, 16), 16, 2, "tube"))
+
+
+def test_gflops_pay_for_whole_frames_too(config: EvaluateConfig) -> None:
+    model, _ = load_checkpoint(config.checkpoint)
+    limit = 1e-3
+    found = subjects(replace(config, budgets=(Budget(gflops=limit),)))
+    assert [s.kind for s in found] == ["plain", "optimised"]
+    assert len({s.budget for s in found}) == 1
+    for subject in found:
+        grid, keep = subject.plan.grid, subject.plan.keep
+        assert grid_cost(model.config.size, grid, keep).total / 1e9 <= limit
+    grid = found[0].plan.grid
+    more = SamplingGrid(grid.frames + 2, grid.height, grid.width)
+    assert grid_cost(model.config.size, more, 10**6).total / 1e9 > limit
+
+
+def test_without_a_plan_table(config: EvaluateConfig, tmp_path: Path) -> None:
+    model, _ = load_checkpoint(config.checkpoint)
+    bare = replace(config, checkpoint=str(save_checkpoint(tmp_path / "bare", model, CheckpointInfo())))
+    with pytest.raises(ValueError, match="give --plain_size"):
+        subjects(bare)
+    assert {s.kind for s in subjects(replace(bare, plain_size=16))} == {"plain"}
+    with pytest.raises(ValueError, match="give the baselines a --grid"):
+        subjects(replace(bare, plain_size=16, baselines=("tube",)))
+
+
+def test_figures_and_files(config: EvaluateConfig, data: Path) -> None:
+    evaluation = run_evaluation(replace(config, views=Views(2, 1)), progress=False)
+    assert evaluation is not None
+    found = results(config)
+    assert found == json.loads(json.dumps(evaluation.results))
+    reasons = {row["path"]: row["error"] for row in found["unreadable"]}
+    assert reasons[f"{BROKEN}.mp4"] == "cut off"
+    assert set(reasons) == {f"{BROKEN}.mp4", f"{DAMAGED}.mp4"}
+    assert str(data.parent) not in reasons[f"{DAMAGED}.mp4"]
+    assert "2 videos cannot be read and count as wrong" in str(evaluation)
+
+    file = np.load(Path(config.out) / "predictions.npz")
+    truth = np.array([i % 2 for i in range(VIDEOS)])
+    assert file["labels"].tolist() == truth.tolist()
+    assert file["paths"].tolist() == [f"{i}.mp4" for i in range(VIDEOS)]
+    lost = np.isnan(file["log_probabilities"]).any(2)
+    assert (lost == np.isin(np.arange(VIDEOS), [BROKEN, DAMAGED])).all()
+
+    # Copies of one clip: all of one class are right, but for the unreadable one, or none are.
+    assert {point["total"] for point in found["points"]} == {VIDEOS}
+    assert all(point["correct"] in (0, 4, 3) for point in found["points"])
+    largest = [point for point in found["points"] if point["budget"] == 24]
+    assert all("confusion" in point for point in largest)
+    assert all("confusion" not in point for point in found["points"] if point not in largest)
+    assert {sum(map(sum, point["confusion"])) for point in largest} == {VIDEOS - 2}
+    assert found["points"][0]["top5"] is None
+    assert found["points"][0]["per_class"][2:] == [None] * 3
+    assert found["protocol"]["views"] == "2x1"
+    assert found["protocol"]["grid"].startswith("12x16, 8x24")
+    assert found["chance"] == 0.2
+
+
+def test_one_view_is_what_the_predictor_says(config: EvaluateConfig, clip: Path) -> None:
+    run_evaluation(config, progress=False)
+    file = np.load(Path(config.out) / "predictions.npz")
+    place = file["requests"].tolist().index("8x16x32, 12 tokens, group_dynamic, nearest head")
+    said = Predictor(config.checkpoint, 12)(clip).probabilities
+    assert np.allclose(np.exp(file["log_probabilities"][place, 0]), said, atol=1e-5)
+
+
+def test_goes_on_behind_the_last_grid(config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_evaluation(replace(config, out=config.out + "2"), progress=False)
+    real, grids = evaluate.predict_requests, []
+
+    def predict(model, dataset, grid, *args, **settings):
+        if len(grids) == 2:
+            raise KeyboardInterrupt
+        grids.append(grid)
+        return real(model, dataset, grid, *args, **settings)
+
+    monkeypatch.setattr(evaluate, "predict_requests", predict)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(config, progress=False)
+    first = grids.copy()
+    for _ in range(2):  # There are five grids.
+        grids.clear()
+        try:
+            run_evaluation(config, progress=False)
+        except KeyboardInterrupt:
+            assert not set(grids) & set(first)
+            first += grids
+    assert len(grids) == 1
+    assert results(config) == results(replace(config, out=config.out + "2"))
+
+    grids.clear()
+    run_evaluation(config, progress=False)
+    assert not grids
+    # Another protocol forgets all of it.
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(replace(config, views=Views(2, 1)), progress=False)
+    assert len(grids) == 2
+
+
+def test_a_damaged_file_of_predictions_is_computed_again(config: EvaluateConfig) -> None:
+    run_evaluation(config, progress=False)
+    before = results(config)
+    path = Path(config.out) / "predictions.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    run_evaluation(config, progress=False)
+    assert results(config) == before
+    assert len(np.load(path)["requests"]) == 6
+
+
+def test_videos_that_chose_the_plans_are_told_of(config: EvaluateConfig, tmp_path: Path) -> None:
+    def warning(account: dict) -> str:
+        (Path(config.checkpoint) / "optimize.json").write_text(json.dumps(account))
+        evaluation = run_evaluation(config, progress=False)
+        assert evaluation is not None
+        assert ("Caution" in evaluation.results["conditions"]) == bool(evaluation.warning)
+        assert evaluation.results["trials"] == account.get("trials", [])
+        return evaluation.warning
+
+    digest = read_manifest(config.data).digest
+    assert warning({"data": {"digest": digest}, "trials": [{"budget": 6}]}).startswith("9 videos of")
+    assert warning({"data": {"digest": "other"}}) == ""
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"path": "3.mp4", "label": 0}\n{"path": "far.mp4", "label": 0}')
+    assert warning({"data": {"digest": "other", "manifest": str(other)}}).startswith("1 videos of")
+
+
+def test_class_names_must_agree(config: EvaluateConfig, data: Path, tmp_path: Path) -> None:
+    header, *rows = data.read_text().splitlines()
+    other = data.with_name("other.jsonl")
+    other.write_text("\n".join([header.replace('"a", "b"', '"b", "a"'), *rows]))
+    with pytest.raises(ValueError, match="name their classes differently"):
+        run_evaluation(replace(config, data=str(other)), progress=False)
+    other.write_text("\n".join([*rows, '{"path": "1.mp4", "label": 5}']))
+    with pytest.raises(ValueError, match=r"video of class 5; .* tells 5 classes"):
+        run_evaluation(replace(config, data=str(other)), progress=False)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"precision": "fp16"}, {"batch_size": 0}, {"seed": -1}, {"baselines": ("x",)}, {"plain_size": 0}],
+)
+def test_bad_settings(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad)) if "baselines" not in bad else "'x' is unknown"):
+        EvaluateConfig("checkpoint", "data", **bad)
+
+
+def _process(rank: int, port: int, config: EvaluateConfig, fails: bool) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world, seen = join_world("cpu"), []
+    real = ClipDataset.__getitem__
+
+    def getitem(self, request):
+        seen.append(f"{request.grid} {request.item}")
+        if fails and rank == 1:
+            raise OSError("the disk is gone")
+        return real(self, request)
+
+    ClipDataset.__getitem__ = getitem
+    try:
+        found = run_evaluation(config, world, progress=False)
+        assert (found is None) == (rank == 1)
+    except (OSError, ValueError) as error:
+        seen = [str(error)]
+    finally:
+        leave_world(world)
+    (Path(config.out) / f"seen{rank}.json").write_text(json.dumps(seen))
+
+
+def _together(config: EvaluateConfig, fails: bool = False) -> list[list[str]]:
+    Path(config.out).mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_process, args=(rank, port, config, fails)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    return [results(config, f"seen{rank}.json") for rank in range(2)]
+
+
+def test_two_processes_see_each_video_once_and_find_the_same(config: EvaluateConfig) -> None:
+    run_evaluation(replace(config, out=config.out + "1"), progress=False)
+    seen = _together(config)
+    assert all(seen)
+    together = [name for part in seen for name in part]
+    assert len(set(together)) == len(together) == 5 * (VIDEOS - 1)
+    assert results(config) == results(replace(config, out=config.out + "1"))
+    one, two = (np.load(Path(out) / "predictions.npz") for out in (config.out + "1", config.out))
+    assert np.array_equal(one["log_probabilities"], two["log_probabilities"], equal_nan=True)
+
+
+def test_what_fails_in_one_process_is_told_in_both(config: EvaluateConfig) -> None:
+    seen = _together(config, fails=True)
+    assert seen == [["evaluation failed in process 1: the disk is gone"], ["the disk is gone"]]

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import io
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clips import FPS, encode, numbered, numbers_of, save_image
+
+from fluxvit.video.base import VideoError
+from fluxvit.video.reader import open_video
+from fluxvit.video.sampling import segment_times
+from fluxvit.video.stream import TimedFrames, open_stream, parse_raw
+from fluxvit.video.writer import write_video
+
+
+def feed(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ``data`` come in through a pipe as standard input."""
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        with open(write_end, "wb") as file:
+            file.write(data)
+
+    Thread(target=write, daemon=True).start()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(read_end))
+
+
+def picks(times: list[float], period: float) -> list[int]:
+    return [int(image) for image in TimedFrames(zip(times, range(99), strict=False)).sample(period)]
+
+
+def test_frames_one_by_one_are_those_of_a_read(tmp_path: Path) -> None:
+    with open_video(encode(tmp_path / "clip.mp4", count=30, options={"g": "5"})) as reader:
+        times = [0.0, 0.0, 0.1, 0.5, 0.5, 0.52, 1.1, 7.0]
+        assert numbers_of(np.stack(list(reader.walk(times)))) == numbers_of(reader.read(times))
+        with pytest.raises(ValueError, match="must not fall"):
+            list(reader.walk([0.5, 0.1]))
+
+
+@pytest.mark.parametrize("frames", [1, 7, 8, 40])
+def test_a_file_gives_the_frames_that_are_read_by_time(tmp_path: Path, frames: int) -> None:
+    path = encode(tmp_path / "clip.mp4", count=30)
+    with open_video(path) as reader:
+        wanted = reader.read(segment_times(0, reader.end, frames))
+        sampled = list(open_stream(str(path)).sample(reader.end / frames))
+    np.testing.assert_array_equal(sampled, wanted)
+
+
+@pytest.mark.parametrize("period", [0.03, 0.04, 0.17])
+def test_a_pipe_gives_the_frames_of_the_file(
+    tmp_path: Path, period: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "clip.mkv", count=30)
+    feed(path.read_bytes(), monkeypatch)
+    piped = list(open_stream("-").sample(period))
+    np.testing.assert_array_equal(piped, list(open_stream(str(path)).sample(period)))
+
+
+def test_a_folder_is_a_source_too(tmp_path: Path) -> None:
+    for number in range(4):
+        save_image(tmp_path / f"{number}.png", numbered(number))
+    assert numbers_of(np.stack(list(open_stream(str(tmp_path)).sample(1 / FPS)))) == [0, 1, 2, 3]
+
+
+def test_frames_are_picked_by_their_times() -> None:
+    # Shown for 1, 0.1, 0.9 and, as the one before, 0.9 seconds; samples at 0.25, 0.75, 1.25, ...
+    assert picks([5.0, 6.0, 6.1, 7.0], 0.5) == [0, 0, 2, 2, 3, 3]
+    assert picks([0.0, 1.0, 2.0], 2.0) == [1]  # At 1 s, by when the second frame is shown.
+    assert picks([], 1.0) == picks([3.0], 1.0) == []
+
+
+def test_a_clock_that_steps_back_goes_on() -> None:
+    assert picks([10.0, 11.0, 12.0, 0.0, 1.0, 2.0], 1.0) == [0, 1, 2, 3, 4, 5]
+
+
+def test_only_sampled_frames_are_converted() -> None:
+    converted: list[int] = []
+
+    def convert(frame: int) -> np.ndarray:
+        converted.append(frame)
+        return np.array(frame)
+
+    frames = ((k / 10, k) for k in range(20))
+    assert len(list(TimedFrames(frames, convert=convert).sample(0.5))) == 4
+    assert converted == [2, 7, 12, 17]
+
+
+# Raw frames ------------------------------------------------------------------------------------------------
+
+
+def test_raw_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    video = np.random.default_rng(0).integers(0, 256, (9, 6, 10, 3), dtype=np.uint8)
+    feed(video.tobytes(), monkeypatch)
+    np.testing.assert_array_equal(list(open_stream("-", raw="10x6@30").sample(1 / 30)), video)
+
+
+def test_raw_frames_of_another_size(tmp_path: Path) -> None:
+    (tmp_path / "frames").write_bytes(bytes(2 * 180 + 7))
+    frames = open_stream(str(tmp_path / "frames"), raw="10x6@30").sample(1 / 30)
+    assert next(frames).shape == (6, 10, 3)
+    with pytest.raises(VideoError, match=r"ended 7 bytes into frame 2; 10x6 rgb24 frames have 180"):
+        list(frames)
+
+
+def test_raw_sizes() -> None:
+    assert parse_raw("640x360@30") == (640, 360, 30)
+    assert parse_raw("8x8@30000/1001")[2] == Fraction(30000, 1001)
+    assert parse_raw("8x8@29.97")[2] == Fraction(2997, 100)
+    for text in ("640x360", "640@30", "0x8@30", "8x8@0", "8x8@1/0", "8x8@-3", "8x8@1e3"):
+        with pytest.raises(ValueError, match="is not WIDTHxHEIGHT@FPS"):
+            parse_raw(text)
+
+
+# What cannot be opened -------------------------------------------------------------------------------------
+
+
+def test_a_terminal_is_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    for raw in (None, "8x8@30"):
+        with pytest.raises(ValueError, match="is a terminal; pipe a video"):
+            open_stream("-", raw=raw)
+
+
+@pytest.mark.parametrize("data", [b"", b"no video at all, whatever one does to it"])
+def test_a_pipe_without_video(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed(data, monkeypatch)
+    with pytest.raises(VideoError, match=r"^standard input: .*use ffmpeg \.\.\. -f matroska"):
+        open_stream("-")
+
+
+def test_mp4_with_its_index_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "clip.mp4", noise, FPS, crf=1)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    feed(data, monkeypatch)
+    assert len(data) > 2**16  # A smaller one fits into FFmpeg's buffer, in which it can go back.
+    with pytest.raises(VideoError, match=r"use ffmpeg \.\.\. -f matroska"):
+        list(open_stream("-").sample(0.1))
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "message"),
+    [
+        ("nowhere.mp4", {}, "nowhere.mp4: no such file"),
+        ("nowhere.rgb", {"raw": "8x8@30"}, "nowhere.rgb: no such file"),
+        ("clip.mp4", {"live": True}, "a file waits"),
+        ("/dev/video97", {}, "is one connected, allowed, and not in use"),
+        ("rtsp://127.0.0.1:9/x", {}, r"cannot be opened \(Connection refused\)"),
+        ("rtsp://127.0.0.1:9/x", {"raw": "8x8@30"}, "raw frames come from standard input"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems say it in other words")
+def test_what_cannot_be_opened(address: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_stream(address, **options)
+
+
+@pytest.mark.parametrize(
+    ("system", "address", "device", "name"),
+    [
+        ("linux", "camera:1", "v4l2", "/dev/video1"),
+        ("linux", "/dev/video0", "v4l2", "/dev/video0"),
+        ("darwin", "camera:FaceTime", "avfoundation", "FaceTime"),
+        ("win32", "camera:My Cam", "dshow", "video=My Cam"),
+    ],
+)
+def test_cameras_by_system(
+    system: str, address: str, device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    path = encode(tmp_path / "clip.mkv", count=3)
+    really_open = av.open
+
+    def fake_open(file: str, mode: str, *, format: str, **_: Any) -> Any:
+        opened.append((file, format))
+        return really_open(str(path))
+
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(av, "open", fake_open)
+    source = open_stream(address)
+    assert opened == [(name, device)]
+    assert source.live
+    assert len(list(source.sample(1 / FPS))) == 3
+
+
+def test_what_is_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed(bytes(1000), monkeypatch)
+    assert not open_stream("-", raw="8x8@30").live
+    feed(bytes(1000), monkeypatch)
+    assert open_stream("-", raw="8x8@30", live=True).live
+    path = encode(tmp_path / "clip.mkv", count=3)
+    really_open = av.open
+    monkeypatch.setattr(av, "open", lambda *_, **__: really_open(str(path)))
+    assert open_stream("rtsp://camera/1").live
+    assert not open_stream("https://host/clip.mp4").live
+    assert open_stream("https://host/clip.m3u8", live=True).live
