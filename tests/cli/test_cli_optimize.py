@@ -36,9 +36,25 @@ def test_optimize(checkpoint: Path, data: str, tmp_path: Path, capsys: pytest.Ca
     assert settings["selectors"] == ["group_dynamic", "uniform"]
 
 
+def test_cascades_of_the_plans_that_saw_all_clips(
+    checkpoint: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--budgets", "12,6", "--frames", "8", "--sizes", "16,24", "--out", str(tmp_path / "out")]
+    broken = Path(data).with_name("copy2.mp4")
+    broken.write_bytes(b"")
+    assert main(["optimize", str(checkpoint), data, *options, "--cascades", "9,0.02gflops"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n9 tokens in the mean: " in printed
+    cascades = load_checkpoint(checkpoint)[1].cascades
+    assert len(cascades) == 2
+    assert cascades[0].mean([6, 18]) <= 9
+    assert all(cascade.measured is not None and cascade.measured.total == 5 for cascade in cascades)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--cascades", "9,some"], "budget 'some': give tokens"),
         (["--budgets", "many"], "--budgets 'many': give whole numbers"),
         (["--budgets", "0"], "budgets [0]: each must be at least 1"),
         (["--frames", "8,"], "--frames '8,': give whole numbers"),

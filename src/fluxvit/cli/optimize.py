@@ -29,6 +29,7 @@ def run(argv: list[str]) -> int:
     add("--seed", type=int, help="of the order of the videos")
     add("--test", help="manifest of the videos that will test; refused if it shares videos with the data")
     add("--exhaustive", action="store_true", help="try every candidate on every clip")
+    add("--cascades", help="tune cascades, too, for mean budgets such as 20gflops,30gflops or 40,60 or 8ms")
     add("--to", help="folder for a copy of the checkpoint that gets the plans; default: itself")
     add("--target", help="key of the class index in the manifests; default: label")
     add("--out", help="folder of the log; default: runs/optimize")
@@ -47,6 +48,10 @@ def _optimize(**settings: Any) -> int:
                 raise ValueError(f"--{name} {given[name]!r}: give whole numbers, such as 8,16") from None
     if "selectors" in given:
         given["selectors"] = tuple(given["selectors"].split(","))
+    if "cascades" in given:
+        from fluxvit.flux.budget import parse_budget
+
+        given["cascades"] = tuple(map(parse_budget, str(given["cascades"]).split(",")))
     try:
         from fluxvit.evaluation.optimize import OptimizeConfig, run_optimize
 

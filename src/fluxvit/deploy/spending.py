@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fluxvit.deploy.latency import milliseconds, time_in_turns
 from fluxvit.deploy.predictor import Prediction, Predictor, read_frames
 from fluxvit.flux.budget import Budget, Cascade, Plan
 from fluxvit.flux.cost import grid_cost
@@ -55,17 +55,13 @@ def measure_chains(model: FluxViT, chains: Sequence[Sequence[Plan]], runs: int =
     for grid in sorted({plan.grid for chain in chains for plan in chain}):
         shape = 1, config.in_chans, grid.frames, grid.height, grid.width
         clips[grid] = torch.randn(shape, generator=pixels).to(weight)
-    times: list[list[float]] = [[] for _ in chains]
-    for turn in range(runs + 3):
-        for chain, spent in zip(chains, times, strict=True):
-            start = time.perf_counter()
-            for _ in run_stages(model, chain, clips.__getitem__):
-                # As in use: whether to go on is decided on the CPU.
-                if weight.device.type != "cpu":
-                    torch.accelerator.synchronize(weight.device)
-            if turn >= 3:  # Those before warm up.
-                spent.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(spent) for spent in times]
+
+    def run(chain: Sequence[Plan]) -> None:
+        for out in run_stages(model, chain, clips.__getitem__):
+            out.logits.cpu()  # As in use: whether to go on is decided on the CPU.
+
+    timers = [partial(milliseconds, partial(run, chain), weight.device) for chain in chains]
+    return [latency.p50 for latency in time_in_turns(timers, runs=runs)]
 
 
 def prefixes(stages: Sequence[Plan]) -> list[Sequence[Plan]]:

@@ -29,16 +29,17 @@ from fluxvit.checkpoints import (
     save_checkpoint,
     save_plans,
 )
-from fluxvit.data.dataset import VideoSource
+from fluxvit.data.dataset import ClipDataset, VideoSource
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 from fluxvit.deploy.latency import device_name, measure_latencies
+from fluxvit.evaluation.cascade import tune_cascades
 from fluxvit.evaluation.classification import Score
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.search import Sampling, Table, choose, paired_interval, pass_gmacs
 from fluxvit.evaluation.search_candidates import aspect_of, find_candidates
 from fluxvit.evaluation.search_passes import Search
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Measured, Plan
+from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.models.fluxvit import FluxViT
 
@@ -63,6 +64,8 @@ class OptimizeConfig:
         seed: Of their order.
         test: Manifest of the videos that the result will be tested on, which must not choose; empty: unknown.
         exhaustive: Try every candidate on every clip.
+        cascades: Mean budgets; for each a cascade is tuned on the same videos, of all plans that saw all of
+            them.
         to: Folder for a copy of the checkpoint that gets the plans; empty: they are written beside the
             weights.
         target: Key of the class index in the manifests.
@@ -86,6 +89,7 @@ class OptimizeConfig:
     seed: int = 0
     test: str = ""
     exhaustive: bool = False
+    cascades: tuple[Budget, ...] = ()
     to: str = ""
     target: str = "label"
     out: str = "runs/optimize"
@@ -168,6 +172,7 @@ class OptimizeResult:
         tried: Every sampling of each budget, best first.
         clips: Clips that could be read.
         unreadable: Errors of the others.
+        cascades: For each mean budget a cascade.
         folder: The checkpoint that holds the plans now.
     """
 
@@ -177,6 +182,7 @@ class OptimizeResult:
     spent: Spent
     clips: int
     unreadable: list[str]
+    cascades: dict[Budget, Cascade]
     folder: Path
 
     def __str__(self) -> str:
@@ -213,6 +219,7 @@ class OptimizeResult:
         )
         if self.unreadable:
             lines.append(f"{len(self.unreadable)} videos cannot be read and were left out")
+        lines += [f"{budget} in the mean: {_told(cascade)}" for budget, cascade in self.cascades.items()]
         return "\n".join([*lines, f"checkpoint  {self.folder}"])
 
 
@@ -229,6 +236,17 @@ def _row(title: str, tried: Tried) -> tuple[str, ...]:
         f"{measured.gmacs:.4g}",
         "" if measured.latency_ms is None else f"{measured.latency_ms:.1f}",
     )
+
+
+def _told(cascade: Cascade) -> str:
+    """A cascade in words."""
+    assert cascade.measured is not None
+    assert cascade.measured.accuracy is not None
+    stages = ", then ".join(
+        f"{plan.keep} of {plan.grid}" + ("" if n == 0 else f" for {100 * share:.0f} % of the clips")
+        for n, (plan, share) in enumerate(zip(cascade.stages, cascade.reach, strict=True))
+    )
+    return f"{100 * cascade.measured.accuracy:.1f} % at {cascade.measured.gmacs:.4g} GMACs with {stages}"
 
 
 def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
@@ -267,8 +285,40 @@ def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeRe
         if not entry.ok
     ]
     result = _result(search, finalists, folder, broken)
+    result = replace(result, cascades=_cascades(config, search, finalists, result, info, clips, progress))
     _save(config, model, info, manifest, result)
     return result
+
+
+def _cascades(
+    config: OptimizeConfig,
+    search: Search,
+    finalists: dict[int, list[Sampling]],
+    result: OptimizeResult,
+    info: CheckpointInfo,
+    clips: Manifest,
+    progress: bool,
+) -> dict[Budget, Cascade]:
+    """A cascade for each mean budget, of all plans that saw all clips."""
+    if not config.cascades:
+        return {}
+    seen = {Sampling(row.plan.keep, row.plan.grid, row.plan.selector): row.plan for row in _all(result)}
+    plans = [seen[sampling] for samplings in finalists.values() for sampling in samplings]
+    usable = replace(clips, entries=tuple(clips.entries[i] for i in np.flatnonzero(search.table.usable)))
+    cascades = tune_cascades(
+        search.model,
+        info,
+        ClipDataset(usable),
+        config.cascades,
+        plans=plans,
+        workers=config.workers,
+        progress=progress,
+    )
+    return dict(zip(config.cascades, cascades, strict=True))
+
+
+def _all(result: OptimizeResult) -> list[Tried]:
+    return [tried for rows in result.tried.values() for tried in rows]
 
 
 def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
@@ -313,12 +363,15 @@ def _save(
 ) -> None:
     others = [plan for plan in info.plans if plan.keep not in result.best]
     plans = [*(tried.plan for tried in result.best.values()), *others]
-    info = replace(info, plans=sorted(plans, key=lambda plan: -plan.keep))
+    # Cascades hold their plans themselves, so that former ones go on working.
+    cascades = list(result.cascades.values()) or info.cascades
+    info = replace(info, plans=sorted(plans, key=lambda plan: -plan.keep), cascades=cascades)
     if config.to:
         save_checkpoint(result.folder, model, info)
     else:
         save_plans(result.folder, info)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "to", "workers")}
+    settings["cascades"] = [str(budget) for budget in config.cascades]
     write_json(
         result.folder / SEARCH,
         {
@@ -415,6 +468,7 @@ def _result(
         spent=Spent(search.gmacs, search.seconds, exhaustive),
         clips=clips,
         unreadable=[*broken, *search.unreadable.values()],
+        cascades={},
         folder=folder,
     )
 
