@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import accumulate, product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,20 +75,22 @@ def test_group_dynamic_against_plain_loops(pool: tuple[torch.Tensor, int]) -> No
     groups = split_frames(frames, 4)
     shares = share_budget(keep, [size * length for size in groups])
     for b in range(batch):
-        expected, start = [], 0
+        score: list[float] = []
+        for t, i in product(range(frames), range(length)):
+            if frames == 1:
+                gap = x[b, 0, i] - x[b, 0].mean(0)
+            else:
+                now = max(t, 1 + max(first for first in accumulate(groups, initial=0) if first <= t))
+                gap = x[b, now, i] - x[b, now - 1, i]
+            score.append(torch.linalg.vector_norm(gap).item())
+        kept, start = select(x, keep)[b].tolist(), 0
         for size, share in zip(groups, shares, strict=True):
-            scored = []
-            for t in range(start, start + size):
-                for i in range(length):
-                    if frames == 1:
-                        score = torch.linalg.vector_norm(x[b, 0, i] - x[b, 0].mean(0))
-                    else:
-                        now = max(t, start + 1)
-                        score = torch.linalg.vector_norm(x[b, now, i] - x[b, now - 1, i])
-                    scored.append((-round(score.item(), 5), t * length + i))
-            expected += [index for _, index in sorted(scored)[:share]]
+            places = range(start * length, (start + size) * length)
+            # Compared are scores: tokens whose scores differ in the last bit may change places.
+            best = sorted((score[place] for place in places), reverse=True)[:share]
+            ours = sorted((score[place] for place in kept if place in places), reverse=True)
+            assert ours == pytest.approx(best, abs=1e-5)
             start += size
-        assert select(x, keep)[b].tolist() == sorted(expected)
 
 
 def test_ties_go_to_the_lowest_index() -> None:
