@@ -25,7 +25,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -126,10 +125,8 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
     done = out / "result.json"
     if done.exists():
         return json.loads(done.read_text())
-    start = time.monotonic()
     world = join_world()
     folder = train_recipe(_recipe(args, way, seed, out), world, progress=False)
-    seconds = time.monotonic() - start
     model, info = load_checkpoint(folder)
     model.to(world.device)
     manifest = read_manifest(args.test)
@@ -151,7 +148,6 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
     result = {
         "way": way,
         "seed": seed,
-        "train_seconds": round(seconds),
         "keeps": keeps,
         "correct": {name: [score.correct for score in row] for name, row in scores.items()},
         "total": len(manifest),
@@ -214,7 +210,7 @@ def table(results: list[dict[str, Any]]) -> str:
     keeps = results[0]["keeps"]
     lines = []
     for sampling in SAMPLINGS:
-        lines.append(f"{sampling:12}" + "".join(f"{keep:>8} tokens" for keep in keeps) + "  train s")
+        lines.append(f"{sampling:12}" + "".join(f"{keep:>8} tokens" for keep in keeps))
         for way in WAYS:
             runs = [run for run in results if run["way"] == way]
             if not runs:
@@ -222,8 +218,7 @@ def table(results: list[dict[str, Any]]) -> str:
             rows = [[100 * count / run["total"] for count in run["correct"][sampling]] for run in runs]
             cells = [_cell(list(column)) for column in zip(*rows, strict=True)]
             cells += [f"{'-':>8}{'':7}"] * (len(keeps) - len(cells))
-            seconds = mean(run["train_seconds"] for run in runs)
-            lines.append(f"{way:12}" + "".join(cells) + f"{seconds:9.0f}")
+            lines.append(f"{way:12}" + "".join(cells))
         lines.append("")
     return "\n".join(lines)
 
