@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
+from fluxvit.data.manifest import Manifest
 from fluxvit.evaluation.views import ONE_VIEW, ReadableOrBlack, Views, merge_views
 from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
@@ -219,3 +221,30 @@ def _reason(dataset: ClipDataset, clip: Clip, row: int) -> str:
     path = f"{dataset.manifest.entries[int(clip.item[row])].path}: "
     faults = [fault.removeprefix(path) for fault in clip.faults if fault.startswith(path)]
     return faults[0] if faults else "cannot be read"
+
+
+def check_classes(
+    data: str, manifest: Manifest, checkpoint: str, model: FluxViT, info: CheckpointInfo
+) -> None:
+    """Whether a checkpoint can be scored on the videos of a manifest.
+
+    Args:
+        data, checkpoint: Their names, for the error.
+
+    Raises:
+        ValueError: The checkpoint has no classifier, or their classes differ.
+    """
+    if model.num_classes == 0:
+        raise ValueError(f"{checkpoint} has no classifier; train one with: fluxvit probe")
+    if info.labels and manifest.labels and list(info.labels) != list(manifest.labels):
+        raise ValueError(
+            f"{data} and {checkpoint} name their classes differently, or in another order; "
+            f"the first has {len(manifest.labels)}, such as {manifest.labels[0]!r}, "
+            f"the second {len(info.labels)}, such as {info.labels[0]!r}"
+        )
+    highest = max(entry.label for entry in manifest.entries)
+    if highest >= model.num_classes:
+        raise ValueError(
+            f"{data} has a video of class {highest}; {checkpoint} tells {model.num_classes} "
+            f"classes, 0 to {model.num_classes - 1}"
+        )

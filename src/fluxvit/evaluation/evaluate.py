@@ -24,7 +24,7 @@ from fluxvit.checkpoints import SEARCH, CheckpointInfo, checkpoint_folder, load_
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
 from fluxvit.deploy.latency import LatencyTable, device_name, plan_for
-from fluxvit.evaluation.classification import Predictions, Request, predict_requests
+from fluxvit.evaluation.classification import Predictions, Request, check_classes, predict_requests
 from fluxvit.evaluation.evaluation_report import write_evaluation_report
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.figures import require_matplotlib
@@ -258,7 +258,7 @@ def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool 
     dataset = ClipDataset(
         manifest, sampling=config.sampling, stride=config.stride, stride_fps=config.stride_fps
     )
-    _check_classes(config, manifest, model, info)
+    check_classes(config.data, manifest, config.checkpoint, model, info)
     subjects = _in_main(world, partial(find_subjects, config, model, info))
     protocol = _protocol(config, manifest, model, info)
     answers = Answers(
@@ -297,23 +297,6 @@ def _in_main(world: World, work: Callable[[], T]) -> T:
 
 
 # What is tested ------------------------------------------------------------------------------------------
-
-
-def _check_classes(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: CheckpointInfo) -> None:
-    if model.num_classes == 0:
-        raise ValueError(f"{config.checkpoint} has no classifier; train one with: fluxvit probe")
-    if info.labels and manifest.labels and list(info.labels) != list(manifest.labels):
-        raise ValueError(
-            f"{config.data} and {config.checkpoint} name their classes differently, or in another order; "
-            f"the first has {len(manifest.labels)}, such as {manifest.labels[0]!r}, "
-            f"the second {len(info.labels)}, such as {info.labels[0]!r}"
-        )
-    highest = max(entry.label for entry in manifest.entries)
-    if highest >= model.num_classes:
-        raise ValueError(
-            f"{config.data} has a video of class {highest}; {config.checkpoint} tells {model.num_classes} "
-            f"classes, 0 to {model.num_classes - 1}"
-        )
 
 
 def find_subjects(config: EvaluateConfig, model: FluxViT, info: CheckpointInfo) -> list[Subject]:

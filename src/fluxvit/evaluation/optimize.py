@@ -33,7 +33,7 @@ from fluxvit.data.dataset import ClipDataset, VideoSource
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 from fluxvit.deploy.latency import device_name, measure_latencies
 from fluxvit.evaluation.cascade import tune_cascades
-from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.classification import Score, check_classes
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.search import Sampling, Table, choose, paired_interval, pass_gmacs
 from fluxvit.evaluation.search_candidates import aspect_of, find_candidates
@@ -259,8 +259,6 @@ def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeRe
             for a budget, or ``config.out`` holds another search; the message says which.
     """
     model, info = load_checkpoint(config.checkpoint, config.device)
-    if model.num_classes == 0:
-        raise ValueError(f"{config.checkpoint} has no classifier; there is no accuracy to search by")
     digest = backbone_digest(model, info)
     folder = _writable_folder(config, digest)
     manifest = _held_out(config, model, info)
@@ -343,10 +341,7 @@ def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
 def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> Manifest:
     """The videos that choose."""
     manifest = read_manifest(config.data, config.target)
-    if manifest.labels and info.labels and list(manifest.labels) != list(info.labels):
-        raise ValueError(f"{config.data} and {config.checkpoint} name their classes differently")
-    if max(entry.label for entry in manifest.entries) >= model.num_classes:
-        raise ValueError(f"{config.data} has classes that {config.checkpoint} does not know")
+    check_classes(config.data, manifest, config.checkpoint, model, info)
     if config.test:
         test = read_manifest(config.test, None)
         shared = shared_videos(manifest, test)
