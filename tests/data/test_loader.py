@@ -7,6 +7,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +18,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import small_model
 from fluxvit.data import loader as loader_module
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.video.base import VideoError
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fluxvit.video.writer import write_video
 
 FRAMES, FPS = 24, 12
@@ -248,3 +253,47 @@ def test_workers_outlive_signals_from_their_first_moment_on(
     batches = list(loader(data, [[ClipRequest(0, SamplingGrid(4, 16, 16))]] * 3, workers=2))
     assert len(batches) == 3
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
+
+
+HELD = """
+import sys
+from pathlib import Path
+from fluxvit.data.dataset import ClipDataset, ClipRequest
+from fluxvit.data.loader import loader
+from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.flux.grid import SamplingGrid
+
+film = Path(sys.argv[1])
+request = ClipRequest(0, SamplingGrid(4, 16, 16))
+clips = iter(loader(ClipDataset(Manifest((Entry(film, 0),), ("x",), "digest")), [[request]] * 9, workers=2))
+next(clips)
+"""
+
+
+def test_a_program_that_ends_in_the_middle_of_an_epoch_does_not_wait_for_its_workers(film: Path) -> None:
+    # Python would wait for ever: the limit is far beyond what it takes.
+    done = subprocess.run([sys.executable, "-c", HELD, film], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_evaluation_that_is_left_keeps_no_worker(film: Path) -> None:
+    def leave() -> None:
+        raise KeyError("left")
+
+    caught = None
+    try:
+        predict_dataset(
+            small_model(),
+            ClipDataset(manifest(*[Entry(film, 0)] * 4)),
+            SamplingGrid(4, 16, 16),
+            [4],
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            batch_size=1,
+            workers=1,
+            after_batch=leave,
+        )
+    except KeyError as error:
+        caught = error  # Its frames live on.
+    assert caught is not None
+    assert not multiprocessing.active_children()

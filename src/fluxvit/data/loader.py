@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import random
 import signal
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -163,6 +165,11 @@ class ClipLoader(DataLoader[Clip]):
     names_faults = True
 
     def __iter__(self) -> Iterator[Clip]:  # type: ignore[override]
+        clips = self._clips()
+        _running.add(clips)
+        return clips
+
+    def _clips(self) -> Generator[Clip, None, None]:
         known = set() if self.report is None else {row["error"] for row in read_json_lines(self.report)}
         trouble: Exception | None = None
         with _signals_held_back():
@@ -230,6 +237,14 @@ def loader(
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_running: weakref.WeakSet[Generator[Clip, None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    # At its exit Python ends worker processes by a signal, which ours ignore, and waits for them.
+    for clips in list(_running):
+        clips.close()
 
 
 @contextmanager

@@ -177,16 +177,9 @@ def predict_requests(
     batches = epoch_batches(len(dataset), grid, batch_size, indices, views)
     source = ReadableOrBlack(dataset) if tolerant else dataset
     console = Console(stderr=True)  # What is printed may go to a file.
-    bar = track(
-        loader(source, batches, workers, name_faults=False),
-        progress or "",
-        len(batches),
-        console=console,
-        transient=True,
-        disable=progress is None or not console.is_terminal,
-    )
-    done = 0
-    for clip in bar:
+    hidden = progress is None or not console.is_terminal
+    clips, done = loader(source, batches, workers, name_faults=False), 0
+    for clip in track(clips, progress or "", len(batches), console=console, transient=True, disable=hidden):
         video = normalize(clip.video.to(device), mean, std)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             answers = _answer(model, video, requests)

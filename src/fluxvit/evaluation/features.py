@@ -170,19 +170,16 @@ def _compute(
             f"{free / 1e9:.1f} GB left; use a smaller budget, a linear probe or another cache folder"
         )
     batches = epoch_batches(len(dataset), backbone.plan.grid, _CLIPS_AT_ONCE, range(done, len(dataset)))
-    clips = track(
-        loader(dataset, batches, workers),
-        progress or "",
-        len(batches),
-        console=Console(stderr=True),  # What is printed may go to a file.
-        transient=True,
-        disable=progress is None,
-    )
+    clips = loader(dataset, batches, workers)
+    console = Console(stderr=True)  # What is printed may go to a file.
+    hidden = progress is None
     partial.touch()
     # Neither appended nor emptied: two runs that compute the same write the same to the same places.
     with partial.open("r+b") as out:
         out.seek(done * row_bytes)
-        for clip in clips:
+        for clip in track(
+            clips, progress or "", len(batches), console=console, transient=True, disable=hidden
+        ):
             rows = backbone(clip.video).cpu()
             finite = rows.flatten(1).isfinite().all(1)
             if not finite.all():
