@@ -31,7 +31,7 @@ GROWTH = 3
 """A prefix is so many times as long as the one before, and so many times fewer samplings see it."""
 SHARE = 0.135
 """Part of the exhaustive search that the plan of prefixes may cost."""
-FEWEST_CLIPS, FINALISTS = 8, 2
+FEWEST_CLIPS, FINALISTS = 8, 3
 """Clips that the first prefix has at least, and samplings of a budget that see all clips unless separated."""
 # Both sides of 99 %: a race looks several times, at many samplings.
 _Z = 2.576
@@ -143,7 +143,7 @@ def _survivors(count: int) -> int:
 def cut(table: Table, live: Sequence[Sampling], cost: Callable[[Sampling], float]) -> list[Sampling]:
     """The samplings that go on to a longer prefix, best first; all were tried on the same clips.
 
-    Dropped are those whose paired interval to the leader is above 0, and then all but the best third (two at
+    Dropped are those whose paired interval to the leader is above 0, and then all but the best third (three at
     least). If all that are left are surely within half a point of the leader, only the cheapest stays.
     """
     truth = {sampling: table.truth(sampling, table.best_head(sampling)) for sampling in live}
