@@ -143,8 +143,8 @@ def _survivors(count: int) -> int:
 def cut(table: Table, live: Sequence[Sampling], cost: Callable[[Sampling], float]) -> list[Sampling]:
     """The samplings that go on to a longer prefix, best first; all were tried on the same clips.
 
-    Dropped are those whose paired interval to the leader is above 0, and then all but the best third (three at
-    least). If all that are left are surely within half a point of the leader, only the cheapest stays.
+    Dropped are those whose paired interval to the leader is above 0, and then all but the best third (three
+    at least). If all that are left are surely within half a point of the leader, only the cheapest stays.
     """
     truth = {sampling: table.truth(sampling, table.best_head(sampling)) for sampling in live}
     ranked = sorted(live, key=lambda sampling: (-truth[sampling].mean(), cost(sampling), sampling))
