@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fluxvit.checkpoints import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
-from fluxvit.deploy.latency import LatencyTable, device_name, plan_for
+from fluxvit.deploy.latency import LatencyTable, device_name
+from fluxvit.evaluation.answers import Answers
 from fluxvit.evaluation.classification import Predictions, Request, check_classes, predict_requests
 from fluxvit.evaluation.evaluation_report import write_evaluation_report
 from fluxvit.evaluation.features import backbone_digest
@@ -32,9 +31,9 @@ from fluxvit.evaluation.metrics import Metrics, measure
 from fluxvit.evaluation.protocol import Protocol, head_of
 from fluxvit.evaluation.report import Strip
 from fluxvit.evaluation.strips import film_strips
-from fluxvit.evaluation.token_optimization import plain_grid
+from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
 from fluxvit.evaluation.views import ONE_VIEW, Views
-from fluxvit.files import atomic_path, clear_partials, write_json
+from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -117,71 +116,6 @@ class EvaluateConfig:
             raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A plan that is tested.
-
-    Args:
-        kind: ``plain``, ``optimised``, or the name of a selector on a grid that was not searched for it.
-        budget: Tokens of the budget; of one in other units, those that its main plan keeps.
-        plan: What is done.
-    """
-
-    kind: str
-    budget: int
-    plan: Plan
-
-
-@dataclass
-class Answers:
-    """Log-probabilities of every video for each request, kept in a file that an evaluation goes on with.
-
-    Args:
-        path: The ``.npz`` file.
-        facts: What the answers depend on; those of a file with other facts are forgotten.
-        labels: int64 ``[N]``.
-        names: ``[N]`` paths.
-        rows: By the request's key, fp32 ``[N, C]``; not numbers where a video could not be read.
-        unreadable: Reasons by the video's number.
-    """
-
-    path: Path
-    facts: str
-    labels: Tensor
-    names: list[str]
-    rows: dict[str, Tensor] = field(default_factory=dict)
-    unreadable: dict[int, str] = field(default_factory=dict)
-
-    def read(self) -> None:
-        """Take up what the file holds, if it is of the same facts."""
-        try:
-            with np.load(self.path) as file:
-                if str(file["facts"]) != self.facts:
-                    return
-                rows = torch.from_numpy(file["log_probabilities"])
-                self.rows = dict(zip(map(str, file["requests"]), rows, strict=True))
-                self.unreadable = {int(i): text for i, text in json.loads(str(file["unreadable"])).items()}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            # There is none, or it is another program's or damaged: all is computed.
-            self.rows, self.unreadable = {}, {}
-
-    def add(self, rows: Mapping[str, Tensor], unreadable: Mapping[int, str]) -> None:
-        """Take up the answers to more requests, and write the file anew."""
-        self.rows |= rows
-        self.unreadable |= unreadable
-        clear_partials(self.path)
-        with atomic_path(self.path) as partial, partial.open("wb") as out:
-            np.savez(
-                out,
-                facts=np.array(self.facts),
-                requests=np.array(list(self.rows)),
-                log_probabilities=torch.stack(list(self.rows.values())).numpy(),
-                labels=self.labels.numpy(),
-                paths=np.array(self.names),
-                unreadable=np.array(json.dumps(dict(sorted(self.unreadable.items())))),
-            )
 
 
 @dataclass(frozen=True)
@@ -297,109 +231,6 @@ def _in_main(world: World, work: Callable[[], T]) -> T:
 
 
 # What is tested ------------------------------------------------------------------------------------------
-
-
-def find_subjects(config: EvaluateConfig, model: FluxViT, info: CheckpointInfo) -> list[Subject]:
-    """The plans to test, those of the largest budget first. Milliseconds are measured on the model's device.
-
-    Raises:
-        ValueError: A budget, the grid, the head or a baseline cannot be used.
-    """
-    heads = len(model.config.budgets)
-    if config.head is not None and not 0 <= config.head < heads:
-        raise ValueError(f"head {config.head} does not exist; this model has heads 0 to {heads - 1}")
-    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in model.config.budgets)
-    if config.baselines and config.grid is None and not info.plans:
-        raise ValueError(
-            f"{config.checkpoint} has no plan table, and plain sampling leaves selectors no choice; "
-            "give the baselines a --grid, or make a table with: fluxvit optimize"
-        )
-    size = config.plain_size or _plain_size(config, model, info, budgets)
-    subjects: dict[Subject, None] = {}  # A set that keeps its order.
-    for budget in budgets:
-        main, kind = None, "optimised"
-        with _autocast(config, model):  # Milliseconds are measured in it.
-            plain = _changed(_plain(model, budget, size), config)
-            if config.grid is not None:
-                pool = config.grid.tokens(model.config.patch_size, model.config.tubelet_size)
-                known = [Plan(config.grid, min(budget.tokens or pool, pool))]
-                main = _changed(plan_for(model, budget, known), config)
-                kind = main.selector
-            elif info.plans:
-                main = _changed(plan_for(model, budget, info.plans), config)
-        tokens = budget.tokens or (plain if main is None else main).keep
-        subjects[Subject("plain", tokens, plain)] = None
-        if main is not None:
-            subjects[Subject(kind, tokens, main)] = None
-            for name in config.baselines:
-                if name != main.selector:
-                    subjects[Subject(name, tokens, replace(main, selector=name, measured=None))] = None
-    return sorted(subjects, key=lambda subject: -subject.budget)
-
-
-def _autocast(config: EvaluateConfig, model: FluxViT) -> torch.autocast:
-    kind = next(model.parameters()).device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def _changed(plan: Plan, config: EvaluateConfig) -> Plan:
-    """A plan with the head and the selector that are asked for."""
-    head = plan.head if config.head is None else config.head
-    return replace(plan, head=head, selector=config.selector or plan.selector)
-
-
-def _plain_size(
-    config: EvaluateConfig, model: FluxViT, info: CheckpointInfo, budgets: Sequence[Budget]
-) -> int:
-    patch, tubelet = model.config.patch_size, model.config.tubelet_size
-    smallest = min((budget.tokens for budget in budgets if budget.tokens), default=0)
-    square = [grid for grid in info.grids if grid.height == grid.width]
-    if not square:
-        raise ValueError(
-            f"{config.checkpoint} names no square training grid to take the size of plain sampling from; "
-            "give --plain_size, such as 224"
-        )
-
-    def frame(grid: SamplingGrid) -> int:
-        return SamplingGrid(tubelet, grid.height, grid.width).tokens(patch, tubelet)
-
-    fitting = [grid for grid in square if not smallest or frame(grid) <= smallest]
-    fitting = fitting or [min(square, key=frame)]
-    return max(fitting, key=lambda grid: (grid.tokens(patch, tubelet), grid.height)).height
-
-
-def _plain(model: FluxViT, budget: Budget, size: int) -> Plan:
-    """As many whole frames as a budget pays for, one tubelet at least, all tokens kept that it pays for."""
-    config = model.config
-    if budget.tokens is not None:
-        grid = plain_grid(model, budget.tokens, size)
-        return Plan(grid, min(budget.tokens, grid.tokens(config.patch_size, config.tubelet_size)))
-    frame = SamplingGrid(config.tubelet_size, size, size).tokens(config.patch_size, config.tubelet_size)
-
-    def whole(tubelets: int) -> Plan:
-        return Plan(plain_grid(model, tubelets * frame, size), tubelets * frame)
-
-    if budget.gflops is not None:
-        limit = budget.gflops
-
-        def spent(plan: Plan) -> float:
-            return grid_cost(config.size, plan.grid, plan.keep).total / 1e9
-    else:
-        assert budget.latency_ms is not None
-        limit, table = budget.latency_ms, LatencyTable(model)
-
-        def spent(plan: Plan) -> float:
-            return table.measure(plan).p50
-
-    low, high = 1, 2
-    if spent(whole(low)) > limit:
-        return plan_for(model, budget, [whole(low)])
-    while spent(whole(high)) <= limit:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spent(whole(middle)) <= limit else (low, middle)
-    return whole(low)
 
 
 def _key(plan: Plan) -> str:
@@ -571,7 +402,7 @@ def _point(model: FluxViT, subject: Subject, views: Views, metrics: Metrics) -> 
 
 
 def _latency(config: EvaluateConfig, model: FluxViT, plan: Plan) -> dict[str, Any]:
-    with _autocast(config, model):
+    with autocast(config, model):
         latency = LatencyTable(model).measure(plan)
     device = device_name(next(model.parameters()).device)
     return {"p10": latency.p10, "p50": latency.p50, "p90": latency.p90, "device": device}
