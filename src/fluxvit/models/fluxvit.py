@@ -133,10 +133,24 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, C]`` to ``[B, P]``."""
+        q, k = self._queries_and_keys(x)
+        v = self._split(self.v(self.norm_v(x)))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each token ``[B, N, C]`` weighs in the pooled vector, averaged over heads: fp32 ``[B, N]``,
+        rows of sum 1.
+        """
+        q, k = self._queries_and_keys(x)
+        scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
+        return scores.softmax(-1).mean(1)[:, 0]
+
+    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         query = x.mean(1, keepdim=True)
-        projected = self.q(self.norm_q(query)), self.k(self.norm_k(x)), self.v(self.norm_v(x))
-        heads = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in projected)
-        return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1))
+        return self._split(self.q(self.norm_q(query))), self._split(self.k(self.norm_k(x)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class BudgetHead(nn.Module):
@@ -282,12 +296,9 @@ class FluxViT(nn.Module):
         wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
         if any(not -depth <= i < depth for i in wanted):
             raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
-        ((x, kept),), shape = self.sample(video, [budget], selector)
-        outputs = []
-        for block in self.blocks:
-            x = self._run(block, x, None)
-            outputs.append(x)
-        return Intermediates(x, [outputs[i] for i in wanted], kept, shape)
+        ((tokens, kept),), shape = self.sample(video, [budget], selector)
+        tokens, layers = self.encode_layers(tokens, wanted)
+        return Intermediates(tokens, layers, kept, shape)
 
     def forward_packed(
         self,
@@ -398,6 +409,16 @@ class FluxViT(nn.Module):
         for block in self.blocks:
             x = self._run(block, x, lengths)
         return x
+
+    def encode_layers(self, x: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """:meth:`encode` a dense batch ``[B, N, C]``, and what leaves the blocks ``indices``, each the same
+        shape; negative indices count from the end.
+        """
+        outputs = []
+        for block in self.blocks:
+            x = self._run(block, x, None)
+            outputs.append(x)
+        return x, [outputs[i] for i in indices]
 
     def align(self, embedding: Tensor, head: int) -> Tensor:
         """Unit vectors ``[B, P]`` to compare a smaller budget's pooled vector with head 0's.

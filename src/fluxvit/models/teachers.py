@@ -1,0 +1,310 @@
+"""Frozen networks that a student learns from, behind one small interface.
+
+Whatever a teacher is, :meth:`Teacher.features` gives its features where the student's tokens lie: the teacher
+sees the student's clip, with frames and size fitted to its own patches. There are two kinds:
+
+* :class:`FluxViTTeacher`, for transformers of this package's architecture, InternVideo2 among them: its tokens
+  lie exactly where the student's do, so that it too encodes the kept tokens alone.
+* :class:`MapTeacher`, for all others: the whole clip goes through, each frame by itself if it is an image
+  network, and its feature maps are resampled to the student's tokens.
+
+A teacher is no module. So whatever holds one neither trains it, nor saves it, nor shares it out between
+processes.
+
+Shapes: B clips, a pool of t * h * w student tokens, of which K are kept, D channels of a teacher's layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluxvit.flux.selection import gather_tokens
+from fluxvit.models.fluxvit import FluxViT
+
+TokenShape = tuple[int, int, int]
+
+
+class TeacherFeatures(NamedTuple):
+    """What a teacher says of clips.
+
+    ``layers``: of each asked layer ``[B, K, D]``, or ``[B, 1 + K, D]``, class token first, if the teacher has
+    one for the clip. ``pooled`` ``[B, P]``: its vector of the whole clip. ``attention`` fp32 ``[B, K]``: how
+    much each kept token counts in that vector; rows sum to 1.
+    """
+
+    layers: list[Tensor]
+    pooled: Tensor
+    attention: Tensor
+
+
+class Teacher(ABC):
+    """A frozen network in eval mode. It takes part in no gradient, and stochastic depth is off (the release of
+    InternVideo2 leaves its teacher in training mode, with noisy targets).
+
+    Args:
+        network: Frozen, moved and cast in place.
+        widths: Channels of each layer that it can give, the first one first.
+        pooled_width: Channels of the pooled vector.
+        class_token: Whether its layers have a class token of the clip in front.
+        mean, std: Normalisation of RGB values in 0..1.
+        dtype: That it computes in.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        widths: Sequence[int],
+        pooled_width: int,
+        class_token: bool = False,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False).to(dtype)
+        self.widths, self.pooled_width, self.class_token = tuple(widths), pooled_width, class_token
+        self.dtype = dtype
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
+
+    @property
+    def depth(self) -> int:
+        """Layers that it can give."""
+        return len(self.widths)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move to a device, in place."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def features(
+        self, video: Tensor, shape: TokenShape, kept: Tensor | None = None, layers: Sequence[int] = (-1,)
+    ) -> TeacherFeatures:
+        """Features of clips at the student's tokens.
+
+        Args:
+            video: RGB in 0..1, ``[B, 3, T, H, W]``.
+            shape: Tokens (t, h, w) of the student's pool.
+            kept: Indices ``[B, K]`` into the pool; None: all.
+            layers: Which layers to give; negative ones count from the end.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        if any(not -self.depth <= layer < self.depth for layer in layers):
+            raise ValueError(f"layers {list(layers)}: this teacher has layers 0 to {self.depth - 1}")
+        frames, height, width = self.grid(shape)
+        video = fit_clip(video.float(), frames, (height, width))
+        video = ((video - self._mean.to(video.device)) / self._std.to(video.device)).to(self.dtype)
+        with torch.autocast(video.device.type, enabled=False):
+            found = self._features(video, shape, kept, [layer % self.depth for layer in layers])
+        attention = found.attention.float()
+        return found._replace(attention=attention / attention.sum(1, keepdim=True))
+
+    @abstractmethod
+    def grid(self, shape: TokenShape) -> tuple[int, int, int]:
+        """Frames, height and width, in pixels, of the clip that it sees for a student's pool."""
+
+    @abstractmethod
+    def _features(
+        self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
+    ) -> TeacherFeatures:
+        """As :meth:`features`, of a fitted and normalised clip."""
+
+
+class FluxViTTeacher(Teacher):
+    """A FluxViT, or an InternVideo2, which is one without dual norms and GLPE.
+
+    Its class token, and the attention of the head that was trained nearest to the number of kept tokens, are
+    those of the clip. Tokens that are not kept never enter its blocks, so that its cost is that of the kept
+    ones, whatever the grid (paper section 3: 2048 tokens).
+
+    Args:
+        model: The network; frozen in place.
+        mean, std: Its normalisation.
+    """
+
+    network: FluxViT
+
+    def __init__(
+        self,
+        model: FluxViT,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        config = model.config
+        super().__init__(
+            model,
+            widths=[config.embed_dim] * config.depth,
+            pooled_width=config.pool_dim,
+            class_token=True,
+            mean=mean,
+            std=std,
+            dtype=dtype,
+        )
+
+    def grid(self, shape: TokenShape) -> tuple[int, int, int]:
+        config = self.network.config
+        return (
+            shape[0] * config.tubelet_size,
+            shape[1] * config.patch_size,
+            shape[2] * config.patch_size,
+        )
+
+    def _features(
+        self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
+    ) -> TeacherFeatures:
+        model = self.network
+        embeddings, _ = model.patch_embed(video)
+        tokens, outputs = model.encode_layers(model.place(embeddings, shape, kept), layers)
+        pool = model.heads[model.config.nearest_head(tokens.shape[1] - 1)].pool
+        return TeacherFeatures(outputs, pool(tokens), pool.attention(tokens)[:, 1:])
+
+
+class Maps(NamedTuple):
+    """What a :class:`MapTeacher` computes on its own grid: ``layers`` ``[B, t0, h0, w0, D]`` each, ``pooled``
+    ``[B, P]``, and ``attention`` ``[B, t0, h0, w0]``, of any scale, none below 0.
+    """
+
+    layers: list[Tensor]
+    pooled: Tensor
+    attention: Tensor
+
+
+class MapTeacher(Teacher):
+    """A network that gives feature maps of whole clips."""
+
+    def _features(
+        self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
+    ) -> TeacherFeatures:
+        maps = self._maps(video, layers)
+        tokens = [_tokens(layer, shape, kept) for layer in maps.layers]
+        attention = _tokens(maps.attention[..., None], shape, kept)[..., 0]
+        return TeacherFeatures(tokens, maps.pooled, attention)
+
+    @abstractmethod
+    def _maps(self, video: Tensor, layers: list[int]) -> Maps:
+        """Maps of a fitted and normalised clip ``[B, 3, T, H, W]``."""
+
+
+class ImageTeacher(MapTeacher):
+    """An image network, which sees each frame by itself: one frame a student's token frame.
+
+    All frames count alike: the pooled vector is the mean of theirs, and each has the same share of the
+    attention.
+    """
+
+    def _maps(self, video: Tensor, layers: list[int]) -> Maps:
+        clips, frames = video.shape[0], video.shape[2]
+        maps = self._frames(video.transpose(1, 2).flatten(0, 1), layers)
+        attention = maps.attention.float()
+        attention = attention / attention.sum((-2, -1), keepdim=True).clamp_min(1e-12)
+        return Maps(
+            [layer.unflatten(0, (clips, frames)) for layer in maps.layers],
+            maps.pooled.unflatten(0, (clips, frames)).mean(1),
+            attention.unflatten(0, (clips, frames)),
+        )
+
+    @abstractmethod
+    def _frames(self, images: Tensor, layers: list[int]) -> Maps:
+        """Maps of images ``[N, 3, H, W]``: the same as a clip's, without the axis of time."""
+
+
+class ConvTeacher(ImageTeacher):
+    """A convolutional image network with one layer to give, its last feature map.
+
+    The pooled vector is the mean of the map. What stands for attention is the map's energy, the sum of squares
+    over channels (Zagoruyko and Komodakis, arXiv 1612.03928, section 3.1).
+
+    Args:
+        network: ``network(images)`` gives the map ``[N, D, h0, w0]``.
+        width: D.
+        size: Side of the square frames that it sees, in pixels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        width: int,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(network, widths=[width], pooled_width=width, mean=mean, std=std, dtype=dtype)
+        self.size = size
+
+    def grid(self, shape: TokenShape) -> tuple[int, int, int]:
+        return shape[0], self.size, self.size
+
+    def _frames(self, images: Tensor, layers: list[int]) -> Maps:
+        found = self.network(images).permute(0, 2, 3, 1)
+        return Maps([found] * len(layers), found.mean((1, 2)), energy(found))
+
+
+def energy(maps: Tensor) -> Tensor:
+    """Sum of squares over channels, fp32: ``[..., D]`` to ``[...]``."""
+    return maps.float().square().sum(-1)
+
+
+def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
+    """A clip ``[B, 3, T, H, W]`` of floating RGB in 0..1 with so many frames of ``size`` = (height, width).
+
+    Frames are picked, or repeated, evenly: of a tubelet's the middle one. Sizes change by bicubic resampling
+    with antialiasing, as in Unmasked Teacher.
+    """
+    count = video.shape[2]
+    if frames != count:
+        picks = [(2 * i + 1) * count // (2 * frames) for i in range(frames)]
+        video = video[:, :, picks]
+    if tuple(video.shape[3:]) == size:
+        return video
+    images = video.transpose(1, 2).flatten(0, 1)
+    images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    return images.unflatten(0, (video.shape[0], frames)).transpose(1, 2)
+
+
+def resample_maps(maps: Tensor, shape: TokenShape) -> Tensor:
+    """Feature maps ``[B, t0, h0, w0, D]`` on another grid (t, h, w): linear in time, bilinear with antialiasing
+    in space. Of the same grid it is the map itself.
+    """
+    batch, frames, height, width, dim = maps.shape
+    t, h, w = shape
+    if (h, w) != (height, width):
+        planes = maps.flatten(0, 1).permute(0, 3, 1, 2)
+        # Antialiasing is for fp32 only.
+        planes = F.interpolate(planes.float(), size=(h, w), mode="bilinear", antialias=True).to(maps.dtype)
+        maps = planes.permute(0, 2, 3, 1).unflatten(0, (batch, frames))
+    if t != frames:
+        rows = maps.reshape(batch, frames, -1).transpose(1, 2)
+        rows = F.interpolate(rows.float(), size=t, mode="linear").to(maps.dtype)
+        maps = rows.transpose(1, 2).unflatten(2, (h, w, dim))
+    return maps
+
+
+def _tokens(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tensor:
+    """Maps ``[B, t0, h0, w0, D]`` at the kept tokens of a pool: ``[B, K, D]``."""
+    tokens = resample_maps(maps, shape).flatten(1, 3)
+    return tokens if kept is None else gather_tokens(tokens, kept)
+
+
+def spread_layers(student_depth: int, teacher_depth: int, count: int) -> tuple[list[int], list[int]]:
+    """Which layers of a student learn which of a teacher, both ascending.
+
+    The student's are its last ones. The teacher's lie as far apart as the depths' ratio, the last one with the
+    student's last: for 6 of 12 that is 23, 26, 29, 33, 36, 39 of 40, InternVideo2's distillation, and the last
+    six of 12, UMT's. No teacher's layer is used twice, and no more layers than either network has.
+    """
+    count = min(count, student_depth, teacher_depth)
+    steps = [i * max(teacher_depth, student_depth) // student_depth for i in range(count)]
+    return (
+        list(range(student_depth - count, student_depth)),
+        [teacher_depth - 1 - step for step in reversed(steps)],
+    )
