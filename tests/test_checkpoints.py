@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -9,18 +8,9 @@ import torch
 
 import fluxvit
 from conftest import small_model
-from fluxvit.checkpoints import (
-    CheckpointInfo,
-    convert_release,
-    load_checkpoint,
-    read_release,
-    save_checkpoint,
-    to_release,
-)
-from fluxvit.cli import main
+from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.models.fluxvit import create_model
 
 
 def test_round_trip(checkpoint: Path) -> None:
@@ -131,77 +121,3 @@ def _edit(folder: Path, change) -> None:
     config = json.loads(path.read_text())
     change(config)
     path.write_text(json.dumps(config))
-
-
-# The authors' files ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A full-size small model in the authors' format."""
-    torch.manual_seed(1)
-    model = create_model("fluxvit_small", layer_scale=0.1)
-    path = tmp_path_factory.mktemp("release") / "fluxvit_s14.pth"
-    content = {"module": to_release(model.state_dict(), model.config), "args": argparse.Namespace(lr=1.0)}
-    torch.save(content, path)
-    return path
-
-
-def test_converted_full_size_model_runs_at_batch_one(released: Path, tmp_path: Path, capsys) -> None:
-    assert main(["convert", str(released), str(tmp_path / "s"), "--activation", "gelu"]) == 0
-    # 246 of the authors' tensors; ours keep the class token's position apart.
-    assert "247 tensors used\n0 missing\n0 unexpected" in capsys.readouterr().out
-    torch.manual_seed(1)
-    original = create_model("fluxvit_small", layer_scale=0.1, activation="gelu").eval()
-    model, info = load_checkpoint(tmp_path / "s")
-    assert model.config.activation == "gelu"
-    assert len(info.grids) == 41
-    video = torch.randn(1, 3, 4, 56, 42)
-    with torch.no_grad():
-        torch.testing.assert_close(model(video, 30).logits, original(video, 30).logits)
-
-
-def test_conversion_refuses_what_does_not_match(released: Path, tmp_path: Path) -> None:
-    content = {"model": read_release(released)}
-    del content["model"]["blocks.3.norm1.weight"]
-    content["model"]["surprise"] = torch.zeros(2)
-    content["model"]["fc_norm.bias"] = torch.zeros(5)
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match="allow_mismatch") as error:
-        convert_release(tmp_path / "odd.pth")
-    for name in ("blocks.3.norm1.weight", "surprise", "head_norm.bias: [5] in the file, [768] here"):
-        assert name in str(error.value)
-    model, report = convert_release(tmp_path / "odd.pth", allow_mismatch=True)
-    assert len(report.missing) == len(report.unexpected) == len(report.mismatched) == 1
-    assert torch.equal(model.blocks[3].norm1.weight, torch.ones(384))
-
-
-def test_conversion_of_other_files(tmp_path: Path) -> None:
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
-    torch.save(
-        {"patch_embed.proj.weight": torch.zeros(1), "pos_embed": torch.zeros(1)}, tmp_path / "flat.pth"
-    )
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name, message in [
-        ("text.pth", "not a PyTorch file"),
-        ("flat.pth", "not a FluxViT"),
-        ("other.pth", "not a FluxViT"),
-        ("list.pth", "holds no state dict"),
-        ("missing.pth", "no such file"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            convert_release(tmp_path / name)
-
-
-def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
-    import pickle
-
-    class Trap:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "sprung",))
-
-    (tmp_path / "trap.pth").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
-    with pytest.raises(ValueError, match="could run code"):
-        convert_release(tmp_path / "trap.pth")
-    assert not (tmp_path / "sprung").exists()

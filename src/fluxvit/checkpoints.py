@@ -1,17 +1,15 @@
-"""Checkpoints: our own folders, and the authors' ``.pth`` files.
+"""Checkpoints: our own folders. (Other people's files are read by :mod:`fluxvit.releases`.)
 
-Our format is a folder: ``model.safetensors``, and ``config.json`` with the architecture and everything that
+The format is a folder: ``model.safetensors``, and ``config.json`` with the architecture and everything that
 is needed to use the weights (class names, normalisation, training grids). A plan table, ``plans.json``, may
 lie beside them, and ``optimize.json``, the account of the search that it comes from.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
 import os
-import pickle
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -36,9 +34,6 @@ SEARCH = "optimize.json"
 PRETRAINED = Path(__file__).parent / "pretrained"
 DEFAULT_CHECKPOINT = "fluxvit_nano_motionworld"
 """The checkpoint that answers when none is named: it comes with the package."""
-
-
-# Our format ----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -275,6 +270,16 @@ class KeyReport:
         return "\n".join(lines)
 
 
+def state_digest(state: Mapping[str, Tensor], facts: str = "") -> str:
+    """16 hexadecimal digits of tensors, by name, and of ``facts`` that belong to them."""
+    digest = hashlib.sha256(facts.encode())
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        # As bytes: NumPy does not know every type.
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def compare_keys(state: Mapping[str, Tensor], model: torch.nn.Module) -> KeyReport:
     """Compare names and shapes of a state dict with a model's."""
     wanted = model.state_dict()
@@ -291,176 +296,3 @@ def compare_keys(state: Mapping[str, Tensor], model: torch.nn.Module) -> KeyRepo
         unexpected=[name for name in state if name not in wanted],
         mismatched=mismatched,
     )
-
-
-# The authors' format -------------------------------------------------------------------------------------
-
-# Their names and ours. {i} stands for a number, {qkv} for one of the letters, {x} for any rest; the first
-# line that fits decides. The patch projection and the position table, whose layout changes, follow below.
-_NAMES = [
-    ("cls_token", "cls_token"),
-    ("gpe_proj.depthwise_conv.weight", "pos_embed.scale"),
-    ("gpe_proj.depthwise_conv.bias", "pos_embed.shift"),
-    ("patch_embed.{x}", "patch_embed.{x}"),
-    ("blocks.{i}.attn.lpe.depthwise_conv.weight", "blocks.{i}.attn.local_scale"),
-    ("blocks.{i}.attn.lpe.depthwise_conv.bias", "blocks.{i}.attn.local_shift"),
-    ("blocks.{i}.{x}", "blocks.{i}.{x}"),
-    ("clip_projector.{i}.norm1_{qkv}.{x}", "heads.{i}.pool.norm_{qkv}.{x}"),
-    ("clip_projector.{i}.cross_attn.{qkv}_bias", "heads.{i}.pool.{qkv}.bias"),
-    ("clip_projector.{i}.cross_attn.{qkv}.weight", "heads.{i}.pool.{qkv}.weight"),
-    ("clip_projector.{i}.cross_attn.proj.{x}", "heads.{i}.pool.proj.{x}"),
-    ("head.{i}.{x}", "heads.{i}.fc.{x}"),
-    ("fc_norm.{x}", "head_norm.{x}"),
-    ("final_clip_decoder_for_projs.{i}.head.{x}", "aligners.{i}.proj.{x}"),
-    ("final_clip_decoder_for_projs.{i}.norm.{x}", "aligners.{i}.norm.{x}"),
-]
-_WILDCARDS = {"{i}": r"(?P<i>\d+)", "{qkv}": "(?P<qkv>[qkv])", "{x}": "(?P<x>.+)"}
-# The released sizes' position tables: rows without the class token's -> (time, height, width).
-_TABLES = {24 * 18 * 18: (24, 18, 18), 32 * 20 * 20: (32, 20, 20)}
-
-
-def from_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
-    """Translate the authors' state dict to ours; names that have no counterpart are left as they are."""
-    ours: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name == "patch_embed.proj.weight" and value.ndim == 5:
-            ours[name] = value.permute(0, 2, 3, 4, 1).flatten(1)
-        elif name == "pos_embed" and value.numel() == (1 + _volume(config)) * config.embed_dim:
-            ours["pos_embed.cls"] = value[0, :1]
-            ours["pos_embed.grid"] = value[0, 1:].unflatten(0, config.table_shape)
-        else:
-            # What is a vector here is a depth-wise convolution of kernel one there.
-            affine = name.endswith("depthwise_conv.weight")
-            ours[_rename(name, _NAMES)] = value.flatten() if affine else value
-    return {name: value.contiguous() for name, value in ours.items()}
-
-
-def to_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
-    """Inverse of :func:`from_release`, for a state dict of ours or tensors shaped and named like it."""
-    theirs: dict[str, Tensor] = {}
-    reverse = [(ours, theirs) for theirs, ours in _NAMES]
-    for name, value in state.items():
-        if name == "patch_embed.proj.weight":
-            p, t = config.patch_size, config.tubelet_size
-            theirs[name] = value.unflatten(1, (t, p, p, config.in_chans)).permute(0, 4, 1, 2, 3)
-        elif name == "pos_embed.cls":
-            theirs["pos_embed"] = torch.cat([value, state["pos_embed.grid"].flatten(0, 2)])[None]
-        elif name != "pos_embed.grid":
-            renamed = _rename(name, reverse)
-            affine = renamed.endswith("depthwise_conv.weight")
-            theirs[renamed] = value[:, None, None, None, None] if affine else value
-    return {name: value.contiguous() for name, value in theirs.items()}
-
-
-def _rename(name: str, table: list[tuple[str, str]]) -> str:
-    for source, target in table:
-        pattern = re.escape(source)
-        for wildcard, expression in _WILDCARDS.items():
-            pattern = pattern.replace(re.escape(wildcard), expression)
-        match = re.fullmatch(pattern, name)
-        if match:
-            return target.format(**match.groupdict())
-    return name
-
-
-def _volume(config: FluxViTConfig) -> int:
-    t, h, w = config.table_shape
-    return t * h * w
-
-
-def read_release(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in one of the authors' files: under ``module`` or ``model``, or flat.
-
-    Nothing in the file is executed (``weights_only``).
-
-    Raises:
-        ValueError: The file is missing, no PyTorch file, or holds no state dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        # Code bases of this family store their parsed arguments too; a Namespace is only data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a PyTorch file, or it holds more than tensors and plain data, which is not loaded "
-            "because it could run code"
-        ) from error
-    for key in ("module", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if (
-        not isinstance(content, Mapping)
-        or not all(isinstance(v, Tensor) for v in content.values())
-        or not content
-    ):
-        raise ValueError(f"{path}: holds no state dict under 'module' or 'model', nor a flat one")
-    return {re.sub(r"^(backbone|encoder)\.", "", name): value for name, value in content.items()}
-
-
-def infer_release_config(state: Mapping[str, Tensor], activation: str = "gelu_tanh") -> FluxViTConfig:
-    """The configuration of a released model (head width 64, pooling of 16 heads) from its tensors' shapes.
-
-    Args:
-        activation: Not visible in the shapes. The published weights were trained with tanh GELU.
-
-    Raises:
-        ValueError: The tensors are not a FluxViT's.
-    """
-    try:
-        dim, chans, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
-        rows = state["pos_embed"].shape[1] - 1
-        depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
-        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
-        pool_dim = state["clip_projector.0.cross_attn.proj.weight"].shape[0]
-        classes = state["head.0.weight"].shape[0] if "head.0.weight" in state else 0
-    except (KeyError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"not a FluxViT of the authors' release: {error} is missing or has another shape"
-        ) from error
-    if rows not in _TABLES:
-        raise ValueError(
-            f"pos_embed has {rows} grid rows; the released sizes have {' or '.join(map(str, _TABLES))}"
-        )
-    return FluxViTConfig(
-        embed_dim=dim,
-        depth=depth,
-        num_heads=dim // 64,
-        mlp_ratio=hidden / dim,
-        patch_size=patch,
-        tubelet_size=tubelet,
-        in_chans=chans,
-        table_shape=_TABLES[rows],
-        pool_dim=pool_dim,
-        num_classes=classes,
-        activation=activation,
-        qkv_bias="blocks.0.attn.qkv.bias" in state,
-    )
-
-
-def convert_release(
-    source: str | Path, *, activation: str = "gelu_tanh", allow_mismatch: bool = False
-) -> tuple[FluxViT, KeyReport]:
-    """Build our model from one of the authors' files.
-
-    Args:
-        source: Their ``.pth`` file, small or base.
-        activation: ``gelu_tanh`` or ``gelu``.
-        allow_mismatch: Leave tensors that do not fit at their initial values instead of refusing.
-
-    Raises:
-        ValueError: The file cannot be read, or its tensors do not match and ``allow_mismatch`` is off; the
-            message lists them.
-    """
-    theirs = read_release(source)
-    config = infer_release_config(theirs, activation)
-    state = from_release(theirs, config)
-    model = FluxViT(config)
-    report = compare_keys(state, model)
-    if not report.matches and not allow_mismatch:
-        raise ValueError(f"{source}: tensors do not match (--allow_mismatch takes those that do)\n{report}")
-    model.load_state_dict({name: state[name].float() for name in report.used}, strict=False)
-    return model.eval(), report

@@ -10,6 +10,7 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
+    "pretrain": "learn the features of a frozen teacher, without labels",
     "train": "train a model by a recipe",
     "probe": "train classifiers on a frozen checkpoint's features",
     "evaluate": "test a checkpoint on labelled videos at several budgets, and report",

@@ -22,6 +22,7 @@ from fluxvit.video.transforms import (
     crop_views,
     horizontal_flip,
     random_resized_crop,
+    resize_and_crop,
     resize_to_fit,
     to_tensor,
 )
@@ -97,8 +98,8 @@ class Augmentation:
     """Of training clips; the same for all frames of one. Steps come in this order; the default only crops.
 
     Args:
-        crop: ``resized``, a box of random area and shape; or ``multi_scale``, one of a few boxes at one of 13
-            places (the paper's pre-training).
+        crop: ``resized``, a box of random area and shape; ``multi_scale``, one of a few boxes at one of 13
+            places (the paper's pre-training); or ``center``, what tests see.
         crop_scale: For ``resized`` the range of the box's area as a part of the frame's (default 0.5..1); for
             ``multi_scale`` the sides to choose from as parts of the largest (default 1, 0.875, 0.75, 0.66).
         crop_ratio: For ``resized`` only: the range of the box's width over its height (default 3/4..4/3).
@@ -120,8 +121,12 @@ class Augmentation:
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.crop not in ("resized", "multi_scale"):
-            raise ValueError(f"crop {self.crop!r}: choose resized or multi_scale")
+        if self.crop not in ("resized", "multi_scale", "center"):
+            raise ValueError(f"crop {self.crop!r}: choose resized, multi_scale or center")
+        if self.crop == "center" and (self.crop_scale is not None or self.crop_ratio is not None):
+            raise ValueError(
+                "crop_scale and crop_ratio do not belong to the center crop, which is always the same"
+            )
         if self.crop == "multi_scale" and self.crop_ratio is not None:
             raise ValueError(
                 "crop_ratio belongs to the resized crop; multi_scale takes its shapes from crop_scale"
@@ -159,6 +164,8 @@ class Augmentation:
         if self.crop == "multi_scale":
             scales = TSN_SCALES if self.crop_scale is None else self.crop_scale
             return multi_scale_crop(clip, size, rng, scales)
+        if self.crop == "center":
+            return resize_and_crop(clip, size)
         low, high = self.crop_scale or (0.5, 1.0)
         return random_resized_crop(clip, size, rng, (low, high), self.crop_ratio or (3 / 4, 4 / 3))
 
@@ -180,6 +187,7 @@ class ClipDataset(Dataset[Clip]):
         stride_fps: Frames per second that the stride counts; default: each video's own. With one rate for all
             a stride is a time: 2 at 10 frames per second is 0.2 seconds.
         flip_allowed: False where labels tell left from right: clips are never mirrored, whatever the recipe.
+        jitter: Training clips take frames at random times; False: at those of test clips.
         max_bad_clips: Unreadable training videos, one after the other, that are replaced before it is an
             error. Test videos are never replaced.
 
@@ -195,6 +203,7 @@ class ClipDataset(Dataset[Clip]):
         augmentation: Augmentation | None = None,
         order: str = "normal",
         flip_allowed: bool = True,
+        jitter: bool = True,
         max_bad_clips: int = 20,
         sampling: str = "sparse",
         stride: int = 4,
@@ -218,7 +227,7 @@ class ClipDataset(Dataset[Clip]):
         self.augmentation = augmentation or Augmentation()
         self.order = order
         self.sampling, self.stride, self.stride_fps = sampling, stride, stride_fps
-        self.flip_allowed = flip_allowed
+        self.flip_allowed, self.jitter = flip_allowed, jitter
         self.max_bad_clips = max_bad_clips
 
     def __len__(self) -> int:
@@ -272,7 +281,7 @@ class ClipDataset(Dataset[Clip]):
         self, item: int, grid: SamplingGrid, rng: np.random.Generator, *, train: bool, views: int = 1
     ) -> list[Tensor]:
         """Frames of a video at the times that grid, sampling and order ask for, ``[3, T, H, W]`` a view."""
-        generator = rng if train else None
+        generator = rng if train and self.jitter else None
         if self.sampling == "dense":
             assert isinstance(self.source, TimedSource)
             stride, rate = self.stride, self.stride_fps

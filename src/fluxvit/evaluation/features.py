@@ -27,7 +27,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.checkpoints import CheckpointInfo, state_digest
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.files import write_json
@@ -110,12 +110,7 @@ class Backbone:
 def backbone_digest(model: FluxViT, info: CheckpointInfo) -> str:
     """16 hexadecimal digits of what features depend on: weights, architecture and normalisation."""
     facts = json.dumps([model.config.to_dict(), list(info.mean), list(info.std)], sort_keys=True)
-    digest = hashlib.sha256(facts.encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        # As bytes: NumPy does not know every type.
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return state_digest(model.state_dict(), facts)
 
 
 def cached_features(

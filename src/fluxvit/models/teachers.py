@@ -70,7 +70,7 @@ class Teacher(ABC):
         self.network = network.eval().requires_grad_(False).to(dtype)
         self.widths, self.pooled_width, self.class_token = tuple(widths), pooled_width, class_token
         self.dtype = dtype
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
+        self.mean, self.std = tuple(mean), tuple(std)
 
     @property
     def depth(self) -> int:
@@ -101,7 +101,8 @@ class Teacher(ABC):
             raise ValueError(f"layers {list(layers)}: this teacher has layers 0 to {self.depth - 1}")
         frames, height, width = self.grid(shape)
         video = fit_clip(video.float(), frames, (height, width))
-        video = ((video - self._mean.to(video.device)) / self._std.to(video.device)).to(self.dtype)
+        mean, std = (torch.tensor(x, device=video.device).view(3, 1, 1, 1) for x in (self.mean, self.std))
+        video = ((video - mean) / std).to(self.dtype)
         with torch.autocast(video.device.type, enabled=False):
             found = self._features(video, shape, kept, [layer % self.depth for layer in layers])
         attention = found.attention.float()
@@ -185,8 +186,8 @@ class MapTeacher(Teacher):
         self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
     ) -> TeacherFeatures:
         maps = self._maps(video, layers)
-        tokens = [_tokens(layer, shape, kept) for layer in maps.layers]
-        attention = _tokens(maps.attention[..., None], shape, kept)[..., 0]
+        tokens = [tokens_of_maps(layer, shape, kept) for layer in maps.layers]
+        attention = tokens_of_maps(maps.attention[..., None], shape, kept)[..., 0]
         return TeacherFeatures(tokens, maps.pooled, attention)
 
     @abstractmethod
@@ -289,8 +290,8 @@ def resample_maps(maps: Tensor, shape: TokenShape) -> Tensor:
     return maps
 
 
-def _tokens(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tensor:
-    """Maps ``[B, t0, h0, w0, D]`` at the kept tokens of a pool: ``[B, K, D]``."""
+def tokens_of_maps(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tensor:
+    """Maps ``[B, t0, h0, w0, D]`` at the kept tokens of a pool (None: all): ``[B, K, D]``."""
     tokens = resample_maps(maps, shape).flatten(1, 3)
     return tokens if kept is None else gather_tokens(tokens, kept)
 

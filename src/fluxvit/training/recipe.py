@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,17 +22,19 @@ from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.prepare import prepare_manifests
 from fluxvit.files import write_json
+from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import Recipe
+from fluxvit.training.config import Recipe, RunRecipe
 from fluxvit.training.distributed import World
 from fluxvit.training.mixing import Mixing
-from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.tasks import FluxTuning, Task
 from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.training.validation import BEST, Validation, export_checkpoint
 
 LAST = "last"
+AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
 
 _log = logging.getLogger(__name__)
 
@@ -51,70 +53,18 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         OSError: The last state or checkpoint could not be saved.
         ValueError: The recipe, the data or the folder cannot be used; the message says why.
     """
-    out = Path(recipe.out)
-    recipe = _with_manifests(recipe, world, progress)
+    recipe = with_manifests(recipe, world, progress)
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
-    train = _readable(recipe.data.train, recipe)
-    val = _readable(recipe.data.val, recipe) if recipe.data.val else None
+    train = readable(recipe.data.train, recipe.data.target)
+    val = readable(recipe.data.val, recipe.data.target) if recipe.data.val else None
     classes = _count_classes(train, val)
-    model, info = _start(recipe, classes)
+    model, info = start_model(recipe, classes)
     model.to(world.device)
-    size = model.config.size
-    grids = legal_grids(
-        range(*recipe.grids.frames),
-        range(*recipe.grids.sizes),
-        recipe.grids.min_tokens,
-        recipe.grids.max_tokens,
-        patch_size=size.patch_size,
-        tubelet_size=size.tubelet_size,
-    )
-    info = replace(
-        info,
-        labels=list(train.labels) if len(train.labels) == classes else [],
-        grids=list(grids),
-        provenance={
-            "made_by": f"fluxvit {__version__} train",
-            "recipe": asdict(recipe),
-            "data": train.digest,
-        },
-        plans=[],
-    )
-    requests_from = partial(
-        TrainingBatches,
-        len(train),
-        grids,
-        recipe.optim.batch_size,
-        seed=recipe.optim.seed,
-        samples=recipe.samples,
-        tokens_per_batch=recipe.tokens_per_batch or None,
-        patch_size=size.patch_size,
-        tubelet_size=size.tubelet_size,
-        processes=world.size,
-    )
-    steps = requests_from(steps=1).steps_in(recipe.epochs)
-    steps_per_epoch = steps / recipe.epochs
-    optim = replace(recipe.optim, steps=steps, warmup=round(recipe.warmup_epochs * steps_per_epoch))
-    dataset = _dataset(recipe, train)
-
-    def batches(first: int) -> Iterable[Clip]:
-        requests = requests_from(steps=steps, start_step=first)
-        report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
-        return loader(dataset, _Share(requests, world), recipe.data.workers, report)
-
-    fingerprint = {"recipe": json.dumps(_identity(recipe)), "data": train.digest}
-    trainer = Trainer(
-        model,
-        FluxTuning(**asdict(recipe.task)),
-        optim,
-        batches,
-        out,
-        info.mean,
-        info.std,
-        fingerprint,
-        world,
-        Mixing(**recipe.mixing) if recipe.mixing is not None else None,
-        tokens=_kept_tokens(model),
-    )
+    course = Course(recipe, len(train), model.config.size, world)
+    labels = list(train.labels) if len(train.labels) == classes else []
+    info = replace(course.describe(info, train, "train"), labels=labels)
+    trainer = course.trainer(model, FluxTuning(**asdict(recipe.task)), clip_dataset(recipe, train), info)
+    trainer.mixing = Mixing(**recipe.mixing) if recipe.mixing is not None else None
     if val is not None:
         trainer.after_step = Validation(
             trainer,
@@ -122,10 +72,103 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
             ClipDataset(val, **_sampling(recipe)),
             SamplingGrid.parse(recipe.evaluation.grid),
             broken=len(read_manifest(recipe.data.val)) - len(val),
-            every=max(1, round(recipe.evaluation.every_epochs * steps_per_epoch)),
+            every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
             workers=recipe.data.workers,
             progress=progress,
         )
+    last = run_trainer(trainer, recipe, info, progress)
+    return last if val is None else last.with_name(BEST)
+
+
+class Course:
+    """What a run of a recipe goes through: grids, batches and steps.
+
+    Args:
+        recipe: Any kind.
+        videos: Of the training set.
+        size: Of the network.
+        world: The processes.
+
+    Attributes:
+        grids: That batches draw from.
+        steps_per_epoch: On average.
+
+    Raises:
+        ValueError: No grid is legal, or a batch cannot be filled or shared out.
+    """
+
+    def __init__(self, recipe: RunRecipe, videos: int, size: NetworkSize, world: World) -> None:
+        patches = {"patch_size": size.patch_size, "tubelet_size": size.tubelet_size}
+        self._recipe, self._world = recipe, world
+        self.grids = legal_grids(
+            range(*recipe.grids.frames),
+            range(*recipe.grids.sizes),
+            recipe.grids.min_tokens,
+            recipe.grids.max_tokens,
+            **patches,
+        )
+        self._requests_from = partial(
+            TrainingBatches,
+            videos,
+            self.grids,
+            recipe.optim.batch_size,
+            seed=recipe.optim.seed,
+            samples=recipe.samples,
+            tokens_per_batch=recipe.tokens_per_batch or None,
+            processes=world.size,
+            **patches,
+        )
+        steps = self._requests_from(steps=1).steps_in(recipe.epochs)
+        self.steps_per_epoch = steps / recipe.epochs
+        self._optim = replace(
+            recipe.optim, steps=steps, warmup=round(recipe.warmup_epochs * self.steps_per_epoch)
+        )
+
+    def describe(self, info: CheckpointInfo, train: Manifest, command: str) -> CheckpointInfo:
+        """What goes with the checkpoints of this run: ``info`` is of the one that it starts from."""
+        provenance = {
+            "made_by": f"fluxvit {__version__} {command}",
+            "recipe": asdict(self._recipe),
+            "data": train.digest,
+        }
+        return replace(info, grids=list(self.grids), provenance=provenance, plans=[])
+
+    def trainer(self, model: FluxViT, task: Task, dataset: ClipDataset, info: CheckpointInfo) -> Trainer:
+        """A trainer that takes this course."""
+        recipe, world, out = self._recipe, self._world, Path(self._recipe.out)
+
+        def batches(first: int) -> Iterable[Clip]:
+            requests = self._requests_from(steps=self._optim.steps, start_step=first)
+            report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
+            return loader(dataset, _Share(requests, world), recipe.data.workers, report)
+
+        fingerprint = {"recipe": json.dumps(_identity(recipe)), "data": dataset.manifest.digest}
+        return Trainer(
+            model,
+            task,
+            self._optim,
+            batches,
+            out,
+            info.mean,
+            info.std,
+            fingerprint,
+            world,
+            tokens=_kept_tokens(model),
+        )
+
+
+def run_trainer(trainer: Trainer, recipe: RunRecipe, info: CheckpointInfo, progress: bool) -> Path:
+    """Run to the end, tell what went wrong on the way, and keep the last weights.
+
+    Returns:
+        The folder of the last checkpoint.
+
+    Raises:
+        Stopped: A signal asked to stop; the state and the checkpoint are saved.
+        OSError: The last state or checkpoint could not be saved.
+        ValueError: As :meth:`Trainer.run`.
+    """
+    world, out = trainer.world, trainer.folder
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", {"recipe": asdict(recipe), "processes": world.size, **_environment()})
@@ -144,25 +187,36 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
             trainer.skipped,
             f"; the files are named in {out / 'replaced.jsonl'}" if replaced else "",
         )
-    return out / (LAST if val is None else BEST)
+    return out / LAST
 
 
-def _readable(path: str, recipe: Recipe) -> Manifest:
-    """The videos of a manifest that are not known to be broken; it is said how many are."""
-    manifest = read_manifest(path, recipe.data.target)
-    readable = manifest.readable()
-    if len(readable) < len(manifest):
+def readable(path: str, target: str | None) -> Manifest:
+    """The videos of a manifest that are not known to be broken; it is said how many are.
+
+    Args:
+        target: Key of the class index; None: labels are not asked for.
+
+    Raises:
+        ValueError: The manifest cannot be read, or all of its videos are broken.
+    """
+    manifest = read_manifest(path, target)
+    rest = manifest.readable()
+    if len(rest) < len(manifest):
         _log.warning(
             "%s: %d of %d videos cannot be read and are left out; it says why",
             path,
-            len(manifest) - len(readable),
+            len(manifest) - len(rest),
             len(manifest),
         )
-    return readable
+    return rest
 
 
-def _with_manifests(recipe: Recipe, world: World, progress: bool) -> Recipe:
-    """The recipe with manifests in place of a data set that is yet to be checked."""
+def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe:
+    """The recipe with manifests in place of a data set that is yet to be checked.
+
+    Raises:
+        ValueError: There is no data, or it cannot be used.
+    """
     if not recipe.data.root:
         if not recipe.data.train:
             raise ValueError("no data: give data.train, a manifest, or data.root, a folder of videos")
@@ -205,7 +259,7 @@ class _Share:
             yield batch[self._world.rank :: self._world.size]
 
 
-def _identity(recipe: Recipe) -> dict[str, Any]:
+def _identity(recipe: RunRecipe) -> dict[str, Any]:
     """The settings that a run cannot change halfway: all but those of how the work is done and told."""
     settings = asdict(recipe)
     del settings["out"], settings["data"]["workers"], settings["data"]["max_bad_clips"]
@@ -240,8 +294,12 @@ def _count_classes(train: Manifest, val: Manifest | None) -> int:
     return max(seen, len(train.labels))
 
 
-def _start(recipe: Recipe, classes: int) -> tuple[FluxViT, CheckpointInfo]:
-    """The model to train: new, or from a checkpoint, with new classifiers if the classes differ."""
+def start_model(recipe: RunRecipe, classes: int) -> tuple[FluxViT, CheckpointInfo]:
+    """The model to train: new, or from a checkpoint, with new classifiers if the classes differ.
+
+    Raises:
+        ValueError: The checkpoint cannot be read, or the settings do not fit it.
+    """
     torch.manual_seed(recipe.optim.seed)
     if not recipe.model.init:
         return create_model(
@@ -264,18 +322,24 @@ def _start(recipe: Recipe, classes: int) -> tuple[FluxViT, CheckpointInfo]:
     return model, info
 
 
-def _dataset(recipe: Recipe, manifest: Manifest) -> ClipDataset:
+def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> ClipDataset:
+    """Training clips of a manifest; further settings are those of `ClipDataset`."""
     source = None
     if recipe.data.cache:
         cache = FrameCache(recipe.data.cache, manifest, recipe.data.cache_frames, recipe.data.cache_side)
         source = cache.build()
     augmentation = Augmentation(**recipe.augment)
     return ClipDataset(
-        manifest, source, augmentation, max_bad_clips=recipe.data.max_bad_clips, **_sampling(recipe)
+        manifest,
+        source,
+        augmentation,
+        max_bad_clips=recipe.data.max_bad_clips,
+        **_sampling(recipe),
+        **settings,
     )
 
 
-def _sampling(recipe: Recipe) -> dict[str, Any]:
+def _sampling(recipe: RunRecipe) -> dict[str, Any]:
     data = recipe.data
     return {"sampling": data.sampling, "stride": data.stride, "stride_fps": data.stride_fps or None}
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -198,21 +198,35 @@ def tidy(folder: Path) -> None:
 # Tensors of a run ----------------------------------------------------------------------------------------
 
 
-def run_tensors(model: FluxViT, ema: Ema | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors that make up a run, by name, in the memory in which they are."""
+def run_tensors(
+    model: FluxViT, ema: Ema | None, optimizer: torch.optim.Optimizer, task: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """All tensors that make up a run, by name, in the memory in which they are.
+
+    Args:
+        task: What is trained beside the model, if anything is.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.weights.items()}
-    for name, parameter in model.named_parameters():
+    if task is not None:
+        tensors |= {f"task/{name}": value for name, value in task.state_dict().items()}
+    for name, parameter in _trained(model, task).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{kind}"] = value
     return tensors
 
 
-def restore_tensors(saved: Saved, model: FluxViT, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
+def restore_tensors(
+    saved: Saved,
+    model: FluxViT,
+    ema: Ema | None,
+    optimizer: torch.optim.Optimizer,
+    task: nn.Module | None = None,
+) -> None:
     """Bring a run's tensors back to what :func:`run_tensors` gave when ``saved`` was saved."""
-    targets = run_tensors(model, ema, optimizer)
-    parameters = dict(model.named_parameters())
+    targets = run_tensors(model, ema, optimizer, task)
+    parameters = _trained(model, task)
     for key, (shape, dtype) in saved.layout.items():
         if key.startswith("optimizer/"):
             _, name, kind = key.split("/")
@@ -221,3 +235,9 @@ def restore_tensors(saved: Saved, model: FluxViT, ema: Ema | None, optimizer: to
             moment = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, dtype=dtype)
             optimizer.state[parameters[name]][kind] = targets[key] = moment
     saved.read(targets)
+
+
+def _trained(model: FluxViT, task: nn.Module | None) -> dict[str, nn.Parameter]:
+    """Parameters by name; a task's have a prefix that no parameter of a model has."""
+    beside = {} if task is None else {f"task.{name}": value for name, value in task.named_parameters()}
+    return dict(model.named_parameters()) | beside

@@ -14,12 +14,16 @@ from fluxvit.models.fluxvit import FluxViT
 
 
 class Task(Protocol):
-    """Computes a batch's loss."""
+    """Computes a batch's loss. A task that is an ``nn.Module`` is trained beside the model; like the model it
+    says by ``no_weight_decay`` which of its parameters must not decay.
+    """
 
-    def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
-        """Normalised clips ``[B, 3, T, H, W]`` and labels to ``{"loss": scalar, name of a metric: scalar}``.
+    def __call__(self, model: FluxViT, video: Tensor, target: Tensor, /) -> dict[str, Tensor]:
+        """Normalised clips ``[B, 3, T, H, W]`` to ``{"loss": scalar, name of a metric: scalar}``.
 
-        Labels are class indices ``[B]``, or soft: ``[B, classes]``.
+        Args:
+            target: What the trainer was told to give for the clips; by default class indices ``[B]``, or soft
+                labels ``[B, classes]``.
         """
         ...
 

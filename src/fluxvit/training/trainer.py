@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +54,14 @@ def faster_precision(device: torch.device) -> str:
 
 
 class LossStep(nn.Module):
-    """A task bound to its model: what data parallelism wraps."""
+    """A task bound to its model: what data parallelism wraps. A task that is a module is trained with it."""
 
     def __init__(self, model: FluxViT, task: Task) -> None:
         super().__init__()
         self.model, self.task = model, task
 
-    def forward(self, video: Tensor, label: Tensor) -> dict[str, Tensor]:
-        return self.task(self.model, video, label)
+    def forward(self, video: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return self.task(self.model, video, target)
 
 
 class StepResult(NamedTuple):
@@ -79,7 +80,8 @@ class Trainer:
 
     Args:
         model: Trained in place, on ``world.device``.
-        task: Computes the loss.
+        task: Computes the loss. If it is a module, its parameters are trained and saved with the model's, but
+            are no part of the model that is kept.
         config: How to train.
         batches: From a first step to an iterable of this process's batches from there on.
         folder: Where the state and the log go.
@@ -87,6 +89,7 @@ class Trainer:
         fingerprint: Identifies the run, in values that JSON knows; a saved state of another run is refused.
         world: The processes of the run.
         mixing: Mixes the clips of a batch in pairs, with soft labels; None: does not.
+        target: What the task gets with the clips of a batch, ``[B]``: its labels.
         after_step: Called with the number of steps taken, for evaluation; in every process, at the start of
             the run (0, or the steps of former runs) and after each step. To let itself be interrupted it
             looks at ``stopping`` and raises :class:`Stopped`, in all processes or in none; it is called again
@@ -111,6 +114,7 @@ class Trainer:
     fingerprint: dict[str, Any]
     world: World = ALONE
     mixing: Mixing | None = None
+    target: Callable[[Clip], Tensor] = attrgetter("label")
     after_step: Callable[[int], None] | None = None
     tokens: Callable[[Tensor], int] | None = None
     precision: str = field(default="", init=False)
@@ -144,6 +148,10 @@ class Trainer:
     def _sharded(self) -> bool:
         return self.config.shard and self.world.size > 1
 
+    @property
+    def _task_module(self) -> nn.Module | None:
+        return self.task if isinstance(self.task, nn.Module) else None
+
     def run(self, title: str = "Training", progress: bool = True) -> None:
         """Train to the last step, from where a former run stopped if there was one.
 
@@ -165,8 +173,8 @@ class Trainer:
             shard=config.shard,
         )
         # After sharding, which replaces the parameters.
-        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay, self._task_module)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         self.ema = Ema(self.model, config.ema) if config.ema else None
         first = self._restore(optimizer)
         with _stop_on_signals() as self.stopping:
@@ -245,16 +253,15 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         self.replaced += int(batch.replaced.sum())
         totals: dict[str, Tensor] = {}
-        parts = list(
-            zip(batch.video.chunk(config.accumulate), batch.label.chunk(config.accumulate), strict=True)
-        )
-        for i, (video, label) in enumerate(parts):
+        targets = self.target(batch)
+        parts = list(zip(batch.video.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
+        for i, (video, target) in enumerate(parts):
+            share = len(target) / len(targets)
             video = normalize(video.to(world.device), self.mean, self.std)
-            target = label.to(world.device)
+            target = target.to(world.device)
             if self.mixing is not None:
                 seed = (config.seed, step, world.rank, i)
                 video, target = self.mixing(video, target, self.model.num_classes, seed)
-            share = len(label) / len(batch.label)
             with accumulating(step_module, last=i == len(parts) - 1):
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     result = step_module(video, target)
@@ -267,7 +274,7 @@ class Trainer:
             for name, value in result.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
         limit = config.clip_grad or math.inf
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(step_module.parameters(), limit)).item()
         if not math.isfinite(norm):
             self._skip(optimizer)
             return None
@@ -291,7 +298,7 @@ class Trainer:
             "precision": self.precision,
             "skipped": self.skipped,
         }
-        tensors = run_tensors(self.model, self.ema, optimizer)
+        tensors = run_tensors(self.model, self.ema, optimizer, self._task_module)
         try:
             save_state(self.folder, about, tensors, self.world, shard=self._sharded)
         except OSError as error:
@@ -322,7 +329,7 @@ class Trainer:
             raise ValueError(
                 f"{saved.path} is of a run with other settings; choose another folder or remove it"
             )
-        restore_tensors(saved, self.model, self.ema, optimizer)
+        restore_tensors(saved, self.model, self.ema, optimizer, self._task_module)
         self.precision, self.skipped = about["precision"], about["skipped"]
         self._saved_step = about["step"]
         return about["step"]

@@ -1,0 +1,292 @@
+"""Does pre-training on a frozen teacher pay? The paper's tables 3 and 5 at the scale of a CPU.
+
+Pre-trains a network on unlabelled videos in several ways, tunes each on their labels, and trains one from
+scratch for as many CPU seconds as the first way took for everything: the teacher's features, pre-training and
+tuning.
+
+    scratch        Flux-Multi tuning alone
+    multi          Flux-UMT at three budgets, then the same tuning
+    single         Flux-UMT at the largest budget, then the same tuning
+    no_glpe        multi, of a network without global and local positions (paper table 3)
+    no_dpn         multi, of a network without dual patch norm
+    fluxvit        multi, with a larger FluxViT for a teacher, which was trained on the labels
+
+Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
+tuning, at the full one (chosen on the validation videos, scored on the test videos like all others).
+
+    python benchmarks/flux_pretraining.py --data data/metaworld --out runs/flux_pretraining
+
+Every run resumes, so the command can be stopped and given again. Seconds are CPU seconds of the process, so
+that they do not depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from fluxvit import __version__
+from fluxvit.checkpoints import load_checkpoint
+from fluxvit.data.cache import FrameCache
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import read_manifest
+from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.probes import ProbeConfig, run_probe
+from fluxvit.files import write_json
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import processor_name
+from fluxvit.training.config import (
+    DataSettings,
+    DistillSettings,
+    GridSettings,
+    ModelSettings,
+    PretrainRecipe,
+    Recipe,
+    TeacherSettings,
+    TrainConfig,
+)
+from fluxvit.training.distributed import ALONE
+from fluxvit.training.pretrain import pretrain_recipe
+from fluxvit.training.recipe import train_recipe
+
+WAYS = ("multi", "scratch", "single", "no_glpe", "no_dpn", "fluxvit")
+# Tokens of four frames; the grids, budgets and test grid of flux_tuning.py on metaworld.
+TUBELET, FRAMES, SIDE = 4, 32, 56
+BUDGETS, PRETRAINING_BUDGETS = (64, 32, 16), (64, 48, 32)
+GRIDS = GridSettings(frames=(8, 33, 4), sizes=(32, 49, 8), min_tokens=64, max_tokens=128)
+TEST_GRID = SamplingGrid(16, 32, 32)
+CHANGES: dict[str, dict[str, Any]] = {
+    "no_glpe": {"global_position": False, "local_position": False},
+    "no_dpn": {"dual_patch_norm": False},
+    "large": {"embed_dim": 256, "num_heads": 4, "pool_dim": 256},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder with train.jsonl, val.jsonl and test.jsonl")
+    add("--out", type=Path, default=Path("runs/flux_pretraining"))
+    add("--ways", default=",".join(WAYS))
+    add("--seeds", default="0,1,2")
+    add("--pretrain_epochs", type=float, default=16)
+    add("--epochs", type=float, default=12, help="of tuning")
+    add("--lr", type=float, default=1e-3)
+    add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
+    add("--teacher_shape", default="8,4,4", help="features that are kept of a video")
+    add("--large_epochs", type=float, default=20, help="of the larger FluxViT that teaches")
+    add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    args = parser.parse_args()
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        _frames(args, split).build()
+    context = multiprocessing.get_context("spawn")
+    seeds, ways = [int(seed) for seed in args.seeds.split(",")], args.ways.split(",")
+    # The way from scratch needs to know how long the first one took; all others go seed by seed.
+    rounds = [
+        [(way, seed) for way in ways if way == "multi" for seed in seeds],
+        [(way, seed) for way in ways if way == "scratch" for seed in seeds],
+        [(way, seed) for seed in seeds for way in ways if way not in ("multi", "scratch")],
+    ]
+    results = []
+    torch.set_num_threads(1)
+    teaching = _timed(args.out / "teacher.json", lambda: _keep_teacher(args))["seconds"]
+    if "fluxvit" in ways:
+        _timed(args.out / "large.json", lambda: train_recipe(_large(args), ALONE, progress=False))
+    with ProcessPoolExecutor(args.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for group in rounds:
+            for result in pool.map(_run, [(args, way, seed, teaching) for way, seed in group]):
+                results.append(result)
+                print(json.dumps(result), flush=True)
+    print(table(results))
+    splits = {name: read_manifest(args.data / f"{name}.jsonl") for name in ("train", "val", "test")}
+    conditions = {
+        "settings": {name: str(value) for name, value in vars(args).items() if name not in ("data", "out")},
+        "videos": {name: len(manifest) for name, manifest in splits.items()},
+        "digests": {name: manifest.digest for name, manifest in splits.items()},
+        "environment": {
+            "fluxvit": __version__,
+            "torch": torch.__version__,
+            "processor": f"{processor_name()}, {platform.machine()}",
+            "threads": 1,
+        },
+    }
+    write_json(args.out / "flux_pretraining.json", {**conditions, "runs": results})
+    print(json.dumps(conditions))
+
+
+def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
+    args, way, seed, teaching = job
+    out = args.out / f"{way}-{seed}"
+    done = out / "result.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    seconds: dict[str, float] = {}
+    epochs, init, probe = args.epochs, "", None
+    if way == "scratch":
+        first = json.loads((args.out / f"multi-{seed}" / "result.json").read_text())["seconds"]
+        epochs *= sum(first.values()) / first["tuning"]
+    else:
+        seconds["teacher"] = 0.0 if way == "fluxvit" else teaching
+        recipe = _pretraining(args, way, seed, out / "pretrain")
+        seconds["pretraining"] = _timed(
+            out / "pretrain.json", lambda: pretrain_recipe(recipe, ALONE, progress=False)
+        )["seconds"]
+        init = str(out / "pretrain" / "last")
+        probe = _probe(args, init, out / "probe")
+    recipe = _tuning(args, way, seed, out / "tune", init, epochs)
+    seconds["tuning"] = _timed(out / "tune.json", lambda: train_recipe(recipe, ALONE, progress=False))[
+        "seconds"
+    ]
+    model, info = load_checkpoint(out / "tune" / "last")
+    manifest = read_manifest(args.data / "test.jsonl")
+    dataset = ClipDataset(manifest, _frames(args, "test"))
+    tested = predict_dataset(model, dataset, TEST_GRID, list(BUDGETS), mean=info.mean, std=info.std)
+    result = {
+        "way": way,
+        "seed": seed,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "epochs": round(epochs, 2),
+        "probe": probe,
+        "correct": [entry.score.correct for entry in tested],
+        "total": len(manifest),
+    }
+    write_json(done, result)
+    return result
+
+
+def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds of some work, which is not done again."""
+    if not done.exists():
+        start = time.process_time()
+        work()
+        done.parent.mkdir(parents=True, exist_ok=True)
+        write_json(done, {"seconds": time.process_time() - start})
+    return json.loads(done.read_text())
+
+
+def _keep_teacher(args: argparse.Namespace) -> None:
+    """Compute the teacher's features, which all runs share; the step of training that follows is not long."""
+    recipe = _pretraining(args, "multi", 0, args.out / "teacher_only")
+    pretrain_recipe(_with(recipe, epochs=1 / 75, warmup_epochs=0.0), ALONE, progress=False)
+
+
+def _with(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
+    return PretrainRecipe(**{**vars(recipe), **changes})
+
+
+def _data(args: argparse.Namespace) -> DataSettings:
+    return DataSettings(
+        str(args.data / "train.jsonl"),
+        workers=0,
+        cache=str(args.out / "cache"),
+        cache_frames=FRAMES,
+        cache_side=SIDE,
+    )
+
+
+def _optim(args: argparse.Namespace, seed: int) -> TrainConfig:
+    return TrainConfig(batch_size=32, lr=args.lr, seed=seed, precision="bf16", save_seconds=120)
+
+
+def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> PretrainRecipe:
+    budgets = PRETRAINING_BUDGETS[:1] if way == "single" else PRETRAINING_BUDGETS
+    if way == "fluxvit":
+        teacher = TeacherSettings("fluxvit", str(args.out / "large" / "last"))
+    else:
+        shape = tuple(int(number) for number in args.teacher_shape.split(","))
+        teacher = TeacherSettings(
+            "efficientnet_lite2",
+            size=args.teacher_size,
+            cache=str(args.out / "features"),
+            cache_shape=shape,  # type: ignore[arg-type]
+        )
+    return PretrainRecipe(
+        data=_data(args),
+        out=str(out),
+        model=_model(way, budgets),
+        grids=GRIDS,
+        teacher=teacher,
+        task=DistillSettings(teacher_tokens=PRETRAINING_BUDGETS[0]),
+        optim=_optim(args, seed),
+        epochs=args.pretrain_epochs,
+        warmup_epochs=args.pretrain_epochs / 10,
+        augment={} if teacher.cache else {"crop_scale": (0.6, 1.0)},
+    )
+
+
+def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str, epochs: float) -> Recipe:
+    return Recipe(
+        data=_data(args),
+        out=str(out),
+        model=ModelSettings("", init, {"budgets": BUDGETS}) if init else _model(way, BUDGETS),
+        grids=GRIDS,
+        optim=_optim(args, seed),
+        epochs=epochs,
+        warmup_epochs=epochs / 10,
+        augment={"crop_scale": (0.6, 1.0)},
+    )
+
+
+def _large(args: argparse.Namespace) -> Recipe:
+    """A larger FluxViT, trained on the labels."""
+    return _tuning(args, "large", 0, args.out / "large", "", args.large_epochs)
+
+
+def _model(way: str, budgets: tuple[int, ...]) -> ModelSettings:
+    settings: dict[str, Any] = {"budgets": budgets, "tubelet_size": TUBELET, **CHANGES.get(way, {})}
+    return ModelSettings("fluxvit_nano", "", settings)
+
+
+def _frames(args: argparse.Namespace, split: str) -> FrameCache:
+    return FrameCache(args.out / "cache", read_manifest(args.data / f"{split}.jsonl"), FRAMES, SIDE)
+
+
+def _probe(args: argparse.Namespace, checkpoint: str, out: Path) -> int:
+    """Test videos that a linear probe on a frozen checkpoint gets right."""
+    splits = {name: str(args.data / f"{name}.jsonl") for name in ("train", "val", "test")}
+    config = ProbeConfig(checkpoint, **splits, grid=str(TEST_GRID), budget=BUDGETS[0], out=str(out))
+    result = run_probe(config, progress=False)
+    assert result.test is not None
+    return result.test.correct
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Mean accuracy in percent over seeds, with its standard deviation, and mean CPU seconds."""
+    names = [f"{budget} tokens" for budget in BUDGETS]
+    lines = [f"{'':10}{'probe':>15}" + "".join(f"{name:>15}" for name in names) + "   CPU seconds"]
+    for way in WAYS:
+        runs = [run for run in results if run["way"] == way]
+        if not runs:
+            continue
+        rows = [[100 * count / run["total"] for count in run["correct"]] for run in runs]
+        cells = [_cell([100 * run["probe"] / run["total"] for run in runs if run["probe"] is not None])]
+        cells += [_cell(list(column)) for column in zip(*rows, strict=True)]
+        parts = {name: mean(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]}
+        told = " + ".join(f"{name} {value:.0f}" for name, value in parts.items())
+        lines.append(f"{way:10}" + "".join(cells) + f"   {told} = {sum(parts.values()):.0f}")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return f"{'-':>15}"
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}".rjust(15)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What commands that run a recipe share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from fluxvit.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fluxvit.training.distributed import World
+
+R = TypeVar("R")
+
+
+def parse_recipe(argv: list[str], command: str, kind: type[R], what: str) -> tuple[R, str]:
+    """The recipe of a command line, and the device.
+
+    Args:
+        command: Name of the command.
+        kind: Of the recipe.
+        what: The command does.
+    """
+    parser = Parser(command, f"{what}: fluxvit {command} RECIPE.yaml --data.train TRAIN.jsonl ...")
+    parser.add_argument("--config", action="config", help="recipe file; may be given first, without --config")
+    parser.add_argument("--device", default="", help="cpu or cuda; default: CUDA if there is any")
+    parser.add_class_arguments(kind, as_group=False)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    settings = parser.instantiate_classes(parser.parse_args(argv))
+    device = settings.pop("device")
+    settings.pop("config")
+    return kind(**vars(settings)), device
+
+
+def run_recipe(recipe: R, device: str, work: Callable[[R, World], Path]) -> int:
+    """Do the work of a recipe in all processes; the exit code."""
+    from fluxvit.training.distributed import join_world, leave_world
+    from fluxvit.training.trainer import Stopped
+
+    world = join_world(device or None)
+    try:
+        folder = work(recipe, world)
+    except Stopped as stop:
+        if world.is_main:
+            print(f"fluxvit: {stop}", file=sys.stderr)
+        return 130
+    finally:
+        leave_world(world)
+    if world.is_main:
+        print(f"checkpoint  {folder}")
+    return 0
