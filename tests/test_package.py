@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "fluxvit"
 FLOORS = [
     {"flux", "files", "machine"},
     {"models", "video"},
-    {"data", "checkpoints"},
+    {"data", "checkpoints", "releases"},
     {"deploy", "training", "evaluation"},
     {"demo"},
     {"cli"},

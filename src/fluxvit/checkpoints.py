@@ -276,7 +276,7 @@ def state_digest(state: Mapping[str, Tensor], facts: str = "") -> str:
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         # As bytes: NumPy does not know every type.
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_distillation import run_of
 from test_training import GRIDS, Colours, dataset, trainer
 
 from fluxvit.checkpoints import CheckpointInfo, load
@@ -96,6 +97,18 @@ def validate(folder: Path, world: World, **settings) -> dict[str, Any]:
     return {"rows": rows, "logits": logits, "message": message}
 
 
+def distill(folder: Path, world: World, **settings) -> dict[str, Any]:
+    """What a pre-training run leads to; which tokens it sees is no matter of chance."""
+    run = run_of(folder, STEPS, "top", world=world, **SETTINGS, **settings)
+    run.run(progress=False)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    trained = [*run.model.parameters(), *run.task.parameters()]
+    return {
+        "losses": {row["step"]: row["loss"] for row in rows},
+        "weights": torch.cat([whole(p.detach()).flatten() for p in trained]),
+    }
+
+
 def all_jobs(folder: Path, world: World) -> dict[str, Any]:
     """Everything that two processes are to show, in one start of them."""
     seen: list = []
@@ -129,6 +142,10 @@ def all_jobs(folder: Path, world: World) -> dict[str, Any]:
         run.run(progress=False)
         results[name] = outcome(run)
     results["validation"] = validate(folder / "validation", world, shard=True)
+    results["distilled"] = {
+        name: distill(folder / f"distilled_{name}", world, shard=name == "sharded")
+        for name in ("copied", "sharded")
+    }
     return results
 
 
@@ -246,3 +263,17 @@ def test_an_unreadable_validation_video_is_raised_by_all(one: dict, two: list[di
     # Video 5 is the second process's.
     assert two[1]["validation"]["message"] == "5.mp4: broken"
     assert two[0]["validation"]["message"] == "validation failed in process 1: 5.mp4: broken"
+
+
+@pytest.mark.parametrize("way", ["copied", "sharded"])
+def test_two_processes_distil_as_one(way: str, folder: Path, two: list[dict]) -> None:
+    """The teacher is whole in each; decoders are copied, or shared out, with the student."""
+    one = distill(folder / "distilled_one", ALONE)
+    # The state of several processes is one of one process, decoders included.
+    again = distill(folder / f"distilled_{way}", ALONE)
+    torch.testing.assert_close(again["weights"], one["weights"], rtol=0, atol=1e-5)
+    for result in two:
+        found = result["distilled"][way]
+        assert found["losses"].keys() == one["losses"].keys() == {0, 1, 2, 3, 4}
+        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)

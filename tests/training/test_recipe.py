@@ -12,10 +12,11 @@ import torch
 
 import fluxvit
 from fluxvit.cli import main
-from fluxvit.cli.train import parse_recipe
+from fluxvit.cli.recipes import parse_recipe
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.training.config import Recipe
 from fluxvit.training.state import find_state
 from fluxvit.video.writer import write_video
 
@@ -23,7 +24,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 # What makes any recipe small enough to take two steps here.
 TINY = [
     *("--model.name", "fluxvit_nano", "--grids.frames", "[4,7,2]", "--grids.sizes", "[16,25,8]"),
-    *("--grids.min_tokens", "4", "--grids.max_tokens", "30", "--evaluation.grid", "4x16", "--epochs", "1"),
+    *("--grids.min_tokens", "4", "--grids.max_tokens", "30", "--epochs", "1"),
     *("--warmup_epochs", "0.5", "--optim.batch_size", "8", "--data.workers", "0", "--device", "cpu"),
     *("--optim.precision", "fp32", "--data.cache", ""),
 ]
@@ -41,6 +42,7 @@ def arguments(recipe: Path, world: Path, out: Path, *options: str) -> list[str]:
         *("--data.val", str(world / "val.jsonl")),
     ]
     settings = json.dumps({"budgets": [8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16})
+    data += ["--evaluation.grid", "4x16"]
     return ["train", str(recipe), *data, *TINY, "--out", str(out), "--model.settings", settings, *options]
 
 
@@ -62,7 +64,7 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_makes_sense_at_its_own_size(path: Path) -> None:
-    recipe, _ = parse_recipe([str(path)])
+    recipe, _ = parse_recipe([str(path)], "train", Recipe, "")
     with torch.device("meta"):
         config = fluxvit.create_model(recipe.model.name, **recipe.model.settings).config
     patches = {"patch_size": config.patch_size, "tubelet_size": config.tubelet_size}

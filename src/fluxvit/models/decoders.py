@@ -1,4 +1,4 @@
-"""From a student's features to its teacher's: what is trained beside a student, and thrown away afterwards."""
+"""From a student's features to its teacher's: trained beside the student, and thrown away afterwards."""
 
 from __future__ import annotations
 

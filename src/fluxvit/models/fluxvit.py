@@ -138,8 +138,8 @@ class AttentionPool(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
 
     def attention(self, x: Tensor) -> Tensor:
-        """How much each token ``[B, N, C]`` weighs in the pooled vector, averaged over heads: fp32 ``[B, N]``,
-        rows of sum 1.
+        """How much each token ``[B, N, C]`` counts in the pooled vector, averaged over heads: fp32
+        ``[B, N]``; rows sum to 1.
         """
         q, k = self._queries_and_keys(x)
         scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5

@@ -3,8 +3,8 @@
 Whatever a teacher is, :meth:`Teacher.features` gives its features where the student's tokens lie: the teacher
 sees the student's clip, with frames and size fitted to its own patches. There are two kinds:
 
-* :class:`FluxViTTeacher`, for transformers of this package's architecture, InternVideo2 among them: its tokens
-  lie exactly where the student's do, so that it too encodes the kept tokens alone.
+* :class:`FluxViTTeacher`, for transformers of this package's architecture, InternVideo2 among them: its
+  tokens lie exactly where the student's do, so that it too encodes the kept tokens alone.
 * :class:`MapTeacher`, for all others: the whole clip goes through, each frame by itself if it is an image
   network, and its feature maps are resampled to the student's tokens.
 
@@ -44,8 +44,8 @@ class TeacherFeatures(NamedTuple):
 
 
 class Teacher(ABC):
-    """A frozen network in eval mode. It takes part in no gradient, and stochastic depth is off (the release of
-    InternVideo2 leaves its teacher in training mode, with noisy targets).
+    """A frozen network in eval mode. It takes part in no gradient, and stochastic depth is off (the release
+    of InternVideo2 leaves its teacher in training mode, with noisy targets).
 
     Args:
         network: Frozen, moved and cast in place.
@@ -221,8 +221,8 @@ class ImageTeacher(MapTeacher):
 class ConvTeacher(ImageTeacher):
     """A convolutional image network with one layer to give, its last feature map.
 
-    The pooled vector is the mean of the map. What stands for attention is the map's energy, the sum of squares
-    over channels (Zagoruyko and Komodakis, arXiv 1612.03928, section 3.1).
+    The pooled vector is the mean of the map. What stands for attention is the map's energy, the sum of
+    squares over channels (Zagoruyko and Komodakis, arXiv 1612.03928, section 3.1).
 
     Args:
         network: ``network(images)`` gives the map ``[N, D, h0, w0]``.
@@ -273,8 +273,8 @@ def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
 
 
 def resample_maps(maps: Tensor, shape: TokenShape) -> Tensor:
-    """Feature maps ``[B, t0, h0, w0, D]`` on another grid (t, h, w): linear in time, bilinear with antialiasing
-    in space. Of the same grid it is the map itself.
+    """Feature maps ``[B, t0, h0, w0, D]`` on another grid (t, h, w): linear in time, bilinear with
+    antialiasing in space. On the same grid it is the map itself.
     """
     batch, frames, height, width, dim = maps.shape
     t, h, w = shape
@@ -299,9 +299,9 @@ def tokens_of_maps(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tens
 def spread_layers(student_depth: int, teacher_depth: int, count: int) -> tuple[list[int], list[int]]:
     """Which layers of a student learn which of a teacher, both ascending.
 
-    The student's are its last ones. The teacher's lie as far apart as the depths' ratio, the last one with the
-    student's last: for 6 of 12 that is 23, 26, 29, 33, 36, 39 of 40, InternVideo2's distillation, and the last
-    six of 12, UMT's. No teacher's layer is used twice, and no more layers than either network has.
+    The student's are its last ones. The teacher's lie as far apart as the depths' ratio, the last one with
+    the student's last: for 6 of 12 that is 23, 26, 29, 33, 36, 39 of 40, InternVideo2's distillation, and the
+    last six of 12, UMT's. No teacher's layer is used twice, and no more layers than either network has.
     """
     count = min(count, student_depth, teacher_depth)
     steps = [i * max(teacher_depth, student_depth) // student_depth for i in range(count)]

@@ -1,11 +1,11 @@
 """Flux-UMT: a student learns a frozen teacher's features at several token budgets at once.
 
-One step (paper section 3, figure 2; where it is silent, InternVideo2's distillation of small networks):
+One step (paper section 3 and figure 2; where these are silent, InternVideo2's distillation of S and B):
 
 1. The clip is embedded once. The selector keeps the teacher's tokens of the pool.
 2. The teacher runs once, on the whole clip or on these tokens.
-3. For each budget, some of these tokens are drawn by the teacher's attention, and only they enter the student.
-   A smaller budget's are a subset of a larger one's.
+3. For each budget, some of these tokens are drawn by the teacher's attention, and only they enter the
+   student. A smaller budget's are a subset of a larger one's.
 4. Decoders compare the student's last layers with layers of the teacher at the same tokens, and its pooled
    vector, of few tokens, with the teacher's, of all.
 """
@@ -23,7 +23,7 @@ from fluxvit.flux.selection import Selector, gather_tokens, get_selector, keep_b
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.decoders import DistillationDecoders
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape, spread_layers
+from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape
 
 MASKS = ("sampled", "top", "random")
 SCOPES = ("clip", "frame")

@@ -35,7 +35,7 @@ def parameter_groups(
         for name, parameter in model.named_parameters()
     ]
     if task is not None:
-        exempt = task.no_weight_decay()
+        exempt = task.no_weight_decay()  # type: ignore[operator]
         named += [(name, parameter, top, exempt) for name, parameter in task.named_parameters()]
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter, layer, exempt in named:

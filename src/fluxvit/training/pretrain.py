@@ -67,6 +67,8 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
         targets = LiveTargets(teacher, layers, info.mean, info.std)
     options = asdict(recipe.task)
     del options["layers"]
+    # Loading a teacher or computing its features draws random numbers; decoders must start the same without.
+    torch.manual_seed(recipe.optim.seed + 1)
     task = FluxDistillation(model.config, targets, **options).to(world.device)
     trainer = course.trainer(model, task, dataset, info)
     trainer.target = lambda batch: batch.item
@@ -116,4 +118,4 @@ class _Features(torch.nn.Module):
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network.extract_features(images)
+        return self.network.extract_features(images)  # type: ignore[operator]

@@ -5,8 +5,8 @@ What is kept are features on one lattice, of the clip that a test would see: the
 times. Students may sample other grids of the same view, for features between the lattice's are interpolated;
 but clips must not be cropped, mirrored or jittered in time.
 
-On disk: a folder of shards of a few hundred videos each, named by a digest of all that they depend on. A shard
-is written whole or not at all, so that an interrupted build goes on; several processes share them out.
+On disk: a folder, named by a digest of all that it depends on, of shards of a few hundred videos each. A
+shard is written whole or not at all, so that an interrupted build goes on; processes share them out.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ class CachedTargets:
         tensors |= {f"layer{number}": layer for number, layer in enumerate(layers)}
         with atomic_path(path) as partial:
             save_file(tensors, partial)
+            partial.chmod(0o644)  # The library writes for the owner's eyes only.
 
     def _check_room(self, shards: int) -> None:
         t, h, w = self._shape
