@@ -86,6 +86,7 @@ def main() -> None:
     add("--lr", type=float, default=1e-3)
     add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
     add("--teacher_shape", default="8,4,4", help="features that are kept of a video")
+    add("--standardize", type=int, default=512, help="clips over which the teacher's features are")
     add("--large_epochs", type=float, default=20, help="of the larger FluxViT that teaches")
     add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     args = parser.parse_args()
@@ -220,7 +221,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
         model=_model(way, budgets),
         grids=GRIDS,
         teacher=teacher,
-        task=DistillSettings(teacher_tokens=PRETRAINING_BUDGETS[0]),
+        task=DistillSettings(teacher_tokens=PRETRAINING_BUDGETS[0], standardize=args.standardize),
         optim=_optim(args, seed),
         epochs=args.pretrain_epochs,
         warmup_epochs=args.pretrain_epochs / 10,

@@ -285,6 +285,9 @@ class DistillSettings:
         scope: Of the choice: the ``clip``, or each ``frame``.
         loss: ``cosine``, ``mse`` or ``smooth_l1``, of unit vectors.
         pooled_weight: Weight of the pooled vector's loss.
+        standardize: Clips over which the channels of the teacher's features are brought to mean 0 and
+            deviation 1 before training; 0: features as they are. For teachers that end in a ReLU, or videos
+            that all look alike.
         selector: Which tokens the teacher sees.
     """
 
@@ -294,14 +297,15 @@ class DistillSettings:
     scope: str = "clip"
     loss: str = "cosine"
     pooled_weight: float = 1.0
+    standardize: int = 0
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.teacher_tokens < 0 or self.pooled_weight < 0:
-            raise ValueError(
-                "task.layers must be at least 1, task.teacher_tokens and task.pooled_weight at least 0; got "
-                f"{self.layers}, {self.teacher_tokens} and {self.pooled_weight:g}"
-            )
+        if self.layers < 1:
+            raise ValueError(f"task.layers is {self.layers}; it must be at least 1")
+        for name in ("teacher_tokens", "pooled_weight", "standardize"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"task.{name} is {getattr(self, name):g}; it must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ One step (paper section 3 and figure 2; where these are silent, InternVideo2's d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -80,6 +80,22 @@ class LiveTargets:
         return self.teacher.features(pixels, shape, kept, self.layers)
 
 
+class Scale(nn.Module):
+    """What is taken off a target's channels, and what they are divided by; nothing and 1 at first."""
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., D]`` to fp32 ``[..., D]``."""
+        return (x.float() - self.center) / self.spread
+
+
 class FluxDistillation(nn.Module):
     """Distillation at the student's own budgets; one is Flux-Single, several Flux-Multi pre-training.
 
@@ -129,14 +145,45 @@ class FluxDistillation(nn.Module):
         self.teacher_tokens, self.mask, self.scope, self.loss = teacher_tokens, mask, scope, loss
         self.pooled_weight, self.selector = pooled_weight, get_selector(selector)
         self.decoders = DistillationDecoders(config, targets.widths, targets.pooled_width)
+        # Of the layers, and last of the pooled vector.
+        self.scales = nn.ModuleList(Scale(width) for width in (*targets.widths, targets.pooled_width))
+
+    @torch.no_grad()
+    def standardize(self, clips: Iterable[tuple[Tensor, Tensor, TokenShape]]) -> None:
+        """From now on compare with features of mean 0 and deviation 1 in every channel, as over these clips.
+
+        What all clips have in common tells nothing apart but counts most in an angle; features behind a ReLU
+        all lie in one corner of their space. (UNIC, arXiv 2408.05088, standardises its teachers' so.)
+
+        Args:
+            clips: Normalised videos ``[B, 3, T, H, W]``, their numbers ``[B]``, and the tokens (t, h, w) of
+                their pools.
+        """
+        sums = [torch.zeros(3, len(scale.center), dtype=torch.float64) for scale in self.scales]
+        for video, item, shape in clips:
+            target = self.targets(video, item, shape, None)
+            prefix = int(self.targets.class_token)
+            for total, found in zip(
+                sums, [*(layer[:, prefix:] for layer in target.layers), target.pooled], strict=True
+            ):
+                rows = found.double().flatten(0, -2).cpu()
+                total += torch.stack(
+                    [torch.ones_like(rows[0]) * len(rows), rows.sum(0), rows.square().sum(0)]
+                )
+        for scale, (count, total, squares) in zip(self.scales, sums, strict=True):
+            center = total / count
+            scale.center.copy_(center)
+            scale.spread.copy_((squares / count - center**2).clamp_min(1e-12).sqrt())
 
     def forward(self, model: FluxViT, video: Tensor, item: Tensor) -> dict[str, Tensor]:
         """As of every task, with the clips' numbers ``[B]`` in place of labels."""
         embeddings, shape = model.patch_embed(video)
         seen = self._seen(model, video, embeddings, shape)
         target = self.targets(video, item, shape, seen)
-        wanted = F.normalize(target.pooled.float(), dim=-1)
-        layers = [F.normalize(layer.float(), dim=-1) for layer in target.layers]
+        *layers, wanted = (
+            F.normalize(scale(found), dim=-1)
+            for scale, found in zip(self.scales, [*target.layers, target.pooled], strict=True)
+        )
         aligned = range(model.config.depth - len(layers), model.config.depth)
         budgets = model.config.budgets
         visible = self._visible(target.attention, shape, budgets)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints import CheckpointInfo, load_checkpoint
 from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.loader import epoch_batches, loader
+from fluxvit.data.manifest import Manifest
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.huggingface import huggingface_teacher
-from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, Teacher, spread_layers
+from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, Teacher, TokenShape, spread_layers
 from fluxvit.releases import load_internvideo2
 from fluxvit.training.config import PretrainRecipe, TeacherSettings
 from fluxvit.training.distillation import FluxDistillation, LiveTargets, Targets
@@ -24,7 +30,7 @@ from fluxvit.training.recipe import (
     with_manifests,
 )
 from fluxvit.training.targets import CachedTargets
-from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 
 def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True) -> Path:
@@ -66,13 +72,29 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
     else:
         targets = LiveTargets(teacher, layers, info.mean, info.std)
     options = asdict(recipe.task)
-    del options["layers"]
+    del options["layers"], options["standardize"]
     # Loading a teacher or computing its features draws random numbers; decoders must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)
     task = FluxDistillation(model.config, targets, **options).to(world.device)
+    if recipe.task.standardize:
+        task.standardize(_samples(train, recipe.task.standardize, course.grids[0], model, info, world))
     trainer = course.trainer(model, task, dataset, info)
     trainer.target = lambda batch: batch.item
     return run_trainer(trainer, recipe, info, progress)
+
+
+def _samples(
+    train: Manifest, count: int, grid: SamplingGrid, model: FluxViT, info: CheckpointInfo, world: World
+) -> Iterator[tuple[Tensor, Tensor, TokenShape]]:
+    """So many test clips spread over the data set, as `FluxDistillation.standardize` takes them.
+
+    Every process goes through all of them, so that all find the same.
+    """
+    shape = grid.token_shape(model.config.patch_size, model.config.tubelet_size)
+    chosen = sorted({i * len(train) // count for i in range(count)})
+    for clip in loader(ClipDataset(train), epoch_batches(len(train), grid, 8, chosen)):
+        video = normalize(clip.video.to(world.device), info.mean, info.std)
+        yield video, clip.item, shape
 
 
 def open_teacher(settings: TeacherSettings) -> Teacher:
@@ -117,5 +139,5 @@ class _Features(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.network.extract_features(images)  # type: ignore[operator]

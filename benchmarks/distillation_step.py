@@ -1,0 +1,197 @@
+"""What does one multi-budget step cost, against a step for each budget?
+
+All budgets of a Flux-UMT step share the teacher's pass, the embedding and the optimiser's update. So where
+a teacher takes T seconds, embedding, selection and update E, and the student's passes with their decoders
+S1, S2 and S3, one step takes T + E + S1 + S2 + S3 and three steps of one budget each 3 T + 3 E + S1 + S2 + S3:
+with a teacher as expensive as the three passes together, twice as long. This measures the parts, both kinds
+of step, and the memory of each, in processes of their own.
+
+    python benchmarks/distillation_step.py
+
+Teachers are FluxViTs at random weights, of several depths; one is made as deep as it takes to cost what the
+student's passes do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import platform
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxvit import __version__
+from fluxvit.machine import processor_name
+from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.models.teachers import FluxViTTeacher, TokenShape, spread_layers
+from fluxvit.training.distillation import FluxDistillation, LiveTargets
+from fluxvit.training.optim import parameter_groups
+from fluxvit.training.trainer import LossStep
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--student", default="fluxvit_tiny")
+    add("--teacher", default="fluxvit_small")
+    add("--depths", default="2,12", help="blocks of the teachers")
+    add("--grid", default="8,112,112", help="frames, height and width of the clips")
+    add("--budgets", default="512,384,256")
+    add("--clips", type=int, default=2, help="a step")
+    add("--repeats", type=int, default=7)
+    add("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+
+    budgets = [int(number) for number in args.budgets.split(",")]
+    print(
+        f"fluxvit {__version__}, PyTorch {torch.__version__}, {processor_name()} ({platform.machine()}), ",
+        end="",
+    )
+    print(f"{args.threads} threads, fp32")
+    print(
+        f"{args.student} from {args.teacher} of so many blocks; {args.clips} clips {args.grid}, budgets {budgets}"
+    )
+    print(
+        "seconds, medians of repeats that take turns; predicted: from the parts; memory: the process's peak\n"
+    )
+    print(
+        f"{'blocks':>7}{'teacher':>9}{'embed':>8}{'update':>8}{'students':>10}{'multi':>8}{'predicted':>11}",
+        end="",
+    )
+    print(
+        f"{'3 single':>10}{'predicted':>11}{'ratio':>7}{'predicted':>11}{'GiB multi':>11}{'GiB single':>12}"
+    )
+    depths = [int(number) for number in args.depths.split(",")]
+    per_block, passes = 0.0, 0.0
+    for depth in [*depths, 0]:
+        if depth == 0:  # As expensive as the student's passes.
+            depth = max(1, round(passes / per_block))
+        times = _alone(_times, args, budgets, depth)
+        memory = [_alone(_memory, args, part, depth) for part in (budgets, budgets[:1])]
+        per_block, passes = times["teacher"] / depth, times["students"]
+        shared = times["teacher"] + times["embed"] + times["update"]
+        predicted = shared + passes, len(budgets) * shared + passes
+        found = times["multi"], times["single"]
+        print(
+            f"{depth:>7}{times['teacher']:>9.3f}{times['embed']:>8.3f}{times['update']:>8.3f}{passes:>10.3f}",
+            end="",
+        )
+        print(f"{found[0]:>8.3f}{predicted[0]:>11.3f}{found[1]:>10.3f}{predicted[1]:>11.3f}", end="")
+        print(f"{found[1] / found[0]:>6.2f}x{predicted[1] / predicted[0]:>10.2f}x", end="")
+        print(f"{memory[0]:>11.2f}{memory[1]:>12.2f}", flush=True)
+
+
+def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of some work in a process of its own, where nothing of other work is in memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+class Setting:
+    """A student, its decoders, its teacher, an optimiser and clips."""
+
+    def __init__(self, args: argparse.Namespace, budgets: list[int], depth: int) -> None:
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        self.student = create_model(args.student, budgets=tuple(budgets), num_classes=0)
+        self.student.head_norm.requires_grad_(False)
+        self.student.aligners.requires_grad_(False)
+        config = {"depth": depth, "budgets": (budgets[0],), "num_classes": 0}
+        teacher = FluxViTTeacher(
+            create_model(args.teacher, **config), IMAGENET_MEAN, IMAGENET_STD, torch.float32
+        )
+        _, layers = spread_layers(self.student.config.depth, depth, 6)
+        targets = LiveTargets(teacher, layers, IMAGENET_MEAN, IMAGENET_STD)
+        self.task = FluxDistillation(self.student.config, targets, teacher_tokens=budgets[0])
+        self.module = LossStep(self.student, self.task)
+        groups = parameter_groups(self.student, 0.05, task=self.task)
+        self.optimizer = torch.optim.AdamW(groups)
+        self.video = torch.randn(args.clips, 3, *(int(number) for number in args.grid.split(",")))
+        self.item = torch.arange(args.clips)
+        self.student.train()
+
+    def step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.module(self.video, self.item)["loss"].backward()
+        self.optimizer.step()
+
+
+def _times(args: argparse.Namespace, budgets: list[int], depth: int) -> dict[str, float]:
+    """Seconds of the parts of a step, and of steps."""
+    together = Setting(args, budgets, depth)
+    apart = [Setting(args, [budget], depth) for budget in budgets]
+    for setting in apart:  # The teacher sees the same tokens in all.
+        setting.task.teacher_tokens = budgets[0]
+    model, task = together.student, together.task
+    embedded, shape = model.patch_embed(together.video)
+    (seen,) = model.choose(embedded, [budgets[0]])
+    target = task.targets(together.video, together.item, shape, seen)
+
+    class Ready:
+        """The teacher's features, which cost nothing any more."""
+
+        widths, pooled_width, class_token = task.targets.widths, task.targets.pooled_width, True
+
+        def __call__(self, video: Tensor, item: Tensor, shape: TokenShape, kept: Tensor | None) -> Any:
+            return target
+
+    without = Setting(args, budgets, depth)
+    without.task.targets = Ready()
+    embeds = _Embedding(model)
+
+    def teach() -> None:
+        task.targets(together.video, together.item, shape, seen)
+
+    jobs: dict[str, Callable[[], Any]] = {
+        "teacher": teach,
+        "embed": lambda: embeds(together.video, budgets[0]),
+        "rest": without.step,
+        "update": without.optimizer.step,
+        "multi": together.step,
+        "single": lambda: [setting.step() for setting in apart],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(args.repeats):
+        for name, job in jobs.items():
+            gc.collect()
+            job()  # Once for the memory, which a smaller job before it has given back.
+            start = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - start)
+    middle = {name: median(values) for name, values in seconds.items()}
+    return {**middle, "students": middle["rest"] - middle["embed"] - middle["update"]}
+
+
+class _Embedding:
+    """Embedding and selection, with a backward pass through the embedding."""
+
+    def __init__(self, model: FluxViT) -> None:
+        self.model = model
+
+    def __call__(self, video: Tensor, keep: int) -> None:
+        embedded, shape = self.model.patch_embed(video)
+        self.model.choose(embedded, [keep], shape=shape[1:])
+        embedded.sum().backward()
+
+
+def _memory(args: argparse.Namespace, budgets: list[int], depth: int) -> float:
+    """GiB that the process holds at most in a step of these budgets."""
+    setting = Setting(args, budgets, depth)
+    for _ in range(2):
+        setting.step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()
