@@ -1,10 +1,10 @@
 """What does one multi-budget step cost, against a step for each budget?
 
 All budgets of a Flux-UMT step share the teacher's pass, the embedding and the optimiser's update. So where
-a teacher takes T seconds, embedding, selection and update E, and the student's passes with their decoders
-S1, S2 and S3, one step takes T + E + S1 + S2 + S3 and three steps of one budget each 3 T + 3 E + S1 + S2 + S3:
-with a teacher as expensive as the three passes together, twice as long. This measures the parts, both kinds
-of step, and the memory of each, in processes of their own.
+a teacher takes T seconds, embedding, selection and update E, and the student's passes with their decoders S,
+one step takes T + E + S, and three steps of one budget each take 3 T + 3 E + S: with a teacher as expensive
+as the three passes together, twice as long. This measures the parts, both kinds of step, and the memory of
+each, in processes of their own.
 
     python benchmarks/distillation_step.py
 

@@ -373,6 +373,25 @@ def test_other_losses_are_means_over_channels(loss: str) -> None:
         torch.testing.assert_close(found[f"{kind}@12"] * width * half, wanted[f"{kind}@12"])
 
 
+def test_standardised_targets_have_mean_0_and_deviation_1_in_every_channel() -> None:
+    model, task = make(budgets=(36,))
+    batches = [(clips(seed), ITEMS, SHAPE) for seed in (1, 2, 3)]
+    before = task(model, clips(1), ITEMS)["loss"]
+    task.standardize(batches)
+    found = [task.targets(video, item, shape, None) for video, item, shape in batches]
+    for number, channels in enumerate(
+        [lambda f: f.layers[0][:, 1:], lambda f: f.layers[1][:, 1:], lambda f: f.pooled]
+    ):
+        rows = torch.cat([task.scales[number](channels(f)).flatten(0, -2) for f in found])
+        torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(rows.std(0, correction=0), torch.ones(rows.shape[1]), atol=1e-3, rtol=0)
+    assert task(model, clips(1), ITEMS)["loss"] != before
+    # A resumed run needs no clips for it.
+    _, again = make(budgets=(36,))
+    again.load_state_dict(task.state_dict())
+    assert torch.equal(again(model, clips(1), ITEMS)["loss"], task(model, clips(1), ITEMS)["loss"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

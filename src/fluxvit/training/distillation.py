@@ -159,7 +159,8 @@ class FluxDistillation(nn.Module):
             clips: Normalised videos ``[B, 3, T, H, W]``, their numbers ``[B]``, and the tokens (t, h, w) of
                 their pools.
         """
-        sums = [torch.zeros(3, len(scale.center), dtype=torch.float64) for scale in self.scales]
+        widths = (*self.targets.widths, self.targets.pooled_width)
+        sums = [torch.zeros(3, width, dtype=torch.float64) for width in widths]
         for video, item, shape in clips:
             target = self.targets(video, item, shape, None)
             prefix = int(self.targets.class_token)
