@@ -54,24 +54,15 @@ def main() -> None:
     args = parser.parse_args()
 
     budgets = [int(number) for number in args.budgets.split(",")]
+    machine = f"{processor_name()} ({platform.machine()}), {args.threads} threads, fp32"
+    print(f"fluxvit {__version__}, PyTorch {torch.__version__}, {machine}")
+    print(f"{args.student} from {args.teacher} of so many blocks; {args.clips} clips {args.grid}, {budgets}")
     print(
-        f"fluxvit {__version__}, PyTorch {torch.__version__}, {processor_name()} ({platform.machine()}), ",
-        end="",
+        "seconds, medians of repeats that take turns; predicted: from the parts; memory: a process's peak\n"
     )
-    print(f"{args.threads} threads, fp32")
-    print(
-        f"{args.student} from {args.teacher} of so many blocks; {args.clips} clips {args.grid}, budgets {budgets}"
-    )
-    print(
-        "seconds, medians of repeats that take turns; predicted: from the parts; memory: the process's peak\n"
-    )
-    print(
-        f"{'blocks':>7}{'teacher':>9}{'embed':>8}{'update':>8}{'students':>10}{'multi':>8}{'predicted':>11}",
-        end="",
-    )
-    print(
-        f"{'3 single':>10}{'predicted':>11}{'ratio':>7}{'predicted':>11}{'GiB multi':>11}{'GiB single':>12}"
-    )
+    names = ["blocks", "teacher", "embed", "update", "students", "multi", "predicted", "3 single"]
+    names += ["predicted", "ratio", "predicted", "GiB multi", "GiB single"]
+    print("".join(f"{name:>11}" for name in names))
     depths = [int(number) for number in args.depths.split(",")]
     per_block, passes = 0.0, 0.0
     for depth in [*depths, 0]:
@@ -83,13 +74,12 @@ def main() -> None:
         shared = times["teacher"] + times["embed"] + times["update"]
         predicted = shared + passes, len(budgets) * shared + passes
         found = times["multi"], times["single"]
-        print(
-            f"{depth:>7}{times['teacher']:>9.3f}{times['embed']:>8.3f}{times['update']:>8.3f}{passes:>10.3f}",
-            end="",
-        )
-        print(f"{found[0]:>8.3f}{predicted[0]:>11.3f}{found[1]:>10.3f}{predicted[1]:>11.3f}", end="")
-        print(f"{found[1] / found[0]:>6.2f}x{predicted[1] / predicted[0]:>10.2f}x", end="")
-        print(f"{memory[0]:>11.2f}{memory[1]:>12.2f}", flush=True)
+        row = [times["teacher"], times["embed"], times["update"], passes]
+        row += [found[0], predicted[0], found[1], predicted[1]]
+        cells = [f"{value:.3f}" for value in row]
+        cells += [f"{steps[1] / steps[0]:.2f}x" for steps in (found, predicted)]
+        cells += [f"{value:.2f}" for value in memory]
+        print("".join(f"{cell:>11}" for cell in [str(depth), *cells]), flush=True)
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:

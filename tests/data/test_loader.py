@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from conftest import small_model
 from fluxvit.data import loader as loader_module
 from fluxvit.data.cache import FrameCache
-from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
+from fluxvit.data.dataset import Augmentation, Clip, ClipDataset, ClipRequest
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import predict_dataset
@@ -50,6 +50,18 @@ def numbers(data: ClipDataset, request: ClipRequest) -> list[int]:
     """The numbers of the frames of a clip."""
     brightness = data[request].video.float().mean((0, 2, 3))
     return (brightness / 10).round().int().tolist()
+
+
+def test_a_centred_clip_without_jitter_is_what_tests_see(film: Path) -> None:
+    """As features from disk must be of the clip that a student sees."""
+    grid = SamplingGrid(6, 24, 24)
+    steady = ClipDataset(manifest(Entry(film, 0)), augmentation=Augmentation("center"), jitter=False)
+    test = steady[ClipRequest(0, grid)].video
+    assert all(torch.equal(steady[ClipRequest(0, grid, (seed,))].video, test) for seed in range(5))
+    jittered = ClipDataset(manifest(Entry(film, 0)), augmentation=Augmentation("center"))
+    assert len({str(numbers(jittered, ClipRequest(0, grid, (seed,)))) for seed in range(5)}) > 1
+    with pytest.raises(ValueError, match="do not belong to the center crop"):
+        Augmentation("center", crop_scale=(0.5, 1))
 
 
 # Dense sampling --------------------------------------------------------------------------------------------
