@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "test a checkpoint on labelled videos at several budgets, and report",
     "optimize": "find the best sampling for each budget, and write it beside the weights",
     "predict": "say what is to be seen in clips, at a budget",
-    "convert": "turn one of the authors' .pth files into a checkpoint folder",
+    "convert": "turn one of the authors' or InternVideo2's .pth files into a checkpoint folder",
     "data": "check and make data sets",
     "info": "parameters and cost of a model at each budget",
 }
