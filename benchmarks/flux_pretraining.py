@@ -31,7 +31,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -54,10 +54,13 @@ from fluxvit.training.config import (
     Recipe,
     TeacherSettings,
     TrainConfig,
+    VideoSettings,
 )
 from fluxvit.training.distributed import ALONE
 from fluxvit.training.pretrain import pretrain_recipe
 from fluxvit.training.recipe import train_recipe
+
+Videos = TypeVar("Videos", bound=VideoSettings)
 
 WAYS = ("multi", "scratch", "single", "no_glpe", "no_dpn", "fluxvit")
 # Tokens of four frames; the grids, budgets and test grid of flux_tuning.py on metaworld.
@@ -189,8 +192,8 @@ def _with(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
     return PretrainRecipe(**{**vars(recipe), **changes})
 
 
-def _data(args: argparse.Namespace) -> DataSettings:
-    return DataSettings(
+def _data(args: argparse.Namespace, kind: type[Videos]) -> Videos:
+    return kind(
         str(args.data / "train.jsonl"),
         workers=0,
         cache=str(args.out / "cache"),
@@ -216,7 +219,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
             cache_shape=shape,  # type: ignore[arg-type]
         )
     return PretrainRecipe(
-        data=_data(args),
+        data=_data(args, VideoSettings),
         out=str(out),
         model=_model(way, budgets),
         grids=GRIDS,
@@ -231,7 +234,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
 
 def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str, epochs: float) -> Recipe:
     return Recipe(
-        data=_data(args),
+        data=_data(args, DataSettings),
         out=str(out),
         model=ModelSettings("", init, {"budgets": BUDGETS}) if init else _model(way, BUDGETS),
         grids=GRIDS,

@@ -77,6 +77,7 @@ def test_labels_are_not_needed_and_what_is_learned_feeds_training_and_probes(
     bare = [{"path": str(world / row["path"])} for row in rows]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
     assert pretrain(FLUX, folder, checkpoint, tmp_path / "run") == 0
+    capsys.readouterr()
     learned = str(tmp_path / "run" / "last")
 
     data = ["--data.train", str(world / "train.jsonl"), "--data.val", str(world / "val.jsonl")]
@@ -142,9 +143,7 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
         (["--teacher.kind", "efficientnet_lite2"], "comes in a package; leave out teacher.source"),
         (["--teacher.source", "nowhere"], "nowhere: no such checkpoint folder"),
         (["--teacher.size", "64"], "teacher.size: fluxvit sees clips at the size of the student's tokens"),
-        (["--teacher.cache", "somewhere"], "augment crop_scale, flip: cached features do not follow"),
-        (
-            ["--data.val", "val.jsonl"],
+        (["--teacher.cache", "somewhere"], "augment crop, crop_scale, flip: cached features do not follow"),
             "pre-training validates nothing; see what it is worth by fluxvit probe",
         ),
         (["--task.teacher_tokens", "6"], "the teacher sees 6 tokens, fewer than the budget of 12"),

@@ -175,7 +175,7 @@ def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, c
         (["--evaluation.grid", "4x17"], "height 17 is not a multiple of 8"),
         (["--data.train", "nowhere.jsonl"], "no such manifest"),
         (["--model.init", "nowhere"], "no such checkpoint folder"),
-        (["--augment", '{"crop": "round"}'], "choose resized or multi_scale"),
+        (["--augment", '{"crop": "round"}'], "choose resized, multi_scale or center"),
         (["--data.root", "clips"], "give data.root, or data.train and data.val"),
         (["--data.train", ""], "no data: give data.train"),
         (["--data.sampling", "thick"], "choose sparse or dense"),

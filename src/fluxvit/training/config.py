@@ -74,15 +74,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """The data of a run.
+class VideoSettings:
+    """The videos of a run.
 
     Args:
         train: Manifest of the training videos.
-        val: Manifest of the videos that choose the best checkpoint; empty for none.
-        root: Instead of both, a data set as it lies on the disk, such as a folder of classes: it is checked
-            when training begins, and without splits of its own a tenth is held out for validation.
-        target: Key of the class index in the manifests.
+        root: Instead, a data set as it lies on the disk, such as a folder of classes: it is checked when
+            training begins, and without splits of its own a tenth is held out.
         workers: Processes that prepare clips.
         cache: Folder of decoded frames, for short videos and few cores; empty for no cache.
         cache_frames: Frames kept of each video.
@@ -96,9 +94,7 @@ class DataSettings:
     """
 
     train: str = ""
-    val: str = ""
     root: str = ""
-    target: str = "label"
     workers: int = 2
     cache: str = ""
     cache_frames: int = 32
@@ -107,6 +103,24 @@ class DataSettings:
     sampling: str = "sparse"
     stride: int = 4
     stride_fps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.root and self.train:
+            raise ValueError("give data.root or data.train; '' takes one back that a recipe gives")
+
+
+@dataclass(frozen=True)
+class DataSettings(VideoSettings):
+    """The labelled videos of a run.
+
+    Args:
+        val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is what
+            is held out.
+        target: Key of the class index in the manifests.
+    """
+
+    val: str = ""
+    target: str = "label"
 
     def __post_init__(self) -> None:
         if self.root and (self.train or self.val):
@@ -194,7 +208,7 @@ class RunRecipe:
         augment: Settings of ``Augmentation``.
     """
 
-    data: DataSettings
+    data: VideoSettings
     out: str = "runs/train"
     model: ModelSettings = field(default_factory=ModelSettings)
     grids: GridSettings = field(default_factory=GridSettings)
@@ -221,11 +235,13 @@ class Recipe(RunRecipe):
     """Supervised tuning.
 
     Args:
+        data: The videos and their labels.
         task: The loss.
         mixing: Settings of ``Mixing`` (mixup and CutMix); null for none.
         evaluation: Validation.
     """
 
+    data: DataSettings
     task: TaskSettings = field(default_factory=TaskSettings)
     mixing: dict[str, Any] | None = None
     evaluation: EvalSettings = field(default_factory=EvalSettings)
@@ -326,11 +342,8 @@ class PretrainRecipe(RunRecipe):
         if bool(self.teacher.source) == (self.teacher.kind == "efficientnet_lite2"):
             fault = "comes in a package; leave out" if self.teacher.source else "needs"
             raise ValueError(f"teacher.kind {self.teacher.kind} {fault} teacher.source")
-        if self.data.val:
-            raise ValueError(
-                "data.val: pre-training validates nothing; see what it is worth by fluxvit probe"
-            )
         moves = {"rand_augment", "erase", "flip", "crop_scale", "crop_ratio"} & set(self.augment)
+        moves |= {"crop"} if self.augment.get("crop", "center") != "center" else set()
         if self.teacher.cache and moves:
             raise ValueError(
                 f"augment {', '.join(sorted(moves))}: cached features do not follow; leave it out, or train "

@@ -26,7 +26,7 @@ from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import Recipe, RunRecipe
+from fluxvit.training.config import DataSettings, Recipe, RunRecipe
 from fluxvit.training.distributed import World
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning, Task
@@ -231,7 +231,10 @@ def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe
     if failure:
         raise ValueError(failure)
     train, val = (str(Path(recipe.out) / f"{split}.jsonl") for split in ("train", "val"))
-    return replace(recipe, data=replace(recipe.data, train=train, val=val, root=""))
+    data = replace(recipe.data, train=train, root="")
+    if isinstance(data, DataSettings):
+        data = replace(data, val=val)
+    return replace(recipe, data=data)
 
 
 def _export_last(trainer: Trainer, info: CheckpointInfo) -> None:
