@@ -144,7 +144,6 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
         (["--teacher.source", "nowhere"], "nowhere: no such checkpoint folder"),
         (["--teacher.size", "64"], "teacher.size: fluxvit sees clips at the size of the student's tokens"),
         (["--teacher.cache", "somewhere"], "augment crop, crop_scale, flip: cached features do not follow"),
-        "pre-training validates nothing; see what it is worth by fluxvit probe",
         (["--task.teacher_tokens", "6"], "the teacher sees 6 tokens, fewer than the budget of 12"),
         (["--task.layers", "0"], "task.layers is 0; it must be at least 1"),
         (["--task.standardize", "-1"], "task.standardize is -1; it must be at least 0"),
