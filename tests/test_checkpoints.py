@@ -24,7 +24,8 @@ def test_round_trip(checkpoint: Path) -> None:
     assert info.plans[1] == Plan(SamplingGrid(8, 16, 32), 12)
     assert not model.training
     video = torch.randn(1, 3, 8, 16, 32)
-    assert torch.equal(fluxvit.load(checkpoint)(video, 12).logits, original(video, 12).logits)
+    # Where a file puts its tensors in memory may change the last bit.
+    torch.testing.assert_close(fluxvit.load(checkpoint)(video, 12).logits, original(video, 12).logits)
 
 
 def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
