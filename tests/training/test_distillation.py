@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from test_training import MEAN, STD, trainer
+from test_training import MEAN, STD, interrupting, trainer
 from torch import Tensor
 
 from conftest import small_model
@@ -457,13 +455,6 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     """Decoders and their moments are saved; draws of tokens depend on the step alone."""
     undisturbed = run_of(tmp_path / "a", ema=0.9)
     undisturbed.run(progress=False)
-
-    def interrupting(batches, first):
-        for number, batch in enumerate(batches):
-            if number == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield batch
-
     with pytest.raises(Stopped):
         run_of(tmp_path / "b", ema=0.9, wrap=interrupting).run(progress=False)
     resumed = run_of(tmp_path / "b", ema=0.9)

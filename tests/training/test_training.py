@@ -60,6 +60,14 @@ def trainer(
     return Trainer(small_model(), FluxTuning(), config, batches, folder, MEAN, STD, fingerprint, world)
 
 
+def interrupting(batches, first: int):
+    """Presses Ctrl-C in the fourth step."""
+    for number, batch in enumerate(batches):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield batch
+
+
 def weights(run: Trainer) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
@@ -154,13 +162,6 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     undisturbed.run(progress=False)
-
-    def interrupting(batches, first):
-        for number, batch in enumerate(batches):
-            if number == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield batch
-
     with pytest.raises(Stopped, match="stopped after step 4 of 6"):
         trainer(tmp_path / "b", wrap=interrupting).run(progress=False)
     resumed = trainer(tmp_path / "b")
