@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -276,18 +277,29 @@ def resample_maps(maps: Tensor, shape: TokenShape) -> Tensor:
     """Feature maps ``[B, t0, h0, w0, D]`` on another grid (t, h, w): linear in time, bilinear with
     antialiasing in space. On the same grid it is the map itself.
     """
-    batch, frames, height, width, dim = maps.shape
+    frames, height, width = maps.shape[1:4]
     t, h, w = shape
+    # As products with few weights: what interpolation does to images of a thousand channels takes longer.
     if (h, w) != (height, width):
-        planes = maps.flatten(0, 1).permute(0, 3, 1, 2)
-        # Antialiasing is for fp32 only.
-        planes = F.interpolate(planes.float(), size=(h, w), mode="bilinear", antialias=True).to(maps.dtype)
-        maps = planes.permute(0, 2, 3, 1).unflatten(0, (batch, frames))
+        weights = _space_weights((height, width), (h, w)).to(maps.device, maps.dtype)
+        maps = (weights @ maps.flatten(2, 3)).unflatten(2, (h, w))
     if t != frames:
-        rows = maps.reshape(batch, frames, -1).transpose(1, 2)
-        rows = F.interpolate(rows.float(), size=t, mode="linear").to(maps.dtype)
-        maps = rows.transpose(1, 2).unflatten(2, (h, w, dim))
+        weights = _time_weights(frames, t).to(maps.device, maps.dtype)
+        maps = (weights @ maps.flatten(2)).unflatten(2, (h, w, -1))
     return maps
+
+
+@lru_cache(maxsize=256)
+def _space_weights(source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """What each source pixel counts in each target pixel, ``[h * w, h0 * w0]``."""
+    pixels = torch.eye(source[0] * source[1]).view(-1, 1, *source)
+    return F.interpolate(pixels, size=target, mode="bilinear", antialias=True).flatten(1).t()
+
+
+@lru_cache(maxsize=256)
+def _time_weights(source: int, target: int) -> Tensor:
+    """The same of frames, ``[t, t0]``."""
+    return F.interpolate(torch.eye(source)[:, None], size=target, mode="linear")[:, 0].t()
 
 
 def tokens_of_maps(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tensor:
