@@ -1,10 +1,11 @@
 """Does pre-training on a frozen teacher pay? The paper's tables 3 and 5 at the scale of a CPU.
 
-Pre-trains a network on unlabelled videos in several ways, tunes each on their labels, and trains one from
-scratch for as many CPU seconds as the first way took for everything: the teacher's features, pre-training and
-tuning.
+Pre-trains a network on unlabelled videos in several ways, tunes each on some that have labels, and trains one
+from scratch for as many CPU seconds as the first way took for everything: the teacher's features,
+pre-training and tuning.
 
-    scratch        Flux-Multi tuning alone
+    scratch        Flux-Multi tuning alone, as long as multi took altogether
+    short          the same for as many epochs as the others are tuned
     multi          Flux-UMT at three budgets, then the same tuning
     single         Flux-UMT at the largest budget, then the same tuning
     no_glpe        multi, of a network without global and local positions (paper table 3)
@@ -12,9 +13,10 @@ tuning.
     fluxvit        multi, with a larger FluxViT for a teacher, which was trained on the labels
 
 Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
-tuning, at the full one (chosen on the validation videos, scored on the test videos like all others).
+tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
+on the test videos like all others.
 
-    python benchmarks/flux_pretraining.py --data data/metaworld --out runs/flux_pretraining
+    python benchmarks/flux_pretraining.py --data data/metaworld --labels 500 --out runs/flux_pretraining
 
 Every run resumes, so the command can be stopped and given again. Seconds are CPU seconds of the process, so
 that they do not depend on what else the machine does.
@@ -27,8 +29,10 @@ import json
 import multiprocessing
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, TypeVar
@@ -39,7 +43,7 @@ from fluxvit import __version__
 from fluxvit.checkpoints import load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.manifest import read_manifest
+from fluxvit.data.manifest import content_digest, read_manifest, write_manifest
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.probes import ProbeConfig, run_probe
 from fluxvit.files import write_json
@@ -62,16 +66,16 @@ from fluxvit.training.recipe import train_recipe
 
 Videos = TypeVar("Videos", bound=VideoSettings)
 
-WAYS = ("multi", "scratch", "single", "no_glpe", "no_dpn", "fluxvit")
-# Tokens of four frames; the grids, budgets and test grid of flux_tuning.py on metaworld.
-TUBELET, FRAMES, SIDE = 4, 32, 56
+WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn", "fluxvit")
+# Few tokens, for a CPU: each of four frames and 12x12 pixels.
+TUBELET, PATCH, FRAMES, SIDE = 4, 12, 32, 72
 BUDGETS, PRETRAINING_BUDGETS = (64, 32, 16), (64, 48, 32)
-GRIDS = GridSettings(frames=(8, 33, 4), sizes=(32, 49, 8), min_tokens=64, max_tokens=128)
-TEST_GRID = SamplingGrid(16, 32, 32)
+GRIDS = GridSettings(frames=(8, 33, 4), sizes=(48, 73, 12), min_tokens=64, max_tokens=128)
+TEST_GRID = SamplingGrid(16, 48, 48)
 CHANGES: dict[str, dict[str, Any]] = {
     "no_glpe": {"global_position": False, "local_position": False},
     "no_dpn": {"dual_patch_norm": False},
-    "large": {"embed_dim": 256, "num_heads": 4, "pool_dim": 256},
+    "large": {"embed_dim": 192, "num_heads": 3, "pool_dim": 192},
 }
 
 
@@ -84,27 +88,26 @@ def main() -> None:
     add("--out", type=Path, default=Path("runs/flux_pretraining"))
     add("--ways", default=",".join(WAYS))
     add("--seeds", default="0,1,2")
+    add("--labels", type=int, default=0, help="videos with labels, equally many of each class; 0: all")
     add("--pretrain_epochs", type=float, default=16)
-    add("--epochs", type=float, default=12, help="of tuning")
+    add("--epochs", type=float, default=12, help="of tuning, over the videos with labels")
     add("--lr", type=float, default=1e-3)
     add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
     add("--teacher_shape", default="8,4,4", help="features that are kept of a video")
     add("--standardize", type=int, default=512, help="clips over which the teacher's features are")
-    add("--large_epochs", type=float, default=20, help="of the larger FluxViT that teaches")
+    add("--large_epochs", type=float, default=12, help="of the larger FluxViT that teaches, on all labels")
     add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        _frames(args, split).build()
+    _choose_labelled(args)
+    for manifest in (_train(args), _labelled(args), args.data / "test.jsonl"):
+        _frames(args, manifest).build()
     context = multiprocessing.get_context("spawn")
     seeds, ways = [int(seed) for seed in args.seeds.split(",")], args.ways.split(",")
     # The way from scratch needs to know how long the first one took; all others go seed by seed.
-    rounds = [
-        [(way, seed) for way in ways if way == "multi" for seed in seeds],
-        [(way, seed) for way in ways if way == "scratch" for seed in seeds],
-        [(way, seed) for seed in seeds for way in ways if way not in ("multi", "scratch")],
-    ]
+    first = [(way, seed) for way in ways if way == "multi" for seed in seeds]
+    rounds = [first, [(way, seed) for seed in seeds for way in ways if way != "multi"]]
     results = []
     torch.set_num_threads(1)
     teaching = _timed(args.out / "teacher.json", lambda: _keep_teacher(args))["seconds"]
@@ -117,6 +120,7 @@ def main() -> None:
                 print(json.dumps(result), flush=True)
     print(table(results))
     splits = {name: read_manifest(args.data / f"{name}.jsonl") for name in ("train", "val", "test")}
+    splits["labelled"] = read_manifest(_labelled(args))
     conditions = {
         "settings": {name: str(value) for name, value in vars(args).items() if name not in ("data", "out")},
         "videos": {name: len(manifest) for name, manifest in splits.items()},
@@ -143,7 +147,7 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
     if way == "scratch":
         first = json.loads((args.out / f"multi-{seed}" / "result.json").read_text())["seconds"]
         epochs *= sum(first.values()) / first["tuning"]
-    else:
+    elif way != "short":
         seconds["teacher"] = 0.0 if way == "fluxvit" else teaching
         recipe = _pretraining(args, way, seed, out / "pretrain")
         seconds["pretraining"] = _timed(
@@ -157,7 +161,7 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
     ]
     model, info = load_checkpoint(out / "tune" / "last")
     manifest = read_manifest(args.data / "test.jsonl")
-    dataset = ClipDataset(manifest, _frames(args, "test"))
+    dataset = ClipDataset(manifest, _frames(args, args.data / "test.jsonl"))
     tested = predict_dataset(model, dataset, TEST_GRID, list(BUDGETS), mean=info.mean, std=info.std)
     result = {
         "way": way,
@@ -192,9 +196,31 @@ def _with(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
     return PretrainRecipe(**{**vars(recipe), **changes})
 
 
-def _data(args: argparse.Namespace, kind: type[Videos]) -> Videos:
+def _train(args: argparse.Namespace) -> Path:
+    return args.data / "train.jsonl"
+
+
+def _labelled(args: argparse.Namespace) -> Path:
+    return args.out / "labelled.jsonl" if args.labels else _train(args)
+
+
+def _choose_labelled(args: argparse.Namespace) -> None:
+    """Write a manifest of the first videos of each class."""
+    if not args.labels:
+        return
+    manifest = read_manifest(_train(args))
+    each = args.labels // len(manifest.labels)
+    places = defaultdict(list)
+    for entry in manifest.entries:
+        places[entry.label].append(entry)
+    entries = tuple(entry for label in sorted(places) for entry in places[label][:each])
+    digest = content_digest(entries, manifest.root)
+    write_manifest(_labelled(args), replace(manifest, entries=entries, digest=digest))
+
+
+def _data(args: argparse.Namespace, kind: type[Videos], manifest: Path) -> Videos:
     return kind(
-        str(args.data / "train.jsonl"),
+        str(manifest),
         workers=0,
         cache=str(args.out / "cache"),
         cache_frames=FRAMES,
@@ -219,7 +245,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
             cache_shape=shape,  # type: ignore[arg-type]
         )
     return PretrainRecipe(
-        data=_data(args, VideoSettings),
+        data=_data(args, VideoSettings, _train(args)),
         out=str(out),
         model=_model(way, budgets),
         grids=GRIDS,
@@ -234,7 +260,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
 
 def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str, epochs: float) -> Recipe:
     return Recipe(
-        data=_data(args, DataSettings),
+        data=_data(args, DataSettings, _train(args) if way == "large" else _labelled(args)),
         out=str(out),
         model=ModelSettings("", init, {"budgets": BUDGETS}) if init else _model(way, BUDGETS),
         grids=GRIDS,
@@ -251,18 +277,20 @@ def _large(args: argparse.Namespace) -> Recipe:
 
 
 def _model(way: str, budgets: tuple[int, ...]) -> ModelSettings:
-    settings: dict[str, Any] = {"budgets": budgets, "tubelet_size": TUBELET, **CHANGES.get(way, {})}
+    settings = {"budgets": budgets, "tubelet_size": TUBELET, "patch_size": PATCH, **CHANGES.get(way, {})}
     return ModelSettings("fluxvit_nano", "", settings)
 
 
-def _frames(args: argparse.Namespace, split: str) -> FrameCache:
-    return FrameCache(args.out / "cache", read_manifest(args.data / f"{split}.jsonl"), FRAMES, SIDE)
+def _frames(args: argparse.Namespace, manifest: Path) -> FrameCache:
+    return FrameCache(args.out / "cache", read_manifest(manifest), FRAMES, SIDE)
 
 
 def _probe(args: argparse.Namespace, checkpoint: str, out: Path) -> int:
     """Test videos that a linear probe on a frozen checkpoint gets right."""
-    splits = {name: str(args.data / f"{name}.jsonl") for name in ("train", "val", "test")}
-    config = ProbeConfig(checkpoint, **splits, grid=str(TEST_GRID), budget=BUDGETS[0], out=str(out))
+    splits = {name: str(args.data / f"{name}.jsonl") for name in ("val", "test")}
+    config = ProbeConfig(
+        checkpoint, str(_labelled(args)), **splits, grid=str(TEST_GRID), budget=BUDGETS[0], out=str(out)
+    )
     result = run_probe(config, progress=False)
     assert result.test is not None
     return result.test.correct
