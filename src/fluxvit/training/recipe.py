@@ -131,7 +131,7 @@ class Course:
             "recipe": asdict(self._recipe),
             "data": train.digest,
         }
-        return replace(info, grids=list(self.grids), provenance=provenance, plans=[])
+        return replace(info, grids=list(self.grids), provenance=provenance, plans=[], cascades=[])
 
     def trainer(self, model: FluxViT, task: Task, dataset: ClipDataset, info: CheckpointInfo) -> Trainer:
         """A trainer that takes this course."""

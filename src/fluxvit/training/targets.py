@@ -128,6 +128,8 @@ class CachedTargets:
         self, dataset: ClipDataset, facts: dict[str, Any], world: World, workers: int, progress: bool
     ) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        if world.is_main:
+            write_json(self.path / "about.json", facts)
         numbers = range(0, len(dataset), _PER_SHARD)
         missing = [n for n in range(len(numbers)) if not self._shard(n).exists()][world.rank :: world.size]
         if not missing:
@@ -164,8 +166,6 @@ class CachedTargets:
             raise ValueError(
                 f"{error}; probe the data set again, so that it is known to be broken"
             ) from error
-        if world.is_main:
-            write_json(self.path / "about.json", facts)
 
     def _pack(self, vectors: Tensor) -> Tensor:
         unit = F.normalize(vectors.float(), dim=-1) * vectors.shape[-1] ** 0.5
