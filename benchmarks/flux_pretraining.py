@@ -48,7 +48,7 @@ from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.probes import ProbeConfig, run_probe
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import processor_name
+from fluxvit.machine import follow_parent, processor_name
 from fluxvit.training.config import (
     DataSettings,
     DistillSettings,
@@ -113,7 +113,7 @@ def main() -> None:
     teaching = _timed(args.out / "teacher.json", lambda: _keep_teacher(args))["seconds"]
     if "fluxvit" in ways:
         _timed(args.out / "large.json", lambda: train_recipe(_large(args), ALONE, progress=False))
-    with ProcessPoolExecutor(args.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(args.jobs, context, initializer=_settle) as pool:
         for group in rounds:
             for result in pool.map(_run, [(args, way, seed, teaching) for way, seed in group]):
                 results.append(result)
@@ -134,6 +134,12 @@ def main() -> None:
     }
     write_json(args.out / "flux_pretraining.json", {**conditions, "runs": results})
     print(json.dumps(conditions))
+
+
+def _settle() -> None:
+    """In a worker process."""
+    follow_parent()
+    torch.set_num_threads(1)
 
 
 def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
