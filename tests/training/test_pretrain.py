@@ -133,6 +133,10 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
     assert shard.stat().st_mtime_ns == made
     states = [fluxvit.load(tmp_path / name / "last").state_dict() for name in "ab"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    # A run may go on with a cache that was moved.
+    moved = (tmp_path / "targets").rename(tmp_path / "elsewhere")
+    options[1] = str(moved)
+    assert pretrain(FLUX, world, checkpoint, tmp_path / "b", *options) == 0
 
 
 def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import DataSettings, Recipe, RunRecipe
+from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe
 from fluxvit.training.distributed import World
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning, Task
@@ -267,6 +267,8 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     settings = asdict(recipe)
     del settings["out"], settings["data"]["workers"], settings["data"]["max_bad_clips"]
     settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
+    if isinstance(recipe, PretrainRecipe):
+        settings["teacher"]["cache"] = bool(recipe.teacher.cache)
     for name in (
         *("accumulate", "checkpoint_blocks", "compile_blocks", "shard"),
         *("save_seconds", "log_every", "loggers", "max_bad_steps"),
