@@ -441,7 +441,7 @@ def test_erase_probability() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"crop": "middle"}, "choose resized or multi_scale"),
+        ({"crop": "middle"}, "choose resized, multi_scale or center"),
         ({"crop": "multi_scale", "crop_ratio": (1.0, 1.0)}, "belongs to the resized crop"),
         ({"crop": "multi_scale", "crop_scale": ()}, "need scales"),
         ({"crop": "multi_scale", "crop_scale": (1.5,)}, "need scales"),
