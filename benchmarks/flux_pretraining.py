@@ -10,7 +10,9 @@ pre-training and tuning.
     single         Flux-UMT at the largest budget, then the same tuning
     no_glpe        multi, of a network without global and local positions (paper table 3)
     no_dpn         multi, of a network without dual patch norm
-    fluxvit        multi, with a larger FluxViT for a teacher, which was trained on the labels of all videos
+
+The teacher is EfficientNet-Lite2, trained on ImageNet, its features computed once; or, with --teacher fluxvit,
+a larger FluxViT that is trained here first, on the labels of all videos.
 
 Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
 tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
@@ -66,7 +68,7 @@ from fluxvit.training.recipe import train_recipe
 
 Videos = TypeVar("Videos", bound=VideoSettings)
 
-WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn", "fluxvit")
+WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn")
 # Few tokens, for a CPU: each of four frames of 8x8 pixels.
 TUBELET, FRAMES, SIDE = 4, 16, 56
 BUDGETS, PRETRAINING_BUDGETS = (48, 24, 12), (48, 36, 24)
@@ -94,9 +96,10 @@ def main() -> None:
     add("--pretrain_epochs", type=float, default=16)
     add("--epochs", type=float, default=12, help="of tuning, over the videos with labels")
     add("--lr", type=float, default=1e-3)
+    add("--teacher", default="efficientnet_lite2", choices=("efficientnet_lite2", "fluxvit"))
     add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
     add("--teacher_shape", default="8,4,4", help="features that are kept of a video")
-    add("--standardize", type=int, default=512, help="clips over which the teacher's features are")
+    add("--standardize", type=int, default=512, help="clips over which features are")
     add("--large_epochs", type=float, default=12, help="of the larger FluxViT that teaches")
     add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     args = parser.parse_args()
@@ -112,9 +115,7 @@ def main() -> None:
     rounds = [first, [(way, seed) for seed in seeds for way in ways if way != "multi"]]
     results = []
     torch.set_num_threads(1)
-    teaching = _timed(args.out / "teacher.json", lambda: _keep_teacher(args))["seconds"]
-    if "fluxvit" in ways:
-        _timed(args.out / "large.json", lambda: train_recipe(_large(args), ALONE, progress=False))
+    teaching = _timed(args.out / "teacher.json", lambda: _prepare_teacher(args))["seconds"]
     with ProcessPoolExecutor(args.jobs, context, initializer=_settle) as pool:
         for group in rounds:
             for result in pool.map(_run, [(args, way, seed, teaching) for way, seed in group]):
@@ -156,7 +157,7 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
         first = json.loads((args.out / f"multi-{seed}" / "result.json").read_text())["seconds"]
         epochs *= sum(first.values()) / first["tuning"]
     elif way != "short":
-        seconds["teacher"] = 0.0 if way == "fluxvit" else teaching
+        seconds["teacher"] = teaching
         recipe = _pretraining(args, way, seed, out / "pretrain")
         seconds["pretraining"] = _timed(
             out / "pretrain.json", lambda: pretrain_recipe(recipe, ALONE, progress=False)
@@ -194,14 +195,15 @@ def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
     return json.loads(done.read_text())
 
 
-def _keep_teacher(args: argparse.Namespace) -> None:
-    """Compute the teacher's features, which all runs share; the step of training that follows is not long."""
-    recipe = _pretraining(args, "multi", 0, args.out / "teacher_only")
-    pretrain_recipe(_with(recipe, epochs=1 / 75, warmup_epochs=0.0), ALONE, progress=False)
-
-
-def _with(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
-    return PretrainRecipe(**{**vars(recipe), **changes})
+def _prepare_teacher(args: argparse.Namespace) -> None:
+    """What all runs share: the larger FluxViT, or EfficientNet's features (and a step, which is not long)."""
+    if args.teacher == "fluxvit":
+        train_recipe(
+            _tuning(args, "large", 0, args.out / "large", "", args.large_epochs), ALONE, progress=False
+        )
+    else:
+        recipe = _pretraining(args, "multi", 0, args.out / "teacher_only")
+        pretrain_recipe(replace(recipe, epochs=1 / 75, warmup_epochs=0.0), ALONE, progress=False)
 
 
 def _write_splits(args: argparse.Namespace) -> None:
@@ -235,7 +237,7 @@ def _optim(args: argparse.Namespace, seed: int) -> TrainConfig:
 
 def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> PretrainRecipe:
     budgets = PRETRAINING_BUDGETS[:1] if way == "single" else PRETRAINING_BUDGETS
-    if way == "fluxvit":
+    if args.teacher == "fluxvit":
         teacher = TeacherSettings("fluxvit", str(args.out / "large" / "last"))
     else:
         shape = tuple(int(number) for number in args.teacher_shape.split(","))
@@ -270,11 +272,6 @@ def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str,
         warmup_epochs=epochs / 10,
         augment={"crop_scale": (0.6, 1.0)},
     )
-
-
-def _large(args: argparse.Namespace) -> Recipe:
-    """A larger FluxViT, trained with labels."""
-    return _tuning(args, "large", 0, args.out / "large", "", args.large_epochs)
 
 
 def _model(way: str, budgets: tuple[int, ...]) -> ModelSettings:
