@@ -11,8 +11,8 @@ pre-training and tuning.
     no_glpe        multi, of a network without global and local positions (paper table 3)
     no_dpn         multi, of a network without dual patch norm
 
-The teacher is EfficientNet-Lite2, trained on ImageNet, its features computed once; or, with --teacher fluxvit,
-a larger FluxViT that is trained here first, on the labels of all videos.
+The teacher is EfficientNet-Lite2, trained on ImageNet, its features computed once; or, with
+--teacher fluxvit, a larger FluxViT that is trained here first, on the labels of all videos.
 
 Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
 tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
