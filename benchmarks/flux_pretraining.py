@@ -20,8 +20,8 @@ on the test videos like all others.
 
     python benchmarks/flux_pretraining.py --data data/mw --target object --labels 300
 
-Every run resumes, so the command can be stopped and given again. Seconds are CPU seconds of the process, so
-that they do not depend on what else the machine does.
+Every run resumes, so the command can be stopped and given again; but of a part that was cut off, the seconds
+are those of its last go. They are CPU seconds of the process, whatever else the machine does.
 """
 
 from __future__ import annotations
