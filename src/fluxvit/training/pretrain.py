@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fluxvit.checkpoints import CheckpointInfo, load_checkpoint
-from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.loader import epoch_batches, loader
+from fluxvit.data.dataset import Augmentation, ClipDataset, ClipRequest
+from fluxvit.data.loader import loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT
@@ -86,13 +86,17 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
 def _samples(
     train: Manifest, count: int, grid: SamplingGrid, model: FluxViT, info: CheckpointInfo, world: World
 ) -> Iterator[tuple[Tensor, Tensor, TokenShape]]:
-    """So many test clips spread over the data set, as `FluxDistillation.standardize` takes them.
+    """So many clips spread over the data set, as `FluxDistillation.standardize` takes them.
 
     Every process goes through all of them, so that all find the same.
     """
     shape = grid.token_shape(model.config.patch_size, model.config.tubelet_size)
-    chosen = sorted({i * len(train) // count for i in range(count)})
-    for clip in loader(ClipDataset(train), epoch_batches(len(train), grid, 8, chosen)):
+    # With a seed, as in training, a video that cannot be read is replaced.
+    steady = ClipDataset(train, augmentation=Augmentation("center"), jitter=False)
+    count = min(count, len(train))
+    requests = [ClipRequest(i * len(train) // count, grid, (i,)) for i in range(count)]
+    batches = [requests[first : first + 8] for first in range(0, len(requests), 8)]
+    for clip in loader(steady, batches):
         video = normalize(clip.video.to(world.device), info.mean, info.std)
         yield video, clip.item, shape
 
