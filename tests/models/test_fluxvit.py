@@ -382,6 +382,15 @@ def test_drop_path_keeps_the_mean_and_treats_clips_apart() -> None:
     assert all(len(clip.unique()) == 1 for clip in packed.split([2, 3] * 2000, dim=1))
 
 
+def test_training_in_bf16_on_a_cpu_attends_in_fp32() -> None:
+    q, k, v = torch.randn(3, 2, 2, 9, 16).bfloat16()
+    expected = torch.softmax(q.float() @ k.float().transpose(2, 3) / 4, -1) @ v.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(q.requires_grad_(), k, v)
+    assert torch.equal(out, attention(q.float(), k.float(), v.float()).bfloat16())
+    torch.testing.assert_close(out.float(), expected, rtol=0.005, atol=0.005)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the native kernel is for CUDA only")
 def test_native_packed_attention_equals_the_block_mask() -> None:
     lengths = [5, 17, 1]

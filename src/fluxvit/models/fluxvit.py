@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
-from fluxvit.models.attention import Attention
+from fluxvit.models.attention import Attention, attention
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
 from fluxvit.models.norm import RMSNorm
@@ -135,7 +135,7 @@ class AttentionPool(nn.Module):
         """``[B, N, C]`` to ``[B, P]``."""
         q, k = self._queries_and_keys(x)
         v = self._split(self.v(self.norm_v(x)))
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(1))
 
     def attention(self, x: Tensor) -> Tensor:
         """How much each token ``[B, N, C]`` counts in the pooled vector, averaged over heads: fp32
