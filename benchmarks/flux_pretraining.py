@@ -18,7 +18,7 @@ Each is tested at the full, half and quarter budget, and a linear probe on the p
 tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
 on the test videos like all others.
 
-    python benchmarks/flux_pretraining.py --data data/metaworld --labels 500
+    python benchmarks/flux_pretraining.py --data data/metaworld --labels 150
 
 Every run resumes, so the command can be stopped and given again; but of a part that was cut off, the seconds
 are those of its last go. They are CPU seconds of the process, whatever else the machine does.
@@ -69,11 +69,12 @@ from fluxvit.training.recipe import train_recipe
 Videos = TypeVar("Videos", bound=VideoSettings)
 
 WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn")
-# Few tokens, for a CPU: each of four frames of 8x8 pixels.
+# Few tokens, for a CPU: each of four frames of 8x8 pixels. Few frames, for an image network teaches how scenes
+# look, and of longer clips the selector would keep only what moves in them.
 TUBELET, FRAMES, SIDE = 4, 16, 56
 BUDGETS, PRETRAINING_BUDGETS = (24, 12, 6), (24, 18, 12)
-GRIDS = GridSettings(frames=(8, 17, 4), sizes=(32, 49, 8), min_tokens=48, max_tokens=96)
-TEST_GRID = SamplingGrid(12, 40, 40)
+GRIDS = GridSettings(frames=(4, 9, 4), sizes=(32, 57, 8), min_tokens=24, max_tokens=98)
+TEST_GRID = SamplingGrid(4, 48, 48)
 SPLITS = {"labelled": "train", "val": "val", "test": "test", "full": "train"}
 CHANGES: dict[str, dict[str, Any]] = {
     "no_glpe": {"global_position": False, "local_position": False},
@@ -95,7 +96,7 @@ def main() -> None:
     add("--labels", type=int, default=0, help="videos with labels, equally many of each class; 0: all")
     add("--pretrain_epochs", type=float, default=27)
     add("--pretrain_lr", type=float, default=2e-3)
-    add("--epochs", type=float, default=26, help="of tuning, over the videos with labels")
+    add("--epochs", type=float, default=85, help="of tuning, over the videos with labels")
     add("--lr", type=float, default=1e-3)
     add("--teacher", default="efficientnet_lite2", choices=("efficientnet_lite2", "fluxvit"))
     add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
