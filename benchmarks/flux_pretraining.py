@@ -69,7 +69,7 @@ from fluxvit.training.recipe import train_recipe
 Videos = TypeVar("Videos", bound=VideoSettings)
 
 WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn")
-# Few tokens, for a CPU: each of four frames of 8x8 pixels. Few frames, for an image network teaches how scenes
+# Few tokens, for a CPU, each of four frames of 8x8 pixels. Few frames: an image network teaches how scenes
 # look, and of longer clips the selector would keep only what moves in them.
 TUBELET, FRAMES, SIDE = 4, 16, 56
 BUDGETS, PRETRAINING_BUDGETS = (24, 12, 6), (24, 18, 12)
