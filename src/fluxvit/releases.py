@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fluxvit.checkpoints import KeyReport, compare_keys
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.text import TextConfig, TextTransformer
 
 # The authors' FluxViTs -----------------------------------------------------------------------------------
 
@@ -450,3 +451,56 @@ def _with_flux_parts(tower: FluxViT) -> FluxViT:
             state[name] = torch.full(wanted.shape, value)
     model.load_state_dict(state, assign=True)
     return model
+
+
+# MobileCLIP's text tower -----------------------------------------------------------------------------------
+
+_TEXT_NAMES = [
+    ("embedding_layer.weight", "tokens.weight"),
+    ("positional_embedding.pos_embed.pos_embed", "positions"),
+    ("transformer.{i}.pre_norm_mha.0.{x}", "blocks.{i}.norm1.{x}"),
+    ("transformer.{i}.pre_norm_mha.1.qkv_proj.{x}", "blocks.{i}.qkv.{x}"),
+    ("transformer.{i}.pre_norm_mha.1.out_proj.{x}", "blocks.{i}.proj.{x}"),
+    ("transformer.{i}.pre_norm_ffn.0.{x}", "blocks.{i}.norm2.{x}"),
+    ("transformer.{i}.pre_norm_ffn.1.{x}", "blocks.{i}.fc1.{x}"),
+    ("transformer.{i}.pre_norm_ffn.4.{x}", "blocks.{i}.fc2.{x}"),
+    ("final_layer_norm.{x}", "norm.{x}"),
+    ("projection_layer", "proj.weight"),
+]
+
+
+def text_tower(state: Mapping[str, Tensor]) -> TextTransformer:
+    """The text tower in a state dict of MobileCLIP-B, or of an InternVideo2-CLIP that contains one.
+
+    Its shape is read off the tensors; heads are 64 wide, as theirs are.
+
+    Raises:
+        ValueError: A tensor is missing, left over, or of another shape.
+    """
+    # Beside an image tower its names have a prefix.
+    theirs = {name.partition("text_encoder.")[2]: value for name, value in state.items()}
+    theirs.pop("", None)
+    ours = {_rename(name, _TEXT_NAMES): value for name, value in (theirs or state).items()}
+    for name in ("tokens.weight", "positions", "proj.weight"):
+        if name not in ours:
+            wanted = next(source for source, target in _TEXT_NAMES if target == name)
+            raise ValueError(f"no {wanted} among {len(state)} tensors: not a text tower of MobileCLIP's kind")
+    ours["positions"] = ours["positions"].flatten(0, -2)
+    ours["proj.weight"] = ours["proj.weight"].t()
+    vocabulary, dim = ours["tokens.weight"].shape
+    config = TextConfig(
+        vocabulary,
+        len(ours["positions"]),
+        dim,
+        depth=1 + max((int(n.split(".")[1]) for n in ours if n.startswith("blocks.")), default=-1),
+        num_heads=max(1, dim // 64),
+        out_dim=len(ours["proj.weight"]),
+    )
+    with torch.device("meta"):
+        tower = TextTransformer(config)
+    report = compare_keys(ours, tower)
+    if not report.matches:
+        raise ValueError(f"the tensors are not a text tower of MobileCLIP's kind\n{report}")
+    copies = {name: value.to(torch.float32, copy=True).contiguous() for name, value in ours.items()}
+    tower.load_state_dict(copies, assign=True)
+    return tower

@@ -16,9 +16,12 @@ import pytest
 import torch
 from test_distillation import run_of
 from test_training import GRIDS, Colours, dataset, trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fluxvit.checkpoints import CheckpointInfo, load
-from fluxvit.training.distributed import ALONE, World, join_world, leave_world, whole
+from fluxvit.training.contrastive import LOSSES, contrastive_loss
+from fluxvit.training.distributed import ALONE, World, join_world, leave_world, parallelize, whole
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.training.validation import Validation, export_checkpoint
@@ -109,6 +112,39 @@ def distill(folder: Path, world: World, **settings) -> dict[str, Any]:
     }
 
 
+class Towers(nn.Module):
+    """Two linear ones and the contrastive loss of what they give."""
+
+    def __init__(self, world: World, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.video, self.text = nn.Linear(8, 6), nn.Linear(5, 6)
+        self.scale = nn.Parameter(torch.tensor(4.0))
+        self.bias = nn.Parameter(torch.tensor(-2.0)) if kind == "sigmoid" else None
+        self.world, self.kind = world, kind
+
+    def forward(self, clips: Tensor, words: Tensor, same: Tensor) -> Tensor:
+        video, text = (F.normalize(x, dim=-1) for x in (self.video(clips), self.text(words)))
+        options = {"kind": self.kind, "bias": self.bias, "block": 4}
+        return contrastive_loss(video, text, self.scale, same, self.world, **options)
+
+
+def contrast(world: World) -> dict[str, Tensor]:
+    """Losses and gradients of twelve pairs, shared out; some that say the same are in different processes."""
+    generator = torch.Generator().manual_seed(1)
+    batch = [torch.randn(12, width, generator=generator) for width in (8, 5)]
+    batch.append(torch.tensor([0, 1, 2, 3, 1, 5, 0, 7, 1, 9, 10, 11]))
+    own = slice(12 // world.size * world.rank, 12 // world.size * (world.rank + 1))
+    found = {}
+    for kind in LOSSES:
+        towers = Towers(world, kind)
+        step = parallelize(towers, None, world, checkpoint_blocks=False, compile_blocks=False)
+        loss = step(*(part[own] for part in batch))
+        loss.backward()
+        found[kind] = torch.cat([p.grad.flatten() for p in towers.parameters()] + [world.mean(loss)[None]])
+    return found
+
+
 def all_jobs(folder: Path, world: World) -> dict[str, Any]:
     """Everything that two processes are to show, in one start of them."""
     seen: list = []
@@ -146,6 +182,7 @@ def all_jobs(folder: Path, world: World) -> dict[str, Any]:
         name: distill(folder / f"distilled_{name}", world, shard=name == "sharded")
         for name in ("copied", "sharded")
     }
+    results["contrast"] = contrast(world)
     return results
 
 
@@ -277,3 +314,12 @@ def test_two_processes_distil_as_one(way: str, folder: Path, two: list[dict]) ->
         assert found["losses"].keys() == one["losses"].keys() == {0, 1, 2, 3, 4}
         assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
         torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)
+
+
+def test_two_processes_contrast_as_one(two: list[dict]) -> None:
+    """The loss is of the joint batch, and so are its gradients."""
+    one = contrast(ALONE)
+    for result in two:
+        for kind in LOSSES:
+            torch.testing.assert_close(result["contrast"][kind], one[kind], rtol=0, atol=1e-5)
+    assert one["infonce"].abs().max() > 0.1

@@ -14,13 +14,16 @@ except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None, *, causal: bool = False
+) -> Tensor:
     """Softmax attention.
 
     Args:
         q, k, v: ``[B, H, N, D]``.
         lengths: None for a dense batch: every token of a clip sees every other. Else B is 1, N is the sum of
             the lengths, and tokens see only their own sequence.
+        causal: Of a dense batch: tokens see none after themselves.
 
     Returns:
         ``[B, H, N, D]``.
@@ -29,8 +32,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None)
         if q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda:
             # On CPUs PyTorch's backward pass of few tokens takes three times as long in bf16 as in fp32.
             with torch.autocast(q.device.type, enabled=False):
-                return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(v.dtype)
-        return F.scaled_dot_product_attention(q, k, v)
+                wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+                return wide.to(v.dtype)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    assert not causal
     assert q.shape[0] == 1
     assert q.shape[2] == sum(lengths)
     if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):

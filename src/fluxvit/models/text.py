@@ -1,0 +1,113 @@
+"""Text towers: token ids in, one vector a text out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluxvit.models.attention import attention
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of a `TextTransformer`; the defaults are MobileCLIP-B's, 63 428 096 parameters.
+
+    Args:
+        vocab_size: Token ids.
+        context: Most tokens of a text.
+        embed_dim: Width.
+        depth: Blocks.
+        num_heads: Attention heads.
+        out_dim: Width of the vectors that come out.
+    """
+
+    vocab_size: int = 49408
+    context: int = 77
+    embed_dim: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    out_dim: int = 512
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
+
+
+class TextBlock(nn.Module):
+    """Pre-norm block in which a token sees itself and those before it."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C]`` to the same."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class TextTransformer(nn.Module):
+    """CLIP's kind of text tower: causal, and read at the end of the text.
+
+    As no token sees a later one, what follows the end does not count: padding needs no mask.
+
+    Args:
+        config: Its shape.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.positions = nn.Parameter(torch.empty(config.context, config.embed_dim))
+        self.blocks = nn.ModuleList(
+            TextBlock(config.embed_dim, config.num_heads) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.proj = nn.Linear(config.embed_dim, config.out_dim, bias=False)
+        self._init()
+
+    def forward(self, ids: Tensor, ends: Tensor) -> Tensor:
+        """Texts to vectors ``[B, out_dim]``, not normalised.
+
+        Args:
+            ids: int64 ``[B, N]``, N at most the context.
+            ends: int64 ``[B]``, the place of each text's last token.
+
+        Raises:
+            ValueError: A text is longer than the context.
+        """
+        count = ids.shape[1]
+        if count > self.config.context:
+            raise ValueError(f"texts of {count} tokens for a context of {self.config.context}: cut them")
+        x = self.tokens(ids) + self.positions[:count]
+        for block in self.blocks:
+            x = block(x)
+        return self.proj(self.norm(x[torch.arange(len(x), device=x.device), ends]))
+
+    def no_weight_decay(self) -> set[str]:
+        """Embeddings."""
+        return {"tokens.weight", "positions"}
+
+    @torch.no_grad()
+    def _init(self) -> None:
+        """As CLIP's (arXiv 2103.00020, the release's ``initialize_parameters``)."""
+        dim, depth = self.config.embed_dim, self.config.depth
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.01)
+        for block in self.blocks:
+            assert isinstance(block, TextBlock)
+            nn.init.normal_(block.qkv.weight, std=dim**-0.5)
+            nn.init.normal_(block.proj.weight, std=dim**-0.5 * (2 * depth) ** -0.5)
+            nn.init.normal_(block.fc1.weight, std=(2 * dim) ** -0.5)
+            nn.init.normal_(block.fc2.weight, std=dim**-0.5 * (2 * depth) ** -0.5)
+            for linear in (block.qkv, block.proj, block.fc1, block.fc2):
+                nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.proj.weight, std=dim**-0.5)

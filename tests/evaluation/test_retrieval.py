@@ -1,0 +1,70 @@
+"""Recall and ranks, against a reading of their definitions in plain Python."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import mean, median
+
+import pytest
+import torch
+
+from fluxvit.evaluation.retrieval import answers_of, dual_softmax, recall
+
+
+def plain_rank(row: list[float], right: set[int]) -> int:
+    """Sort with wrong ones first among equals; the place of the first right one."""
+    order = sorted(range(len(row)), key=lambda index: (-row[index], index in right))
+    return next(place for place, index in enumerate(order, start=1) if index in right)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_are_those_of_a_sorted_list(seed: int) -> None:
+    draw = random.Random(seed)
+    queries, candidates = draw.choice([(7, 5), (300, 40), (40, 300)])
+    # Few values: ties everywhere.
+    matrix = [[draw.randrange(6) / 8 for _ in range(candidates)] for _ in range(queries)]
+    belongs = [draw.sample(range(candidates), draw.randint(1, 3)) for _ in range(queries)]
+    ranks = [plain_rank(row, set(right)) for row, right in zip(matrix, belongs, strict=True)]
+    found = recall(torch.tensor(matrix), belongs)
+    assert found.ranks.tolist() == ranks
+    assert found.mean_rank == pytest.approx(mean(ranks))
+    assert found.median_rank == pytest.approx(median(ranks))
+    for count in (1, 5, 10):
+        assert found.at(count) == pytest.approx(sum(rank <= count for rank in ranks) / queries)
+
+
+def test_an_encoder_that_tells_nothing_apart_finds_nothing() -> None:
+    found = recall(torch.ones(4, 20), [[0], [3], [7], [19]])
+    assert found.at(10) == 0
+    assert found.median_rank == 20
+
+
+def test_several_captions_of_a_video_do_not_stand_in_each_others_way() -> None:
+    captions = [[0], [0], [1]]  # Each one's video.
+    videos = answers_of(captions, 2)
+    assert videos == [[0, 1], [2]]
+    found = recall(torch.tensor([[0.7, 0.9, 0.8], [0.5, 0.6, 0.6]]), videos)
+    assert found.ranks.tolist() == [1, 2]
+
+
+def test_dual_softmax_is_its_formula_and_calls_off_what_is_near_to_everything() -> None:
+    similarity = torch.tensor([[0.6, 0.5], [0.7, 0.1]])
+    for scale in (1.0, 20.0):
+        for j in range(2):
+            total = sum(math.exp(scale * similarity[i, j].item()) for i in range(2))
+            for i in range(2):
+                value = similarity[i, j].item()
+                expected = value * math.exp(scale * value) / total
+                assert dual_softmax(similarity, scale)[i, j].item() == pytest.approx(expected)
+    assert recall(similarity, [[1], [0]]).at(1) == 0.5
+    assert recall(dual_softmax(similarity, 20), [[1], [0]]).at(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("belongs", "message"),
+    [([[0]], "1 lists"), ([[0], []], "query 1"), ([[0], [3]], r"0\.\.2"), ([[0], [1]], "not a number")],
+)
+def test_what_cannot_be_ranked_is_named(belongs: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recall(torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]), belongs)
