@@ -18,7 +18,7 @@ Each is tested at the full, half and quarter budget, and a linear probe on the p
 tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
 on the test videos like all others.
 
-    python benchmarks/flux_pretraining.py --data data/metaworld --labels 150
+    python benchmarks/flux_pretraining.py --data data/metaworld --labels 250
 
 Every run resumes, so the command can be stopped and given again; but of a part that was cut off, the seconds
 are those of its last go. They are CPU seconds of the process, whatever else the machine does.
@@ -94,10 +94,12 @@ def main() -> None:
     add("--seeds", default="0,1,2")
     add("--target", default="label", help="key of the class in the manifests, such as object")
     add("--labels", type=int, default=0, help="videos with labels, equally many of each class; 0: all")
-    add("--pretrain_epochs", type=float, default=27)
+    add("--pretrain_epochs", type=float, default=14)
     add("--pretrain_lr", type=float, default=2e-3)
-    add("--epochs", type=float, default=85, help="of tuning, over the videos with labels")
+    add("--pretrain_optimizer", default="muon", choices=("adamw", "muon"))
+    add("--epochs", type=float, default=51, help="of tuning, over the videos with labels")
     add("--lr", type=float, default=1e-3)
+    add("--optimizer", default="adamw", choices=("adamw", "muon"), help="of tuning, and from scratch")
     add("--teacher", default="efficientnet_lite2", choices=("efficientnet_lite2", "fluxvit"))
     add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
     add("--teacher_shape", default="4,4,4", help="features that are kept of a video")
@@ -233,8 +235,9 @@ def _data(args: argparse.Namespace, kind: type[Videos], manifest: Path) -> Video
     )
 
 
-def _optim(lr: float, batch_size: int, seed: int) -> TrainConfig:
-    return TrainConfig(batch_size=batch_size, lr=lr, seed=seed, precision="bf16", save_seconds=120)
+def _optim(optimizer: str, lr: float, batch_size: int, seed: int) -> TrainConfig:
+    common = {"precision": "bf16", "save_seconds": 120.0, "seed": seed}
+    return TrainConfig(batch_size=batch_size, optimizer=optimizer, lr=lr, **common)
 
 
 def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> PretrainRecipe:
@@ -256,7 +259,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
         grids=GRIDS,
         teacher=teacher,
         task=DistillSettings(teacher_tokens=PRETRAINING_BUDGETS[0], standardize=args.standardize),
-        optim=_optim(args.pretrain_lr, 64, seed),
+        optim=_optim(args.pretrain_optimizer, args.pretrain_lr, 64, seed),
         epochs=args.pretrain_epochs,
         warmup_epochs=args.pretrain_epochs / 10,
         augment={} if teacher.cache else {"crop_scale": (0.6, 1.0)},
@@ -269,7 +272,7 @@ def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str,
         out=str(out),
         model=ModelSettings("", init, {"budgets": BUDGETS}) if init else _model(way, BUDGETS),
         grids=GRIDS,
-        optim=_optim(args.lr, 32, seed),
+        optim=_optim(args.optimizer, args.lr, 32, seed),
         epochs=epochs,
         warmup_epochs=epochs / 10,
         augment={"crop_scale": (0.6, 1.0)},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from conftest import small_model
@@ -23,7 +25,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.distributed import ALONE, World
 from fluxvit.training.ema import Ema
-from fluxvit.training.optim import cosine_schedule, layer_of, parameter_groups
+from fluxvit.training.optim import Muon, cosine_schedule, layer_of, orthogonalize, parameter_groups
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
 
@@ -157,18 +159,19 @@ def test_training_learns(tmp_path: Path) -> None:
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
 
 
-def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
-    undisturbed = trainer(tmp_path / "a")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_interrupted_and_resumed_equals_undisturbed(optimizer: str, tmp_path: Path) -> None:
+    undisturbed = trainer(tmp_path / "a", optimizer=optimizer)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     undisturbed.run(progress=False)
     with pytest.raises(Stopped, match="stopped after step 4 of 6"):
-        trainer(tmp_path / "b", wrap=interrupting).run(progress=False)
-    resumed = trainer(tmp_path / "b")
+        trainer(tmp_path / "b", wrap=interrupting, optimizer=optimizer).run(progress=False)
+    resumed = trainer(tmp_path / "b", optimizer=optimizer)
     resumed.run(progress=False)
     assert torch.equal(weights(resumed), weights(undisturbed))
     # A finished run does nothing more.
-    finished = trainer(tmp_path / "b")
+    finished = trainer(tmp_path / "b", optimizer=optimizer)
     finished.run(progress=False)
     assert torch.equal(weights(finished), weights(undisturbed))
 
@@ -314,15 +317,63 @@ def test_schedule() -> None:
 
 def test_vectors_and_positions_do_not_decay() -> None:
     model = small_model()
-    plain, decayed = parameter_groups(model, 0.3)
-    assert decayed["weight_decay"] == 0.3
+    plain, outputs, hidden = parameter_groups(model, 0.3)
+    assert hidden["weight_decay"] == outputs["weight_decay"] == 0.3
     assert plain["weight_decay"] == 0
-    assert decayed["lr_scale"] == plain["lr_scale"] == 1
+    assert hidden["lr_scale"] == outputs["lr_scale"] == plain["lr_scale"] == 1
+    assert (plain["hidden"], outputs["hidden"], hidden["hidden"]) == (False, False, True)
     names = {id(p): name for name, p in model.named_parameters()}
     assert {"pos_embed.grid", "cls_token", "blocks.0.attn.local_scale"} <= {
         names[id(p)] for p in plain["params"]
     }
-    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    tops = {names[id(p)] for p in outputs["params"]}
+    expected = r"heads\.\d\.fc\.weight|aligners\.\d\.proj\.weight"
+    assert tops == {name for name in names.values() if re.fullmatch(expected, name)}
+    assert {"blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "heads.0.pool.q.weight"} <= {
+        names[id(p)] for p in hidden["params"]
+    }
+    assert sum(len(group["params"]) for group in (plain, outputs, hidden)) == len(names)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 40), (2, 40, 5)])
+def test_orthogonalized_matrices_keep_their_singular_vectors(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    given = torch.randn(shape)
+    u, _, vt = torch.linalg.svd(given, full_matrices=False)
+    inner = u.mT @ orthogonalize(given) @ vt.mT
+    singular = inner.diagonal(dim1=1, dim2=2)
+    assert 0.6 < singular.min() <= singular.max() < 1.3
+    torch.testing.assert_close(inner, torch.diag_embed(singular), rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch's own came with 2.9")
+def test_muon_moves_matrices_as_pytorch_does_and_all_else_as_adamw() -> None:
+    """Up to PyTorch's bf16 in the iterations."""
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(8, 20)), nn.Parameter(torch.randn(30, 6)), nn.Parameter(torch.randn(7))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in mine]
+    common = {"lr": 0.02, "weight_decay": 0.1}
+    ours = Muon([{"params": mine[:2], "hidden": True}, {"params": mine[2:], "hidden": False}], **common)
+    others = [
+        torch.optim.Muon(theirs[:2], adjust_lr_fn="match_rms_adamw", **common),
+        torch.optim.AdamW(theirs[2:], **common),
+    ]
+    for _ in range(3):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        for optimizer in (ours, *others):
+            optimizer.step()
+    assert torch.equal(mine[2], theirs[2])
+    for a, b in zip(mine[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3)
+
+
+def test_unknown_optimizers_and_sharded_muon_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose adamw or muon"):
+        TrainConfig(optimizer="sgd")
+    with pytest.raises(ValueError, match="without shard, or with adamw"):
+        TrainConfig(optimizer="muon", shard=True)
 
 
 # Evaluation ------------------------------------------------------------------------------------------------

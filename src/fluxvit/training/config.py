@@ -13,7 +13,8 @@ class TrainConfig:
     Args:
         steps: Optimiser steps.
         batch_size: Clips a step.
-        lr: Peak learning rate of AdamW.
+        optimizer: ``adamw``; or ``muon`` for matrices between features, with AdamW for all else.
+        lr: Peak learning rate.
         min_lr_ratio: Last learning rate over the peak's.
         warmup: Steps of linear warm-up.
         weight_decay: Of matrices.
@@ -38,6 +39,7 @@ class TrainConfig:
 
     steps: int = 1000
     batch_size: int = 32
+    optimizer: str = "adamw"
     lr: float = 1e-3
     min_lr_ratio: float = 0.01
     warmup: int = 100
@@ -61,6 +63,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision {self.precision!r}: choose auto, fp32 or bf16")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer {self.optimizer!r}: choose adamw or muon")
+        if self.optimizer == "muon" and self.shard:
+            raise ValueError("optimizer muon needs whole matrices: train without shard, or with adamw")
         for name in ("steps", "batch_size", "accumulate", "max_bad_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -1,4 +1,4 @@
-"""Optimiser groups and learning-rate schedule."""
+"""Optimisers, their groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 import re
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fluxvit.models.fluxvit import FluxViT
+
+_OUTPUTS = re.compile(r"heads\.\d+\.fc\.|aligners\.")
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -22,12 +25,13 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(
     model: FluxViT, weight_decay: float, layer_decay: float = 1.0, task: nn.Module | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW.
+    """Groups for AdamW or `Muon`.
 
     Vectors (norms, biases, per-channel affines), positions and the class token do not decay. With
     ``layer_decay`` below 1 each layer learns that much slower than the one above (table 15's 0.75 is the
     release's); every group has its factor under ``lr_scale``. What a ``task`` trains beside the model learns
-    like the heads.
+    like the heads. ``hidden`` says whether a group is of matrices between features: not vectors, positions,
+    classifiers or what aligns outputs.
     """
     depth, top = len(model.blocks), len(model.blocks) + 1
     named = [
@@ -37,19 +41,76 @@ def parameter_groups(
     if task is not None:
         exempt = task.no_weight_decay()  # type: ignore[operator]
         named += [(name, parameter, top, exempt) for name, parameter in task.named_parameters()]
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter, layer, exempt in named:
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and name not in exempt
-            groups.setdefault((layer, decays), []).append(parameter)
+            hidden = decays and parameter.ndim == 2 and not _OUTPUTS.match(name)
+            groups.setdefault((layer, decays, hidden), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
             "lr_scale": layer_decay ** (top - layer),
+            "hidden": hidden,
         }
-        for (layer, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (layer, decays, hidden), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for groups that are ``hidden``, AdamW for the others (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon).
+
+    The momentum of a matrix is brought near to the closest one with orthogonal rows or columns before it is
+    taken as a step: all directions are learned as fast, not only those of large gradients. Steps are as long
+    as AdamW's usually are (Liu et al. 2025, arXiv 2502.16982), so that its learning rates and decays hold.
+    """
+
+    momentum = 0.95
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step; of the groups' ``lr``, ``weight_decay`` and gradients as they are."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["hidden"]]
+        try:
+            super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["hidden"]:
+                self._step_matrices(group)
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        alike: dict[tuple[int, ...], list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike.setdefault(tuple(parameter.shape), []).append(parameter)
+        for shape, parameters in alike.items():
+            updates = []
+            for parameter in parameters:
+                gradient, state = parameter.grad, self.state[parameter]
+                assert gradient is not None
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(gradient, 1 - self.momentum)
+                updates.append(gradient.lerp(state["momentum"], self.momentum))
+            rate = group["lr"] * 0.2 * max(shape) ** 0.5
+            for parameter, update in zip(parameters, orthogonalize(torch.stack(updates)), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Matrices ``[N, R, C]`` with singular values near 1 (about 0.7 to 1.2) and the singular vectors of those
+    given; five of Jordan's quintic Newton-Schulz iterations.
+    """
+    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if matrices.shape[1] > matrices.shape[2] else x
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, floor: float) -> float:

@@ -24,7 +24,7 @@ from fluxvit.training.distributed import ALONE, World, accumulating, forget_step
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_loggers
 from fluxvit.training.mixing import Mixing
-from fluxvit.training.optim import cosine_schedule, parameter_groups
+from fluxvit.training.optim import Muon, cosine_schedule, parameter_groups
 from fluxvit.training.state import find_state, restore_tensors, run_tensors, save_state, tidy
 from fluxvit.training.tasks import Task
 from fluxvit.video.transforms import normalize
@@ -174,7 +174,8 @@ class Trainer:
         )
         # After sharding, which replaces the parameters.
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay, self._task_module)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
+        optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         self.ema = Ema(self.model, config.ema) if config.ema else None
         first = self._restore(optimizer)
         with _stop_on_signals() as self.stopping:
