@@ -8,9 +8,6 @@ lie beside them, and ``optimize.json``, the account of the search that it comes 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fluxvit.files import write_json
+from fluxvit.files import atomic_folder, read_json, write_json
 from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import FluxViTConfig
@@ -69,30 +66,23 @@ def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) ->
         raise ValueError(f"{len(info.labels)} labels for a model of {model.num_classes} classes")
     if folder.exists() and not _only_checkpoint(folder):
         raise ValueError(f"{folder} holds something else than a checkpoint; choose another folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    safetensors.torch.save_file(state, partial / WEIGHTS)
-    (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
-    write_json(
-        partial / CONFIG,
-        {
-            "format": FORMAT,
-            "model": model.config.to_dict(),
-            "labels": info.labels,
-            "normalization": {"mean": list(info.mean), "std": list(info.std)},
-            "grids": [str(grid) for grid in info.grids],
-            "provenance": info.provenance,
-        },
-    )
-    if info.plans or info.cascades:
-        save_plans(partial, info)
-    outdated = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, outdated)
-    os.replace(partial, folder)
-    shutil.rmtree(outdated, ignore_errors=True)
+    with atomic_folder(folder) as partial:
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        safetensors.torch.save_file(state, partial / WEIGHTS)
+        (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
+        write_json(
+            partial / CONFIG,
+            {
+                "format": FORMAT,
+                "model": model.config.to_dict(),
+                "labels": info.labels,
+                "normalization": {"mean": list(info.mean), "std": list(info.std)},
+                "grids": [str(grid) for grid in info.grids],
+                "provenance": info.provenance,
+            },
+        )
+        if info.plans or info.cascades:
+            save_plans(partial, info)
     return folder
 
 
@@ -129,7 +119,7 @@ def _without_nothing(row: dict[str, Any]) -> dict[str, Any]:
 
 def _read_plans(path: Path, info: CheckpointInfo) -> None:
     """Take up the plan table; tables of the first version are a list of plans."""
-    table = _read_json(path)
+    table = read_json(path)
     table = {"plans": table} if isinstance(table, list) else table
     info.plans = [_plan(row) for row in table["plans"]]
     for row in table.get("cascades", ()):
@@ -171,7 +161,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a checkpoint: it has no {name}")
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     try:
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, this version of fluxvit reads {FORMAT}")
@@ -228,13 +218,6 @@ def _usable_device(name: str | torch.device) -> torch.device:
         count = torch.cuda.device_count() or "no"
         raise ValueError(f"device {name}: this PyTorch sees {count} CUDA devices; use another or cpu")
     return device
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         flush_to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new, empty folder beside ``folder``; on success it takes its name, and replaces what had it."""
+    partial, outdated = (
+        folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("partial", "old")
+    )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial  # What a failed attempt leaves is for `fluxvit.training.state.tidy`.
+    if folder.exists():
+        os.replace(folder, outdated)
+    os.replace(partial, folder)
+    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def clear_partials(path: Path) -> None:
@@ -64,6 +80,18 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: It cannot be read as such; the message names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:

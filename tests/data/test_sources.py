@@ -331,7 +331,7 @@ def test_what_is_not_recognised(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="not recognised; choose one with --format"):
             detect(source)
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
         detect(write(tmp_path / "broken.json", "{"))
     with pytest.raises(ValueError, match=re.escape(", ".join(FORMATS))):
         read_source(tmp_path, "cinema")

@@ -52,9 +52,9 @@ def of_pytorch(ours: TextTransformer, ids: Tensor) -> Tensor:
 def test_the_tower_is_a_causal_transformer_read_at_the_end() -> None:
     ours = tower()
     ids = torch.randint(0, 50, (4, 9))
-    ends = torch.tensor([3, 8, 0, 5])
-    expected = of_pytorch(ours, ids)[torch.arange(4), ends]
-    torch.testing.assert_close(ours(ids, ends), expected, rtol=1e-5, atol=1e-5)
+    lengths = torch.tensor([4, 9, 1, 6])
+    expected = of_pytorch(ours, ids)[torch.arange(4), lengths - 1]
+    torch.testing.assert_close(ours(ids, lengths), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_follows_the_end_does_not_count() -> None:
@@ -62,15 +62,15 @@ def test_what_follows_the_end_does_not_count() -> None:
     ids = torch.randint(0, 50, (1, 9))
     other = ids.clone()
     other[:, 5:] = 7
-    ends = torch.tensor([4])
-    torch.testing.assert_close(ours(ids, ends), ours(other, ends))
-    torch.testing.assert_close(ours(ids, ends), ours(ids[:, :5], ends))
-    assert not torch.allclose(ours(ids, ends + 3), ours(other, ends + 3))
+    lengths = torch.tensor([5])
+    torch.testing.assert_close(ours(ids, lengths), ours(other, lengths))
+    torch.testing.assert_close(ours(ids, lengths), ours(ids[:, :5], lengths))
+    assert not torch.allclose(ours(ids, lengths + 3), ours(other, lengths + 3))
 
 
 def test_longer_texts_are_refused() -> None:
     with pytest.raises(ValueError, match="10 tokens for a context of 9"):
-        tower()(torch.zeros(1, 10, dtype=torch.int64), torch.tensor([9]))
+        tower()(torch.zeros(1, 10, dtype=torch.int64), torch.tensor([10]))
 
 
 def mobileclip(ours: TextTransformer, prefix: str = "") -> dict[str, Tensor]:
@@ -104,8 +104,8 @@ def test_a_file_of_mobileclip_is_read(prefix: str) -> None:
         state["image_encoder.stem.weight"] = torch.zeros(3)
     read = text_tower(state)
     assert read.config == TINY
-    ids, ends = torch.randint(0, 50, (3, 9)), torch.tensor([2, 8, 4])
-    assert torch.equal(read(ids, ends), ours(ids, ends))
+    ids, lengths = torch.randint(0, 50, (3, 9)), torch.tensor([3, 9, 5])
+    assert torch.equal(read(ids, lengths), ours(ids, lengths))
 
 
 def test_at_full_size_it_has_their_tensors_and_parameters() -> None:

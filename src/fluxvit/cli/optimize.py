@@ -53,9 +53,12 @@ def _optimize(**settings: Any) -> int:
 
         given["cascades"] = tuple(map(parse_budget, str(given["cascades"]).split(",")))
     try:
+        from fluxvit.dual_checkpoints import is_dual
         from fluxvit.evaluation.optimize import OptimizeConfig, run_optimize
+        from fluxvit.evaluation.retrieve import optimize_dual
 
-        print(run_optimize(OptimizeConfig(**given)))
+        config = OptimizeConfig(**given)
+        print(optimize_dual(config) if is_dual(config.checkpoint) else run_optimize(config))
     except KeyboardInterrupt:
         print("fluxvit: interrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -24,7 +24,6 @@ from fluxvit.data.layout import (
     is_list,
     list_file,
     name_split,
-    read_json,
     seconds_of,
     split_in,
     text_lines,
@@ -32,6 +31,7 @@ from fluxvit.data.layout import (
 )
 from fluxvit.data.lists import read_csv
 from fluxvit.data.manifest import NO_LABEL, Entry
+from fluxvit.files import read_json
 
 
 def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoList:

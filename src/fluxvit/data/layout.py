@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fluxvit.data.manifest import Entry
 
@@ -126,14 +124,6 @@ def text_lines(path: Path) -> Iterator[str]:
 def first_line(path: Path) -> str:
     """The first line that is not empty; an empty text if there is none."""
     return next(text_lines(path), "")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; a ValueError names the file if it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
 
 
 def seconds_of(text: str, path: Path) -> float:

@@ -29,7 +29,6 @@ from fluxvit.data.layout import (
     first_line,
     folders_in,
     is_list,
-    read_json,
     split_in,
     text_lines,
     videos_below,
@@ -45,6 +44,7 @@ from fluxvit.data.lists import (
     read_rawframes,
 )
 from fluxvit.data.manifest import Entry, read_manifest
+from fluxvit.files import read_json
 from fluxvit.video.members import may_exist
 
 

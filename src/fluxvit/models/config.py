@@ -30,6 +30,8 @@ class FluxViTConfig:
         pool_dim: Width of the pooled vector, the clip's embedding.
         pool_heads: Attention heads of the pooling.
         num_classes: Classes; 0 for no classifier.
+        class_dim: Width of a space in which each class is a vector, such as that of its name in a dual
+            encoder, and logits are scaled cosines; 0 for a linear classifier.
         activation: ``gelu_tanh`` (as the published weights were trained) or ``gelu`` (erf).
         dual_patch_norm: RMS norm before and after patch embedding (DPN).
         global_position: Learned scale and shift of the position table (with ``local_position``: GLPE).
@@ -53,6 +55,7 @@ class FluxViTConfig:
     pool_dim: int = 768
     pool_heads: int = 16
     num_classes: int = 400
+    class_dim: int = 0
     activation: str = "gelu_tanh"
     dual_patch_norm: bool = True
     global_position: bool = True
@@ -87,8 +90,10 @@ class FluxViTConfig:
             raise ValueError(f"table_shape {self.table_shape} must be three positive token counts")
         if min(self.patch_size, self.tubelet_size, self.depth, self.in_chans, self.pool_dim) < 1:
             raise ValueError("patch_size, tubelet_size, depth, in_chans and pool_dim must be at least 1")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes is {self.num_classes}; use 0 for no classifier")
+        if min(self.num_classes, self.class_dim) < 0:
+            raise ValueError(
+                f"num_classes is {self.num_classes} and class_dim {self.class_dim}; use 0 for none"
+            )
 
     @property
     def size(self) -> NetworkSize:

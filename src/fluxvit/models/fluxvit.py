@@ -153,6 +153,24 @@ class AttentionPool(nn.Module):
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
+class CosineClassifier(nn.Module):
+    """Scaled cosines between a projected vector and a vector for each class, rows of ``classes``; these keep
+    their lengths, so that one may be the mean of several.
+    """
+
+    def __init__(self, dim: int, class_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, class_dim)
+        self.classes = nn.Parameter(torch.empty(num_classes, class_dim))
+        self.scale = nn.Parameter(torch.ones(1))
+        _init_linear(self.proj)
+        nn.init.normal_(self.classes, std=class_dim**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, P]`` to logits ``[B, classes]``, fp32."""
+        return self.scale * (F.normalize(self.proj(x).float(), dim=-1) @ self.classes.float().t())
+
+
 class BudgetHead(nn.Module):
     """Pooling and classifier of one budget."""
 
@@ -514,6 +532,8 @@ class FluxViT(nn.Module):
 def _classifier(config: FluxViTConfig) -> nn.Module:
     if config.num_classes == 0:
         return nn.Identity()
+    if config.class_dim:
+        return CosineClassifier(config.pool_dim, config.class_dim, config.num_classes)
     fc = nn.Linear(config.pool_dim, config.num_classes)
     _init_linear(fc)
     return fc

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fluxvit.models.hub import blocks_of, check_source, explained, quiet, transformers_library
 from fluxvit.models.teachers import ImageTeacher, Maps, MapTeacher, Teacher, TokenShape, energy
 
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -69,7 +69,7 @@ class TransformerTeacher(ImageTeacher):
         **options: Any,
     ) -> None:
         _check_size(size, patch)
-        self.blocks = _blocks(tower)
+        self.blocks = blocks_of(tower)
         super().__init__(network, widths=[width] * len(self.blocks), pooled_width=width, **options)
         self.tower, self.finish, self.prefix, self.patch, self.size = tower, finish, prefix, patch, size
 
@@ -219,7 +219,7 @@ class VideoTransformerTeacher(MapTeacher):
     def __init__(
         self, network: nn.Module, *, norm: nn.Module, config: Any, frames: int, size: int, **options: Any
     ) -> None:
-        self.blocks = _blocks(network)
+        self.blocks = blocks_of(network)
         width = config.hidden_size
         super().__init__(network, widths=[width] * len(self.blocks), pooled_width=width, **options)
         self.norm, self.frames, self.size = norm, frames, size
@@ -308,10 +308,9 @@ def huggingface_teacher(source: str, *, size: int = 0, dtype: torch.dtype = torc
         ValueError: transformers is not installed, there is no such folder or name, the internet cannot be
             reached, the type of model is not supported, weights are missing, or the size does not suit it.
     """
-    transformers = _transformers()
-    with _explained(source):
-        if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
-            raise ValueError("there is no such folder.")
+    transformers = transformers_library("teachers")
+    with explained("teacher", source, tuple(FAMILIES)):
+        check_source(source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise ValueError(f"networks of type {config.model_type!r} are not supported.")
@@ -323,7 +322,7 @@ def huggingface_teacher(source: str, *, size: int = 0, dtype: torch.dtype = torc
     if config.model_type == "vjepa2" and size:
         _check_size(size, vision.patch_size)
         vision.crop_size = size
-    with _explained(source), _quiet(transformers):
+    with explained("teacher", source, tuple(FAMILIES)), quiet(transformers):
         network = _load(getattr(transformers, family.network), source, vision)
     mean, std = _pixels(transformers, source) or family.pixels
     return family.teacher(network, config=vision, size=size, mean=mean, std=std, dtype=dtype)
@@ -349,20 +348,6 @@ def _load(kind: Any, source: str, config: Any) -> nn.Module:
     if missing:
         raise ValueError(f"its weights lack {len(missing)} tensors, {min(missing)} among them.")
     return network
-
-
-@contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Say of what goes wrong in loading which source it was, and what would do."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"no teacher from {source!r}: {reason} Give a folder with config.json and weights, or a name on "
-            "the Hugging Face hub (without internet, fetch it beforehand: hf download NAME --local-dir "
-            f"FOLDER), of a supported type: {', '.join(FAMILIES)}"
-        ) from error
 
 
 def _pixels(transformers: Any, source: str) -> tuple[Sequence[float], Sequence[float]] | None:
@@ -401,21 +386,6 @@ def _register_attention() -> None:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars and reports of weights that a teacher does not need, such as the text tower's."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
 def _outputs(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Any]]:
     """What modules have given last, while the context is open."""
     found: dict[nn.Module, Any] = {}
@@ -436,23 +406,9 @@ def _tokens(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _blocks(network: nn.Module) -> nn.ModuleList:
-    """The first list of modules; where it hangs differs between networks and versions of transformers."""
-    return next(module for module in network.modules() if isinstance(module, nn.ModuleList))
-
-
 def _check_size(size: int, patch: int) -> None:
     """Raises ValueError if the side of a frame does not divide into patches."""
     if size < 0 or size % patch:
         lower = size // patch * patch
         sides = " or ".join(str(side) for side in (lower, lower + patch) if side > 0)
         raise ValueError(f"size {size} is no multiple of the teacher's patch, {patch}: take {sides or patch}")
-
-
-def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise ValueError(
-            "teachers from Hugging Face need the package transformers: pip install 'fluxvit[huggingface]'"
-        ) from None

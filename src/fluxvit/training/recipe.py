@@ -88,16 +88,20 @@ class Course:
         videos: Of the training set.
         size: Of the network.
         world: The processes.
+        streams: Kinds of batches that take turns; epochs are those of the videos, one of them.
 
     Attributes:
         grids: That batches draw from.
+        steps: Of the run.
         steps_per_epoch: On average.
 
     Raises:
         ValueError: No grid is legal, or a batch cannot be filled or shared out.
     """
 
-    def __init__(self, recipe: RunRecipe, videos: int, size: NetworkSize, world: World) -> None:
+    def __init__(
+        self, recipe: RunRecipe, videos: int, size: NetworkSize, world: World, streams: int = 1
+    ) -> None:
         patches = {"patch_size": size.patch_size, "tubelet_size": size.tubelet_size}
         self._recipe, self._world = recipe, world
         self.grids = legal_grids(
@@ -118,11 +122,10 @@ class Course:
             processes=world.size,
             **patches,
         )
-        steps = self._requests_from(steps=1).steps_in(recipe.epochs)
-        self.steps_per_epoch = steps / recipe.epochs
-        self._optim = replace(
-            recipe.optim, steps=steps, warmup=round(recipe.warmup_epochs * self.steps_per_epoch)
-        )
+        self.steps = streams * self._requests_from(steps=1).steps_in(recipe.epochs)
+        self.steps_per_epoch = self.steps / recipe.epochs
+        warmup = round(recipe.warmup_epochs * self.steps_per_epoch)
+        self._optim = replace(recipe.optim, steps=self.steps, warmup=warmup)
 
     def describe(self, info: CheckpointInfo, train: Manifest, command: str) -> CheckpointInfo:
         """What goes with the checkpoints of this run: ``info`` is of the one that it starts from."""
@@ -133,21 +136,26 @@ class Course:
         }
         return replace(info, grids=list(self.grids), provenance=provenance, plans=[], cascades=[])
 
+    def batches(self, dataset: ClipDataset, steps: int) -> Callable[[int], Iterable[Clip]]:
+        """This process's batches of a run of ``steps``, from a first step on."""
+        out, world = Path(self._recipe.out), self._world
+
+        def start(first: int) -> Iterable[Clip]:
+            requests = self._requests_from(steps=steps, start_step=first)
+            report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
+            return loader(dataset, _Share(requests, world), self._recipe.data.workers, report)
+
+        return start
+
     def trainer(self, model: FluxViT, task: Task, dataset: ClipDataset, info: CheckpointInfo) -> Trainer:
         """A trainer that takes this course."""
         recipe, world, out = self._recipe, self._world, Path(self._recipe.out)
-
-        def batches(first: int) -> Iterable[Clip]:
-            requests = self._requests_from(steps=self._optim.steps, start_step=first)
-            report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
-            return loader(dataset, _Share(requests, world), recipe.data.workers, report)
-
         fingerprint = {"recipe": json.dumps(_identity(recipe)), "data": dataset.manifest.digest}
         return Trainer(
             model,
             task,
             self._optim,
-            batches,
+            self.batches(dataset, self.steps),
             out,
             info.mean,
             info.std,
@@ -157,8 +165,17 @@ class Course:
         )
 
 
-def run_trainer(trainer: Trainer, recipe: RunRecipe, info: CheckpointInfo, progress: bool) -> Path:
+def run_trainer(
+    trainer: Trainer,
+    recipe: RunRecipe,
+    info: CheckpointInfo,
+    progress: bool,
+    export: Callable[[Path, FluxViT], None] | None = None,
+) -> Path:
     """Run to the end, tell what went wrong on the way, and keep the last weights.
+
+    Args:
+        export: Writes the checkpoint to a folder, in all processes together; by default the model's own.
 
     Returns:
         The folder of the last checkpoint.
@@ -169,6 +186,14 @@ def run_trainer(trainer: Trainer, recipe: RunRecipe, info: CheckpointInfo, progr
         ValueError: As :meth:`Trainer.run`.
     """
     world, out = trainer.world, trainer.folder
+
+    def keep_last() -> None:
+        model = trainer.gather_model()
+        if export is not None:
+            export(out / LAST, model)
+        elif world.is_main:
+            export_checkpoint(out / LAST, model, info)
+
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", {"recipe": asdict(recipe), "processes": world.size, **_environment()})
@@ -176,9 +201,9 @@ def run_trainer(trainer: Trainer, recipe: RunRecipe, info: CheckpointInfo, progr
     try:
         trainer.run(progress=progress)
     except Stopped as stop:
-        _export_last(trainer, info)
+        keep_last()
         raise Stopped(f"{stop}; the weights so far are in {out / LAST}; the same command goes on") from None
-    _export_last(trainer, info)
+    keep_last()
     replaced = sum(world.gather(trainer.replaced))
     if world.is_main and (replaced or trainer.skipped):
         _log.warning(
@@ -235,12 +260,6 @@ def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe
     if isinstance(data, DataSettings):
         data = replace(data, val=val)
     return replace(recipe, data=data)
-
-
-def _export_last(trainer: Trainer, info: CheckpointInfo) -> None:
-    model = trainer.gather_model()
-    if trainer.world.is_main:
-        export_checkpoint(trainer.folder / LAST, model, info)
 
 
 class _Share:

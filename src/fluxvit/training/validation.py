@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -172,9 +173,18 @@ def _interleave(parts: list[Tensor], total: int) -> Tensor:
 
 
 def export_checkpoint(folder: Path, model: FluxViT, info: CheckpointInfo) -> None:
-    """Save a checkpoint; what the weights' library says of a full disk becomes an :class:`OSError`."""
-    try:
+    """Save a checkpoint, as :func:`exporting` does."""
+    with exporting(folder):
         save_checkpoint(folder, model, info)
+
+
+@contextmanager
+def exporting(folder: Path) -> Iterator[None]:
+    """While a checkpoint is saved: what the weights' library says of a full disk becomes an
+    :class:`OSError`.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         tidy(folder.parent)  # Half a checkpoint is of no use, and the disk may be full.
         if isinstance(error, OSError):

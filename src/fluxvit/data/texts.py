@@ -1,0 +1,127 @@
+"""Sentences to token ids, by the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fluxvit.models.hub import check_source, explained, transformers_library
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[END]"
+
+
+class Texts:
+    """Turns texts into token ids; longer ones are cut, and keep the tokens that stand at the end of a text.
+
+    Args:
+        tokenizer: Of the ``tokenizers`` library.
+        context: Most tokens of a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: int) -> None:
+        self._tokenizer, self.context = tokenizer, context
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(context)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._tokenizer.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids int64 ``[B, N]``, 0 behind a text's end, and lengths int64 ``[B]``.
+
+        Raises:
+            ValueError: A text is empty.
+        """
+        if not all(text.strip() for text in texts):
+            raise ValueError("a text is empty; leave it out")
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        return ids, lengths
+
+    def to_json(self) -> str:
+        """All there is to know about the tokenizer, for :meth:`from_json`."""
+        return self._tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str, context: int) -> Texts:
+        """The tokenizer of a ``tokenizer.json``.
+
+        Raises:
+            ValueError: It is damaged, or tokenizers is not installed.
+        """
+        try:
+            return cls(_tokenizers().Tokenizer.from_str(text), context)
+        except Exception as error:  # The library raises nothing more special.
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"the tokenizer cannot be read: {error}") from error
+
+    @classmethod
+    def of_words(cls, captions: Iterable[str], context: int, size: int = 8192) -> Texts:
+        """A tokenizer of the words in captions, the most frequent ``size``; upper and lower case are one.
+
+        Raises:
+            ValueError: tokenizers is not installed.
+        """
+        library = _tokenizers()
+        tokenizer = library.Tokenizer(library.models.WordLevel(unk_token=UNKNOWN))
+        tokenizer.normalizer = library.normalizers.Sequence(
+            [library.normalizers.NFKC(), library.normalizers.Lowercase()]
+        )
+        tokenizer.pre_tokenizer = library.pre_tokenizers.Whitespace()
+        trainer = library.trainers.WordLevelTrainer(
+            vocab_size=size, special_tokens=[PAD, UNKNOWN, END], show_progress=False
+        )
+        tokenizer.train_from_iterator(captions, trainer)
+        end = tokenizer.token_to_id(END)
+        tokenizer.post_processor = library.processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, end)]
+        )
+        return cls(tokenizer, context)
+
+    @classmethod
+    def of_hub(cls, source: str, context: int) -> Texts:
+        """The tokenizer of a folder or a name on the Hugging Face hub.
+
+        Raises:
+            ValueError: transformers is not installed, or there is no such tokenizer.
+        """
+        transformers = transformers_library("tokenizers")
+        with explained("tokenizer", source):
+            check_source(source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            if not hasattr(tokenizer, "backend_tokenizer"):
+                raise ValueError("it is none of the tokenizers library.")
+            # A copy: cutting and padding are set.
+            return cls.from_json(tokenizer.backend_tokenizer.to_str(), context)
+
+
+def caption_number(caption: str) -> int:
+    """A number that tells captions apart, whatever their case and spaces: 63 bits of a hash."""
+    plain = " ".join(caption.casefold().split())
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+        import tokenizers.models
+        import tokenizers.normalizers
+        import tokenizers.pre_tokenizers
+        import tokenizers.processors
+        import tokenizers.trainers
+    except ImportError:
+        raise ValueError("texts need the package tokenizers: pip install 'fluxvit[huggingface]'") from None
+    return tokenizers

