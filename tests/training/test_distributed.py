@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluxvit.checkpoints import CheckpointInfo, load
+from fluxvit.data.dataset import Clip
+from fluxvit.training.contrast import FluxContrast
 from fluxvit.training.contrastive import LOSSES, contrastive_loss
 from fluxvit.training.distributed import ALONE, World, join_world, leave_world, parallelize, whole
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.training.validation import Validation, export_checkpoint
 from fluxvit.video.base import VideoError
+from language import SENTENCES, small_encoder
 
 SETTINGS = {"layer_decay": 0.75, "ema": 0.9, "clip_grad": 0.5, "log_every": 1}
 BAD_STEP, STOP_AFTER, STEPS = 1, 3, 5
@@ -145,6 +148,33 @@ def contrast(world: World) -> dict[str, Tensor]:
     return found
 
 
+def align(folder: Path, world: World, **settings) -> dict[str, Any]:
+    """What training a dual encoder leads to, a caption for each label; chunked, so that the encoders run
+    twice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = trainer(folder, STEPS, world=world, **SETTINGS, **settings)
+    encoder, texts = small_encoder()
+    for block in encoder.language.text.blocks:
+        # Biases of keys have no gradient but rounding, of which AdamW makes steps as of any other.
+        block.qkv.bias.requires_grad_(False)
+    run.model, run.task = encoder.video, FluxContrast(encoder.language, world, chunk=3)
+    ids, lengths = texts(SENTENCES)
+
+    def captions(batch: Clip) -> Tensor:
+        says = batch.label % len(ids)
+        return torch.cat([says[:, None], lengths[says][:, None], ids[says]], dim=1)
+
+    run.target = captions
+    run.run(progress=False)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    trained = [*run.model.parameters(), *run.task.parameters()]
+    return {
+        "losses": {row["step"]: row["loss"] for row in rows},
+        "weights": torch.cat([whole(p.detach()).flatten() for p in trained]),
+    }
+
+
 def all_jobs(folder: Path, world: World) -> dict[str, Any]:
     """Everything that two processes are to show, in one start of them."""
     seen: list = []
@@ -183,6 +213,10 @@ def all_jobs(folder: Path, world: World) -> dict[str, Any]:
         for name in ("copied", "sharded")
     }
     results["contrast"] = contrast(world)
+    results["aligned"] = {
+        name: align(folder / f"aligned_{name}", world, shard=name == "sharded")
+        for name in ("copied", "sharded")
+    }
     return results
 
 
@@ -323,3 +357,14 @@ def test_two_processes_contrast_as_one(two: list[dict]) -> None:
         for kind in LOSSES:
             torch.testing.assert_close(result["contrast"][kind], one[kind], rtol=0, atol=1e-5)
     assert one["infonce"].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("way", ["copied", "sharded"])
+def test_two_processes_align_as_one(way: str, folder: Path, two: list[dict]) -> None:
+    """A dual encoder's text tower and temperature are copied, or shared out, with the video side."""
+    one = align(folder / "aligned_one", ALONE)
+    for result in two:
+        found = result["aligned"][way]
+        assert found["losses"].keys() == one["losses"].keys() == {0, 1, 2, 3, 4}
+        assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)

@@ -1,0 +1,144 @@
+"""Text towers of transformers, random and small, against what the library itself makes of a text."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fluxvit.models.huggingface_text import huggingface_text, remake_text
+
+transformers = pytest.importorskip("transformers")
+SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "vocab_size": 60,
+    "max_position_embeddings": 20,
+}
+IDS = torch.tensor([[5, 6, 7, 8, 59], [9, 4, 59, 0, 0], [3, 59, 0, 0, 0]])
+LENGTHS = torch.tensor([5, 3, 2])
+
+
+def save(kind: str, config: object, folder: Path) -> object:
+    torch.manual_seed(0)
+    network = getattr(transformers, kind)(config).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    network.save_pretrained(folder)
+    return network
+
+
+def bert(folder: Path) -> object:
+    return save("BertModel", transformers.BertConfig(**SIZE), folder)
+
+
+def clip_text(folder: Path) -> object:
+    return save("CLIPTextModel", transformers.CLIPTextConfig(**SIZE, eos_token_id=59), folder)
+
+
+def siglip_text(folder: Path) -> object:
+    return save("SiglipTextModel", transformers.SiglipTextConfig(**SIZE, pad_token_id=1), folder)
+
+
+@torch.no_grad()
+def alone(network: object, pooling: str) -> Tensor:
+    """Each text without any padding."""
+    rows = []
+    for ids, length in zip(IDS, LENGTHS, strict=True):
+        tokens = network(input_ids=ids[None, :length]).last_hidden_state[0]
+        rows.append({"mean": tokens.mean(0), "first": tokens[0], "last": tokens[-1]}[pooling])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("pooling", ["", "mean", "first", "last"])
+def test_bert_pools_as_it_is_told_and_sees_no_padding(tmp_path: Path, pooling: str) -> None:
+    network = bert(tmp_path)
+    tower = huggingface_text(str(tmp_path), pooling=pooling).eval()
+    assert (tower.out_dim, tower.context) == (32, 20)
+    torch.testing.assert_close(tower(IDS, LENGTHS), alone(network, pooling or "mean"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "pooling"), [("pooling_mode_cls_token", "first"), ("pooling_mode_mean_tokens", "mean")]
+)
+def test_what_sentence_transformers_wrote_is_believed(tmp_path: Path, key: str, pooling: str) -> None:
+    bert(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(
+        json.dumps({key: True, "word_embedding_dimension": 9})
+    )
+    assert huggingface_text(str(tmp_path)).pooling == pooling
+
+
+def test_clip_is_read_at_its_last_token(tmp_path: Path) -> None:
+    network = clip_text(tmp_path)
+    tower = huggingface_text(str(tmp_path), context=12).eval()
+    assert tower.context == 12
+    torch.testing.assert_close(tower(IDS, LENGTHS), alone(network, "last"), rtol=1e-4, atol=1e-5)
+    # That is what the library itself pools: the token of the end.
+    with torch.no_grad():
+        theirs = network(input_ids=IDS, attention_mask=(IDS > 0).long()).pooler_output
+    torch.testing.assert_close(tower(IDS, LENGTHS), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_siglip_sees_padding_to_its_own_length(tmp_path: Path) -> None:
+    network = siglip_text(tmp_path)
+    tower = huggingface_text(str(tmp_path), context=8).eval()
+    assert (tower.context, tower.pooling) == (20, "pooler")
+    padded = torch.full((3, 20), 1)
+    for row, (ids, length) in enumerate(zip(IDS, LENGTHS, strict=True)):
+        padded[row, :length] = ids[:length]
+    with torch.no_grad():
+        theirs = network(input_ids=padded).pooler_output
+    torch.testing.assert_close(tower(IDS, LENGTHS), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [bert, clip_text, siglip_text])
+def test_a_tower_is_made_again_from_its_description(tmp_path: Path, make) -> None:
+    make(tmp_path)
+    tower = huggingface_text(str(tmp_path)).eval()
+    again = remake_text(json.loads(json.dumps(tower.describe()))).eval()
+    again.load_state_dict(tower.state_dict())
+    assert torch.equal(again(IDS, LENGTHS), tower(IDS, LENGTHS))
+    # All that is trained is read: data parallelism waits for every gradient.
+    tower(IDS, LENGTHS).sum().backward()
+    assert all(parameter.grad is not None for parameter in tower.parameters())
+
+
+@pytest.mark.parametrize("make", [bert, clip_text])
+def test_only_the_last_blocks_are_trained(tmp_path: Path, make) -> None:
+    make(tmp_path)
+    tower = huggingface_text(str(tmp_path)).eval()
+    tower.train_last(1)
+    tower(IDS, LENGTHS).sum().backward()
+    trained = {name for name, parameter in tower.named_parameters() if parameter.grad is not None}
+    last = {
+        f"network.{name}" for name, _ in tower.network.named_parameters() if re.search(r"layers?\.2\.", name)
+    }
+    assert last
+    assert last <= trained
+    assert not any(re.search(r"layers?\.[01]\.", name) for name in trained)
+    assert not any("embedding" in name for name in trained)
+    tower.train_last(0)
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+    tower.train_last(3)
+    assert all(parameter.requires_grad for parameter in tower.parameters())
+    with pytest.raises(ValueError, match="the last 4 blocks of a text tower that has 3"):
+        tower.train_last(4)
+
+
+def test_wrong_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no text tower from '.*nowhere/at/all': there is no such folder"):
+        huggingface_text(str(tmp_path / "nowhere" / "at" / "all"))
+    bert(tmp_path)
+    with pytest.raises(ValueError, match="pooling 'max': choose one of mean"):
+        huggingface_text(str(tmp_path), pooling="max")
+    tower = huggingface_text(str(tmp_path))
+    with pytest.raises(ValueError, match="21 tokens for a context of 20"):
+        tower(torch.ones(1, 21, dtype=torch.int64), torch.tensor([21]))

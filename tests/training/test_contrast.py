@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_recipe import TINY, world
+from torch import Tensor
+from torch.nn import functional as F
+
+from fluxvit.cli import main
+from fluxvit.cli.recipes import parse_recipe
+from fluxvit.data.dataset import Clip
+from fluxvit.data.manifest import read_manifest
+from fluxvit.data.texts import caption_number
+from fluxvit.dual_checkpoints import load_dual
+from fluxvit.training import trainer
+from fluxvit.training.config import ContrastRecipe
+from fluxvit.training.contrast import Captions, FluxContrast
+from fluxvit.training.distributed import ALONE
+from fluxvit.training.state import find_state
+from fluxvit.video.reader import open_video
+from language import SENTENCES, small_encoder
+
+sys.path.append(str(Path(__file__).parents[1] / "video"))
+from clips import save_image
+
+assert world  # A fixture.
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "contrast").glob("*.yaml"))
+SETTINGS = {"budgets": [12, 8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16, "pool_heads": 2}
+WORDS = ["--text.kind", "words", "--text.width", "32", "--text.depth", "1", "--text.context", "40"]
+
+
+def captions_of(sentences: list[str]) -> Tensor:
+    _, texts = small_encoder()
+    ids, lengths = texts(sentences)
+    numbers = torch.tensor([caption_number(sentence) for sentence in sentences])
+    return torch.cat([numbers[:, None], lengths[:, None], ids], dim=1)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_a_step_is_what_it_says(loss: str) -> None:
+    encoder, texts = small_encoder()
+    task = FluxContrast(encoder.language, ALONE, loss=loss, align_weight=3.0)
+    sentences = [*SENTENCES[:4], SENTENCES[1]]  # One caption occurs twice.
+    video = torch.randn(5, 3, 8, 32, 32)
+    result = task(encoder.video, video, captions_of(sentences))
+
+    words = encoder.embed_text(*texts(sentences))
+    same = torch.tensor([[a == b for a in sentences] for b in sentences]) & ~torch.eye(5, dtype=torch.bool)
+    expected, anchor = torch.zeros(()), None
+    for head, budget in enumerate((24, 12, 6)):
+        pooled = encoder.video(video, budget, head).embedding
+        vectors = encoder.language.embed_video(encoder.video, pooled)
+        cosines = encoder.language.scale * vectors @ words.t()
+        if loss == "infonce":
+            cosines = cosines.masked_fill(same, -torch.inf)
+            truth = torch.arange(5)
+            expected += (F.cross_entropy(cosines, truth) + F.cross_entropy(cosines.t(), truth)) / 2
+        else:
+            signs = 2 * torch.eye(5) - 1
+            terms = F.softplus(-signs * (cosines + encoder.language.bias))
+            expected += terms.masked_fill(same, 0).sum() / 5
+        if anchor is None:
+            anchor = F.normalize(pooled, dim=-1)
+        else:
+            expected += 3 * F.smooth_l1_loss(encoder.video.align(pooled, head), anchor)
+        nearest = [sentences[i] for i in (words @ vectors.t()).argmax(1)]
+        found = sum(one == other for one, other in zip(nearest, sentences, strict=True)) / 5
+        assert result[f"recall@{budget}"].item() == pytest.approx(found)
+    torch.testing.assert_close(result["loss"], expected, rtol=1e-5, atol=1e-6)
+    assert result["temperature"].item() == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_chunks_change_nothing(chunk: int) -> None:
+    video, captions = torch.randn(5, 3, 8, 32, 32), captions_of(SENTENCES[:5])
+    found = []
+    for size in (0, chunk):
+        encoder, _ = small_encoder()
+        task = FluxContrast(encoder.language, ALONE, chunk=size)
+        loss = task(encoder.video, video, captions)["loss"]
+        loss.backward()
+        gradients = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
+        found.append(torch.cat([loss.detach()[None], *gradients]))
+    assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
+
+
+def test_every_gradient_that_is_waited_for_comes() -> None:
+    for loss in ("infonce", "sigmoid"):
+        encoder, _ = small_encoder()
+        task = FluxContrast(encoder.language, ALONE, loss=loss, align_weight=0)
+        task(encoder.video, torch.randn(3, 3, 8, 32, 32), captions_of(SENTENCES[:3]))["loss"].backward()
+        missing = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+        assert missing == []
+
+
+def test_of_an_image_all_tokens_are_kept() -> None:
+    encoder, _ = small_encoder()
+    task = FluxContrast(encoder.language, ALONE)
+    image = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 2, -1, -1)
+    captions = captions_of(SENTENCES[:2])
+    before = task(encoder.video, image, captions)["loss"]
+    # Sixteen tokens; of a video the smallest budget, 6, would not see most of them.
+    changed = image.clone()
+    changed[..., 24:, :] += 1
+    with torch.no_grad():
+        shifts = [
+            (a - b).abs().max()
+            for a, b in zip(
+                task._embed(encoder.video, image), task._embed(encoder.video, changed), strict=True
+            )
+        ]
+    assert all(shift > 1e-4 for shift in shifts[:3])
+    assert before.isfinite()
+
+
+def test_frozen_parts_stay_and_drop_no_path() -> None:
+    encoder, _ = small_encoder()
+    encoder.video.requires_grad_(False)
+    encoder.train()
+    task = FluxContrast(encoder.language, ALONE)
+    task(encoder.video, torch.randn(2, 3, 8, 32, 32), captions_of(SENTENCES[:2]))["loss"].backward()
+    assert not encoder.video.training
+    assert all(parameter.grad is None for parameter in encoder.video.parameters())
+    assert encoder.language.video_proj.weight.grad is not None
+
+
+def test_captions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
+    rows = [
+        {"path": "a.mp4", "captions": ["a red ball spins", "a blue ball spins"]},
+        {"path": "b.mp4", "captions": ["a cube"]},
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, texts = small_encoder()
+    captions = Captions(read_manifest(tmp_path / "m.jsonl", None), texts)
+    batch = Clip(*[torch.zeros(4)] * 2, torch.tensor([0, 1, 0, 1]), torch.zeros(4))
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        drawn = captions(batch)
+        assert torch.equal(drawn[0], drawn[2])  # The same video, the same caption.
+        assert drawn[1, 0] == caption_number("a cube")
+        assert torch.equal(drawn[1, 2 : 2 + drawn[1, 1]], texts(["a cube"])[0][0])
+        seen.add(drawn[0, 0].item())
+    assert seen == {caption_number(text) for text in rows[0]["captions"]}
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
+    with pytest.raises(ValueError, match=r"a\.mp4 has no caption"):
+        Captions(read_manifest(tmp_path / "m.jsonl", None), texts)
+
+
+def contrast(recipe: Path, data: Path, out: Path, *options: str) -> int:
+    """Two steps of a recipe with a small text tower."""
+    folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out)]
+    model = ["--model.init", "", "--model.settings", json.dumps(SETTINGS), "--images", ""]
+    text = ["--text.source", "", "--text.tokenizer", "", *WORDS]
+    return main(["contrast", str(recipe), *TINY, *folders, *model, *text, *options])
+
+
+@pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert contrast(recipe, world, out) == 0
+    encoder, info = load_dual(out / "last")
+    assert encoder.video.config.budgets == (12, 8, 4)
+    assert info.provenance["recipe"]["text"]["kind"] == "words"
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {"recall@12", "recall@4", "temperature"} < set(rows[0])
+    assert find_state(out).about["step"] == 2
+    # The same command has nothing left to do; another recipe is refused.
+    assert contrast(recipe, world, out) == 0
+    assert contrast(recipe, world, out, "--task.dim", "7") == 2
+
+
+RECIPE = CONFIGS[-1]
+
+
+def test_images_take_turns_with_videos_and_a_second_stage_goes_on(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
+    images = []
+    for row in rows[:8]:
+        path = tmp_path / f"{Path(row['path']).stem}.png"
+        with open_video(world / row["path"]) as reader:
+            save_image(path, reader.read(np.zeros(1))[0])
+        images.append({"path": str(path), "captions": row["captions"][:1]})
+    (tmp_path / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in images))
+    mixed = ["--images", str(tmp_path / "images.jsonl"), "--optim.log_every", "1"]
+    assert contrast(RECIPE, world, tmp_path / "first", *mixed) == 0
+    log = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [0, 1, 2, 3]  # As many again as of videos alone.
+
+    # The second stage keeps the text tower and the shared space of the first.
+    first, _ = load_dual(tmp_path / "first" / "last")
+    again = [
+        "--model.init",
+        str(tmp_path / "first" / "last"),
+        "--model.settings",
+        "{}",
+        "--optim.lr",
+        "1e-30",
+    ]
+    assert contrast(RECIPE, world, tmp_path / "second", *again) == 0
+    second, info = load_dual(tmp_path / "second" / "last")
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, msg=name)
+    assert info.texts.context == 40
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) -> None:
+    assert contrast(RECIPE, world, tmp_path / "whole", "--epochs", "2") == 0
+    step = trainer.Trainer._step
+
+    def stop(self, *arguments):
+        if arguments[2] == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", stop)
+        assert contrast(RECIPE, world, tmp_path / "cut", "--epochs", "2") == 130
+    assert load_dual(tmp_path / "cut" / "last")
+    assert contrast(RECIPE, world, tmp_path / "cut", "--epochs", "2") == 0
+    one, other = (load_dual(tmp_path / name / "last")[0].state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim.accumulate", "2"], "for large batches set task.chunk"),
+        (["--optim.ema", "0.9"], "the text tower would not follow"),
+        (["--text.kind", "elmo"], "choose among huggingface, minilm, mobileclip, words"),
+        (["--text.kind", "huggingface"], "needs text.source"),
+        (["--text.source", "x"], "words has no use for text.source"),
+        (["--task.video", "some"], "choose among all, head, none"),
+        (["--text.trained_blocks", "3"], "the last 3 blocks of a text tower that has 1"),
+        (["--data.train", "nowhere.jsonl"], "no such manifest"),
+    ],
+)
+def test_bad_recipes_are_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], message: str
+) -> None:
+    try:
+        code = contrast(RECIPE, world, tmp_path / "run", *options)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_videos_without_captions_are_left_out(world: Path, tmp_path: Path, caplog) -> None:
+    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["path"] = str(world / row["path"])
+    for row in rows[:3]:
+        row["captions"] = []
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert contrast(RECIPE, tmp_path, tmp_path / "run") == 0
+    assert "3 videos have no caption and are left out" in caplog.text
+    for row in rows:
+        row["captions"] = []
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert contrast(RECIPE, tmp_path, tmp_path / "other") == 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_makes_sense_at_its_own_size(path: Path) -> None:
+    recipe = parse_recipe([str(path)], "contrast", ContrastRecipe, "")[0]
+    if recipe.model.settings:
+        assert len(recipe.model.settings["budgets"]) == 3
+    assert recipe.augment.get("flip", 0) == 0  # Captions tell left from right.
+    if "clip_" in path.stem:
+        grids = recipe.grids
+        ranges = (grids.frames, grids.sizes, grids.min_tokens, grids.max_tokens)
+        assert ranges == ((4, 26, 2), (168, 280, 28), 2048, 4096)
