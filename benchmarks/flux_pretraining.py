@@ -10,6 +10,7 @@ pre-training and tuning.
     single         Flux-UMT at the largest budget, then the same tuning
     no_glpe        multi, of a network without global and local positions (paper table 3)
     no_dpn         multi, of a network without dual patch norm
+    scratch_no_dpn scratch, of such a network, for as long as no_dpn took altogether
 
 The teacher is EfficientNet-Lite2, trained on ImageNet, its features computed once; or, with
 --teacher fluxvit, a larger FluxViT that is trained here first, on the labels of all videos.
@@ -68,7 +69,9 @@ from fluxvit.training.recipe import train_recipe
 
 Videos = TypeVar("Videos", bound=VideoSettings)
 
-WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn")
+WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn", "scratch_no_dpn")
+# From nothing, for as long as this way took for everything.
+SCRATCH = {"scratch": "multi", "scratch_no_dpn": "no_dpn"}
 # Few tokens, for a CPU, each of four frames of 8x8 pixels. Few frames: an image network teaches how scenes
 # look, and of longer clips the selector would keep only what moves in them.
 TUBELET, FRAMES, SIDE = 4, 16, 56
@@ -114,9 +117,9 @@ def main() -> None:
         _frames(args, manifest).build()
     context = multiprocessing.get_context("spawn")
     seeds, ways = [int(seed) for seed in args.seeds.split(",")], args.ways.split(",")
-    # The way from scratch needs to know how long the first one took; all others go seed by seed.
-    first = [(way, seed) for way in ways if way == "multi" for seed in seeds]
-    rounds = [first, [(way, seed) for seed in seeds for way in ways if way != "multi"]]
+    # Ways from scratch need to know how long others took, which come first.
+    last = [(way, seed) for seed in seeds for way in ways if way in SCRATCH]
+    rounds = [[(way, seed) for seed in seeds for way in ways if way not in SCRATCH], last]
     results = []
     torch.set_num_threads(1)
     teaching = _timed(args.out / "teacher.json", lambda: _prepare_teacher(args))["seconds"]
@@ -157,8 +160,8 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
         return json.loads(done.read_text())
     seconds: dict[str, float] = {}
     epochs, init, probe = args.epochs, "", None
-    if way == "scratch":
-        first = json.loads((args.out / f"multi-{seed}" / "result.json").read_text())["seconds"]
+    if way in SCRATCH:
+        first = json.loads((args.out / f"{SCRATCH[way]}-{seed}" / "result.json").read_text())["seconds"]
         epochs *= sum(first.values()) / first["tuning"]
     elif way != "short":
         seconds["teacher"] = teaching
@@ -280,7 +283,8 @@ def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str,
 
 
 def _model(way: str, budgets: tuple[int, ...]) -> ModelSettings:
-    settings = {"budgets": budgets, "tubelet_size": TUBELET, **CHANGES.get(way, {})}
+    changes = CHANGES.get(way.removeprefix("scratch_"), {})
+    settings = {"budgets": budgets, "tubelet_size": TUBELET, **changes}
     return ModelSettings("fluxvit_nano", "", settings)
 
 
@@ -300,7 +304,7 @@ def _probe(args: argparse.Namespace, checkpoint: str, out: Path) -> int:
 def table(results: list[dict[str, Any]]) -> str:
     """Mean accuracy in percent over seeds, with its standard deviation, and mean CPU seconds."""
     names = [f"{budget} tokens" for budget in BUDGETS]
-    lines = [f"{'':10}{'probe':>15}" + "".join(f"{name:>15}" for name in names) + "   CPU seconds"]
+    lines = [f"{'':14}{'probe':>15}" + "".join(f"{name:>15}" for name in names) + "   CPU seconds"]
     for way in WAYS:
         runs = [run for run in results if run["way"] == way]
         if not runs:
@@ -310,7 +314,7 @@ def table(results: list[dict[str, Any]]) -> str:
         cells += [_cell(list(column)) for column in zip(*rows, strict=True)]
         parts = {name: mean(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]}
         told = " + ".join(f"{name} {value:.0f}" for name, value in parts.items())
-        lines.append(f"{way:10}" + "".join(cells) + f"   {told} = {sum(parts.values()):.0f}")
+        lines.append(f"{way:14}" + "".join(cells) + f"   {told} = {sum(parts.values()):.0f}")
     return "\n".join(lines)
 
 

@@ -14,8 +14,9 @@ from fluxvit.checkpoints import load_checkpoint
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import read_manifest
+from fluxvit.data.texts import embed_texts
 from fluxvit.dual_checkpoints import load_dual
-from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, embed_texts, plain_name, text_classifier
+from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, plain_name, text_classifier
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.transforms import normalize
 from fluxvit.video.writer import write_video

@@ -19,6 +19,8 @@ COMMANDS = {
     "predict": "say what is to be seen in clips, at a budget",
     "retrieve": "test a dual encoder: find videos by captions, and captions by videos",
     "classes": "make a classifier of class names out of a dual encoder, without training",
+    "index": "make the videos of a folder searchable",
+    "search": "find moments in indexed videos, by a sentence or another video",
     "convert": "turn one of the authors' or InternVideo2's .pth files into a checkpoint folder",
     "data": "check and make data sets",
     "info": "parameters and cost of a model at each budget",

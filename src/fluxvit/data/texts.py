@@ -1,4 +1,4 @@
-"""Sentences to token ids, by the ``tokenizers`` library."""
+"""Sentences to token ids, by the ``tokenizers`` library, and to vectors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from fluxvit.models.hub import check_source, explained, transformers_library
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from fluxvit.models.dual_encoder import DualEncoder
+
+_AT_ONCE = 256
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[END]"
 
 
@@ -106,6 +109,21 @@ class Texts:
                 raise ValueError("it is none of the tokenizers library.")
             # A copy: cutting and padding are set.
             return cls.from_json(tokenizer.backend_tokenizer.to_str(), context)
+
+
+@torch.no_grad()
+def embed_texts(encoder: DualEncoder, texts: Texts, sentences: Sequence[str]) -> Tensor:
+    """Unit vectors ``[N, D]`` of sentences, fp32, on the CPU.
+
+    Raises:
+        ValueError: A sentence is empty.
+    """
+    device = encoder.video.cls_token.device
+    rows = []
+    for first in range(0, len(sentences), _AT_ONCE):
+        ids, lengths = texts(sentences[first : first + _AT_ONCE])
+        rows.append(encoder.embed_text(ids.to(device), lengths.to(device)).float().cpu())
+    return torch.cat(rows)
 
 
 def caption_number(caption: str) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fluxvit.checkpoints import SEARCH, load_checkpoint, save_checkpoint, save_plans
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
+from fluxvit.data.texts import embed_texts
 from fluxvit.deploy.latency import device_name
 from fluxvit.dual_checkpoints import VIDEO, load_dual
 from fluxvit.evaluation.classification import Request, predict_requests
@@ -26,7 +27,7 @@ from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_optimize
 from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recall
 from fluxvit.evaluation.subjects import Subject, find_subjects
-from fluxvit.evaluation.zero_shot import embed_texts, text_classifier
+from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost

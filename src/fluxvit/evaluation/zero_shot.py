@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fluxvit.data.layout import text_lines
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.texts import Texts
+from fluxvit.data.texts import Texts, embed_texts
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.fluxvit import CosineClassifier, FluxViT
@@ -40,18 +40,6 @@ TEMPLATES = (
 )
 """Sixteen, of our own wording; ``{}`` stands for the class."""
 AVERAGES = ("embeddings", "scores")
-_AT_ONCE = 256
-
-
-@torch.no_grad()
-def embed_texts(encoder: DualEncoder, texts: Texts, sentences: Sequence[str]) -> Tensor:
-    """Unit vectors ``[N, D]`` of sentences, fp32, on the CPU."""
-    device = encoder.video.cls_token.device
-    rows = []
-    for first in range(0, len(sentences), _AT_ONCE):
-        ids, lengths = texts(sentences[first : first + _AT_ONCE])
-        rows.append(encoder.embed_text(ids.to(device), lengths.to(device)).float().cpu())
-    return torch.cat(rows)
 
 
 def embed_classes(

@@ -1,0 +1,86 @@
+"""``fluxvit index``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fluxvit.cli.parser import Parser, values
+
+DB = "runs/videos.db"
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        "index",
+        "Make the videos of a folder searchable: their windows are embedded into a database. Run it again "
+        "when files have come, changed or gone; an interrupted run goes on.",
+    )
+    add = parser.add_argument
+    add("folder", help="videos, in any folders below it")
+    add("--db", default=DB, help=f"database file; default: {DB}")
+    add("--checkpoint", help="folder of a dual encoder; needed for a new database")
+    add("--budget", help="what a window may cost, in tokens, gflops or ms; default: the largest trained")
+    add("--grid", help="sampling of a window, such as 16x224; default: the plan for the budget")
+    add("--seconds", type=float, help="length of a window; default: 4")
+    add("--no_shots", action="store_true", help="let windows reach across cuts")
+    add("--rebuild", action="store_true", help="forget what the database holds, and embed all anew")
+    add("--device", default="cpu", help="such as cuda; default: cpu")
+    return _index(**values(parser, argv))
+
+
+def _index(
+    folder: str,
+    db: str,
+    checkpoint: str | None,
+    budget: str | None,
+    grid: str | None,
+    seconds: float | None,
+    no_shots: bool,
+    rebuild: bool,
+    device: str,
+) -> int:
+    from fluxvit.deploy.index import Embedder, choose_settings, settings_of, update_index, with_checkpoint
+    from fluxvit.deploy.video_db import VideoDatabase
+    from fluxvit.flux.budget import parse_budget
+    from fluxvit.flux.grid import SamplingGrid
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    exists = Path(db).exists()
+    former = None
+    if exists:
+        with VideoDatabase(db) as database:
+            former = settings_of(database)
+    asked = {"--budget": budget, "--grid": grid, "--seconds": seconds, "--no_shots": no_shots or None}
+    given = [name for name, value in asked.items() if value is not None]
+    if former is not None and not rebuild:
+        if given:
+            raise ValueError(
+                f"{', '.join(given)}: {db} is there already, made with {former.keep} tokens of {former.grid} "
+                f"from every {former.seconds:g} s; leave it out, or make the database anew with --rebuild"
+            )
+        settings = with_checkpoint(former, checkpoint or "")
+    else:
+        source = checkpoint or (former.checkpoint if former else "")
+        if not source:
+            raise ValueError(f"{db} is new: name the dual encoder that embeds, with --checkpoint")
+        settings = choose_settings(
+            source,
+            parse_budget(budget) if budget else None,
+            SamplingGrid.parse(grid) if grid else None,
+            4.0 if seconds is None else seconds,
+            not no_shots,
+        )
+    embedder = Embedder(settings, device)
+    if rebuild and exists:
+        # Not before the new encoder is known to be good.
+        Path(db).unlink()
+    try:
+        with VideoDatabase(db, create=True) as database:
+            print(update_index(database, folder, embedder))
+    except KeyboardInterrupt:
+        print("fluxvit: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(f"database  {db}, {settings.keep} tokens of {settings.grid} from every {settings.seconds:g} s")
+    return 0

@@ -1,0 +1,273 @@
+"""Search over one's own videos: a folder's windows embedded into a database, and questions to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from fluxvit.checkpoints import state_digest
+from fluxvit.data.layout import videos_below
+from fluxvit.data.texts import embed_texts
+from fluxvit.deploy.latency import plan_for
+from fluxvit.deploy.predictor import default_plans
+from fluxvit.deploy.video_db import EVERYTHING, Filter, Hit, VideoDatabase
+from fluxvit.deploy.windows import Window, windows
+from fluxvit.dual_checkpoints import DualInfo, load_dual
+from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.dual_encoder import DualEncoder
+from fluxvit.video.base import VideoError
+from fluxvit.video.transforms import normalize
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How a database's windows are made; all of one database are alike.
+
+    Args:
+        checkpoint: A dual encoder's folder.
+        grid, keep, head, selector: Its plan.
+        seconds: Length of a window.
+        shots: Windows end where shots do.
+    """
+
+    checkpoint: str
+    grid: str
+    keep: int
+    head: int | None
+    selector: str
+    seconds: float
+    shots: bool
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(SamplingGrid.parse(self.grid), self.keep, self.head, self.selector)
+
+
+class Embedder:
+    """A dual encoder that embeds windows by the settings of a database.
+
+    Args:
+        settings: Of the database.
+        device: Where to run.
+
+    Raises:
+        ValueError: The checkpoint cannot be read.
+    """
+
+    def __init__(self, settings: IndexSettings, device: str = "cpu") -> None:
+        self.settings = settings
+        self.encoder, self.info = load_dual(settings.checkpoint, device)
+        self.digest = dual_digest(self.encoder, self.info)
+        self._device = torch.device(device)
+
+    def embed_file(self, path: str | Path) -> tuple[list[tuple[float, float]], np.ndarray]:
+        """Start and end of each window of a video, and their unit vectors ``[N, D]``.
+
+        Raises:
+            VideoError: It cannot be read.
+        """
+        spans: list[tuple[float, float]] = []
+        rows: list[np.ndarray] = []
+        for batch in self._batches(path):
+            spans += [(window.start, window.end) for window in batch]
+            rows.append(self._embed(batch))
+        return spans, np.concatenate(rows)
+
+    def embed_query(self, path: str | Path) -> np.ndarray:
+        """A unit vector ``[D]`` for a whole video, the mean of its windows'.
+
+        Raises:
+            VideoError: It cannot be read.
+        """
+        mean = self.embed_file(path)[1].mean(0)
+        return mean / np.linalg.norm(mean)
+
+    def embed_sentence(self, sentence: str) -> np.ndarray:
+        """A unit vector ``[D]`` for a sentence.
+
+        Raises:
+            ValueError: It is empty.
+        """
+        return embed_texts(self.encoder, self.info.texts, [sentence])[0].numpy()
+
+    def _batches(self, path: str | Path) -> Iterator[list[Window]]:
+        settings, batch = self.settings, list[Window]()
+        for window in windows(path, settings.plan.grid, settings.seconds, shots=settings.shots):
+            batch.append(window)
+            if len(batch) == _AT_ONCE:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _embed(self, batch: Sequence[Window]) -> np.ndarray:
+        plan, info = self.settings.plan, self.info.video
+        video = torch.stack([window.video for window in batch]).to(self._device)
+        video = normalize(video, info.mean, info.std)
+        return self.encoder.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What a run changed: counts of files, and why some cannot be read."""
+
+    new: int
+    changed: int
+    removed: int
+    same: int
+    windows: int
+    unreadable: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.new} new, {self.changed} changed, {self.removed} gone, {self.same} as they were; "
+            f"{self.windows} windows in all"
+        ]
+        lines += [f"not readable: {error}" for error in self.unreadable.values()]
+        return "\n".join(lines)
+
+
+def dual_digest(encoder: DualEncoder, info: DualInfo) -> str:
+    """16 hexadecimal digits of what vectors depend on: weights, normalisation and tokenizer."""
+    facts = [info.video.mean, info.video.std, info.texts.to_json(), encoder.video.config.to_dict()]
+    return state_digest(encoder.state_dict(), repr(facts))
+
+
+def choose_settings(
+    checkpoint: str, budget: Budget | None, grid: SamplingGrid | None, seconds: float, shots: bool
+) -> IndexSettings:
+    """Settings for a new database, with the checkpoint's plan for a budget.
+
+    Args:
+        budget: What a window may cost; None: the largest trained token budget.
+
+    Raises:
+        ValueError: The checkpoint, the budget or the grid cannot be used, or windows have no length.
+    """
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"windows of {seconds:g} seconds; they must be longer than 0")
+    encoder, info = load_dual(checkpoint)
+    config = encoder.video.config
+    budget = budget or Budget(tokens=config.budgets[0])
+    if grid:
+        known = [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
+    else:
+        known = info.video.plans or default_plans(config, info.video, budget.tokens)
+    plan = plan_for(encoder.video, budget, known)
+    return IndexSettings(
+        str(Path(checkpoint).absolute()),
+        str(plan.grid),
+        plan.keep,
+        plan.head,
+        plan.selector,
+        seconds,
+        shots,
+    )
+
+
+def settings_of(database: VideoDatabase) -> IndexSettings | None:
+    """The settings of a database; None of one that is still empty."""
+    kept = database.setting("index")
+    return None if kept is None else IndexSettings(**kept)
+
+
+def update_index(
+    database: VideoDatabase, folder: str | Path, embedder: Embedder, *, progress: bool = True
+) -> Indexed:
+    """Bring a database up to date with the videos below a folder.
+
+    Files that are new or have changed are embedded, one transaction each, so that an interrupted run goes on
+    where it was; files that are gone are forgotten. One that cannot be read is entered as such, and tried
+    again when it changes. Of files elsewhere nothing is touched.
+
+    Raises:
+        ValueError: There is no such folder, no video in it, or the database is of another encoder.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    former = database.setting("encoder")
+    if former not in (None, embedder.digest):
+        raise ValueError(
+            f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "
+            "now; make it anew with --rebuild"
+        )
+    database.set_settings(index=asdict(embedder.settings), encoder=embedder.digest)
+    paths = [str(path) for path in videos_below(folder)[0]]
+    known = {path: row for path, row in database.files().items() if Path(path).is_relative_to(folder)}
+    if not paths and not known:
+        raise ValueError(f"{folder}: no videos in it")
+    gone = sorted(known.keys() - set(paths))
+    database.remove(gone)
+    marks = {path: _mark(Path(path)) for path in paths}
+    todo = [path for path in paths if path not in known or known[path].mark != marks[path][0]]
+    console = Console(stderr=True)
+    shown = progress and console.is_terminal
+    for path in track(todo, "Indexing", console=console, transient=True, disable=not shown):
+        mark, modified = marks[path]
+        try:
+            spans, vectors = embedder.embed_file(path)
+        except VideoError as error:
+            database.put(path, mark, modified, [], np.zeros((0, 0), np.float32), str(error))
+        else:
+            database.put(path, mark, modified, spans, vectors)
+    now = database.files()
+    return Indexed(
+        new=sum(path not in known for path in todo),
+        changed=sum(path in known for path in todo),
+        removed=len(gone),
+        same=len(paths) - len(todo),
+        windows=database.count_windows(),
+        unreadable={path: row.error for path in paths if (row := now[path]).error},
+    )
+
+
+def search(
+    database: VideoDatabase,
+    embedder: Embedder,
+    sentence: str = "",
+    video: str | Path | None = None,
+    count: int = 5,
+    only: Filter = EVERYTHING,
+) -> list[Hit]:
+    """The windows nearest to a sentence, or to a video.
+
+    Raises:
+        ValueError: Neither or both are given, the count is below 1, or the database is of another encoder.
+        VideoError: The video cannot be read.
+    """
+    if bool(sentence.strip()) == (video is not None):
+        raise ValueError("search for a sentence or for a video: give one of both")
+    if count < 1:
+        raise ValueError(f"the first {count} hits: ask for at least one")
+    if database.setting("encoder") != embedder.digest:
+        raise ValueError(
+            f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "
+            "now; make it anew with: fluxvit index FOLDER --db ... --rebuild"
+        )
+    query = embedder.embed_sentence(sentence) if video is None else embedder.embed_query(video)
+    return database.nearest(query, count, only)
+
+
+def _mark(path: Path) -> tuple[str, float]:
+    """What tells whether a file or a folder of images has changed, and when it was modified."""
+    files = sorted(entry.path for entry in os.scandir(path)) if path.is_dir() else [str(path)]
+    facts = [os.stat(file) for file in files]
+    latest = max((fact.st_mtime_ns for fact in facts), default=0)
+    return f"{len(facts)} {sum(fact.st_size for fact in facts)} {latest}", latest / 1e9
+
+
+def with_checkpoint(settings: IndexSettings, checkpoint: str) -> IndexSettings:
+    """Settings whose checkpoint has moved."""
+    return replace(settings, checkpoint=str(Path(checkpoint).absolute())) if checkpoint else settings
