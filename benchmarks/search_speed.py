@@ -1,8 +1,8 @@
 """How fast are questions to a database of windows answered? Beside an approximate index, if one is installed.
 
-Fills a database with random unit vectors, a hundred windows to a file, and asks for the ten nearest: first with
-nothing in memory, as the command does, then again and again, as a server does; then with filters. Every answer
-is compared with products of all vectors in fp64.
+Fills a database with random unit vectors, a hundred windows to a file, and asks for the ten nearest: first
+with nothing in memory, as the command does, then again and again, as a server does; then with filters. Every
+answer is compared with products of all vectors in fp64.
 
     python benchmarks/search_speed.py --windows 100000 --dim 512
     pip install usearch lancedb   # To see them, too.

@@ -286,7 +286,7 @@ def test_sheets_have_a_row_for_each_hit(tmp_path: Path) -> None:
     assert blues[0] < blues[1] < blues[2]
     for suffix in ("jpg", "png"):
         write_image(tmp_path / f"sheet.{suffix}", sheet)
-            folder = tmp_path / suffix
+        folder = tmp_path / suffix
         folder.mkdir()
         os.replace(tmp_path / f"sheet.{suffix}", folder / f"0.{suffix}")
         with open_video(folder) as reader:
