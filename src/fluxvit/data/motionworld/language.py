@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,22 @@ def describe(spec: SampleSpec, scene: Scene) -> tuple[list[str], list[Question]]
     joiners = rng.permutation(len(_JOINERS))[: rng.integers(1, 4)]
     captions = [_caption(rng, scene, _JOINERS[choice]) for choice in joiners]
     return captions, _questions(rng, spec, scene)
+
+
+def mirrored(caption: str, act: str) -> str | None:
+    """The caption of a video in which an act goes the other way: left for right, up for down, and so on.
+
+    Only the words for that act differ. None if the caption does not tell of it, or the act has other objects
+    in its words (pass).
+    """
+    for orientation in (0, 1):
+        ours, theirs = _CLAUSES.get((act, orientation), ()), _CLAUSES.get((act, 1 - orientation), ())
+        for one, other in zip(ours, theirs, strict=True):
+            words, instead = one.partition("{it} ")[2], other.partition("{it} ")[2]
+            found = re.search(rf"\b{re.escape(words)}\b", caption) if one.startswith("{it} ") else None
+            if found:
+                return caption[: found.start()] + instead + caption[found.end() :]
+    return None
 
 
 def _article(noun: str) -> str:

@@ -1,0 +1,179 @@
+"""Videos found by sentences: a dual encoder is trained on MotionWorld's captions, on a CPU, and tested.
+
+With the real text tower that a package brings along, or with a small one from nothing; the video side starts
+from the checkpoint of the package, which has learned the motions of these videos as classes, or from nothing.
+Tested on videos that neither has seen, at the full and a quarter of the token budget, with plain sampling and
+with plans that were searched on the validation videos.
+
+Captions that differ in one motion only are counted apart: is a video nearer to its caption than to the same
+caption with left for right (up for down, closer for away)? Chance is 50 %.
+
+    fluxvit data make motionworld data/mw --videos 3000 --val 200 --test 800 --difficulty demo --seed 7
+    python benchmarks/dual_encoder.py --data data/mw --seeds 0,1,2
+
+Every part resumes or is skipped when it is done, so that the command can be stopped and given again; of a
+part that was cut off, the seconds are those of its last go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from fluxvit.cli.recipes import parse_recipe
+from fluxvit.data.cache import FrameCache
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.loader import epoch_batches, loader
+from fluxvit.data.manifest import read_manifest
+from fluxvit.data.motionworld.language import mirrored
+from fluxvit.data.texts import embed_texts
+from fluxvit.dual_checkpoints import load_dual
+from fluxvit.evaluation.optimize import OptimizeConfig
+from fluxvit.evaluation.retrieve import RetrieveConfig, optimize_dual, run_retrieve
+from fluxvit.files import write_json
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import processor_name
+from fluxvit.training.config import ContrastRecipe, TextSettings
+from fluxvit.training.contrast_recipe import contrast_recipe
+from fluxvit.training.distributed import ALONE
+from fluxvit.video.transforms import normalize
+
+RECIPE = Path(__file__).parents[1] / "configs" / "contrast" / "motionworld_nano.yaml"
+ACTS = ("slide", "lift", "depth")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of a MotionWorld")
+    add("--out", type=Path, default=Path("runs/dual_encoder"))
+    add("--seeds", default="0,1,2")
+    add("--text", default="minilm", choices=("minilm", "words"))
+    add("--start", default="package", choices=("package", "nothing"), help="of the video side")
+    add("--epochs", type=float, help="default: the recipe's")
+    args = parser.parse_args()
+    recipe = _recipe(args)
+    assert recipe.data.cache
+    FrameCache(
+        recipe.data.cache, read_manifest(recipe.data.train), recipe.data.cache_frames, recipe.data.cache_side
+    ).build()
+    rows = []
+    for seed in map(int, args.seeds.split(",")):
+        rows.append(_run(args, recipe, seed))
+        print(json.dumps(rows[-1]), flush=True)
+    print(_table(rows))
+    conditions = {
+        "text": args.text,
+        "start": args.start,
+        "epochs": recipe.epochs,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "processor": processor_name(),
+        "digests": {n: read_manifest(args.data / f"{n}.jsonl").digest for n in ("train", "val", "test")},
+    }
+    print(json.dumps(conditions))
+    write_json(args.out / f"{args.text}-{args.start}.json", {**conditions, "runs": rows})
+
+
+def _recipe(args: argparse.Namespace) -> ContrastRecipe:
+    recipe = parse_recipe([str(RECIPE)], "contrast", ContrastRecipe, "")[0]
+    data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
+    model, text = recipe.model, recipe.text
+    if args.start == "nothing":
+        settings = {"budgets": (72, 36, 18), "tubelet_size": 4}
+        model = replace(model, name="fluxvit_nano", init="", settings=settings)
+    if args.text == "words":
+        text = TextSettings("words", context=64)
+    epochs = args.epochs or recipe.epochs
+    return replace(recipe, data=data, model=model, text=text, epochs=epochs)
+
+
+def _run(args: argparse.Namespace, recipe: ContrastRecipe, seed: int) -> dict[str, Any]:
+    out = args.out / f"{args.text}-{args.start}-{seed}"
+    recipe = replace(recipe, out=str(out), optim=replace(recipe.optim, seed=seed))
+    trained = _timed(out / "trained.json", lambda: contrast_recipe(recipe, ALONE))
+    encoder, test = str(out / "last"), str(args.data / "test.jsonl")
+    full = load_dual(encoder)[0].video.config.budgets[0]
+    budgets = (full, full // 4)
+    optimize = OptimizeConfig(encoder, str(args.data / "val.jsonl"), budgets, out=str(out / "search"))
+    searched = _timed(out / "searched.json", lambda: optimize_dual(optimize))
+    asked = tuple(Budget(tokens=budget) for budget in budgets)
+    found = run_retrieve(RetrieveConfig(encoder, test, asked, out=str(out)))
+    print(found)
+    rows = [row for row in found.results["rows"] if not row["dual_softmax"]]
+    return {
+        "seed": seed,
+        "training": trained,
+        "search": searched,
+        "rows": [{**row, "opposites": _opposites(encoder, Path(test), row)} for row in rows],
+    }
+
+
+def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
+    """Seconds on the clock and of the processor of some work, which is not done again."""
+    if not done.exists():
+        clock, processor = time.perf_counter(), time.process_time()
+        work()
+        seconds = {"seconds": time.perf_counter() - clock, "cpu": time.process_time() - processor}
+        write_json(done, {name: round(value, 1) for name, value in seconds.items()})
+    return json.loads(done.read_text())
+
+
+@torch.inference_mode()
+def _opposites(checkpoint: str, test: Path, row: dict[str, Any]) -> dict[str, float]:
+    """Of each act, percent of captions that are nearer to their video than the same with the act reversed."""
+    encoder, info = load_dual(checkpoint)
+    manifest = read_manifest(test, None)
+    batches = epoch_batches(len(manifest), SamplingGrid.parse(row["grid"]), 32)
+    vectors = []
+    for clip in loader(ClipDataset(manifest), batches):
+        video = normalize(clip.video, info.video.mean, info.video.std)
+        vectors.append(encoder.embed_video(video, row["keep"], selector=row["selector"]))
+    videos = torch.cat(vectors)
+    figures = {}
+    for act in ACTS:
+        told = [(i, entry.captions[0]) for i, entry in enumerate(manifest.entries)]
+        pairs = [(i, text, other) for i, text in told if (other := mirrored(text, act)) is not None]
+        ours, theirs = (embed_texts(encoder, info.texts, [pair[side] for pair in pairs]) for side in (1, 2))
+        of = videos[[i for i, _, _ in pairs]]
+        figures[act] = round(100 * ((of * ours).sum(1) > (of * theirs).sum(1)).float().mean().item(), 1)
+    return figures
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds, with standard deviations."""
+    lines = [
+        "budget  sampling   t2v R@1       R@10          v2t R@1       left/right    up/down       near/far"
+    ]
+    for i, first in enumerate(rows[0]["rows"]):
+        same = [row["rows"][i] for row in rows]
+        columns = [
+            [row["text_to_video"]["r1"] for row in same],
+            [row["text_to_video"]["r10"] for row in same],
+            [row["video_to_text"]["r1"] for row in same],
+            *([row["opposites"][act] for row in same] for act in ACTS),
+        ]
+        cells = "".join(f"{_cell(column):14}" for column in columns)
+        lines.append(f"{first['budget']:<8}{first['kind']:11}{cells}".rstrip())
+    seconds = [row["training"]["seconds"] for row in rows]
+    return "\n".join([*lines, f"training {mean(seconds):.0f} s on the clock"])
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
