@@ -22,6 +22,16 @@ from fluxvit.data.annotations import (
     read_ssv2,
     read_ucf101,
 )
+from fluxvit.data.caption_sets import (
+    detect_caption_set,
+    read_activitynet_captions,
+    read_didemo,
+    read_lsmdc,
+    read_msrvtt,
+    read_msvd,
+    read_pairs,
+    read_paragraphs,
+)
 from fluxvit.data.layout import (
     VIDEO_SUFFIXES,
     VideoList,
@@ -105,6 +115,9 @@ def detect(source: Path) -> str:
     Raises:
         ValueError: It looks like none of them.
     """
+    captioned = detect_caption_set(source)
+    if captioned:
+        return captioned
     if source.is_dir():
         for pattern, format in _FOLDER_MARKS.items():
             if any(source.glob(pattern)):
@@ -181,6 +194,13 @@ FORMATS: dict[str, Reader] = {
     "coin": read_coin,
     "activitynet": read_activitynet,
     "hacs": read_hacs,
+    "msrvtt": read_msrvtt,
+    "didemo": read_didemo,
+    "activitynet_captions": read_activitynet_captions,
+    "lsmdc": read_lsmdc,
+    "msvd": read_msvd,
+    "pairs": read_pairs,
+    "paragraphs": read_paragraphs,
     "motionworld": read_motionworld,
     "manifest": read_probed,
 }

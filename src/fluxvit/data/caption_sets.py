@@ -1,0 +1,236 @@
+"""Captioned data sets as their authors ship them: MSRVTT, DiDeMo, ActivityNet Captions, LSMDC, MSVD, and the
+pair lists of UMT and InternVideo2.
+
+The readers take the annotations (a file or a folder), the folder of the videos and the split; see
+`fluxvit.data.sources`. Nothing has a class. A *paragraph* is all sentences about a video as one caption, in
+the order of their times: so DiDeMo and ActivityNet are searched.
+"""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fluxvit.data.layout import (
+    VideoList,
+    files_in,
+    find_video,
+    first_line,
+    first_of,
+    index_videos,
+    name_split,
+    text_lines,
+    wanted_split,
+)
+from fluxvit.data.manifest import Entry
+from fluxvit.files import read_json
+
+DIDEMO_SECONDS = 30.0
+"""Of a DiDeMo video, that its sentences are about."""
+
+
+def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """MSRVTT 1k-A: ``MSRVTT_JSFUSION_test.csv`` with ``key,vid_key,video_id,sentence``, one caption a video.
+
+    For training ``MSRVTT_train.9k.csv`` (or ``7k``) lists ``video_id``, and ``MSRVTT_data.json`` beside it
+    has the captions, twenty a video, as ``sentences`` with ``video_id`` and ``caption``. ``source`` is one of the
+    lists, or their folder. Videos are ``ID`` with any suffix in any folder below ``root``.
+    """
+    wanted = wanted_split(split, source, found=("train", "test"))
+    if source.is_dir():
+        names = [path.name for path in files_in(source) if path.suffix == ".csv" and wanted in path.name]
+        file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{wanted}.csv"])
+    else:
+        file = source
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    captions: dict[str, list[str]] = {row["video_id"]: [] for row in rows}
+    if "sentence" in (rows[0] if rows else {}):
+        for row in rows:
+            captions[row["video_id"]].append(row["sentence"])
+    else:
+        for sentence in read_json(first_of(file.parent, ["MSRVTT_data.json"]))["sentences"]:
+            if sentence["video_id"] in captions:
+                captions[sentence["video_id"]].append(sentence["caption"])
+    return _by_name(captions, file, root, wanted)
+
+
+def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """DiDeMo: ``train_data.json``, ``val_data.json``, ``test_data.json``, each sentence with its ``video``.
+
+    The sentences of a video become a paragraph, in the order of the file; the video is cut after 30 seconds,
+    which the sentences are about. Videos are found below ``root`` by their names, with or without suffix.
+    """
+    wanted = wanted_split(split, source)
+    file = first_of(source, [f"{wanted}_data.json", f"{wanted}.json"]) if source.is_dir() else source
+    sentences: dict[str, list[str]] = defaultdict(list)
+    for row in read_json(file):
+        sentences[row["video"]].append(row["description"])
+    root = root or file.parent
+    index = index_videos(root)
+    entries = []
+    for name, told in sentences.items():
+        # Some are downloaded with a suffix behind their own, such as ``.mov.mp4``.
+        path = find_video(index, [name, Path(name).stem], root / name)
+        entries.append(Entry(path, captions=(_paragraph(told),), end=DIDEMO_SECONDS))
+    return VideoList("", wanted, root, tuple(entries))
+
+
+def read_activitynet_captions(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """ActivityNet Captions: ``train.json``, ``val_1.json``, ``val_2.json``; of each video ``duration``,
+    ``timestamps`` and ``sentences``.
+
+    The sentences become a paragraph, in the order of their times. What is reported is ``val_1.json``; of a
+    folder split ``val`` takes it. Videos are ``v_ID`` or ``ID`` with any suffix in any folder below ``root``.
+    """
+    wanted = wanted_split(split, source, found=("train", "val"))
+    names = {"train": ["train.json"], "val": ["val_1.json", "val.json"]}
+    file = first_of(source, names[wanted]) if source.is_dir() else source
+    root = root or file.parent
+    index = index_videos(root)
+    entries = []
+    for name, video in read_json(file).items():
+        told = sorted(zip(video["timestamps"], video["sentences"], strict=True), key=lambda pair: pair[0])
+        key = name.removeprefix("v_")
+        path = find_video(index, [f"v_{key}", key], root / f"v_{key}.mp4")
+        entries.append(Entry(path, captions=(_paragraph(text for _, text in told),)))
+    return VideoList("", wanted, root, tuple(entries))
+
+
+def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """LSMDC: ``LSMDC16_challenge_1000_publictect.csv`` (the 1000 clips that are reported),
+    ``LSMDC16_annos_training.csv``, ``..._val.csv``: six columns with tabs between them, the clip's name first
+    and the sentence last.
+
+    ``source`` is one of these. Videos are ``NAME`` with any suffix in any folder below ``root``.
+    """
+    captions: dict[str, list[str]] = defaultdict(list)
+    for line in text_lines(source):
+        cells = line.split("\t")
+        if len(cells) < 6:
+            raise ValueError(f"{source}: {line[:60]!r} does not have six columns with tabs between them")
+        captions[cells[0]].append(cells[-1])
+    told = "test" if "challenge" in source.name else ""
+    return _by_name(captions, source, root, split or told or name_split(None, source))
+
+
+def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """MSVD: a folder with ``train_list.txt``, ``val_list.txt``, ``test_list.txt`` of names, and the captions,
+    some forty a video, in ``raw-captions.pkl`` (lists of words) or in the original ``video_corpus.csv``
+    (``VideoID,Start,End,...,Language,Description``, of which English ones are taken).
+
+    Videos are ``NAME`` (``ID_START_END``) with any suffix in any folder below ``root``.
+    """
+    folder = source if source.is_dir() else source.parent
+    wanted = wanted_split(split, source)
+    file = source if source.is_file() else first_of(folder, [f"{wanted}_list.txt", f"{wanted}.txt"])
+    captions: dict[str, list[str]] = {name: [] for name in text_lines(file)}
+    if (folder / "raw-captions.pkl").is_file():
+        for name, texts in _unpickle(folder / "raw-captions.pkl").items():
+            if name in captions:
+                captions[name] = [text if isinstance(text, str) else " ".join(text) for text in texts]
+    else:
+        table = first_of(folder, ["video_corpus.csv", "MSR Video Description Corpus.csv"])
+        with table.open(encoding="utf-8-sig", newline="") as lines:
+            for row in csv.DictReader(lines):
+                name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
+                if row["Language"] == "English" and name in captions and row["Description"]:
+                    captions[name].append(row["Description"].strip())
+    return _by_name(captions, file, root, wanted)
+
+
+def read_pairs(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """A JSON list of ``{"image" or "video": PATH, "caption": TEXT or [TEXT, ...]}``, as UMT and InternVideo2
+    have their corpora and test sets; several captions of a file stay several.
+
+    Paths are relative to ``root``, by default the folder of the list. InternVideo2's test sets say ``image``
+    of videos, too.
+    """
+    return _read_pairs(source, root, split, paragraphs=False)
+
+
+def read_paragraphs(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """The same, but for that the captions of a file are joined to one, as for DiDeMo and ActivityNet."""
+    return _read_pairs(source, root, split, paragraphs=True)
+
+
+def _read_pairs(source: Path, root: Path | None, split: str | None, paragraphs: bool) -> VideoList:
+    root = root or source.parent
+    entries = []
+    for row in read_json(source):
+        captions = [row["caption"]] if isinstance(row["caption"], str) else list(row["caption"])
+        path = root / row["video" if "video" in row else "image"]
+        entries.append(Entry(path, captions=(_paragraph(captions),) if paragraphs else tuple(captions)))
+    return VideoList("", name_split(split, source), root, tuple(entries))
+
+
+def _by_name(captions: dict[str, list[str]], file: Path, root: Path | None, split: str) -> VideoList:
+    """Videos by their names; those without a caption are told and left out."""
+    root = root or file.parent
+    index = index_videos(root)
+    entries = [
+        Entry(find_video(index, [name], root / f"{name}.mp4"), captions=tuple(texts))
+        for name, texts in captions.items()
+        if texts
+    ]
+    bare = len(captions) - len(entries)
+    notes = (f"{bare} videos without a caption were passed over",) if bare else ()
+    return VideoList("", split, root, tuple(entries), notes=notes)
+
+
+def _paragraph(sentences: Iterable[str]) -> str:
+    return " ".join(text.strip() for text in sentences)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dictionaries, texts and numbers, and runs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(f"{path}: not a pickle of plain lists ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a pickle of captions by video")
+    return content
+
+
+def detect_caption_set(path: Path) -> str:
+    """The key of the format of a file, by its name and first lines; empty if it is none of these."""
+    if path.is_dir():
+        names = {file.name for file in files_in(path)}
+        if names & {"raw-captions.pkl", "video_corpus.csv", "MSR Video Description Corpus.csv"}:
+            return "msvd"
+        if any(name.startswith("MSRVTT") for name in names):
+            return "msrvtt"
+        return ""
+    if path.suffix == ".json":
+        return _detect_json(read_json(path))
+    if path.name.startswith("LSMDC"):
+        return "lsmdc"
+    if path.suffix == ".csv" and "video_id" in first_line(path).split(","):
+        return "msrvtt"
+    return ""
+
+
+def _detect_json(content: Any) -> str:
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict):
+        if "description" in first and "times" in first:
+            return "didemo"
+        if "caption" in first and ("image" in first or "video" in first):
+            return "pairs"
+    if isinstance(content, dict):
+        video = next(iter(content.values()), None)
+        if isinstance(video, dict) and {"timestamps", "sentences"} <= set(video):
+            return "activitynet_captions"
+    return ""

@@ -1,0 +1,157 @@
+"""Every captioned set on files laid out as it ships. Files need not be videos here: nothing is opened."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+from test_sources import dump, touch, write
+
+from fluxvit.data.layout import VideoList
+from fluxvit.data.sources import read_source
+
+
+def told(videos: VideoList) -> dict[str, tuple[str, ...]]:
+    """Captions by path relative to the root."""
+    return {entry.path.relative_to(videos.root).as_posix(): entry.captions for entry in videos.entries}
+
+
+def test_msrvtt(tmp_path: Path) -> None:
+    touch(*(tmp_path / "videos" / "all" / f"video{i}.mp4" for i in (7, 9770, 9771)))
+    test = write(
+        tmp_path / "MSRVTT_JSFUSION_test.csv",
+        "key,vid_key,video_id,sentence",
+        'ret0,msr9770,video9770,"a person is connecting something, slowly"',
+        "ret1,msr9771,video9771,a little girl does gymnastics",
+    )
+    videos = read_source(test, root=tmp_path / "videos")
+    assert (videos.name, videos.split, videos.labels) == ("msrvtt", "test", ())
+    expected = {
+        "all/video9770.mp4": ("a person is connecting something, slowly",),
+        "all/video9771.mp4": ("a little girl does gymnastics",),
+    }
+    assert told(videos) == expected
+    assert told(read_source(tmp_path, root=tmp_path / "videos", split="test")) == expected
+
+    write(tmp_path / "MSRVTT_train.9k.csv", "video_id", "video7", "video8")
+    sentences = [
+        {"caption": "a car is driving", "video_id": "video7", "sen_id": 1},
+        {"caption": "someone drives", "video_id": "video7", "sen_id": 2},
+        {"caption": "a test", "video_id": "video9770", "sen_id": 3},
+    ]
+    dump(tmp_path / "MSRVTT_data.json", {"videos": [], "sentences": sentences})
+    train = read_source(tmp_path, root=tmp_path / "videos", split="train")
+    assert told(train) == {"all/video7.mp4": ("a car is driving", "someone drives")}
+    assert train.notes == ("1 videos without a caption were passed over",)
+
+
+def test_didemo(tmp_path: Path) -> None:
+    names = ["10015567@N08_3655084291_e8b58a7d1e.mov", "11111@N00_22_aa.avi", "2@N1_3_b.mp4"]
+    touch(tmp_path / "videos" / names[0], tmp_path / "videos" / f"{names[1]}.mp4")
+    rows = [
+        {"annotation_id": 1, "description": "a dog jumps.", "video": names[0], "times": [[0, 1]]},
+        {"annotation_id": 2, "description": "a child claps", "video": names[1], "times": [[2, 2]]},
+        {"annotation_id": 3, "description": " it shakes", "video": names[0], "times": [[0, 0]]},
+        {"annotation_id": 4, "description": "lost", "video": names[2], "times": [[0, 0]]},
+    ]
+    videos = read_source(dump(tmp_path / "test_data.json", rows), root=tmp_path / "videos")
+    assert (videos.name, videos.split) == ("didemo", "test")
+    assert told(videos) == {
+        names[0]: ("a dog jumps. it shakes",),
+        f"{names[1]}.mp4": ("a child claps",),
+        names[2]: ("lost",),
+    }
+    assert {entry.end for entry in videos.entries} == {30.0}
+    assert len(read_source(tmp_path, "didemo", tmp_path / "videos", "test").entries) == 3
+
+
+def test_activitynet_captions(tmp_path: Path) -> None:
+    touch(tmp_path / "videos" / "v_abc.mkv", tmp_path / "videos" / "-xyz.mp4")
+    content = {
+        "v_abc": {
+            "duration": 82.7,
+            "timestamps": [[17.37, 60.81], [0.83, 19.86]],
+            "sentences": [" She fixes her bike.", "A woman stands."],
+        },
+        "v_-xyz": {"duration": 9, "timestamps": [[0, 9]], "sentences": ["A man plays."]},
+    }
+    videos = read_source(dump(tmp_path / "val_1.json", content), root=tmp_path / "videos")
+    assert (videos.name, videos.split) == ("activitynet_captions", "val")
+    assert told(videos) == {
+        "v_abc.mkv": ("A woman stands. She fixes her bike.",),
+        "-xyz.mp4": ("A man plays.",),
+    }
+    folder = read_source(tmp_path, "activitynet_captions", tmp_path / "videos", "val")
+    assert told(folder) == told(videos)
+
+
+def test_lsmdc(tmp_path: Path) -> None:
+    clip = "0001_American_Beauty_00.00.51.926-00.00.54.129"
+    touch(tmp_path / "videos" / "0001_American_Beauty" / f"{clip}.avi")
+    row = f"{clip}\t00.00.51.926\t00.00.54.129\t00.00.51.926\t00.00.54.129\tSOMEONE looks up."
+    source = write(tmp_path / "LSMDC16_challenge_1000_publictect.csv", row)
+    videos = read_source(source, root=tmp_path / "videos")
+    assert (videos.name, videos.split) == ("lsmdc", "test")
+    assert told(videos) == {f"0001_American_Beauty/{clip}.avi": ("SOMEONE looks up.",)}
+    train = write(tmp_path / "LSMDC16_annos_training.csv", row)
+    assert read_source(train, root=tmp_path / "videos").split == "train"
+    with pytest.raises(ValueError, match="does not have six columns"):
+        read_source(write(tmp_path / "LSMDC16_annos_val.csv", "a\tb"), root=tmp_path / "videos")
+
+
+def test_msvd(tmp_path: Path) -> None:
+    touch(*(tmp_path / "YouTubeClips" / f"{name}.avi" for name in ("a_1_5", "b_0_9")))
+    write(tmp_path / "test_list.txt", "a_1_5", "b_0_9")
+    captions = {
+        "a_1_5": [["a", "man", "runs"], ["someone", "runs"]],
+        "b_0_9": [["a", "cat"]],
+        "c_0_1": [["no"]],
+    }
+    (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps(captions, protocol=2))
+    videos = read_source(tmp_path, root=tmp_path / "YouTubeClips", split="test")
+    assert (videos.name, videos.split) == ("msvd", "test")
+    assert told(videos) == {"a_1_5.avi": ("a man runs", "someone runs"), "b_0_9.avi": ("a cat",)}
+
+    (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps({"a_1_5": Path("x")}))
+    with pytest.raises(ValueError, match=r"not a pickle of plain lists \(it wants to run pathlib"):
+        read_source(tmp_path, root=tmp_path / "YouTubeClips", split="test")
+
+    (tmp_path / "raw-captions.pkl").unlink()
+    write(
+        tmp_path / "video_corpus.csv",
+        "VideoID,Start,End,WorkerID,Source,AnnotationTime,Language,Description",
+        'a,1,5,1,clean,10,English,"A man runs, fast."',
+        "a,1,5,2,clean,10,German,Ein Mann.",
+        "b,0,9,3,clean,10,English,A cat.",
+    )
+    videos = read_source(tmp_path, root=tmp_path / "YouTubeClips", split="test")
+    assert told(videos) == {"a_1_5.avi": ("A man runs, fast.",), "b_0_9.avi": ("A cat.",)}
+
+
+def test_pairs_and_paragraphs(tmp_path: Path) -> None:
+    touch(tmp_path / "v" / "1.mp4", tmp_path / "v" / "2.jpg")
+    rows = [
+        {"video": "v/1.mp4", "caption": ["first.", "second."]},
+        {"image": "v/2.jpg", "caption": "a picture"},
+    ]
+    source = dump(tmp_path / "webvid_train.json", rows)
+    videos = read_source(source)
+    assert (videos.name, videos.split) == ("pairs", "train")
+    assert told(videos) == {"v/1.mp4": ("first.", "second."), "v/2.jpg": ("a picture",)}
+    joined = read_source(source, "paragraphs")
+    assert told(joined) == {"v/1.mp4": ("first. second.",), "v/2.jpg": ("a picture",)}
+
+
+@pytest.mark.parametrize("format", ["didemo", "pairs", "activitynet_captions", "msrvtt", "lsmdc"])
+def test_files_of_another_shape_are_named(tmp_path: Path, format: str) -> None:
+    touch(tmp_path / "videos" / "a.mp4")
+    for name, content in (("test_a.json", [{"path": "a.mp4"}]), ("test_b.json", [1])):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(tmp_path))}.*: "):
+            read_source(
+                dump(tmp_path / name, content),
+                format,
+                tmp_path / "videos",
+                "test" if format == "msrvtt" else "val",
+            )
