@@ -37,8 +37,8 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     """MSRVTT 1k-A: ``MSRVTT_JSFUSION_test.csv`` with ``key,vid_key,video_id,sentence``, one caption a video.
 
     For training ``MSRVTT_train.9k.csv`` (or ``7k``) lists ``video_id``, and ``MSRVTT_data.json`` beside it
-    has the captions, twenty a video, as ``sentences`` with ``video_id`` and ``caption``. ``source`` is one of the
-    lists, or their folder. Videos are ``ID`` with any suffix in any folder below ``root``.
+    has the captions, twenty a video, as ``sentences`` with ``video_id`` and ``caption``. ``source`` is one of
+    the lists, or their folder. Videos are ``ID`` with any suffix in any folder below ``root``.
     """
     wanted = wanted_split(split, source, found=("train", "test"))
     if source.is_dir():

@@ -461,3 +461,52 @@ class ContrastRecipe(RunRecipe):
             )
         if self.optim.ema:
             raise ValueError("optim.ema: the text tower would not follow; leave it out")
+
+
+@dataclass(frozen=True)
+class InstructSettings:
+    """What is trained between video and language model; see ``FluxInstruct``.
+
+    Args:
+        connector: ``query``, so many vectors a video, whatever its tokens; or ``mlp``, one a token.
+        queries: Of ``query``.
+        width: Hidden width of the connector.
+        budgets: Token budgets of which each step draws one; empty: the model's.
+        instruction: What the language model is told to be; empty: what its template says.
+        selector: Which tokens are kept.
+    """
+
+    connector: str = "query"
+    queries: int = 32
+    width: int = 512
+    budgets: tuple[int, ...] = ()
+    instruction: str = ""
+    selector: str = "group_dynamic"
+
+    def __post_init__(self) -> None:
+        if self.connector not in ("query", "mlp"):
+            raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
+        if min(self.queries, self.width, *self.budgets) < 1:
+            raise ValueError("task.queries, width and budgets must be at least 1")
+
+
+@dataclass(frozen=True)
+class InstructRecipe(RunRecipe):
+    """A connector is trained on questions about videos (key ``qa`` of the manifest).
+
+    Args:
+        language: The language model: a folder, a ``.gguf`` file, a name on the Hugging Face hub, or
+            ``smollm2``, which a package brings along.
+        task: The connector.
+    """
+
+    out: str = "runs/instruct"
+    language: str = "smollm2"
+    task: InstructSettings = field(default_factory=InstructSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.init:
+            raise ValueError("model.init: name the checkpoint whose frozen features the connector reads")
+        if self.optim.ema:
+            raise ValueError("optim.ema: the connector would not follow; leave it out")

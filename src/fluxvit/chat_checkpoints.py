@@ -1,0 +1,117 @@
+"""Checkpoints of chat models: video side, connector, and the name of the language model, in a folder.
+
+The language model itself is not copied: it stays where it is, and is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint, save_checkpoint
+from fluxvit.files import atomic_folder, read_json, write_json
+from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.language_model import LanguageModel, load_language_model
+
+FORMAT = 1
+VIDEO, WEIGHTS, CONFIG = "video", "connector.safetensors", "chat.json"
+
+
+@dataclass
+class ChatInfo:
+    """What a chat model must be used with.
+
+    Args:
+        video: The same of its video side.
+        language: Where the language model is; see :func:`~fluxvit.models.language_model.load_language_model`.
+        instruction: What it was told to be in training.
+        provenance: Where the weights come from; free-form.
+    """
+
+    video: CheckpointInfo
+    language: str
+    instruction: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def save_chat(
+    folder: str | Path, video: FluxViT, config: ConnectorConfig, state: dict[str, Tensor], info: ChatInfo
+) -> Path:
+    """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
+
+    Raises:
+        ValueError: ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (
+        folder.is_dir() and {path.name for path in folder.iterdir()} <= {VIDEO, WEIGHTS, CONFIG}
+    ):
+        raise ValueError(f"{folder} holds something else than a chat model; choose another folder")
+    with atomic_folder(folder) as partial:
+        save_checkpoint(partial / VIDEO, video, info.video)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        safetensors.torch.save_file(tensors, partial / WEIGHTS)
+        (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
+        write_json(
+            partial / CONFIG,
+            {
+                "format": FORMAT,
+                "connector": asdict(config),
+                "language": info.language,
+                "instruction": info.instruction,
+                "provenance": info.provenance,
+            },
+        )
+    return folder
+
+
+def load_chat(
+    folder: str | Path, language: str = "", device: str | torch.device = "cpu"
+) -> tuple[VideoChat, LanguageModel, ChatInfo]:
+    """Read a checkpoint folder, and the language model that it names; all in eval mode.
+
+    Args:
+        language: Where the language model is now, if not where the folder says.
+
+    Raises:
+        ValueError: The folder is missing, incomplete or damaged, the language model cannot be loaded, or is
+            another one.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no chat model, which `fluxvit instruct` makes")
+    facts = read_json(folder / CONFIG)
+    try:
+        if facts["format"] != FORMAT:
+            raise ValueError(f"format {facts['format']}, this version of fluxvit reads {FORMAT}")
+        connector = Connector(ConnectorConfig(**facts["connector"]))
+        source = language or facts["language"]
+        instruction, provenance = facts["instruction"], facts["provenance"]
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"missing key {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder}: bad {CONFIG}: {reason}") from error
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: damaged or missing ({error})") from error
+    report = compare_keys(state, connector)
+    if not report.matches:
+        raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
+    connector.load_state_dict(state)
+    video, video_info = load_checkpoint(folder / VIDEO, device)
+    model = load_language_model(source)
+    if model.dim != connector.config.out_dim:
+        raise ValueError(
+            f"{source}: its words are {model.dim} wide, and the connector of {folder} makes "
+            f"{connector.config.out_dim}; it was trained for {facts['language']}"
+        )
+    place = video.cls_token.device
+    chat = VideoChat(video, connector.to(place), model.network.to(place)).eval().requires_grad_(False)
+    return chat, model, ChatInfo(video_info, source, instruction, provenance)

@@ -1,0 +1,54 @@
+"""Questions about videos, as manifests have them under ``qa``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxvit.data.manifest import Entry
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a video, its answer, the answers to choose from (none if it is open), and the task
+    that it belongs to, if there are several.
+    """
+
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    task: str = ""
+
+
+def questions_of(entry: Entry) -> list[Asked]:
+    """The questions of a manifest's entry, from its key ``qa``.
+
+    Raises:
+        ValueError: They are not of the form ``[{"question": ..., "answer": ..., "choices": [...]}, ...]``.
+    """
+    rows: Any = entry.extra.get("qa", [])
+    try:
+        return [
+            Asked(row["question"], row["answer"], tuple(row.get("choices", ())), row.get("task", ""))
+            for row in rows
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f'{entry.path}: qa must be a list of {{"question": ..., "answer": ...}}, not {str(rows)[:80]}'
+        ) from None
+
+
+def pack_questions(rows: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Prompts and answers ``[L]`` to ``[B, 2 + L]``, padded behind: a row is the tokens of the
+    prompt, those of prompt and answer together, and their ids.
+    """
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    packed = torch.zeros(len(rows), 2 + longest, dtype=torch.int64)
+    for row, (prompt, answer) in zip(packed, rows, strict=True):
+        row[0], row[1] = len(prompt), len(prompt) + len(answer)
+        row[2 : 2 + len(prompt) + len(answer)] = torch.cat([prompt, answer])
+    return packed

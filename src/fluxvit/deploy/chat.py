@@ -1,0 +1,133 @@
+"""Talking about a video: it is encoded once, and every question goes on from what was said before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fluxvit.chat_checkpoints import load_chat
+from fluxvit.deploy.latency import plan_for
+from fluxvit.deploy.predictor import default_plans
+from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.hub import transformers_library
+from fluxvit.video.reader import open_video
+from fluxvit.video.sampling import segment_times
+from fluxvit.video.transforms import eval_transform
+
+
+class Chat:
+    """``chat = Chat("runs/instruct/last"); chat.watch("clip.mp4"); print(*chat.ask("What moves?"), sep="")``.
+
+    Args:
+        checkpoint: A chat model's folder.
+        budget: What a clip of a video may cost; a number is tokens. None: the largest trained budget.
+        grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
+        language: Where the language model is now, if not where the checkpoint says.
+        device: Where to run.
+
+    Raises:
+        ValueError: The checkpoint, the language model, the budget or the grid cannot be used.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        budget: Budget | int | None = None,
+        *,
+        grid: SamplingGrid | None = None,
+        language: str = "",
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.language, self.info = load_chat(checkpoint, language, device)
+        self._device = torch.device(device)
+        config = self.model.video.config
+        if budget is None:
+            budget = config.budgets[0]
+        if isinstance(budget, int):
+            if budget < 1:
+                raise ValueError(f"budget {budget}: at least one token must be kept")
+            budget = Budget(tokens=budget)
+        if grid:
+            known = [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
+        else:
+            known = self.info.video.plans or default_plans(config, self.info.video, budget.tokens)
+        self.plan = plan_for(self.model.video, budget, known)
+        self._cache: Any = None
+        self._turns = 0
+
+    @torch.inference_mode()
+    def watch(self, path: str | Path, clips: int = 1) -> int:
+        """Take up a video, and forget what was said of another.
+
+        Args:
+            clips: Equal parts of a long video, each of which the plan is spent on.
+
+        Returns:
+            How many vectors the language model sees of it.
+
+        Raises:
+            ValueError: There are less than one clip.
+            VideoError: It cannot be read.
+        """
+        if clips < 1:
+            raise ValueError(f"{clips} clips of a video: at least one is needed")
+        grid, info = self.plan.grid, self.info.video
+        with open_video(path) as reader:
+            starts, length = np.linspace(0, reader.end, clips, endpoint=False), reader.end / clips
+            parts = [
+                reader.read(segment_times(start, start + length, grid.frames)) for start in starts.tolist()
+            ]
+        videos = [
+            eval_transform(part, grid.height, grid.width, info.mean, info.std)[None].to(self._device)
+            for part in parts
+        ]
+        seen = self.model.look(videos, self.plan.keep, self.plan.selector)
+        before, _ = self.language.first_turn("", self.info.instruction)
+        words = self.model.embed_words(before[None].to(self._device))
+        self._cache, self._turns = transformers_library("chats").DynamicCache(), 0
+        # What stands before every question is gone through once.
+        self.model.language(
+            inputs_embeds=torch.cat([words, seen.to(words.dtype)], dim=1),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return seen.shape[1]
+
+    def ask(self, question: str, *, limit: int = 256, temperature: float = 0.0) -> Iterator[str]:
+        """The answer, piece by piece.
+
+        Args:
+            limit: Most tokens of it.
+            temperature: 0 says the likeliest.
+
+        Raises:
+            ValueError: The question is empty, or no video was taken up yet.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty")
+        if self._cache is None:
+            raise ValueError("there is no video to ask about: call watch first")
+        if self._turns:
+            ids = self.language.next_turn(question)
+        else:
+            ids = self.language.first_turn(question, self.info.instruction)[1]
+        self._turns += 1
+        with torch.no_grad():
+            words = self.model.embed_words(ids[None].to(self._device))
+        said: list[int] = []
+        told = ""
+        for token in self.model.generate(
+            words, self._cache, stop=self.language.stops, limit=limit, temperature=temperature
+        ):
+            said.append(token)
+            text = self.language.tokenizer.decode(said, skip_special_tokens=True)
+            # A letter may be made of several tokens.
+            if not text.endswith("\ufffd"):
+                yield text[len(told) :]
+                told = text

@@ -1,0 +1,233 @@
+"""A frozen FluxViT and a frozen causal language model, and the connector between them that is trained (the
+setting of the paper's table 10).
+
+What a video's tokens become stands among the words of a prompt, as if it were words. Tokens keep their places
+in the video, since their number varies with grid and budget and no fixed order could tell them.
+
+Shapes: B videos, K kept tokens, C channels of the FluxViT, N what the language model sees of a video, D its
+width, L tokens of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluxvit.flux.selection import Selector
+from fluxvit.models.fluxvit import FluxViT
+
+CONNECTORS = ("mlp", "query")
+_FREQUENCIES = 6
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """Shape of a `Connector`.
+
+    Args:
+        dim: C.
+        out_dim: D.
+        kind: ``mlp``: one vector a token, N = K. ``query``: N learned queries that attend to the tokens.
+        queries: N, of ``query``.
+        width: Hidden width.
+        num_heads: Of ``query``'s attention.
+        scale: Standard deviation of what comes out: that of the language model's words.
+    """
+
+    dim: int
+    out_dim: int
+    kind: str = "query"
+    queries: int = 16
+    width: int = 256
+    num_heads: int = 4
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONNECTORS:
+            raise ValueError(f"connector {self.kind!r}: choose {' or '.join(CONNECTORS)}")
+        if min(self.dim, self.out_dim, self.queries, self.width, self.num_heads) < 1:
+            raise ValueError(f"a connector needs sizes of at least 1, got {asdict(self)}")
+        if self.width % self.num_heads:
+            raise ValueError(f"connector width {self.width} is no multiple of {self.num_heads} heads")
+
+
+class Connector(nn.Module):
+    """Turns a FluxViT's tokens, any number of them, into what a language model reads.
+
+    Args:
+        config: Its shape.
+    """
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.norm = nn.LayerNorm(config.dim)
+        self.embed = nn.Linear(config.dim, width)
+        self.place = nn.Linear(6 * _FREQUENCIES, width)
+        if config.kind == "query":
+            self.queries = nn.Parameter(torch.randn(config.queries, width) * 0.02)
+            self.norm_tokens, self.norm_queries = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.attend = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
+        self.norm_hidden = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, config.out_dim)
+        self.norm_out = nn.LayerNorm(config.out_dim)
+        nn.init.constant_(self.norm_out.weight, config.scale)
+
+    def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Tokens to ``[B, N, D]``.
+
+        Args:
+            tokens: ``[B, K, C]``, without class token.
+            places: ``[B, K, 3]``, of each the middle in time, height and width, from 0 to 1.
+        """
+        x = self.embed(self.norm(tokens)) + self.place(fourier(places).to(tokens.dtype))
+        if self.config.kind == "query":
+            x = self.norm_tokens(x)
+            queries = self.queries.to(x.dtype).expand(len(x), -1, -1)
+            x = queries + self.attend(self.norm_queries(queries), x, x, need_weights=False)[0]
+        return self.norm_out(self.fc2(F.gelu(self.fc1(self.norm_hidden(x)))))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more axes that must not decay."""
+        return {"queries"}
+
+
+def fourier(places: Tensor) -> Tensor:
+    """Sines and cosines of places ``[..., 3]`` from 0 to 1, of 1/2, 1, 2, ... periods: ``[..., 36]``."""
+    angles = places[..., None] * torch.pi * 2.0 ** torch.arange(_FREQUENCIES, device=places.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def token_places(kept: Tensor | None, shape: tuple[int, int, int], batch: int) -> Tensor:
+    """Where tokens lie, fp32 ``[B, K, 3]``, as `Connector` takes them.
+
+    Args:
+        kept: int64 ``[B, K]`` indices into the pool; None: all of it.
+        shape: The pool's (t, h, w).
+    """
+    t, h, w = shape
+    if kept is None:
+        kept = torch.arange(t * h * w).expand(batch, -1)
+    parts = (kept // (h * w), kept // w % h, kept % w)
+    return torch.stack([(part + 0.5) / size for part, size in zip(parts, shape, strict=True)], dim=-1)
+
+
+class VideoChat(nn.Module):
+    """Videos and words, to words.
+
+    Args:
+        video: Frozen; its classifier, if it has one, is not used.
+        connector: Trained.
+        language: A causal language model of transformers; frozen, but for what its owner has made trainable.
+    """
+
+    def __init__(self, video: FluxViT, connector: Connector, language: Any) -> None:
+        super().__init__()
+        self.video, self.connector, self.language = video, connector, language
+
+    def look(
+        self,
+        clips: Sequence[Tensor],
+        budget: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> Tensor:
+        """What the language model sees of videos, ``[B, N, D]``.
+
+        Args:
+            clips: One or several clips of each video, ``[B, 3, T, H, W]`` each, in the order of their times;
+                the tokens of all go to the connector together.
+            budget: Tokens of each clip.
+            selector: Which are kept.
+
+        Raises:
+            ValueError: As :meth:`FluxViT.forward`.
+        """
+        tokens, places = [], []
+        for number, clip in enumerate(clips):
+            ((sample, kept),), shape = self.video.sample(clip, [budget], selector)
+            tokens.append(self.video.encode(sample)[:, 1:])
+            place = token_places(kept, shape, len(clip)).to(clip.device)
+            place[..., 0] = (number + place[..., 0]) / len(clips)
+            places.append(place)
+        return self.connector(torch.cat(tokens, dim=1), torch.cat(places, dim=1))
+
+    def embed_words(self, ids: Tensor) -> Tensor:
+        """Token ids ``[...]`` as the language model embeds them, ``[..., D]``."""
+        return self.language.get_input_embeddings()(ids)
+
+    def log_probabilities(
+        self, before: Tensor, seen: Tensor | None, ids: Tensor, lengths: Tensor, prompts: Tensor
+    ) -> Tensor:
+        """Log-probability of each token of the answers, fp32 ``[B, A]``, A the longest answer's; shorter ones
+        stand at the end, and 0 before them.
+
+        Args:
+            before: int64 ``[P]``, the prompt before the video.
+            seen: ``[B, N, D]`` from :meth:`look`; None: no video at all.
+            ids: int64 ``[B, L]``: the prompt behind the video, and the answer; padded behind.
+            lengths: int64 ``[B]``, tokens of each row.
+            prompts: int64 ``[B]``, of these the ones that are no answer.
+        """
+        batch, longest = ids.shape
+        words = self.embed_words(torch.cat([before.expand(batch, -1), ids], dim=1))
+        head, tail = words[:, : len(before)], words[:, len(before) :]
+        parts = [head, tail] if seen is None else [head, seen.to(words.dtype), tail]
+        x = torch.cat(parts, dim=1)
+        # Answers are brought to the end, so that logits are made of few tokens: a row is padded in front.
+        shift = longest - lengths
+        places = torch.arange(x.shape[1], device=x.device) - shift[:, None]
+        x = x.gather(1, places.clamp(min=0)[..., None].expand_as(x))
+        count = int((lengths - prompts).max())
+        output = self.language(
+            inputs_embeds=x,
+            attention_mask=(places >= 0).long(),
+            position_ids=places.clamp(min=0),
+            logits_to_keep=count + 1,
+            use_cache=False,
+        )
+        spots = lengths[:, None] - count + torch.arange(count, device=ids.device)
+        answers = ids.gather(1, spots.clamp(min=0))
+        logits = output.logits[:, :count].float().log_softmax(-1)
+        found = logits.gather(2, answers[..., None])[..., 0]
+        return found.masked_fill(spots < prompts[:, None], 0)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        embeddings: Tensor,
+        cache: Any,
+        *,
+        stop: Sequence[int],
+        limit: int = 256,
+        temperature: float = 0.0,
+    ) -> Iterator[int]:
+        """Token ids of an answer, one by one.
+
+        Args:
+            embeddings: ``[1, L, D]``, what is said now; what was said before is in the cache.
+            cache: Of transformers, filled further: the next call goes on from here.
+            stop: Ids that end an answer; they are not given out, but are in the cache.
+            limit: Most tokens.
+            temperature: 0 takes the likeliest token; higher ones draw, from PyTorch's generator.
+        """
+        for _ in range(limit):
+            output = self.language(
+                inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            logits = output.logits[0, -1].float()
+            if temperature > 0:
+                token = torch.multinomial((logits / temperature).softmax(-1), 1)
+            else:
+                token = logits.argmax(keepdim=True)
+            embeddings = self.embed_words(token[None])
+            if token.item() in stop:
+                break
+            yield int(token)
+        # The last token is said, too.
+        self.language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)

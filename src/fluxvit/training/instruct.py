@@ -1,0 +1,96 @@
+"""Training a connector on questions about videos: what a step computes, and the questions it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fluxvit.data.dataset import Clip
+from fluxvit.data.manifest import Manifest
+from fluxvit.data.questions import pack_questions, questions_of
+from fluxvit.flux.selection import Selector
+from fluxvit.models.chat import Connector, VideoChat
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.language_model import LanguageModel
+
+
+class FluxInstruct(nn.Module):
+    """Trains a connector: the language model is to give the answers, and both networks stay as they are
+    (paper table 10).
+
+    Every step draws one of the budgets, so that one connector serves all.
+
+    Args:
+        connector: Trained.
+        language: Frozen.
+        before: int64 ``[P]``, the prompt before the video.
+        budgets: Token budgets to draw from.
+        selector: Which tokens are kept.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        language: LanguageModel,
+        before: Tensor,
+        budgets: Sequence[int],
+        selector: str | Selector = "group_dynamic",
+    ) -> None:
+        super().__init__()
+        self.connector = connector
+        # Not as modules: what is frozen is neither saved with the run nor copied between processes.
+        self._language, self._before = (language.network,), (before,)
+        self._budgets, self._selector = tuple(budgets), selector
+
+    def forward(self, model: FluxViT, video: Tensor, questions: Tensor) -> dict[str, Tensor]:
+        """Clips ``[B, 3, T, H, W]`` and ``[B, 2 + L]``, as `Questions` gives them."""
+        model.eval()
+        budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
+        chat = VideoChat(model, self.connector, self._language[0])
+        prompts, lengths, ids = questions[:, 0], questions[:, 1], questions[:, 2:]
+        seen = chat.look([video], budget, self._selector)
+        found = chat.log_probabilities(self._before[0].to(video.device), seen, ids, lengths, prompts)
+        tokens = lengths - prompts
+        return {
+            "loss": -(found.sum(1) / tokens).mean(),
+            # Probability of a whole answer, on the average.
+            "answer": found.detach().sum(1).exp().mean(),
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more axes that must not decay."""
+        return {f"connector.{name}" for name in self.connector.no_weight_decay()}
+
+
+class Questions:
+    """Gives the clips of a batch one question each, drawn among their video's.
+
+    Args:
+        manifest: The videos.
+        language: Whose tokens they become.
+        instruction: What the model is told to be.
+
+    Raises:
+        ValueError: A video has no question.
+    """
+
+    def __init__(self, manifest: Manifest, language: LanguageModel, instruction: str = "") -> None:
+        self._asked = [questions_of(entry) for entry in manifest.entries]
+        for entry, asked in zip(manifest.entries, self._asked, strict=True):
+            if not asked:
+                raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
+        self._language, self._instruction = language, instruction
+
+    def __call__(self, batch: Clip) -> Tensor:
+        """int64 ``[B, 2 + L]``: tokens of the prompt behind the video, of prompt and answer together, and
+        their ids. It draws from PyTorch's generator.
+        """
+        draws = torch.rand(len(batch.item)).tolist()
+        rows = []
+        for item, draw in zip(batch.item.tolist(), draws, strict=True):
+            asked = self._asked[item][int(draw * len(self._asked[item]))]
+            prompt = self._language.first_turn(asked.question, self._instruction)[1]
+            rows.append((prompt, self._language.answer_ids(asked.answer)))
+        return pack_questions(rows)

@@ -1,0 +1,97 @@
+"""From a recipe to a chat model: a connector between a frozen FluxViT and a frozen language model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fluxvit.chat_checkpoints import ChatInfo, save_chat
+from fluxvit.data.manifest import Manifest
+from fluxvit.data.questions import questions_of
+from fluxvit.models.chat import Connector, ConnectorConfig
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.language_model import load_language_model
+from fluxvit.training.config import InstructRecipe
+from fluxvit.training.distributed import World, whole
+from fluxvit.training.instruct import FluxInstruct, Questions
+from fluxvit.training.recipe import (
+    Course,
+    clip_dataset,
+    readable,
+    run_trainer,
+    start_model,
+    with_manifests,
+)
+from fluxvit.training.validation import exporting
+
+_log = logging.getLogger(__name__)
+
+
+def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True) -> Path:
+    """Train a connector by a recipe, or go on where a former run of it stopped.
+
+    Writes into ``recipe.out``: ``last``, a chat model's checkpoint folder; ``log.jsonl``; ``run.json``, the
+    recipe and what it ran on.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        Stopped: A signal asked to stop; the state and ``last`` are saved.
+        OSError: The last state or checkpoint could not be saved.
+        ValueError: The recipe, the language model, the data or the folder cannot be used; the message says
+            why.
+    """
+    recipe = with_manifests(recipe, world, progress)
+    train = _questioned(recipe.data.train)
+    model, info = start_model(recipe, classes=0)
+    model.requires_grad_(False).to(world.device)
+    language = load_language_model(recipe.language)
+    language.network.to(world.device)
+    task = recipe.task
+    config = ConnectorConfig(
+        model.config.embed_dim,
+        language.dim,
+        task.connector,
+        task.queries,
+        task.width,
+        scale=language.word_scale,
+    )
+    # Loading a language model may draw random numbers; connectors must start the same without.
+    torch.manual_seed(recipe.optim.seed + 1)
+    connector = Connector(config).to(world.device)
+    before, _ = language.first_turn("", task.instruction)
+    budgets = task.budgets or model.config.budgets
+    course = Course(recipe, len(train), model.config.size, world)
+    info = replace(course.describe(info, train, "instruct"), labels=[])
+    step = FluxInstruct(connector, language, before, budgets, task.selector)
+    trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
+    trainer.target = Questions(train, language, task.instruction)
+    about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
+
+    def export(folder: Path, model: FluxViT) -> None:
+        state = {name: whole(value) for name, value in connector.state_dict().items()}
+        if world.is_main:
+            with exporting(folder):
+                save_chat(folder, model, config, state, about)
+
+    return run_trainer(trainer, recipe, info, progress, export)
+
+
+def _questioned(path: str) -> Manifest:
+    """The readable videos of a manifest that have questions; it is said how many have none.
+
+    Raises:
+        ValueError: None has, or the manifest cannot be read.
+    """
+    manifest = readable(path, None)
+    entries = tuple(entry for entry in manifest.entries if questions_of(entry))
+    if not entries:
+        raise ValueError(f"{path}: none of its {len(manifest)} videos has a question")
+    if len(entries) == len(manifest):
+        return manifest
+    _log.warning("%s: %d videos have no question and are left out", path, len(manifest) - len(entries))
+    return replace(manifest, entries=entries, digest=f"{manifest.digest}-questioned")
