@@ -72,7 +72,7 @@ class LanguageModel:
         behind = self._text(marked).partition(_VIDEO)[2]
         # The end of the answer was the model's own to say.
         end = self.tokenizer.eos_token or ""
-        return self.ids(behind.removeprefix(end))
+        return self.ids(behind.lstrip().removeprefix(end))
 
     def ids(self, text: str) -> Tensor:
         """Token ids of a text, as it is, int64 ``[L]``."""

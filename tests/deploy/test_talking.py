@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fluxvit.chat_checkpoints import load_chat
+from fluxvit.cli import main
+from fluxvit.deploy.chat import Chat
+from fluxvit.evaluation.questions import QuizConfig, run_quiz
+from fluxvit.models.chat import VideoChat
+from fluxvit.video.writer import write_video
+from talking import saved_chat, tiny_language_model
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return saved_chat(tmp_path)
+
+
+def test_a_video_is_encoded_once_and_every_question_goes_on(
+    checkpoint: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    look = VideoChat.look
+    monkeypatch.setattr(VideoChat, "look", lambda self, *a: looks.append(1) or look(self, *a))
+    chat = Chat(checkpoint, 12)
+    assert chat.watch(clip) == 5
+    first = "".join(chat.ask("what moves ?", limit=8))
+    second = "".join(chat.ask("which way ?", limit=8))
+    assert looks == [1]
+    assert first
+    assert second
+    before, behind = chat.language.first_turn("what moves ?", "answer briefly")
+    chat.watch(clip)  # Forgets what was said.
+    lengths = [chat._cache.get_seq_length()]
+    assert lengths == [len(before) + 5]
+    for question, asked in (
+        ("what moves ?", behind),
+        ("which way ?", chat.language.next_turn("which way ?")),
+    ):
+        told = "".join(chat.ask(question, limit=8))
+        lengths.append(chat._cache.get_seq_length())
+        # The question, its answer, and the answer's end unless it was cut off.
+        assert 1 <= lengths[-1] - lengths[-2] - len(asked) <= 8
+        assert told == {"what moves ?": first, "which way ?": second}[question]
+    assert looks == [1, 1]
+
+
+def test_long_videos_are_looked_at_in_parts(checkpoint: Path, clip: Path) -> None:
+    chat = Chat(checkpoint, 12)
+    chat.watch(clip, clips=3)
+    assert chat._cache.get_seq_length() == len(chat.language.first_turn("", "answer briefly")[0]) + 5
+    with pytest.raises(ValueError, match="at least one is needed"):
+        chat.watch(clip, clips=0)
+    with pytest.raises(ValueError, match="the question is empty"):
+        next(chat.ask(" "))
+    with pytest.raises(ValueError, match="call watch first"):
+        next(Chat(checkpoint).ask("what ?"))
+
+
+def test_the_command(
+    checkpoint: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+) -> None:
+    command = ["chat", str(clip), "--checkpoint", str(checkpoint), "--limit", "6"]
+    assert main([*command, "--budget", "12", "--ask", "what moves ?", "--ask", "which way ?"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"{clip}: 12 tokens of 8x16x32, 5 vectors for")
+    assert out[1] == "> what moves ?"
+    assert "> which way ?" in out
+    monkeypatch.setattr("sys.stdin", io.StringIO("what moves ?\n\nnot asked\n"))
+    assert main(command) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    for wrong, message in (
+        (["--limit", "0"], "must be at least 1"),
+        (["--clips", "0"], "at least one is needed"),
+        (["--checkpoint", str(tmp_path)], "no chat model, which `fluxvit instruct` makes"),
+        (["--language", str(tmp_path / "no" / "lm")], "no language model from"),
+    ):
+        assert main([*command, *wrong, "--ask", "what ?"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_language_model_of_another_width_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    other = tiny_language_model(tmp_path / "wide", width=64)
+    with pytest.raises(ValueError, match=r"its words are 64 wide, and the connector .* makes 32"):
+        load_chat(checkpoint, str(other))
+    (checkpoint / "connector.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="damaged or missing"):
+        load_chat(checkpoint)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(4):
+        write_video(tmp_path / f"{i}.mp4", rng.integers(0, 255, (10, 32, 32, 3), dtype=np.uint8), 10)
+        asked = [
+            {"question": "what moves ?", "answer": "ball", "choices": ["cube", "ball"], "task": "things"},
+            {
+                "question": "which way ?",
+                "answer": "right",
+                "choices": ["left", "right", "to"],
+                "task": "ways",
+            },
+            {"question": "open ?", "answer": "yes"},
+        ]
+        rows.append({"path": f"{i}.mp4", "qa": asked[: 1 + i % 3]})
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "quiz.jsonl"
+
+
+def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["quiz", str(checkpoint), str(videos), "--budgets", "24,6", "--out", str(out)]) == 0
+    assert "blind" in capsys.readouterr().out
+    found = json.loads((out / "quiz.json").read_text())
+    assert (found["questions"], found["videos"]) == (6, 4)
+    assert found["chance"] == pytest.approx((4 / 2 + 2 / 3) / 6)
+    assert [(row["blind"], row["keep"]) for row in found["rows"]] == [(True, 0), (False, 24), (False, 6)]
+
+    chat, language, info = load_chat(checkpoint)
+    blind = found["rows"][0]
+
+    def score(question: str, choice: str) -> float:
+        before, prompt = language.first_turn(question, info.instruction)
+        answer = language.answer_ids(choice)
+        words = chat.embed_words(torch.cat([before, prompt, answer]))[None]
+        logits = chat.language(inputs_embeds=words).logits[0].log_softmax(-1)
+        return float(logits[-1 - len(answer) : -1].gather(1, answer[:, None]).sum())
+
+    things = max(["cube", "ball"], key=lambda choice: score("what moves ?", choice)) == "ball"
+    ways = max(["left", "right", "to"], key=lambda choice: score("which way ?", choice)) == "right"
+    assert blind["tasks"] == {"things": [4 * things, 4], "ways": [2 * ways, 2]}
+    assert blind["correct"] == 4 * things + 2 * ways
+
+
+def test_quizzes_need_choices_and_forgive_broken_videos(
+    checkpoint: Path, videos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "2.mp4").write_bytes(b"broken")
+    quiz = run_quiz(QuizConfig(str(checkpoint), str(videos), out=str(tmp_path / "out")), progress=False)
+    assert [Path(row["path"]).name for row in quiz.results["unreadable"]] == ["2.mp4"]
+    assert all(row["total"] == 6 for row in quiz.results["rows"])
+    assert "count as wrong" in str(quiz)
+    some = run_quiz(QuizConfig(str(checkpoint), str(videos), videos=2, out=str(tmp_path / "some")), False)
+    assert some.results["videos"] == 2
+    rows = [{"path": "0.mp4", "qa": [{"question": "a", "answer": "b"}]}]
+    videos.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(ValueError, match="no question that has choices"):
+        run_quiz(QuizConfig(str(checkpoint), str(videos)))
+    rows[0]["qa"][0]["choices"] = ["c", "d"]
+    videos.write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(ValueError, match="the answer 'b' is not one of"):
+        run_quiz(QuizConfig(str(checkpoint), str(videos)))

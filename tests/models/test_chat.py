@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fluxvit.chat_checkpoints import load_chat
+from fluxvit.data.questions import pack_questions
+from fluxvit.models.chat import Connector, ConnectorConfig, token_places
+from fluxvit.models.language_model import load_language_model
+from talking import WORDS, saved_chat, tiny_language_model
+
+pytest.importorskip("transformers")
+
+
+def connector(kind: str) -> Connector:
+    torch.manual_seed(0)
+    return Connector(ConnectorConfig(24, 20, kind, queries=3, width=16, num_heads=2, scale=0.25))
+
+
+def test_places_are_the_middles_of_tokens() -> None:
+    kept = torch.tensor([[0, 7, 23]])
+    places = token_places(kept, (2, 3, 4), 1)
+    expected = torch.tensor([[[0.25, 1 / 6, 1 / 8], [0.25, 3 / 6, 7 / 8], [0.75, 5 / 6, 7 / 8]]])
+    torch.testing.assert_close(places, expected)
+    everything = token_places(None, (2, 3, 4), 2)
+    assert everything.shape == (2, 24, 3)
+    torch.testing.assert_close(everything[1, [0, 7, 23]], expected[0])
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_queries_make_as_many_vectors_of_any_number_of_tokens(count: int) -> None:
+    made = connector("query")
+    tokens, places = torch.randn(2, count, 24), torch.rand(2, count, 3)
+    out = made(tokens, places)
+    assert out.shape == (2, 3, 20)
+    # The order of tokens says nothing, for they carry their places; these do.
+    order = torch.randperm(count)
+    torch.testing.assert_close(made(tokens[:, order], places[:, order]), out, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(made(tokens, places.flip(1) * 0.5), out, atol=1e-3)
+    # What comes out is as large as the language model's words.
+    assert out.std().item() == pytest.approx(0.25, rel=0.1)
+
+
+def test_the_mlp_makes_a_vector_of_each_token() -> None:
+    made = connector("mlp")
+    tokens, places = torch.randn(2, 9, 24), torch.rand(2, 9, 3)
+    out = made(tokens, places)
+    assert out.shape == (2, 9, 20)
+    torch.testing.assert_close(made(tokens[:, 4:5], places[:, 4:5]), out[:, 4:5], rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose mlp or query"):
+        ConnectorConfig(8, 8, "conv")
+    with pytest.raises(ValueError, match="width 10 is no multiple of 4 heads"):
+        ConnectorConfig(8, 8, width=10)
+
+
+def test_answers_have_the_probability_of_each_row_alone(tmp_path: Path) -> None:
+    chat, language, info = load_chat(saved_chat(tmp_path))
+    before, _ = language.first_turn("", info.instruction)
+    pairs = [("what moves ?", "ball"), ("which way does it go ?", "to the left ."), ("what ?", "the cube")]
+    rows = [
+        (language.first_turn(question, info.instruction)[1], language.answer_ids(answer))
+        for question, answer in pairs
+    ]
+    packed = pack_questions(rows)
+    seen = torch.randn(3, 5, 32)
+    for video in (seen, None):
+        found = chat.log_probabilities(before, video, packed[:, 2:], packed[:, 1], packed[:, 0])
+        assert found.shape == (3, 5)
+        for row, (prompt, answer) in enumerate(rows):
+            words = [chat.embed_words(ids) for ids in (before, torch.cat([prompt, answer]))]
+            parts = words if video is None else [words[0], video[row], words[1]]
+            logits = chat.language(inputs_embeds=torch.cat(parts)[None]).logits[0].log_softmax(-1)
+            expected = logits[-1 - len(answer) : -1].gather(1, answer[:, None])[:, 0]
+            torch.testing.assert_close(found[row, -len(answer) :], expected, rtol=1e-4, atol=1e-5)
+            assert (found[row, : -len(answer)] == 0).all()
+
+
+def greedy(chat, embeddings: Tensor, stop: list[int], limit: int) -> list[int]:
+    """By going through everything again for each word."""
+    said: list[int] = []
+    while len(said) < limit:
+        token = int(chat.language(inputs_embeds=embeddings).logits[0, -1].argmax())
+        if token in stop:
+            break
+        said.append(token)
+        embeddings = torch.cat([embeddings, chat.embed_words(torch.tensor([[token]]))], dim=1)
+    return said
+
+
+def test_what_was_said_is_gone_through_once(tmp_path: Path) -> None:
+    from transformers import DynamicCache
+
+    chat, language, _ = load_chat(saved_chat(tmp_path))
+    stop, cache = language.stops, DynamicCache()
+    first, second = torch.randn(1, 9, 32), torch.randn(1, 4, 32)
+    one = list(chat.generate(first, cache, stop=stop, limit=6))
+    assert one == greedy(chat, first, stop, 6)
+    # Its end is in the cache, too: that it stopped, or the last word before the limit.
+    end = [] if len(one) == 6 else [stop[0]]
+    said = chat.embed_words(torch.tensor([[*one, *end]], dtype=torch.int64))
+    two = list(chat.generate(second, cache, stop=stop, limit=6))
+    assert two == greedy(chat, torch.cat([first, said, second], dim=1), stop, 6)
+    torch.manual_seed(0)
+    drawn = list(chat.generate(first, DynamicCache(), stop=[], limit=20, temperature=5.0))
+    assert len(set(drawn)) > 3
+
+
+def test_several_clips_are_seen_in_their_order(tmp_path: Path) -> None:
+    chat, _, _ = load_chat(saved_chat(tmp_path, "mlp"))
+    one, other = torch.randn(2, 1, 3, 8, 16, 16).unbind(0)
+    both = chat.look([one, other], 6)
+    assert both.shape == (1, 12, 32)
+    assert not torch.allclose(both[:, :6], chat.look([one], 6), atol=1e-4)  # Now it is the first half.
+    swapped = chat.look([other, one], 6)
+    assert not torch.allclose(both[:, :6], swapped[:, 6:], atol=1e-4)
+
+
+def test_turns_are_those_of_the_template(tmp_path: Path) -> None:
+    language = load_language_model(str(tiny_language_model(tmp_path)))
+
+    def text(ids: Tensor) -> str:
+        return " ".join(WORDS[i] for i in ids)
+
+    before, behind = language.first_turn("what moves ?", "answer briefly")
+    assert text(before) == "<system> answer briefly <end> <user>"
+    assert text(behind) == "what moves ? <end> <assistant>"
+    assert text(language.first_turn("what ?")[0]) == "<user>"
+    assert text(language.answer_ids("the ball")) == "the ball <end>"
+    # Behind an answer whose end was said already.
+    assert text(language.next_turn("which way ?")) == "<user> which way ? <end> <assistant>"
+    assert language.stops == [WORDS.index("<end>")]
+
+
+def test_wrong_language_models_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no language model from '.*nowhere/at/all'"):
+        load_language_model(str(tmp_path / "nowhere" / "at" / "all"))
+    folder = tiny_language_model(tmp_path / "lm")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        load_language_model(str(folder))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from test_recipe import TINY, world
+
+from fluxvit.chat_checkpoints import load_chat
+from fluxvit.cli import main
+from fluxvit.data.dataset import Clip
+from fluxvit.data.manifest import read_manifest
+from fluxvit.data.questions import pack_questions, questions_of
+from fluxvit.training import trainer
+from fluxvit.training.instruct import FluxInstruct, Questions
+from fluxvit.training.state import find_state
+from talking import saved_chat, tiny_language_model
+
+pytest.importorskip("transformers")
+assert world  # A fixture.
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "instruct").glob("*.yaml"))
+
+
+def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
+    chat, language, info = load_chat(saved_chat(tmp_path))
+    chat.connector.requires_grad_(True)
+    before, _ = language.first_turn("", info.instruction)
+    rows = [
+        (language.first_turn(question)[1], language.answer_ids(answer))
+        for question, answer in (("what moves ?", "ball"), ("which way ?", "to the left ."))
+    ]
+    questions = pack_questions(rows)
+    task = FluxInstruct(chat.connector, language, before, budgets=(12,))
+    video = torch.randn(2, 3, 8, 16, 16)
+    chat.video.train()
+    result = task(chat.video, video, questions)
+    assert not chat.video.training
+    seen = chat.look([video], 12)
+    found = chat.log_probabilities(before, seen, questions[:, 2:], questions[:, 1], questions[:, 0])
+    lengths = torch.tensor([len(answer) for _, answer in rows])
+    torch.testing.assert_close(result["loss"], -(found.sum(1) / lengths).mean())
+    torch.testing.assert_close(result["answer"], found.sum(1).exp().mean())
+    result["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in chat.connector.parameters())
+    assert all(p.grad is None for p in [*chat.video.parameters(), *chat.language.parameters()])
+    # What is frozen is not part of what is trained and saved.
+    assert {name.split(".")[0] for name in task.state_dict()} == {"connector"}
+
+
+def test_every_budget_is_drawn(tmp_path: Path) -> None:
+    chat, language, _ = load_chat(saved_chat(tmp_path))
+    task = FluxInstruct(chat.connector, language, language.first_turn("")[0], budgets=(12, 6, 3))
+    questions = pack_questions([(language.first_turn("what ?")[1], language.answer_ids("ball"))])
+    video = torch.randn(1, 3, 8, 16, 16)
+    losses = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        losses.add(round(task(chat.video, video, questions)["loss"].item(), 5))
+    assert len(losses) == 3
+
+
+def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
+    language = load_chat(saved_chat(tmp_path))[1]
+    asked = [{"question": "what moves ?", "answer": "ball"}, {"question": "which way ?", "answer": "left ."}]
+    rows = [{"path": "a.mp4", "qa": asked}, {"path": "b.mp4", "qa": asked[:1]}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = Questions(read_manifest(tmp_path / "m.jsonl", None), language)
+    batch = Clip(*[torch.zeros(3)] * 2, torch.tensor([0, 1, 0]), torch.zeros(3))
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        drawn = questions(batch)
+        for row, own in zip(drawn, (asked, asked[:1], asked), strict=True):
+            prompt, length = int(row[0]), int(row[1])
+            (right,) = [
+                qa["answer"]
+                for qa in own
+                if torch.equal(row[2 : 2 + prompt], language.first_turn(qa["question"])[1])
+            ]
+            assert torch.equal(row[2 + prompt : 2 + length], language.answer_ids(right))
+            seen.add(right)
+    assert seen == {"ball", "left ."}
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
+    with pytest.raises(ValueError, match=r"a\.mp4 has no question"):
+        Questions(read_manifest(tmp_path / "m.jsonl", None), language)
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "qa": [{"q": "x"}]}\n')
+    with pytest.raises(ValueError, match=r"a\.mp4: qa must be a list of"):
+        questions_of(read_manifest(tmp_path / "m.jsonl", None).entries[0])
+
+
+@pytest.fixture
+def language(tmp_path: Path) -> str:
+    return str(tiny_language_model(tmp_path / "lm"))
+
+
+def instruct(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
+    folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out), "--model.init", str(checkpoint)]
+    small = ["--task.width", "32", "--task.queries", "3", "--task.budgets", "[12,6]", "--language", language]
+    return main(["instruct", str(recipe), *TINY, *folders, *small, *options])
+
+
+@pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_parses_builds_and_runs(
+    recipe: Path, world: Path, checkpoint: Path, language: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert instruct(recipe, world, checkpoint, language, out) == 0
+    chat, model, info = load_chat(out / "last")
+    assert (model.source, chat.connector.config.queries) == (language, 3)
+    assert chat.connector.config.scale == pytest.approx(model.word_scale)
+    assert info.provenance["recipe"]["task"]["budgets"] == (12, 6) or [12, 6]
+    assert find_state(out).about["step"] == 2
+    assert instruct(recipe, world, checkpoint, language, out) == 0
+    assert instruct(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    world: Path, checkpoint: Path, language: str, tmp_path: Path
+) -> None:
+    options = ("--epochs", "2")
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "whole", *options) == 0
+    step = trainer.Trainer._step
+
+    def stop(self, *arguments):
+        if arguments[2] == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", stop)
+        assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 130
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 0
+    one, other = (load_chat(tmp_path / name / "last")[0].connector for name in ("whole", "cut"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init", ""], "name the checkpoint whose frozen features"),
+        (["--optim.ema", "0.9"], "the connector would not follow"),
+        (["--task.connector", "conv"], "choose query or mlp"),
+        (["--language", "no/such/folder/here"], "no language model from"),
+    ],
+)
+def test_bad_recipes_are_refused(
+    world: Path, checkpoint: Path, language: str, tmp_path: Path, capsys, options: list[str], message: str
+) -> None:
+    try:
+        code = instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
