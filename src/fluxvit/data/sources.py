@@ -54,6 +54,7 @@ from fluxvit.data.lists import (
     read_rawframes,
 )
 from fluxvit.data.manifest import Entry, read_manifest
+from fluxvit.data.question_sets import detect_question_set, read_conversations, read_mvbench
 from fluxvit.files import read_json
 from fluxvit.video.members import may_exist
 
@@ -115,9 +116,9 @@ def detect(source: Path) -> str:
     Raises:
         ValueError: It looks like none of them.
     """
-    captioned = detect_caption_set(source)
-    if captioned:
-        return captioned
+    told = detect_caption_set(source) or detect_question_set(source)
+    if told:
+        return told
     if source.is_dir():
         for pattern, format in _FOLDER_MARKS.items():
             if any(source.glob(pattern)):
@@ -201,6 +202,8 @@ FORMATS: dict[str, Reader] = {
     "msvd": read_msvd,
     "pairs": read_pairs,
     "paragraphs": read_paragraphs,
+    "conversations": read_conversations,
+    "mvbench": read_mvbench,
     "motionworld": read_motionworld,
     "manifest": read_probed,
 }
