@@ -112,11 +112,12 @@ def _run(args: argparse.Namespace, recipe: ContrastRecipe, seed: int) -> dict[st
     found = run_retrieve(RetrieveConfig(encoder, test, asked, out=str(out)))
     print(found)
     rows = [row for row in found.results["rows"] if not row["dual_softmax"]]
+    opposites = _Opposites(encoder, Path(test))
     return {
         "seed": seed,
         "training": trained,
         "search": searched,
-        "rows": [{**row, "opposites": _opposites(encoder, Path(test), row)} for row in rows],
+        "rows": [{**row, "opposites": opposites(row)} for row in rows],
     }
 
 
@@ -130,25 +131,35 @@ def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
     return json.loads(done.read_text())
 
 
-@torch.inference_mode()
-def _opposites(checkpoint: str, test: Path, row: dict[str, Any]) -> dict[str, float]:
-    """Of each act, percent of captions that are nearer to their video than the same with the act reversed."""
-    encoder, info = load_dual(checkpoint)
-    manifest = read_manifest(test, None)
-    batches = epoch_batches(len(manifest), SamplingGrid.parse(row["grid"]), 32)
-    vectors = []
-    for clip in loader(ClipDataset(manifest), batches):
-        video = normalize(clip.video, info.video.mean, info.video.std)
-        vectors.append(encoder.embed_video(video, row["keep"], selector=row["selector"]))
-    videos = torch.cat(vectors)
-    figures = {}
-    for act in ACTS:
-        told = [(i, entry.captions[0]) for i, entry in enumerate(manifest.entries)]
-        pairs = [(i, text, other) for i, text in told if (other := mirrored(text, act)) is not None]
-        ours, theirs = (embed_texts(encoder, info.texts, [pair[side] for pair in pairs]) for side in (1, 2))
-        of = videos[[i for i, _, _ in pairs]]
-        figures[act] = round(100 * ((of * ours).sum(1) > (of * theirs).sum(1)).float().mean().item(), 1)
-    return figures
+class _Opposites:
+    """Counts captions that are nearer to their video than the same with an act reversed."""
+
+    def __init__(self, checkpoint: str, test: Path) -> None:
+        self._encoder, self._info = load_dual(checkpoint)
+        self._manifest = read_manifest(test, None)
+        self._pairs = {}
+        for act in ACTS:
+            told = [(i, entry.captions[0]) for i, entry in enumerate(self._manifest.entries)]
+            pairs = [(i, text, other) for i, text in told if (other := mirrored(text, act)) is not None]
+            sides = [
+                embed_texts(self._encoder, self._info.texts, [p[side] for p in pairs]) for side in (1, 2)
+            ]
+            self._pairs[act] = [i for i, _, _ in pairs], *sides
+
+    @torch.inference_mode()
+    def __call__(self, row: dict[str, Any]) -> dict[str, float]:
+        """Percent of the captions that tell of an act, at the plan of a row."""
+        batches = epoch_batches(len(self._manifest), SamplingGrid.parse(row["grid"]), 32)
+        vectors = []
+        for clip in loader(ClipDataset(self._manifest), batches):
+            video = normalize(clip.video, self._info.video.mean, self._info.video.std)
+            vectors.append(self._encoder.embed_video(video, row["keep"], selector=row["selector"]))
+        videos = torch.cat(vectors)
+        figures = {}
+        for act, (items, ours, theirs) in self._pairs.items():
+            nearer = (videos[items] * ours).sum(1) > (videos[items] * theirs).sum(1)
+            figures[act] = round(100 * nearer.float().mean().item(), 1)
+        return figures
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -81,4 +81,5 @@ def saved_chat(folder: Path, kind: str = "query") -> Path:
         plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],
     )
     about = ChatInfo(info, str(language), "answer briefly")
-    return save_chat(folder / "chat", small_model(0), config, Connector(config).state_dict(), about)
+    state = {f"connector.{name}": value for name, value in Connector(config).state_dict().items()}
+    return save_chat(folder / "chat", small_model(0), config, state, about)

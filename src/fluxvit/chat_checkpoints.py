@@ -12,10 +12,11 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint, save_checkpoint
 from fluxvit.files import atomic_folder, read_json, write_json
+from fluxvit.models.adapters import adapter_rank, add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel, load_language_model
@@ -45,6 +46,9 @@ def save_chat(
     folder: str | Path, video: FluxViT, config: ConnectorConfig, state: dict[str, Tensor], info: ChatInfo
 ) -> Path:
     """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
+
+    Args:
+        state: The connector's tensors (``connector.``...), and those of adapters (``adapters.``...), if any.
 
     Raises:
         ValueError: ``folder`` holds something else.
@@ -101,10 +105,6 @@ def load_chat(
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{folder / WEIGHTS}: damaged or missing ({error})") from error
-    report = compare_keys(state, connector)
-    if not report.matches:
-        raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
-    connector.load_state_dict(state)
     video, video_info = load_checkpoint(folder / VIDEO, device)
     model = load_language_model(source)
     if model.dim != connector.config.out_dim:
@@ -112,6 +112,15 @@ def load_chat(
             f"{source}: its words are {model.dim} wide, and the connector of {folder} makes "
             f"{connector.config.out_dim}; it was trained for {facts['language']}"
         )
+    rank = adapter_rank(state)
+    parts = nn.ModuleDict({"connector": connector})
+    if rank:
+        parts["adapters"] = add_adapters(model.network, rank)
+    report = compare_keys(state, parts)
+    if not report.matches:
+        raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
+    parts.load_state_dict(state)
     place = video.cls_token.device
-    chat = VideoChat(video, connector.to(place), model.network.to(place)).eval().requires_grad_(False)
+    parts.to(place).requires_grad_(False)
+    chat = VideoChat(video, connector, model.network.to(place)).eval().requires_grad_(False)
     return chat, model, ChatInfo(video_info, source, instruction, provenance)

@@ -51,8 +51,9 @@ def spans(path: Path, seconds: float, **options) -> list[tuple[float, float]]:
 def test_windows_overlap_by_half_and_reach_the_end(tmp_path: Path) -> None:
     path = shades(tmp_path / "a.mp4", 9.5)
     assert spans(path, 4) == [(0, 4), (2, 6), (4, 8), (6, 9.5)]
-    # What is left is shorter than a quarter of a window.
-    assert spans(path, 3)[-1] == (6.0, 9.0)
+    assert spans(path, 3)[-1] == (7.5, 9.5)
+    # What is left is shorter than an eighth of a window.
+    assert spans(shades(tmp_path / "c.mp4", 9.3), 3)[-1] == (6.0, 9.0)
     assert spans(path, 20) == [(0, 9.5)]
     assert spans(shades(tmp_path / "b.mp4", 0.1), 4) == [(0, 0.1)]
 

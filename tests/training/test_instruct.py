@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from test_recipe import TINY, world
 
@@ -13,6 +14,8 @@ from fluxvit.cli import main
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.questions import pack_questions, questions_of
+from fluxvit.models.adapters import add_adapters
+from fluxvit.models.language_model import load_language_model
 from fluxvit.training import trainer
 from fluxvit.training.instruct import FluxInstruct, Questions
 from fluxvit.training.state import find_state
@@ -134,6 +137,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 0
     one, other = (load_chat(tmp_path / name / "last")[0].connector for name in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: str, tmp_path: Path) -> None:
+    options = ("--task.adapter_rank", "2", "--optim.lr", "0.05", "--epochs", "3")
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
+    chat, model, _ = load_chat(tmp_path / "run" / "last")
+    plain = load_language_model(language)
+    words = chat.embed_words(model.ids("what moves ?"))[None]
+    with torch.no_grad():
+        adapted, bare = (net(inputs_embeds=words).logits for net in (chat.language, plain.network))
+    assert (adapted - bare).abs().max() > 1e-3
+    # By hand: what each adapter adds to its layer.
+    state = safetensors.torch.load_file(tmp_path / "run" / "last" / "connector.safetensors")
+    for path, layer in plain.network.named_modules():
+        if path.endswith(("q_proj", "v_proj")):
+            down, up = (state[f"adapters.{path.replace('.', '/')}.{way}.weight"] for way in ("down", "up"))
+            layer.weight.data += up @ down
+    with torch.no_grad():
+        torch.testing.assert_close(plain.network(inputs_embeds=words).logits, adapted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="has no linear layers called q_proj or v_proj"):
+        add_adapters(torch.nn.Linear(2, 2), 2)
 
 
 @pytest.mark.parametrize(

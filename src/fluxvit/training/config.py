@@ -473,6 +473,8 @@ class InstructSettings:
         width: Hidden width of the connector.
         budgets: Token budgets of which each step draws one; empty: the model's.
         instruction: What the language model is told to be; empty: what its template says.
+        adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
+            the language model stays as it is.
         selector: Which tokens are kept.
     """
 
@@ -481,6 +483,7 @@ class InstructSettings:
     width: int = 512
     budgets: tuple[int, ...] = ()
     instruction: str = ""
+    adapter_rank: int = 0
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:
@@ -488,6 +491,8 @@ class InstructSettings:
             raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
         if min(self.queries, self.width, *self.budgets) < 1:
             raise ValueError("task.queries, width and budgets must be at least 1")
+        if self.adapter_rank < 0:
+            raise ValueError(f"task.adapter_rank is {self.adapter_rank}; use 0 for no adapters")
 
 
 @dataclass(frozen=True)

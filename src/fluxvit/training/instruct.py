@@ -18,7 +18,7 @@ from fluxvit.models.language_model import LanguageModel
 
 class FluxInstruct(nn.Module):
     """Trains a connector: the language model is to give the answers, and both networks stay as they are
-    (paper table 10).
+    (paper table 10), unless the language model has adapters, which are trained, too.
 
     Every step draws one of the budgets, so that one connector serves all.
 
@@ -28,6 +28,7 @@ class FluxInstruct(nn.Module):
         before: int64 ``[P]``, the prompt before the video.
         budgets: Token budgets to draw from.
         selector: Which tokens are kept.
+        adapters: Of the language model; None: it has none.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class FluxInstruct(nn.Module):
         before: Tensor,
         budgets: Sequence[int],
         selector: str | Selector = "group_dynamic",
+        adapters: nn.ModuleDict | None = None,
     ) -> None:
         super().__init__()
         self.connector = connector
+        self.adapters = nn.ModuleDict() if adapters is None else adapters
         # Not as modules: what is frozen is neither saved with the run nor copied between processes.
         self._language, self._before = (language.network,), (before,)
         self._budgets, self._selector = tuple(budgets), selector

@@ -11,6 +11,7 @@ import torch
 from fluxvit.chat_checkpoints import ChatInfo, save_chat
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.questions import questions_of
+from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import load_language_model
@@ -63,17 +64,20 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     # Loading a language model may draw random numbers; connectors must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)
     connector = Connector(config).to(world.device)
+    adapters = add_adapters(language.network, task.adapter_rank) if task.adapter_rank else None
+    if adapters is not None:
+        adapters.to(world.device)
     before, _ = language.first_turn("", task.instruction)
     budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
     info = replace(course.describe(info, train, "instruct"), labels=[])
-    step = FluxInstruct(connector, language, before, budgets, task.selector)
+    step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
     trainer.target = Questions(train, language, task.instruction)
     about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
 
     def export(folder: Path, model: FluxViT) -> None:
-        state = {name: whole(value) for name, value in connector.state_dict().items()}
+        state = {name: whole(value) for name, value in step.state_dict().items()}
         if world.is_main:
             with exporting(folder):
                 save_chat(folder, model, config, state, about)
