@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from fluxvit.chat_checkpoints import load_chat
-from fluxvit.deploy.latency import plan_for
-from fluxvit.deploy.predictor import default_plans
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.deploy.predictor import choose_plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.hub import transformers_library
 from fluxvit.video.reader import open_video
@@ -45,18 +44,7 @@ class Chat:
     ) -> None:
         self.model, self.language, self.info = load_chat(checkpoint, language, device)
         self._device = torch.device(device)
-        config = self.model.video.config
-        if budget is None:
-            budget = config.budgets[0]
-        if isinstance(budget, int):
-            if budget < 1:
-                raise ValueError(f"budget {budget}: at least one token must be kept")
-            budget = Budget(tokens=budget)
-        if grid:
-            known = [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
-        else:
-            known = self.info.video.plans or default_plans(config, self.info.video, budget.tokens)
-        self.plan = plan_for(self.model.video, budget, known)
+        self.plan = choose_plan(self.model.video, self.info.video, budget, grid)
         self._cache: Any = None
         self._turns = 0
 

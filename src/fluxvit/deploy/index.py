@@ -15,8 +15,7 @@ from rich.progress import track
 from fluxvit.checkpoints import state_digest
 from fluxvit.data.layout import videos_below
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy.latency import plan_for
-from fluxvit.deploy.predictor import default_plans
+from fluxvit.deploy.predictor import choose_plan
 from fluxvit.deploy.video_db import EVERYTHING, Filter, Hit, VideoDatabase
 from fluxvit.deploy.windows import Window, windows
 from fluxvit.dual_checkpoints import DualInfo, load_dual
@@ -158,13 +157,7 @@ def choose_settings(
     if not 0 < seconds < float("inf"):
         raise ValueError(f"windows of {seconds:g} seconds; they must be longer than 0")
     encoder, info = load_dual(checkpoint)
-    config = encoder.video.config
-    budget = budget or Budget(tokens=config.budgets[0])
-    if grid:
-        known = [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
-    else:
-        known = info.video.plans or default_plans(config, info.video, budget.tokens)
-    plan = plan_for(encoder.video, budget, known)
+    plan = choose_plan(encoder.video, info.video, budget, grid)
     return IndexSettings(
         str(Path(checkpoint).absolute()),
         str(plan.grid),

@@ -17,7 +17,7 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.spending import Spent
 from fluxvit.models.config import FluxViTConfig
-from fluxvit.models.fluxvit import FluxViTOutput
+from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import eval_transform
@@ -94,23 +94,12 @@ class Predictor:
         config = self.model.config
         if config.num_classes == 0:
             raise ValueError(f"{checkpoint} has no classifier; it can embed, not predict")
-        if budget is None:
-            budget = config.budgets[0]
-        if isinstance(budget, int):
-            if budget < 1:
-                raise ValueError(f"budget {budget}: at least one token must be kept")
-            budget = Budget(tokens=budget)
         if head is not None and not 0 <= head < len(config.budgets):
             raise ValueError(
                 f"head {head} does not exist; this model has heads 0 to {len(config.budgets) - 1}"
             )
         self.labels = self.info.labels or [f"class {i}" for i in range(config.num_classes)]
-        known = (
-            [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
-            if grid
-            else (self.info.plans or default_plans(config, self.info, budget.tokens))
-        )
-        plan = plan_for(self.model, budget, known)
+        plan = choose_plan(self.model, self.info, budget, grid)
         if head is not None and head != plan.head:
             # The accuracy was the other head's; the cost is the same.
             measured = plan.measured and replace(plan.measured, correct=None, total=None)
@@ -171,6 +160,33 @@ def read_frames(path: str | Path, counts: Sequence[int]) -> tuple[list[np.ndarra
         times = [segment_times(0, reader.end, count) for count in counts]
         frames = reader.read(np.concatenate(times))
         return np.split(frames, np.cumsum(counts)[:-1]), reader.end
+
+
+def choose_plan(
+    model: FluxViT, info: CheckpointInfo, budget: Budget | int | None, grid: SamplingGrid | None = None
+) -> Plan:
+    """The plan that a budget leads to, on the device of the model.
+
+    Args:
+        info: Of the model's checkpoint.
+        budget: What a clip may cost; a number is tokens. None: the largest trained budget.
+        grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
+
+    Raises:
+        ValueError: The budget or the grid cannot be used, or the checkpoint names no training grids.
+    """
+    config = model.config
+    if budget is None:
+        budget = config.budgets[0]
+    if isinstance(budget, int):
+        if budget < 1:
+            raise ValueError(f"budget {budget}: at least one token must be kept")
+        budget = Budget(tokens=budget)
+    if grid:
+        known = [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
+    else:
+        known = info.plans or default_plans(config, info, budget.tokens)
+    return plan_for(model, budget, known)
 
 
 def default_plans(config: FluxViTConfig, info: CheckpointInfo, tokens: int | None) -> list[Plan]:

@@ -23,8 +23,8 @@ from fluxvit.chat_checkpoints import load_chat
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Asked, pack_questions, questions_of
-from fluxvit.deploy.latency import device_name, plan_for
-from fluxvit.deploy.predictor import default_plans
+from fluxvit.deploy.latency import device_name
+from fluxvit.deploy.predictor import choose_plan
 from fluxvit.evaluation.classification import Score
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget, Plan
@@ -116,15 +116,8 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
     """
     chat, language, info = load_chat(config.checkpoint, config.language, config.device)
     manifest, asked = _with_choices(config)
-    shape = chat.video.config
-    plans = []
-    for budget in config.budgets or tuple(Budget(tokens=tokens) for tokens in shape.budgets):
-        if config.grid:
-            pool = config.grid.tokens(shape.patch_size, shape.tubelet_size)
-            known = [Plan(config.grid, min(budget.tokens or pool, pool))]
-        else:
-            known = info.video.plans or default_plans(shape, info.video, budget.tokens)
-        plans.append(plan_for(chat.video, budget, known))
+    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in chat.video.config.budgets)
+    plans = [choose_plan(chat.video, info.video, budget, config.grid) for budget in budgets]
     dataset, place = ClipDataset(manifest), torch.device(config.device)
     unreadable: dict[int, str] = {}
     rows = []

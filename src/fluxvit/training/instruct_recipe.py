@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fluxvit.chat_checkpoints import ChatInfo, save_chat
-from fluxvit.data.manifest import Manifest
 from fluxvit.data.questions import questions_of
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
@@ -21,14 +19,12 @@ from fluxvit.training.instruct import FluxInstruct, Questions
 from fluxvit.training.recipe import (
     Course,
     clip_dataset,
-    readable,
+    readable_with,
     run_trainer,
     start_model,
     with_manifests,
 )
 from fluxvit.training.validation import exporting
-
-_log = logging.getLogger(__name__)
 
 
 def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True) -> Path:
@@ -47,7 +43,7 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
             why.
     """
     recipe = with_manifests(recipe, world, progress)
-    train = _questioned(recipe.data.train)
+    train = readable_with(recipe.data.train, "question", lambda entry: bool(questions_of(entry)))
     model, info = start_model(recipe, classes=0)
     model.requires_grad_(False).to(world.device)
     language = load_language_model(recipe.language)
@@ -83,19 +79,3 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
                 save_chat(folder, model, config, state, about)
 
     return run_trainer(trainer, recipe, info, progress, export)
-
-
-def _questioned(path: str) -> Manifest:
-    """The readable videos of a manifest that have questions; it is said how many have none.
-
-    Raises:
-        ValueError: None has, or the manifest cannot be read.
-    """
-    manifest = readable(path, None)
-    entries = tuple(entry for entry in manifest.entries if questions_of(entry))
-    if not entries:
-        raise ValueError(f"{path}: none of its {len(manifest)} videos has a question")
-    if len(entries) == len(manifest):
-        return manifest
-    _log.warning("%s: %d videos have no question and are left out", path, len(manifest) - len(entries))
-    return replace(manifest, entries=entries, digest=f"{manifest.digest}-questioned")

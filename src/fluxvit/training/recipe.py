@@ -19,7 +19,7 @@ from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
-from fluxvit.data.manifest import Manifest, read_manifest
+from fluxvit.data.manifest import Entry, Manifest, read_manifest
 from fluxvit.data.prepare import prepare_manifests
 from fluxvit.files import write_json
 from fluxvit.flux.cost import NetworkSize
@@ -234,6 +234,26 @@ def readable(path: str, target: str | None) -> Manifest:
             len(manifest),
         )
     return rest
+
+
+def readable_with(path: str, what: str, has: Callable[[Entry], bool]) -> Manifest:
+    """The readable videos of a manifest that have something; it is said how many have not.
+
+    Args:
+        what: They must have.
+        has: Tells whether a video does.
+
+    Raises:
+        ValueError: None has it, or the manifest cannot be read.
+    """
+    manifest = readable(path, None)
+    entries = tuple(entry for entry in manifest.entries if has(entry))
+    if not entries:
+        raise ValueError(f"{path}: none of its {len(manifest)} videos has a {what}")
+    if len(entries) == len(manifest):
+        return manifest
+    _log.warning("%s: %d videos have no %s and are left out", path, len(manifest) - len(entries), what)
+    return replace(manifest, entries=entries, digest=f"{manifest.digest}-{what}")
 
 
 def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe:
