@@ -89,3 +89,24 @@ def test_mvbench(tmp_path: Path) -> None:
     (tmp_path / "json" / "action_sequence.json").write_text(json.dumps([bad]))
     with pytest.raises(ValueError, match="not as mvbench ships"):
         read_source(tmp_path, root=tmp_path / "video")
+
+
+def test_dream1k(tmp_path: Path) -> None:
+    touch(tmp_path / "video" / "DREAM-1K_videos" / "7.mp4")
+    row = {
+        "idx": 1,
+        "dataset": "DREAM/movie_animation",
+        "text": {"prompt": "<video>\nDescribe the video in detail.", "response": "A dog runs, then it sits."},
+        "video_file": "<placeholder>",
+        "extra_info": {"duration": 5.09, "events": ["A dog runs.", "The dog sits."], "n_events": 2},
+        "vid": 7,
+    }
+    source = dump(tmp_path / "DREAM-1k.jsonl", row)
+    videos = read_source(source, root=tmp_path / "video")
+    assert (videos.name, videos.split) == ("dream1k", "test")
+    (entry,) = videos.entries
+    assert entry.path.name == "7.mp4"
+    assert entry.captions == ("A dog runs, then it sits.",)
+    assert entry.extra["events"] == ["A dog runs.", "The dog sits."]
+    (question,) = questions_of(entry)
+    assert (question.question, question.task) == ("Describe the video in detail.", "movie_animation")

@@ -24,6 +24,7 @@ COMMANDS = {
     "search": "find moments in indexed videos, by a sentence or another video",
     "chat": "ask questions about a video",
     "quiz": "test a chat model on questions with answers to choose from",
+    "describe": "let a chat model describe videos, and judge how much of what happens it tells",
     "convert": "turn one of the authors' or InternVideo2's .pth files into a checkpoint folder",
     "data": "check and make data sets",
     "info": "parameters and cost of a model at each budget",

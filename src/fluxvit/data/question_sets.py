@@ -1,5 +1,5 @@
 """Questions about videos as their authors ship them: conversations of LLaVA and VideoChat2, question lists of
-UMT, and MVBench.
+UMT, MVBench and DREAM-1K.
 
 The readers take the annotations (a file or a folder), the folder of the videos and the split; see
 `fluxvit.data.sources`. Questions become the key ``qa`` of a manifest.
@@ -7,12 +7,21 @@ The readers take the annotations (a file or a folder), the folder of the videos 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluxvit.data.layout import VideoList, files_in, name_split
+from fluxvit.data.layout import (
+    VideoList,
+    files_in,
+    find_video,
+    first_line,
+    index_videos,
+    name_split,
+    text_lines,
+)
 from fluxvit.data.manifest import Entry
 from fluxvit.files import read_json
 
@@ -107,6 +116,30 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
     return VideoList("", split or "test", root, tuple(entries), notes=notes)
 
 
+def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """DREAM-1K: ``DREAM-1k.jsonl``, each line with ``vid``, ``dataset``, ``text`` (``prompt``, ``response``)
+    and ``extra_info`` with ``events``.
+
+    The response becomes the caption, the events are kept, and the prompt is an open question. Videos are
+    ``VID`` with any suffix in any folder below ``root``.
+    """
+    root = root or source.parent
+    index = index_videos(root)
+    entries = []
+    for line in text_lines(source):
+        row = json.loads(line)
+        text, name = row["text"], str(row["vid"])
+        question = {
+            "question": _bare(text["prompt"]),
+            "answer": text["response"],
+            "task": row["dataset"].rpartition("/")[2],
+        }
+        path = find_video(index, [name], root / f"{name}.mp4")
+        extra = {"qa": [question], "events": list(row["extra_info"]["events"])}
+        entries.append(Entry(path, captions=(text["response"],), extra=extra))
+    return VideoList("", split or "test", root, tuple(entries))
+
+
 def _questions(row: dict[str, Any]) -> list[dict[str, Any]]:
     if "conversations" in row:
         turns = row["conversations"]
@@ -142,6 +175,8 @@ def detect_question_set(path: Path) -> str:
             file.stem for folder in (path, path / "json") if folder.is_dir() for file in files_in(folder)
         }
         return "mvbench" if len(names & {task.file for task in _MVBENCH}) > 1 else ""
+    if path.suffix == ".jsonl":
+        return "dream1k" if '"extra_info"' in first_line(path) and '"vid"' in first_line(path) else ""
     if path.suffix == ".json":
         content = read_json(path)
         first = content[0] if isinstance(content, list) and content else None

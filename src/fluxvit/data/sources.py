@@ -54,7 +54,12 @@ from fluxvit.data.lists import (
     read_rawframes,
 )
 from fluxvit.data.manifest import Entry, read_manifest
-from fluxvit.data.question_sets import detect_question_set, read_conversations, read_mvbench
+from fluxvit.data.question_sets import (
+    detect_question_set,
+    read_conversations,
+    read_dream1k,
+    read_mvbench,
+)
 from fluxvit.files import read_json
 from fluxvit.video.members import may_exist
 
@@ -204,6 +209,7 @@ FORMATS: dict[str, Reader] = {
     "paragraphs": read_paragraphs,
     "conversations": read_conversations,
     "mvbench": read_mvbench,
+    "dream1k": read_dream1k,
     "motionworld": read_motionworld,
     "manifest": read_probed,
 }
