@@ -74,3 +74,9 @@ def test_damaged_folders_are_named(tmp_path: Path, checkpoint: Path) -> None:
     (folder / "language.json").write_text(json.dumps({**facts, "dim": 13}))
     with pytest.raises(ValueError, match="disagree: "):
         load_dual(folder)
+
+
+def test_commands_for_videos_alone_are_told_where_the_video_side_is(tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    with pytest.raises(ValueError, match=r"has no config\.json; its video side is one: .*dual/video"):
+        fluxvit.load(folder)

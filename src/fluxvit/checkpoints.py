@@ -160,7 +160,9 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
         raise ValueError(f"{folder}: no such checkpoint folder; the package itself has {known}")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a checkpoint: it has no {name}")
+            inner = folder / "video"  # Of dual encoders and chat models.
+            hint = f"; its video side is one: {inner}" if (inner / CONFIG).is_file() else ""
+            raise ValueError(f"{folder} is not a checkpoint: it has no {name}{hint}")
     config = read_json(folder / CONFIG)
     try:
         if config["format"] != FORMAT:

