@@ -18,6 +18,9 @@ from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.texts import caption_number
 from fluxvit.dual_checkpoints import load_dual
+from fluxvit.evaluation.retrieve import RetrieveConfig, run_retrieve
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training import trainer
 from fluxvit.training.config import ContrastRecipe
 from fluxvit.training.contrast import Captions, FluxContrast
@@ -158,6 +161,7 @@ def contrast(recipe: Path, data: Path, out: Path, *options: str) -> int:
     """Two steps of a recipe with a small text tower."""
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out)]
     model = ["--model.init", "", "--model.settings", json.dumps(SETTINGS), "--images", ""]
+    model += ["--val", ""]
     text = ["--text.source", "", "--text.tokenizer", "", *WORDS]
     return main(["contrast", str(recipe), *TINY, *folders, *model, *text, *options])
 
@@ -229,6 +233,35 @@ def test_a_stopped_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) 
     assert contrast(RECIPE, world, tmp_path / "cut", "--epochs", "2") == 0
     one, other = (load_dual(tmp_path / name / "last")[0].state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
+    options = ["--val", str(world / "val.jsonl"), "--evaluation.grid", "4x16", "--epochs", "3"]
+    assert contrast(RECIPE, world, tmp_path / "run", *options, "--optim.lr", "0.01") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    best, _ = load_dual(tmp_path / "run" / "best")
+    found = run_retrieve(
+        RetrieveConfig(
+            str(tmp_path / "run" / "best"),
+            str(world / "val.jsonl"),
+            tuple(Budget(tokens=budget) for budget in best.video.config.budgets),
+            grid=SamplingGrid(4, 16, 16),
+            out=str(tmp_path / "out"),
+        ),
+        progress=False,
+    )
+    kept = max(rows, key=lambda row: row["mean"])
+    for budget in best.video.config.budgets:
+        (row,) = (
+            row
+            for row in found.results["rows"]
+            if row["budget"] == budget and row["kind"] != "plain" and not row["dual_softmax"]
+        )
+        assert row["grid"] == "4x16"
+        mean = (row["text_to_video"]["r1"] + row["video_to_text"]["r1"]) / 200
+        assert kept[f"recall@{budget}"] == pytest.approx(mean, abs=1e-6)
+    assert {"mean", "recall@12", "recall@8", "recall@4"} < set(rows[0])
 
 
 @pytest.mark.parametrize(

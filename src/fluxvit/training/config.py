@@ -445,12 +445,16 @@ class ContrastRecipe(RunRecipe):
             training counts.
         task: The loss.
         images: Manifest of images with captions; every other batch is then of images. Empty: videos only.
+        val: Manifest of the captioned videos that choose the best checkpoint; empty for none.
+        evaluation: Validation.
     """
 
     out: str = "runs/contrast"
     text: TextSettings = field(default_factory=TextSettings)
     task: ContrastSettings = field(default_factory=ContrastSettings)
     images: str = ""
+    val: str = ""
+    evaluation: EvalSettings = field(default_factory=EvalSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

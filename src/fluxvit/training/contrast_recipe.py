@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fluxvit.data.dataset import Clip, ClipDataset
-from fluxvit.data.manifest import Manifest
+from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.data.texts import Texts
-from fluxvit.dual_checkpoints import VIDEO, DualInfo, copy_language, is_dual, load_dual, save_dual
+from fluxvit.dual_checkpoints import VIDEO, DualInfo, is_dual, load_dual, save_dual
 from fluxvit.flux.cost import NetworkSize
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.huggingface_text import huggingface_text
@@ -18,7 +19,7 @@ from fluxvit.models.text import TextConfig, TextTower, TextTransformer
 from fluxvit.releases import read_release, text_tower
 from fluxvit.training.config import ContrastRecipe, GridSettings, TextSettings
 from fluxvit.training.contrast import Captions, FluxContrast
-from fluxvit.training.distributed import World, whole
+from fluxvit.training.distributed import World
 from fluxvit.training.recipe import (
     Course,
     clip_dataset,
@@ -27,17 +28,19 @@ from fluxvit.training.recipe import (
     start_model,
     with_manifests,
 )
-from fluxvit.training.validation import exporting
+from fluxvit.training.retrieval_validation import RetrievalValidation, gather_language
+from fluxvit.training.validation import BEST, exporting
 
 
 def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True) -> Path:
     """Train a dual encoder by a recipe, or go on where a former run of it stopped.
 
-    Writes into ``recipe.out``: ``last``, a dual encoder's checkpoint folder; ``log.jsonl``; ``run.json``, the
-    recipe and what it ran on.
+    Writes into ``recipe.out``: ``best`` (by R@1 on the validation videos, averaged over both directions and
+    all budgets) and ``last``, dual encoders' checkpoint folders; ``log.jsonl`` and ``validation.jsonl``;
+    ``run.json``, the recipe and what it ran on.
 
     Returns:
-        The folder of the checkpoint.
+        The folder of the best checkpoint; of the last one if there is no validation.
 
     Raises:
         Stopped: A signal asked to stop; the state and ``last`` are saved.
@@ -45,7 +48,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
         ValueError: The recipe, the text tower, the data or the folder cannot be used; the message says why.
     """
     recipe = with_manifests(recipe, world, progress)
-    train = readable_with(recipe.data.train, "caption", lambda entry: any(map(str.strip, entry.captions)))
+    train = readable_with(recipe.data.train, "caption", _has_caption)
     former = load_dual(recipe.model.init) if is_dual(recipe.model.init) else None
     if former:
         recipe = replace(recipe, model=replace(recipe.model, init=str(Path(recipe.model.init) / VIDEO)))
@@ -73,20 +76,37 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     trainer = course.trainer(model, task, dataset, info)
     shown = train
     if recipe.images:
-        images = readable_with(recipe.images, "caption", lambda entry: any(map(str.strip, entry.captions)))
+        images = readable_with(recipe.images, "caption", _has_caption)
         shown = replace(train, entries=(*train.entries, *images.entries))
         trainer.batches = _alternate(recipe, course, dataset, images, model.config.size, world)
         trainer.fingerprint["images"] = images.digest
     trainer.target = Captions(shown, texts)
     dual_info = DualInfo(info, texts, info.provenance)
 
+    if recipe.val:
+        trainer.after_step = RetrievalValidation(
+            trainer,
+            language,
+            dual_info,
+            readable_with(recipe.val, "caption", _has_caption),
+            SamplingGrid.parse(recipe.evaluation.grid),
+            every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
+            workers=recipe.data.workers,
+            progress=progress,
+        )
+
     def export(folder: Path, model: FluxViT) -> None:
-        state = {name: whole(value) for name, value in language.state_dict().items()}
+        whole_language = gather_language(language)
         if world.is_main:
             with exporting(folder):
-                save_dual(folder, DualEncoder(model, copy_language(language, state)), dual_info)
+                save_dual(folder, DualEncoder(model, whole_language), dual_info)
 
-    return run_trainer(trainer, recipe, info, progress, export)
+    last = run_trainer(trainer, recipe, info, progress, export)
+    return last.with_name(BEST) if recipe.val else last
+
+
+def _has_caption(entry: Entry) -> bool:
+    return any(map(str.strip, entry.captions))
 
 
 def open_text(settings: TextSettings, captions: Iterable[str]) -> tuple[TextTower, Texts]:

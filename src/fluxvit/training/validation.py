@@ -85,14 +85,23 @@ class Validation:
         if taken == 0 or taken in self._done or (taken % self._every and taken != last):
             return
         model = self._trainer.gather_model()
-        budgets = model.config.budgets
-        results = self._predict(model, budgets)
-        videos = len(self._dataset) + self._broken
-        scores = [result.score.correct / videos for result in results]
-        mean = sum(scores) / len(scores)
-        by_budget = {f"accuracy@{b}": score for b, score in zip(budgets, scores, strict=True)}
+        scores = self._score(model)
         if self._trainer.world.is_main:
-            self._keep(taken, model, {"mean": mean, **by_budget})
+            self._keep(taken, model, {"mean": sum(scores.values()) / len(scores), **scores})
+
+    def _score(self, model: FluxViT) -> dict[str, float]:
+        """A figure for each budget, in all processes; the larger, the better."""
+        budgets = model.config.budgets
+        videos = len(self._dataset) + self._broken
+        results = self._predict(model, budgets)
+        return {
+            f"accuracy@{budget}": result.score.correct / videos
+            for budget, result in zip(budgets, results, strict=True)
+        }
+
+    def _export(self, folder: Path, model: FluxViT) -> None:
+        """Save the best checkpoint, in the main process."""
+        export_checkpoint(folder, model, self._info)
 
     def _begin(self, taken: int) -> None:
         """Take up what former runs did; a run from the start forgets what another left in the folder."""
@@ -110,7 +119,7 @@ class Validation:
         try:
             # The checkpoint first: a crash in between repeats the validation.
             if scores["mean"] > self._best:
-                export_checkpoint(self._path.with_name(BEST), model, self._info)
+                self._export(self._path.with_name(BEST), model)
             append_json(self._path, {"step": taken, **scores})
         except OSError as error:
             text = "%s: the validation of step %d (mean %.4f) could not be written and does not count: %s"
