@@ -237,6 +237,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) 
 
 def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
     options = ["--val", str(world / "val.jsonl"), "--evaluation.grid", "4x16", "--epochs", "3"]
+    options += ["--evaluation.every_epochs", "1"]
     assert contrast(RECIPE, world, tmp_path / "run", *options, "--optim.lr", "0.01") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
