@@ -75,7 +75,7 @@ def saved_chat(folder: Path, kind: str = "query") -> Path:
     """A chat model beside its language model, which lies in ``folder/lm``."""
     language = tiny_language_model(folder / "lm")
     torch.manual_seed(4)
-    config = ConnectorConfig(32, 32, kind, queries=5, width=16, num_heads=2, scale=0.5)
+    config = ConnectorConfig(32, 16, 32, kind, queries=5, width=16, num_heads=2, scale=0.5)
     info = CheckpointInfo(
         grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
         plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],

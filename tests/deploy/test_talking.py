@@ -136,8 +136,9 @@ def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp
         logits = chat.language(inputs_embeds=words).logits[0].log_softmax(-1)
         return float(logits[-1 - len(answer) : -1].gather(1, answer[:, None]).sum())
 
-    things = max(["cube", "ball"], key=lambda choice: score("what moves ?", choice)) == "ball"
-    ways = max(["left", "right", "to"], key=lambda choice: score("which way ?", choice)) == "right"
+    asked = "what moves ? Choose: cube; ball.", "which way ? Choose: left; right; to."
+    things = max(["cube", "ball"], key=lambda choice: score(asked[0], choice)) == "ball"
+    ways = max(["left", "right", "to"], key=lambda choice: score(asked[1], choice)) == "right"
     assert blind["tasks"] == {"things": [4 * things, 4], "ways": [2 * ways, 2]}
     assert blind["correct"] == 4 * things + 2 * ways
 

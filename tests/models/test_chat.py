@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 
 def connector(kind: str) -> Connector:
     torch.manual_seed(0)
-    return Connector(ConnectorConfig(24, 20, kind, queries=3, width=16, num_heads=2, scale=0.25))
+    return Connector(ConnectorConfig(24, 8, 20, kind, queries=3, width=16, num_heads=2, scale=0.25))
 
 
 def test_places_are_the_middles_of_tokens() -> None:
@@ -33,30 +33,32 @@ def test_places_are_the_middles_of_tokens() -> None:
 @pytest.mark.parametrize("count", [1, 7, 30])
 def test_queries_make_as_many_vectors_of_any_number_of_tokens(count: int) -> None:
     made = connector("query")
-    tokens, places = torch.randn(2, count, 24), torch.rand(2, count, 3)
-    out = made(tokens, places)
+    tokens, places, pooled = torch.randn(2, count, 24), torch.rand(2, count, 3), torch.randn(2, 8)
+    out = made(tokens, places, pooled)
     assert out.shape == (2, 3, 20)
     # The order of tokens says nothing, for they carry their places; these do.
     order = torch.randperm(count)
-    torch.testing.assert_close(made(tokens[:, order], places[:, order]), out, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(made(tokens, places.flip(1) * 0.5), out, atol=1e-3)
+    torch.testing.assert_close(made(tokens[:, order], places[:, order], pooled), out, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(made(tokens, places.flip(1) * 0.5, pooled), out, atol=1e-3)
+    assert not torch.allclose(made(tokens, places, pooled + torch.randn(2, 8)), out, atol=1e-3)
     # What comes out is as large as the language model's words.
     assert out.std().item() == pytest.approx(0.25, rel=0.1)
 
 
 def test_the_mlp_makes_a_vector_of_each_token() -> None:
     made = connector("mlp")
-    tokens, places = torch.randn(2, 9, 24), torch.rand(2, 9, 3)
-    out = made(tokens, places)
-    assert out.shape == (2, 9, 20)
-    torch.testing.assert_close(made(tokens[:, 4:5], places[:, 4:5]), out[:, 4:5], rtol=1e-4, atol=1e-5)
+    tokens, places, pooled = torch.randn(2, 9, 24), torch.rand(2, 9, 3), torch.randn(2, 8)
+    out = made(tokens, places, pooled)
+    assert out.shape == (2, 10, 20)
+    fourth = made(tokens[:, 4:5], places[:, 4:5], pooled)
+    torch.testing.assert_close(fourth, out[:, [0, 5]], rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="choose mlp or query"):
-        ConnectorConfig(8, 8, "conv")
+        ConnectorConfig(8, 8, 8, "conv")
     with pytest.raises(ValueError, match="width 10 is no multiple of 4 heads"):
-        ConnectorConfig(8, 8, width=10)
+        ConnectorConfig(8, 8, 8, width=10)
 
 
 def test_answers_have_the_probability_of_each_row_alone(tmp_path: Path) -> None:
@@ -115,10 +117,12 @@ def test_several_clips_are_seen_in_their_order(tmp_path: Path) -> None:
     chat, _, _ = load_chat(saved_chat(tmp_path, "mlp"))
     one, other = torch.randn(2, 1, 3, 8, 16, 16).unbind(0)
     both = chat.look([one, other], 6)
-    assert both.shape == (1, 12, 32)
-    assert not torch.allclose(both[:, :6], chat.look([one], 6), atol=1e-4)  # Now it is the first half.
+    assert both.shape == (1, 13, 32)
+    # Now it is the first half.
+    assert not torch.allclose(both[:, 1:7], chat.look([one], 6)[:, 1:], atol=1e-4)
     swapped = chat.look([other, one], 6)
-    assert not torch.allclose(both[:, :6], swapped[:, 6:], atol=1e-4)
+    torch.testing.assert_close(both[:, :1], swapped[:, :1])
+    assert not torch.allclose(both[:, 1:7], swapped[:, 7:], atol=1e-4)
 
 
 def test_turns_are_those_of_the_template(tmp_path: Path) -> None:

@@ -85,6 +85,18 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
             assert torch.equal(row[2 + prompt : 2 + length], language.answer_ids(right))
             seen.add(right)
     assert seen == {"ball", "left ."}
+    # With choices, of which a part of the questions tells.
+    rows[0]["qa"] = [{"question": "what ?", "answer": "ball", "choices": ["cube", "ball"]}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    forms = [language.first_turn(text)[1] for text in ("what ?", "what ? Choose: cube; ball.")]
+    for told, expected in ((0.0, {0}), (0.5, {0, 1}), (1.0, {1})):
+        questions = Questions(read_manifest(tmp_path / "m.jsonl", None), language, told=told)
+        found = set()
+        for seed in range(20):
+            torch.manual_seed(seed)
+            row = questions(batch)[0]
+            found |= {i for i, form in enumerate(forms) if torch.equal(row[2 : 2 + row[0]], form)}
+        assert found == expected
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
     with pytest.raises(ValueError, match=r"a\.mp4 has no question"):
         Questions(read_manifest(tmp_path / "m.jsonl", None), language)
@@ -166,6 +178,7 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
         (["--model.init", ""], "name the checkpoint whose frozen features"),
         (["--optim.ema", "0.9"], "the connector would not follow"),
         (["--task.connector", "conv"], "choose query or mlp"),
+        (["--task.choices_told", "2"], "it is a part, from 0 to 1"),
         (["--language", "no/such/folder/here"], "no language model from"),
     ],
 )

@@ -23,6 +23,11 @@ class Asked:
     choices: tuple[str, ...] = ()
     task: str = ""
 
+    @property
+    def with_choices(self) -> str:
+        """The question with its choices, if it has any."""
+        return f"{self.question} Choose: {'; '.join(self.choices)}." if self.choices else self.question
+
 
 def questions_of(entry: Entry) -> list[Asked]:
     """The questions of a manifest's entry, from its key ``qa``.

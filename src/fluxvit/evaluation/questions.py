@@ -1,8 +1,8 @@
 """``fluxvit quiz``: questions about videos with answers to choose from, at several budgets and blind.
 
-The answer that the language model finds likeliest, with its end, is its choice: nothing has to be read out of
-free text. *Blind* it hears the same questions and choices without any video, which tells how much can be
-guessed; chance is told, too.
+The choices stand in the question, and the one that the language model finds likeliest, with its end, is its
+answer: nothing has to be read out of free text. *Blind* it hears the same questions and choices without any
+video, which tells how much can be guessed; chance is told, too.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _Chooser:
     def __call__(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[bool]:
         rows, owners = [], []
         for number, question in enumerate(questions):
-            before, prompt = self.language.first_turn(question.question, self.instruction)
+            before, prompt = self.language.first_turn(question.with_choices, self.instruction)
             rows += [(prompt, self.language.answer_ids(choice)) for choice in question.choices]
             owners += [number] * len(question.choices)
         packed = pack_questions(rows).to(self.place)

@@ -4,8 +4,8 @@ setting of the paper's table 10).
 What a video's tokens become stands among the words of a prompt, as if it were words. Tokens keep their places
 in the video, since their number varies with grid and budget and no fixed order could tell them.
 
-Shapes: B videos, K kept tokens, C channels of the FluxViT, N what the language model sees of a video, D its
-width, L tokens of text.
+Shapes: B videos, K kept tokens, C channels of the FluxViT, P of its pooled vector, N what the language model
+sees of a video, D its width, L tokens of text.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class ConnectorConfig:
 
     Args:
         dim: C.
+        pooled_dim: P.
         out_dim: D.
-        kind: ``mlp``: one vector a token, N = K. ``query``: N learned queries that attend to the tokens.
+        kind: ``mlp``: a vector for each token, and one ahead of them for the pooled vector, N = K + 1.
+            ``query``: N queries, made of the pooled vector, that attend to the tokens.
         queries: N, of ``query``.
         width: Hidden width.
         num_heads: Of ``query``'s attention.
@@ -40,6 +42,7 @@ class ConnectorConfig:
     """
 
     dim: int
+    pooled_dim: int
     out_dim: int
     kind: str = "query"
     queries: int = 16
@@ -50,7 +53,7 @@ class ConnectorConfig:
     def __post_init__(self) -> None:
         if self.kind not in CONNECTORS:
             raise ValueError(f"connector {self.kind!r}: choose {' or '.join(CONNECTORS)}")
-        if min(self.dim, self.out_dim, self.queries, self.width, self.num_heads) < 1:
+        if min(self.dim, self.pooled_dim, self.out_dim, self.queries, self.width, self.num_heads) < 1:
             raise ValueError(f"a connector needs sizes of at least 1, got {asdict(self)}")
         if self.width % self.num_heads:
             raise ValueError(f"connector width {self.width} is no multiple of {self.num_heads} heads")
@@ -58,6 +61,8 @@ class ConnectorConfig:
 
 class Connector(nn.Module):
     """Turns a FluxViT's tokens, any number of them, into what a language model reads.
+
+    It gets the pooled vector besides, in which the FluxViT's own training has gathered what counts.
 
     Args:
         config: Its shape.
@@ -70,7 +75,11 @@ class Connector(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.embed = nn.Linear(config.dim, width)
         self.place = nn.Linear(6 * _FREQUENCIES, width)
-        if config.kind == "query":
+        self.norm_pooled = nn.LayerNorm(config.pooled_dim)
+        if config.kind == "mlp":
+            self.pooled = nn.Linear(config.pooled_dim, width)
+        else:
+            self.pooled = nn.Linear(config.pooled_dim, config.queries * width)
             self.queries = nn.Parameter(torch.randn(config.queries, width) * 0.02)
             self.norm_tokens, self.norm_queries = nn.LayerNorm(width), nn.LayerNorm(width)
             self.attend = nn.MultiheadAttention(width, config.num_heads, batch_first=True)
@@ -79,17 +88,21 @@ class Connector(nn.Module):
         self.norm_out = nn.LayerNorm(config.out_dim)
         nn.init.constant_(self.norm_out.weight, config.scale)
 
-    def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, places: Tensor, pooled: Tensor) -> Tensor:
         """Tokens to ``[B, N, D]``.
 
         Args:
             tokens: ``[B, K, C]``, without class token.
             places: ``[B, K, 3]``, of each the middle in time, height and width, from 0 to 1.
+            pooled: ``[B, P]``.
         """
         x = self.embed(self.norm(tokens)) + self.place(fourier(places).to(tokens.dtype))
-        if self.config.kind == "query":
+        whole = self.pooled(self.norm_pooled(pooled)).unflatten(1, (-1, self.config.width))
+        if self.config.kind == "mlp":
+            x = torch.cat([whole.to(x.dtype), x], dim=1)
+        else:
             x = self.norm_tokens(x)
-            queries = self.queries.to(x.dtype).expand(len(x), -1, -1)
+            queries = whole.to(x.dtype) + self.queries
             x = queries + self.attend(self.norm_queries(queries), x, x, need_weights=False)[0]
         return self.norm_out(self.fc2(F.gelu(self.fc1(self.norm_hidden(x)))))
 
@@ -141,21 +154,24 @@ class VideoChat(nn.Module):
 
         Args:
             clips: One or several clips of each video, ``[B, 3, T, H, W]`` each, in the order of their times;
-                the tokens of all go to the connector together.
+                the tokens of all go to the connector together, with the mean of their pooled vectors.
             budget: Tokens of each clip.
             selector: Which are kept.
 
         Raises:
             ValueError: As :meth:`FluxViT.forward`.
         """
-        tokens, places = [], []
+        tokens, places, pooled = [], [], []
         for number, clip in enumerate(clips):
             ((sample, kept),), shape = self.video.sample(clip, [budget], selector)
-            tokens.append(self.video.encode(sample)[:, 1:])
+            encoded = self.video.encode(sample)
+            tokens.append(encoded[:, 1:])
+            pooled.append(self.video.forward_head(encoded, pre_logits=True))
             place = token_places(kept, shape, len(clip)).to(clip.device)
             place[..., 0] = (number + place[..., 0]) / len(clips)
             places.append(place)
-        return self.connector(torch.cat(tokens, dim=1), torch.cat(places, dim=1))
+        mean = torch.stack(pooled).mean(0)
+        return self.connector(torch.cat(tokens, dim=1), torch.cat(places, dim=1), mean)
 
     def embed_words(self, ids: Tensor) -> Tensor:
         """Token ids ``[...]`` as the language model embeds them, ``[..., D]``."""

@@ -477,6 +477,7 @@ class InstructSettings:
         width: Hidden width of the connector.
         budgets: Token budgets of which each step draws one; empty: the model's.
         instruction: What the language model is told to be; empty: what its template says.
+        choices_told: Part of the questions with choices that are asked with them; the rest are open.
         adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
             the language model stays as it is.
         selector: Which tokens are kept.
@@ -487,6 +488,7 @@ class InstructSettings:
     width: int = 512
     budgets: tuple[int, ...] = ()
     instruction: str = ""
+    choices_told: float = 0.5
     adapter_rank: int = 0
     selector: str = "group_dynamic"
 
@@ -495,6 +497,8 @@ class InstructSettings:
             raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
         if min(self.queries, self.width, *self.budgets) < 1:
             raise ValueError("task.queries, width and budgets must be at least 1")
+        if not 0 <= self.choices_told <= 1:
+            raise ValueError(f"task.choices_told is {self.choices_told:g}; it is a part, from 0 to 1")
         if self.adapter_rank < 0:
             raise ValueError(f"task.adapter_rank is {self.adapter_rank}; use 0 for no adapters")
 

@@ -74,26 +74,30 @@ class Questions:
         manifest: The videos.
         language: Whose tokens they become.
         instruction: What the model is told to be.
+        told: Part of the questions with choices that are asked with them.
 
     Raises:
         ValueError: A video has no question.
     """
 
-    def __init__(self, manifest: Manifest, language: LanguageModel, instruction: str = "") -> None:
+    def __init__(
+        self, manifest: Manifest, language: LanguageModel, instruction: str = "", told: float = 0.0
+    ) -> None:
         self._asked = [questions_of(entry) for entry in manifest.entries]
         for entry, asked in zip(manifest.entries, self._asked, strict=True):
             if not asked:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
-        self._language, self._instruction = language, instruction
+        self._language, self._instruction, self._told = language, instruction, told
 
     def __call__(self, batch: Clip) -> Tensor:
         """int64 ``[B, 2 + L]``: tokens of the prompt behind the video, of prompt and answer together, and
         their ids. It draws from PyTorch's generator.
         """
-        draws = torch.rand(len(batch.item)).tolist()
+        draws = torch.rand(len(batch.item), 2).tolist()
         rows = []
-        for item, draw in zip(batch.item.tolist(), draws, strict=True):
-            asked = self._asked[item][int(draw * len(self._asked[item]))]
-            prompt = self._language.first_turn(asked.question, self._instruction)[1]
+        for item, (which, how) in zip(batch.item.tolist(), draws, strict=True):
+            asked = self._asked[item][int(which * len(self._asked[item]))]
+            question = asked.with_choices if how < self._told else asked.question
+            prompt = self._language.first_turn(question, self._instruction)[1]
             rows.append((prompt, self._language.answer_ids(asked.answer)))
         return pack_questions(rows)

@@ -51,6 +51,7 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     task = recipe.task
     config = ConnectorConfig(
         model.config.embed_dim,
+        model.config.pool_dim,
         language.dim,
         task.connector,
         task.queries,
@@ -69,7 +70,7 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     info = replace(course.describe(info, train, "instruct"), labels=[])
     step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
-    trainer.target = Questions(train, language, task.instruction)
+    trainer.target = Questions(train, language, task.instruction, task.choices_told)
     about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
 
     def export(folder: Path, model: FluxViT) -> None:
