@@ -49,9 +49,10 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     """
     recipe = with_manifests(recipe, world, progress)
     train = readable_with(recipe.data.train, "caption", _has_caption)
-    former = load_dual(recipe.model.init) if is_dual(recipe.model.init) else None
+    init = recipe.model.init
+    former = load_dual(init) if init and is_dual(init) else None
     if former:
-        recipe = replace(recipe, model=replace(recipe.model, init=str(Path(recipe.model.init) / VIDEO)))
+        recipe = replace(recipe, model=replace(recipe.model, init=str(Path(init) / VIDEO)))
     model, info = start_model(recipe, classes=0)
     if former:
         language, texts = former[0].language, former[1].texts
