@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "fluxvit"
 FLOORS = [
     {"flux", "files", "machine"},
     {"models", "video"},
-    {"data", "checkpoints", "releases"},
+    {"data", "checkpoints", "releases", "dual_checkpoints", "chat_checkpoints"},
     {"deploy", "training", "evaluation"},
     {"demo"},
     {"cli"},
