@@ -97,6 +97,19 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
             row = questions(batch)[0]
             found |= {i for i, form in enumerate(forms) if torch.equal(row[2 : 2 + row[0]], form)}
         assert found == expected
+    # Some clips are to be described instead.
+    rows[0]["captions"] = ["the ball moves", "the cube moves"]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = Questions(read_manifest(tmp_path / "m.jsonl", None), language, captions=0.7)
+    described = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        first, second = questions(batch)[:2]
+        described.add(tuple(first[2 + first[0] : 2 + first[1]].tolist()))
+        # The other video has no caption.
+        assert torch.equal(second[2 : 2 + second[0]], language.first_turn("what moves ?")[1])
+    answers = ("ball", "the ball moves", "the cube moves")
+    assert described == {tuple(language.answer_ids(answer).tolist()) for answer in answers}
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
     with pytest.raises(ValueError, match=r"a\.mp4 has no question"):
         Questions(read_manifest(tmp_path / "m.jsonl", None), language)

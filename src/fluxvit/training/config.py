@@ -478,6 +478,7 @@ class InstructSettings:
         budgets: Token budgets of which each step draws one; empty: the model's.
         instruction: What the language model is told to be; empty: what its template says.
         choices_told: Part of the questions with choices that are asked with them; the rest are open.
+        captions: Part of the clips that are to be described instead, if their videos have captions.
         adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
             the language model stays as it is.
         selector: Which tokens are kept.
@@ -489,6 +490,7 @@ class InstructSettings:
     budgets: tuple[int, ...] = ()
     instruction: str = ""
     choices_told: float = 0.5
+    captions: float = 0.0
     adapter_rank: int = 0
     selector: str = "group_dynamic"
 
@@ -497,8 +499,9 @@ class InstructSettings:
             raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
         if min(self.queries, self.width, *self.budgets) < 1:
             raise ValueError("task.queries, width and budgets must be at least 1")
-        if not 0 <= self.choices_told <= 1:
-            raise ValueError(f"task.choices_told is {self.choices_told:g}; it is a part, from 0 to 1")
+        for name in ("choices_told", "captions"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"task.{name} is {getattr(self, name):g}; it is a part, from 0 to 1")
         if self.adapter_rank < 0:
             raise ValueError(f"task.adapter_rank is {self.adapter_rank}; use 0 for no adapters")
 

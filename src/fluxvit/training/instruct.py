@@ -15,6 +15,8 @@ from fluxvit.models.chat import Connector, VideoChat
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel
 
+DESCRIBE = "What happens in the video?"
+
 
 class FluxInstruct(nn.Module):
     """Trains a connector: the language model is to give the answers, and both networks stay as they are
@@ -75,29 +77,43 @@ class Questions:
         language: Whose tokens they become.
         instruction: What the model is told to be.
         told: Part of the questions with choices that are asked with them.
+        captions: Part of the clips, of those whose videos have captions, that are to be described instead:
+            the answer is a caption. It says far more of a video than most answers do.
 
     Raises:
         ValueError: A video has no question.
     """
 
     def __init__(
-        self, manifest: Manifest, language: LanguageModel, instruction: str = "", told: float = 0.0
+        self,
+        manifest: Manifest,
+        language: LanguageModel,
+        instruction: str = "",
+        told: float = 0.0,
+        captions: float = 0.0,
     ) -> None:
         self._asked = [questions_of(entry) for entry in manifest.entries]
         for entry, asked in zip(manifest.entries, self._asked, strict=True):
             if not asked:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
+        self._told_captions = [entry.captions for entry in manifest.entries]
         self._language, self._instruction, self._told = language, instruction, told
+        self._captions = captions
 
     def __call__(self, batch: Clip) -> Tensor:
         """int64 ``[B, 2 + L]``: tokens of the prompt behind the video, of prompt and answer together, and
         their ids. It draws from PyTorch's generator.
         """
-        draws = torch.rand(len(batch.item), 2).tolist()
+        draws = torch.rand(len(batch.item), 3).tolist()
         rows = []
-        for item, (which, how) in zip(batch.item.tolist(), draws, strict=True):
-            asked = self._asked[item][int(which * len(self._asked[item]))]
-            question = asked.with_choices if how < self._told else asked.question
+        for item, (which, how, what) in zip(batch.item.tolist(), draws, strict=True):
+            captions = self._told_captions[item]
+            if captions and what < self._captions:
+                question, answer = DESCRIBE, captions[int(which * len(captions))]
+            else:
+                asked = self._asked[item][int(which * len(self._asked[item]))]
+                question = asked.with_choices if how < self._told else asked.question
+                answer = asked.answer
             prompt = self._language.first_turn(question, self._instruction)[1]
-            rows.append((prompt, self._language.answer_ids(asked.answer)))
+            rows.append((prompt, self._language.answer_ids(answer)))
         return pack_questions(rows)
