@@ -110,3 +110,6 @@ def test_dream1k(tmp_path: Path) -> None:
     assert entry.extra["events"] == ["A dog runs.", "The dog sits."]
     (question,) = questions_of(entry)
     assert (question.question, question.task) == ("Describe the video in detail.", "movie_animation")
+    source.write_text(source.read_text() + "{\n")
+    with pytest.raises(ValueError, match=r"DREAM-1k\.jsonl: a line that is not JSON"):
+        read_source(source, root=tmp_path / "video")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.texts import embed_texts
 from fluxvit.dual_checkpoints import load_dual
+from fluxvit.evaluation.retrieve import _figures
 from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, plain_name, text_classifier
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.transforms import normalize
@@ -101,9 +101,15 @@ def test_unreadable_videos_rank_last(encoder: Path, videos: Path, tmp_path: Path
     assert "1 videos cannot be read and rank last" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "retrieval.json").read_text())
     assert found["unreadable"][0]["path"].endswith("broken.mp4")
-    # 15 captions, two of them of the broken video: these rank behind all nine others.
-    for row in found["rows"]:
-        assert row["text_to_video"]["mean_rank"] >= 2 * 10 / 15
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_lost_video_ranks_behind_all_others(dual: bool) -> None:
+    similarity = torch.tensor([[0.9, 0.1, 0.2], [float("nan")] * 3, [0.3, 0.2, 0.8]])
+    found = _figures(similarity, [[0], [1], [2]], dual)
+    for way in ("text_to_video", "video_to_text"):
+        assert found[way]["mean_rank"] == pytest.approx((1 + 3 + 1) / 3)
+        assert found[way]["r1"] == pytest.approx(200 / 3)
 
 
 def test_captions_are_needed(encoder: Path, tmp_path: Path, capsys) -> None:
@@ -203,7 +209,6 @@ def test_plans_are_searched_by_captions_and_written_to_the_video_side(
     plan = info.video.plans[1]
     both, _ = load_dual(folder)
     manifest = read_manifest(videos, None)
-    manifest = replace(manifest, entries=manifest.entries)
     firsts = [entry.captions[0] for entry in manifest.entries]
     words = embed_texts(both, info.texts, firsts)
     clips = [ClipDataset(manifest)[ClipRequest(i, plan.grid)].video for i in range(10)]

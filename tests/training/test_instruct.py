@@ -138,7 +138,7 @@ def test_every_recipe_parses_builds_and_runs(
     chat, model, info = load_chat(out / "last")
     assert (model.source, chat.connector.config.queries) == (language, 3)
     assert chat.connector.config.scale == pytest.approx(model.word_scale)
-    assert info.provenance["recipe"]["task"]["budgets"] == (12, 6) or [12, 6]
+    assert info.provenance["recipe"]["task"]["budgets"] == [12, 6]
     assert find_state(out).about["step"] == 2
     assert instruct(recipe, world, checkpoint, language, out) == 0
     assert instruct(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2

@@ -127,7 +127,10 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
     index = index_videos(root)
     entries = []
     for line in text_lines(source):
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source}: a line that is not JSON: {error}") from error
         text, name = row["text"], str(row["vid"])
         question = {
             "question": _bare(text["prompt"]),
