@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fluxvit.chat_checkpoints import load_chat
-from fluxvit.data.questions import pack_questions
+from fluxvit.data.questions import pack_turns
 from fluxvit.models.chat import Connector, ConnectorConfig, token_places
 from fluxvit.models.language_model import load_language_model
 from talking import WORDS, saved_chat, tiny_language_model
@@ -63,24 +63,46 @@ def test_wrong_shapes_are_refused() -> None:
 
 def test_answers_have_the_probability_of_each_row_alone(tmp_path: Path) -> None:
     chat, language, info = load_chat(saved_chat(tmp_path))
-    before, _ = language.first_turn("", info.instruction)
-    pairs = [("what moves ?", "ball"), ("which way does it go ?", "to the left ."), ("what ?", "the cube")]
+    before, behind = language.first_turn("what moves ?", info.instruction)
     rows = [
-        (language.first_turn(question, info.instruction)[1], language.answer_ids(answer))
-        for question, answer in pairs
+        [(behind, language.answer_ids("ball"))],
+        [
+            (behind, language.answer_ids("the cube")),
+            (language.next_turn("which way does it go ?"), language.answer_ids("to the left .")),
+            (language.next_turn("what ?"), language.answer_ids("right")),
+        ],
+        [(behind, language.answer_ids("it")), (language.next_turn("which ?"), language.answer_ids("ball"))],
     ]
-    packed = pack_questions(rows)
+    ids, turns = pack_turns(rows).unbind(1)
     seen = torch.randn(3, 5, 32)
     for video in (seen, None):
-        found = chat.log_probabilities(before, video, packed[:, 2:], packed[:, 1], packed[:, 0])
-        assert found.shape == (3, 5)
-        for row, (prompt, answer) in enumerate(rows):
-            words = [chat.embed_words(ids) for ids in (before, torch.cat([prompt, answer]))]
-            parts = words if video is None else [words[0], video[row], words[1]]
-            logits = chat.language(inputs_embeds=torch.cat(parts)[None]).logits[0].log_softmax(-1)
-            expected = logits[-1 - len(answer) : -1].gather(1, answer[:, None])[:, 0]
-            torch.testing.assert_close(found[row, -len(answer) :], expected, rtol=1e-4, atol=1e-5)
-            assert (found[row, : -len(answer)] == 0).all()
+        found = chat.log_probabilities(before, video, ids, turns > 0)
+        assert found.shape == ids.shape
+        for row, said in enumerate(rows):
+            words = chat.embed_words(torch.cat([before, *(ids for turn in said for ids in turn)]))
+            if video is not None:
+                words = torch.cat([words[: len(before)], video[row], words[len(before) :]])
+            logits = chat.language(inputs_embeds=words[None]).logits[0].log_softmax(-1)
+            start, place = len(words) - sum(len(ids) for turn in said for ids in turn), 0
+            expected = torch.zeros(ids.shape[1])
+            for heard, answer in said:
+                for token in answer:
+                    spot = place + len(heard)
+                    expected[spot] = logits[start + spot - 1, token]
+                    place += 1
+                place += len(heard)
+            torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
+    # Nothing stays behind in the language model.
+    assert chat.language(input_ids=ids).logits.shape[1] == ids.shape[1]
+
+
+def test_turns_are_numbered_and_padded_behind() -> None:
+    one, two, three = torch.tensor([5]), torch.tensor([6, 7]), torch.tensor([8, 9, 10])
+    packed = pack_turns([[(two, one), (one, three)], [(three, two)]])
+    assert packed.tolist() == [
+        [[6, 7, 5, 5, 8, 9, 10], [0, 0, 1, 0, 2, 2, 2]],
+        [[8, 9, 10, 6, 7, 0, 0], [0, 0, 0, 1, 1, 0, 0]],
+    ]
 
 
 def greedy(chat, embeddings: Tensor, stop: list[int], limit: int) -> list[int]:

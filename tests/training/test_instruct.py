@@ -8,14 +8,15 @@ import pytest
 import safetensors.torch
 import torch
 from test_recipe import TINY, world
+from torch import Tensor
 
 from fluxvit.chat_checkpoints import load_chat
 from fluxvit.cli import main
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.questions import pack_questions, questions_of
+from fluxvit.data.questions import pack_turns, questions_of
 from fluxvit.models.adapters import add_adapters
-from fluxvit.models.language_model import load_language_model
+from fluxvit.models.language_model import LanguageModel, load_language_model
 from fluxvit.training import trainer
 from fluxvit.training.instruct import FluxInstruct, Questions
 from fluxvit.training.state import find_state
@@ -30,21 +31,27 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
     chat, language, info = load_chat(saved_chat(tmp_path))
     chat.connector.requires_grad_(True)
     before, _ = language.first_turn("", info.instruction)
+    first, way = language.first_turn("what moves ?")[1], language.next_turn("which way ?")
     rows = [
-        (language.first_turn(question)[1], language.answer_ids(answer))
-        for question, answer in (("what moves ?", "ball"), ("which way ?", "to the left ."))
+        [(first, language.answer_ids("ball")), (way, language.answer_ids("right"))],
+        [(first, language.answer_ids("to the left ."))],
     ]
-    questions = pack_questions(rows)
+    questions = pack_turns(rows)
     task = FluxInstruct(chat.connector, language, before, budgets=(12,))
     video = torch.randn(2, 3, 8, 16, 16)
     chat.video.train()
     result = task(chat.video, video, questions)
     assert not chat.video.training
     seen = chat.look([video], 12)
-    found = chat.log_probabilities(before, seen, questions[:, 2:], questions[:, 1], questions[:, 0])
-    lengths = torch.tensor([len(answer) for _, answer in rows])
-    torch.testing.assert_close(result["loss"], -(found.sum(1) / lengths).mean())
-    torch.testing.assert_close(result["answer"], found.sum(1).exp().mean())
+    found = chat.log_probabilities(before, seen, questions[:, 0], questions[:, 1] > 0)
+    # Three answers, of two, two and five tokens.
+    answers = [found[0, 5:7], found[0, -2:], found[1, 5:10]]
+    assert all((answer < 0).all() for answer in answers)
+    assert sum(map(len, answers)) == (found < 0).sum()
+    torch.testing.assert_close(result["loss"], -torch.stack([answer.mean() for answer in answers]).mean())
+    torch.testing.assert_close(
+        result["answer"], torch.stack([answer.sum().exp() for answer in answers]).mean()
+    )
     result["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in chat.connector.parameters())
     assert all(p.grad is None for p in [*chat.video.parameters(), *chat.language.parameters()])
@@ -55,7 +62,7 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
 def test_every_budget_is_drawn(tmp_path: Path) -> None:
     chat, language, _ = load_chat(saved_chat(tmp_path))
     task = FluxInstruct(chat.connector, language, language.first_turn("")[0], budgets=(12, 6, 3))
-    questions = pack_questions([(language.first_turn("what ?")[1], language.answer_ids("ball"))])
+    questions = pack_turns([[(language.first_turn("what ?")[1], language.answer_ids("ball"))]])
     video = torch.randn(1, 3, 8, 16, 16)
     losses = set()
     for seed in range(20):
@@ -64,52 +71,76 @@ def test_every_budget_is_drawn(tmp_path: Path) -> None:
     assert len(losses) == 3
 
 
+def heard_and_said(row: Tensor) -> list[tuple[list[int], list[int]]]:
+    """Turns of a packed conversation, padding left out."""
+    turns, ids = [], row[0].tolist()
+    numbers = row[1].tolist()
+    end = 0
+    for number in range(1, max(numbers) + 1):
+        start = numbers.index(number)
+        stop = start + numbers.count(number)
+        turns.append((ids[end:start], ids[start:stop]))
+        end = stop
+    return turns
+
+
+def conversations(folder: Path, language: LanguageModel, rows: list[dict], **options) -> list[list[Tensor]]:
+    """What the clips of a batch are asked, drawn forty times."""
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = Questions(read_manifest(folder / "m.jsonl", None), language, **options)
+    items = torch.arange(len(rows))
+    batch = Clip(*[torch.zeros(len(rows))] * 2, items, torch.zeros(len(rows)))
+    drawn = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        drawn.append(list(questions(batch)))
+    return drawn
+
+
 def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     language = load_chat(saved_chat(tmp_path))[1]
-    asked = [{"question": "what moves ?", "answer": "ball"}, {"question": "which way ?", "answer": "left ."}]
-    rows = [{"path": "a.mp4", "qa": asked}, {"path": "b.mp4", "qa": asked[:1]}]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = Questions(read_manifest(tmp_path / "m.jsonl", None), language)
-    batch = Clip(*[torch.zeros(3)] * 2, torch.tensor([0, 1, 0]), torch.zeros(3))
-    seen = set()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        drawn = questions(batch)
-        for row, own in zip(drawn, (asked, asked[:1], asked), strict=True):
-            prompt, length = int(row[0]), int(row[1])
-            (right,) = [
-                qa["answer"]
-                for qa in own
-                if torch.equal(row[2 : 2 + prompt], language.first_turn(qa["question"])[1])
-            ]
-            assert torch.equal(row[2 + prompt : 2 + length], language.answer_ids(right))
-            seen.add(right)
-    assert seen == {"ball", "left ."}
+
+    def first(question: str, answer: str) -> tuple[list[int], list[int]]:
+        return language.first_turn(question)[1].tolist(), language.answer_ids(answer).tolist()
+
+    def later(question: str, answer: str) -> tuple[list[int], list[int]]:
+        return language.next_turn(question).tolist(), language.answer_ids(answer).tolist()
+
+    def drawn(rows: list[dict], **options) -> list[set[str]]:
+        found = conversations(tmp_path, language, rows, **options)
+        return [{str(heard_and_said(row[i])) for row in found} for i in range(len(rows))]
+
+    def these(*turns: list[tuple[list[int], list[int]]]) -> set[str]:
+        return {str(turn) for turn in turns}
+
+    what, way = (
+        {"question": "what moves ?", "answer": "ball"},
+        {"question": "which way ?", "answer": "left ."},
+    )
+    rows = [{"path": "a.mp4", "qa": [what, way]}, {"path": "b.mp4", "qa": [what]}]
+    moves, left = first("what moves ?", "ball"), first("which way ?", "left .")
+    assert drawn(rows) == [these([moves], [left]), these([moves])]
+    # A conversation goes on with what stands behind its first question.
+    assert drawn(rows, turns=3) == [these([moves, later("which way ?", "left .")], [left]), these([moves])]
     # With choices, of which a part of the questions tells.
-    rows[0]["qa"] = [{"question": "what ?", "answer": "ball", "choices": ["cube", "ball"]}]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    forms = [language.first_turn(text)[1] for text in ("what ?", "what ? Choose: cube; ball.")]
-    for told, expected in ((0.0, {0}), (0.5, {0, 1}), (1.0, {1})):
-        questions = Questions(read_manifest(tmp_path / "m.jsonl", None), language, told=told)
-        found = set()
-        for seed in range(20):
-            torch.manual_seed(seed)
-            row = questions(batch)[0]
-            found |= {i for i, form in enumerate(forms) if torch.equal(row[2 : 2 + row[0]], form)}
-        assert found == expected
-    # Some clips are to be described instead.
+    chosen = [{"question": "what ?", "answer": "ball", "choices": ["cube", "ball"]}]
+    choices = [{"path": "a.mp4", "qa": chosen}]
+    plain, told = first("what ?", "ball"), first("what ? Choose: cube; ball.", "ball")
+    assert drawn(choices) == [these([plain])]
+    assert drawn(choices, told=0.5) == [these([plain], [told])]
+    assert drawn(choices, told=1.0) == [these([told])]
+    # Some clips are to be described besides; the other video has no caption.
     rows[0]["captions"] = ["the ball moves", "the cube moves"]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = Questions(read_manifest(tmp_path / "m.jsonl", None), language, captions=0.7)
-    described = set()
-    for seed in range(20):
-        torch.manual_seed(seed)
-        first, second = questions(batch)[:2]
-        described.add(tuple(first[2 + first[0] : 2 + first[1]].tolist()))
-        # The other video has no caption.
-        assert torch.equal(second[2 : 2 + second[0]], language.first_turn("what moves ?")[1])
-    answers = ("ball", "the ball moves", "the cube moves")
-    assert described == {tuple(language.answer_ids(answer).tolist()) for answer in answers}
+    captions = [("What happens in the video?", text) for text in rows[0]["captions"]]
+    described = [[first(*caption)] for caption in captions]
+    assert drawn(rows, captions=0.7) == [these([moves], [left], *described), these([moves])]
+    afterwards = [[moves, later(*caption)] for caption in captions]
+    before = [[first(*caption), later("which way ?", "left .")] for caption in captions]
+    assert drawn(rows, captions=1.0, turns=2)[0] == these(*described, *afterwards, *before)
+
+
+def test_videos_without_questions_are_named(tmp_path: Path) -> None:
+    language = load_chat(saved_chat(tmp_path))[1]
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
     with pytest.raises(ValueError, match=r"a\.mp4 has no question"):
         Questions(read_manifest(tmp_path / "m.jsonl", None), language)
@@ -192,6 +223,7 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
         (["--optim.ema", "0.9"], "the connector would not follow"),
         (["--task.connector", "conv"], "choose query or mlp"),
         (["--task.choices_told", "2"], "it is a part, from 0 to 1"),
+        (["--task.turns", "0"], "turns and budgets must be at least 1"),
         (["--language", "no/such/folder/here"], "no language model from"),
     ],
 )

@@ -47,13 +47,18 @@ def questions_of(entry: Entry) -> list[Asked]:
         ) from None
 
 
-def pack_questions(rows: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Prompts and answers ``[L]`` to ``[B, 2 + L]``, padded behind: a row is the tokens of the
-    prompt, those of prompt and answer together, and their ids.
+def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Tensor:
+    """Conversations, of each the ids ``[L]`` that are heard and those that are to be said in every turn, to
+    int64 ``[B, 2, L]``, padded behind: the ids, and with them the number of the turn, from 1, in which a
+    token is said; 0 for those heard.
     """
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    packed = torch.zeros(len(rows), 2 + longest, dtype=torch.int64)
-    for row, (prompt, answer) in zip(packed, rows, strict=True):
-        row[0], row[1] = len(prompt), len(prompt) + len(answer)
-        row[2 : 2 + len(prompt) + len(answer)] = torch.cat([prompt, answer])
+    longest = max(sum(len(heard) + len(said) for heard, said in turns) for turns in rows)
+    packed = torch.zeros(len(rows), 2, longest, dtype=torch.int64)
+    for row, turns in zip(packed, rows, strict=True):
+        end = 0
+        for number, (heard, said) in enumerate(turns, 1):
+            start = end + len(heard)
+            row[0, end:start] = heard
+            end = start + len(said)
+            row[0, start:end], row[1, start:end] = said, number
     return packed

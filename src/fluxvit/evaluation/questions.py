@@ -22,7 +22,7 @@ from torch import Tensor
 from fluxvit.chat_checkpoints import load_chat
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.data.questions import Asked, pack_questions, questions_of
+from fluxvit.data.questions import Asked, pack_turns, questions_of
 from fluxvit.deploy.latency import device_name
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.evaluation.classification import Score
@@ -231,16 +231,15 @@ class _Chooser:
         rows, owners = [], []
         for number, question in enumerate(questions):
             before, prompt = self.language.first_turn(question.with_choices, self.instruction)
-            rows += [(prompt, self.language.answer_ids(choice)) for choice in question.choices]
+            rows += [[(prompt, self.language.answer_ids(choice))] for choice in question.choices]
             owners += [number] * len(question.choices)
-        packed = pack_questions(rows).to(self.place)
+        ids, turns = pack_turns(rows).to(self.place).unbind(1)
         with torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.chat.log_probabilities(
                 before.to(self.place),
                 None if seen is None else seen.expand(len(rows), -1, -1),
-                packed[:, 2:],
-                packed[:, 1],
-                packed[:, 0],
+                ids,
+                turns > 0,
             )
         totals = found.sum(1).tolist()
         right = []

@@ -11,6 +11,7 @@ sees of a video, D its width, L tokens of text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -177,41 +178,29 @@ class VideoChat(nn.Module):
         """Token ids ``[...]`` as the language model embeds them, ``[..., D]``."""
         return self.language.get_input_embeddings()(ids)
 
-    def log_probabilities(
-        self, before: Tensor, seen: Tensor | None, ids: Tensor, lengths: Tensor, prompts: Tensor
-    ) -> Tensor:
-        """Log-probability of each token of the answers, fp32 ``[B, A]``, A the longest answer's; shorter ones
-        stand at the end, and 0 before them.
+    def log_probabilities(self, before: Tensor, seen: Tensor | None, ids: Tensor, said: Tensor) -> Tensor:
+        """Log-probability of each token that is said, fp32 ``[B, L]``; 0 for the others.
 
         Args:
             before: int64 ``[P]``, the prompt before the video.
             seen: ``[B, N, D]`` from :meth:`look`; None: no video at all.
-            ids: int64 ``[B, L]``: the prompt behind the video, and the answer; padded behind.
-            lengths: int64 ``[B]``, tokens of each row.
-            prompts: int64 ``[B]``, of these the ones that are no answer.
+            ids: int64 ``[B, L]``, the words behind the video: what is heard and what is said, of one or more
+                turns; padded behind.
+            said: bool ``[B, L]``.
         """
-        batch, longest = ids.shape
+        batch, length = ids.shape
         words = self.embed_words(torch.cat([before.expand(batch, -1), ids], dim=1))
         head, tail = words[:, : len(before)], words[:, len(before) :]
         parts = [head, tail] if seen is None else [head, seen.to(words.dtype), tail]
         x = torch.cat(parts, dim=1)
-        # Answers are brought to the end, so that logits are made of few tokens: a row is padded in front.
-        shift = longest - lengths
-        places = torch.arange(x.shape[1], device=x.device) - shift[:, None]
-        x = x.gather(1, places.clamp(min=0)[..., None].expand_as(x))
-        count = int((lengths - prompts).max())
-        output = self.language(
-            inputs_embeds=x,
-            attention_mask=(places >= 0).long(),
-            position_ids=places.clamp(min=0),
-            logits_to_keep=count + 1,
-            use_cache=False,
-        )
-        spots = lengths[:, None] - count + torch.arange(count, device=ids.device)
-        answers = ids.gather(1, spots.clamp(min=0))
-        logits = output.logits[:, :count].float().log_softmax(-1)
-        found = logits.gather(2, answers[..., None])[..., 0]
-        return found.masked_fill(spots < prompts[:, None], 0)
+        # Where something is said, then some other places, as many of all rows.
+        spots = said.long().argsort(dim=1, descending=True, stable=True)[:, : int(said.sum(1).max())]
+        # A token is foretold one place ahead of it. No mask: padding stands behind everything.
+        ahead = (x.shape[1] - length + spots - 1).clamp(min=0)
+        with _only_at(self.language.get_output_embeddings(), ahead):
+            logits = self.language(inputs_embeds=x, use_cache=False).logits
+        found = logits.float().log_softmax(-1).gather(2, ids.gather(1, spots)[..., None])[..., 0]
+        return found.new_zeros(batch, length).scatter(1, spots, found).masked_fill(~said, 0)
 
     @torch.no_grad()
     def generate(
@@ -247,3 +236,20 @@ class VideoChat(nn.Module):
             yield int(token)
         # The last token is said, too.
         self.language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+@contextmanager
+def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
+    """A layer over ``[B, L, D]`` is applied at some places ``[B, A]`` only: logits of a large vocabulary are
+    most of what a small language model computes and keeps.
+    """
+
+    def pick(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        (x,) = inputs
+        return (x.gather(1, places[..., None].expand(-1, -1, x.shape[-1])),)
+
+    hook = layer.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -478,7 +478,10 @@ class InstructSettings:
         budgets: Token budgets of which each step draws one; empty: the model's.
         instruction: What the language model is told to be; empty: what its template says.
         choices_told: Part of the questions with choices that are asked with them; the rest are open.
-        captions: Part of the clips that are to be described instead, if their videos have captions.
+        captions: Part of the clips that are to be described besides, if their videos have captions: instead
+            of one of the questions.
+        turns: Most questions that a clip is asked in one conversation: one of its video's, and those behind
+            it in the manifest. Video and prompt are gone through once for all.
         adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
             the language model stays as it is.
         selector: Which tokens are kept.
@@ -491,14 +494,15 @@ class InstructSettings:
     instruction: str = ""
     choices_told: float = 0.5
     captions: float = 0.0
+    turns: int = 1
     adapter_rank: int = 0
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:
         if self.connector not in ("query", "mlp"):
             raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
-        if min(self.queries, self.width, *self.budgets) < 1:
-            raise ValueError("task.queries, width and budgets must be at least 1")
+        if min(self.queries, self.width, self.turns, *self.budgets) < 1:
+            raise ValueError("task.queries, width, turns and budgets must be at least 1")
         for name in ("choices_told", "captions"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"task.{name} is {getattr(self, name):g}; it is a part, from 0 to 1")

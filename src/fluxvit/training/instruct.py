@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
-from fluxvit.data.questions import pack_questions, questions_of
+from fluxvit.data.questions import pack_turns, questions_of
 from fluxvit.flux.selection import Selector
 from fluxvit.models.chat import Connector, VideoChat
 from fluxvit.models.fluxvit import FluxViT
@@ -50,18 +51,21 @@ class FluxInstruct(nn.Module):
         self._budgets, self._selector = tuple(budgets), selector
 
     def forward(self, model: FluxViT, video: Tensor, questions: Tensor) -> dict[str, Tensor]:
-        """Clips ``[B, 3, T, H, W]`` and ``[B, 2 + L]``, as `Questions` gives them."""
+        """Clips ``[B, 3, T, H, W]`` and conversations ``[B, 2, L]``, as `Questions` gives them."""
         model.eval()
         budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
         chat = VideoChat(model, self.connector, self._language[0])
-        prompts, lengths, ids = questions[:, 0], questions[:, 1], questions[:, 2:]
+        ids, turns = questions.unbind(1)
         seen = chat.look([video], budget, self._selector)
-        found = chat.log_probabilities(self._before[0].to(video.device), seen, ids, lengths, prompts)
-        tokens = lengths - prompts
+        found = chat.log_probabilities(self._before[0].to(video.device), seen, ids, turns > 0)
+        # All answers count the same, however long.
+        each = F.one_hot(turns)[..., 1:]
+        lengths, likely = each.sum(1), (found[..., None] * each).sum(1)
+        said = lengths > 0
         return {
-            "loss": -(found.sum(1) / tokens).mean(),
+            "loss": -(likely[said] / lengths[said]).mean(),
             # Probability of a whole answer, on the average.
-            "answer": found.detach().sum(1).exp().mean(),
+            "answer": likely.detach()[said].exp().mean(),
         }
 
     def no_weight_decay(self) -> set[str]:
@@ -70,15 +74,17 @@ class FluxInstruct(nn.Module):
 
 
 class Questions:
-    """Gives the clips of a batch one question each, drawn among their video's.
+    """Gives each clip of a batch a conversation: one of its video's questions, and those that follow it.
 
     Args:
         manifest: The videos.
         language: Whose tokens they become.
         instruction: What the model is told to be.
         told: Part of the questions with choices that are asked with them.
-        captions: Part of the clips, of those whose videos have captions, that are to be described instead:
-            the answer is a caption. It says far more of a video than most answers do.
+        captions: Part of the clips, of those whose videos have captions, that are to be described instead of
+            being asked one of the questions: the answer is a caption. It says far more of a video than most
+            answers do.
+        turns: Most questions of a conversation.
 
     Raises:
         ValueError: A video has no question.
@@ -91,6 +97,7 @@ class Questions:
         instruction: str = "",
         told: float = 0.0,
         captions: float = 0.0,
+        turns: int = 1,
     ) -> None:
         self._asked = [questions_of(entry) for entry in manifest.entries]
         for entry, asked in zip(manifest.entries, self._asked, strict=True):
@@ -98,22 +105,30 @@ class Questions:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
         self._told_captions = [entry.captions for entry in manifest.entries]
         self._language, self._instruction, self._told = language, instruction, told
-        self._captions = captions
+        self._captions, self._turns = captions, turns
 
     def __call__(self, batch: Clip) -> Tensor:
-        """int64 ``[B, 2 + L]``: tokens of the prompt behind the video, of prompt and answer together, and
-        their ids. It draws from PyTorch's generator.
+        """int64 ``[B, 2, L]``, as :func:`~fluxvit.data.questions.pack_turns` makes them. It draws from
+        PyTorch's generator.
         """
-        draws = torch.rand(len(batch.item), 3).tolist()
-        rows = []
-        for item, (which, how, what) in zip(batch.item.tolist(), draws, strict=True):
-            captions = self._told_captions[item]
-            if captions and what < self._captions:
-                question, answer = DESCRIBE, captions[int(which * len(captions))]
-            else:
-                asked = self._asked[item][int(which * len(self._asked[item]))]
-                question = asked.with_choices if how < self._told else asked.question
-                answer = asked.answer
-            prompt = self._language.first_turn(question, self._instruction)[1]
-            rows.append((prompt, self._language.answer_ids(answer)))
-        return pack_questions(rows)
+        return pack_turns([self._conversation(item) for item in batch.item.tolist()])
+
+    def _conversation(self, item: int) -> list[tuple[Tensor, Tensor]]:
+        first, what, which, where, *how = torch.rand(4 + self._turns).tolist()
+        asked, captions = self._asked[item], self._told_captions[item]
+        start = int(first * len(asked))
+        turns = [
+            (one.with_choices if draw < self._told else one.question, one.answer)
+            for one, draw in zip(asked[start : start + self._turns], how, strict=False)
+        ]
+        if captions and what < self._captions:
+            turns[int(where * len(turns))] = (DESCRIBE, captions[int(which * len(captions))])
+        return [
+            (
+                self._language.next_turn(question)
+                if number
+                else self._language.first_turn(question, self._instruction)[1],
+                self._language.answer_ids(answer),
+            )
+            for number, (question, answer) in enumerate(turns)
+        ]

@@ -73,7 +73,9 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     info = replace(course.describe(info, train, "instruct"), labels=[])
     step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
-    trainer.target = Questions(train, language, task.instruction, task.choices_told, task.captions)
+    trainer.target = Questions(
+        train, language, task.instruction, task.choices_told, task.captions, task.turns
+    )
     about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
 
     def export(folder: Path, model: FluxViT) -> None:
