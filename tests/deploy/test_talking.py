@@ -141,6 +141,13 @@ def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp
     ways = max(["left", "right", "to"], key=lambda choice: score(asked[1], choice)) == "right"
     assert blind["tasks"] == {"things": [4 * things, 4], "ways": [2 * ways, 2]}
     assert blind["correct"] == 4 * things + 2 * ways
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert [(row["question"], row["answer"]) for row in answers[:2]] == [
+        ("what moves ?", "ball"),
+        ("what moves ?", "ball"),
+    ]
+    for row, name in zip(found["rows"], answers[0]["said"], strict=True):
+        assert row["correct"] == sum(answer["said"][name] == answer["answer"] for answer in answers)
 
 
 def test_quizzes_need_choices_and_forgive_broken_videos(
@@ -151,6 +158,13 @@ def test_quizzes_need_choices_and_forgive_broken_videos(
     assert [Path(row["path"]).name for row in quiz.results["unreadable"]] == ["2.mp4"]
     assert all(row["total"] == 6 for row in quiz.results["rows"])
     assert "count as wrong" in str(quiz)
+    last = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    lost = [row["said"] for row in last if row["path"].endswith("2.mp4")]
+    assert lost
+    for said in lost:
+        assert said.pop("blind")
+        assert said
+        assert not any(said.values())
     some = run_quiz(QuizConfig(str(checkpoint), str(videos), videos=2, out=str(tmp_path / "some")), False)
     assert some.results["videos"] == 2
     rows = [{"path": "0.mp4", "qa": [{"question": "a", "answer": "b"}]}]

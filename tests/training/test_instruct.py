@@ -120,8 +120,11 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     rows = [{"path": "a.mp4", "qa": [what, way]}, {"path": "b.mp4", "qa": [what]}]
     moves, left = first("what moves ?", "ball"), first("which way ?", "left .")
     assert drawn(rows) == [these([moves], [left]), these([moves])]
-    # A conversation goes on with what stands behind its first question.
-    assert drawn(rows, turns=3) == [these([moves, later("which way ?", "left .")], [left]), these([moves])]
+    # A conversation goes on with what stands behind its first question, as long as it may.
+    assert drawn(rows, turns=3) == [these([moves, later("which way ?", "left .")]), these([moves])]
+    three = [{"path": "a.mp4", "qa": [what, way, what]}]
+    both = [[moves, later("which way ?", "left .")], [left, later("what moves ?", "ball")]]
+    assert drawn(three, turns=2) == [these(*both)]
     # With choices, of which a part of the questions tells.
     chosen = [{"question": "what ?", "answer": "ball", "choices": ["cube", "ball"]}]
     choices = [{"path": "a.mp4", "qa": chosen}]
@@ -136,7 +139,7 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     assert drawn(rows, captions=0.7) == [these([moves], [left], *described), these([moves])]
     afterwards = [[moves, later(*caption)] for caption in captions]
     before = [[first(*caption), later("which way ?", "left .")] for caption in captions]
-    assert drawn(rows, captions=1.0, turns=2)[0] == these(*described, *afterwards, *before)
+    assert drawn(rows, captions=1.0, turns=2) == [these(*afterwards, *before), these([moves])]
 
 
 def test_videos_without_questions_are_named(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     """A JSON list of videos (or images) with what is asked and answered about them, in one of these forms:
 
     * ``{"video": PATH, "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``
-      (LLaVA). Turns are taken as questions by themselves; the mark ``<video>`` or ``<image>`` is cut out.
+      (LLaVA). Turns are taken in their order; the mark ``<video>`` or ``<image>`` is cut out.
     * ``{"video": PATH, "QA": [{"i": INSTRUCTION, "q": QUESTION, "a": ANSWER}, ...]}`` (VideoChat2-IT).
       Instruction and question become one text.
     * ``{"video": PATH, "question": ..., "answer": ..., "choices" or "candidates": [...]}`` (UMT and others).

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fluxvit.data.questions import Asked, pack_turns, questions_of
 from fluxvit.deploy.latency import device_name
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.evaluation.classification import Score
-from fluxvit.files import write_json
+from fluxvit.files import write_json, write_json_lines
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.chat import VideoChat
@@ -34,7 +35,7 @@ from fluxvit.models.language_model import LanguageModel
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
-RESULTS = "quiz.json"
+RESULTS, ANSWERS = "quiz.json", "answers.jsonl"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Quiz:
 
 
 def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
-    """Ask all questions that have choices, and write ``quiz.json`` into ``config.out``.
+    """Ask all questions that have choices, and write into ``config.out``: ``quiz.json``, and the answer to
+    each question, ``answers.jsonl``.
 
     Raises:
         ValueError: The checkpoint, the manifest or a budget cannot be used; the message says why.
@@ -120,7 +122,18 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
     plans = [choose_plan(chat.video, info.video, budget, config.grid) for budget in budgets]
     dataset, place = ClipDataset(manifest), torch.device(config.device)
     unreadable: dict[int, str] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = [
+        {
+            "path": str(entry.path),
+            "question": question.question,
+            "choices": question.choices,
+            "answer": question.answer,
+            "said": {},
+        }
+        for entry, questions in zip(manifest.entries, asked, strict=True)
+        for question in questions
+    ]
     choose = _Chooser(chat, language, info.instruction, config.precision, place)
     for plan in [None, *plans]:
         title = "Blind" if plan is None else f"{plan.keep} tokens"
@@ -132,19 +145,19 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
             video = normalize(video, info.video.mean, info.video.std)
             return chat.look([video], plan.keep, plan.selector)
 
-        right = _ask_all(choose, see, asked, unreadable, title if progress else None)
+        said = _ask_all(choose, see, asked, unreadable, title if progress else None)
         tasks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for questions, answers in zip(asked, right, strict=True):
-            for question, correct in zip(questions, answers, strict=True):
-                tasks[question.task][0] += correct
-                tasks[question.task][1] += 1
+        for question, record, answer in zip(chain(*asked), records, said, strict=True):
+            tasks[question.task][0] += answer == question.answer
+            tasks[question.task][1] += 1
+            record["said"]["blind" if plan is None else f"{plan.keep} of {plan.grid}"] = answer
         rows.append(
             {
                 "blind": plan is None,
                 "keep": 0 if plan is None else plan.keep,
                 "grid": "" if plan is None else str(plan.grid),
-                "correct": sum(map(sum, right)),
-                "total": sum(map(len, right)),
+                "correct": sum(correct for correct, _ in tasks.values()),
+                "total": len(said),
                 "tasks": dict(sorted(tasks.items())),
             }
         )
@@ -164,6 +177,8 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
         "rows": rows,
     }
     path = Path(config.out) / RESULTS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_lines(path.with_name(ANSWERS), records)
     write_json(path, results)
     return Quiz(results, path)
 
@@ -197,23 +212,20 @@ def _ask_all(
     asked: Sequence[Sequence[Asked]],
     unreadable: dict[int, str],
     title: str | None,
-) -> list[list[bool]]:
-    """Of each video and question, whether the right answer was chosen."""
+) -> list[str | None]:
+    """Of each question what was chosen; None: its video cannot be read."""
     console = Console(stderr=True)
     hidden = title is None or not console.is_terminal
-    right = []
+    said: list[str | None] = []
     for item, questions in enumerate(
         track(asked, title or "", console=console, transient=True, disable=hidden)
     ):
-        if item in unreadable:
-            right.append([False] * len(questions))
-            continue
         try:
-            right.append(choose(see(item), questions))
+            said += [None] * len(questions) if item in unreadable else choose(see(item), questions)
         except VideoError as error:
             unreadable[item] = str(error)
-            right.append([False] * len(questions))
-    return right
+            said += [None] * len(questions)
+    return said
 
 
 @dataclass(frozen=True)
@@ -227,7 +239,7 @@ class _Chooser:
     place: torch.device
 
     @torch.inference_mode()
-    def __call__(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[bool]:
+    def __call__(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[str]:
         rows, owners = [], []
         for number, question in enumerate(questions):
             before, prompt = self.language.first_turn(question.with_choices, self.instruction)
@@ -242,8 +254,8 @@ class _Chooser:
                 turns > 0,
             )
         totals = found.sum(1).tolist()
-        right = []
+        said = []
         for number, question in enumerate(questions):
             scores = [total for total, owner in zip(totals, owners, strict=True) if owner == number]
-            right.append(question.choices[int(np.argmax(scores))] == question.answer)
-        return right
+            said.append(question.choices[int(np.argmax(scores))])
+        return said

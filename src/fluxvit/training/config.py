@@ -480,8 +480,8 @@ class InstructSettings:
         choices_told: Part of the questions with choices that are asked with them; the rest are open.
         captions: Part of the clips that are to be described besides, if their videos have captions: instead
             of one of the questions.
-        turns: Most questions that a clip is asked in one conversation: one of its video's, and those behind
-            it in the manifest. Video and prompt are gone through once for all.
+        turns: Most questions that a clip is asked in one conversation, in the manifest's order. Video and
+            prompt are gone through once for all.
         adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
             the language model stays as it is.
         selector: Which tokens are kept.

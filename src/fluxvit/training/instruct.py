@@ -17,6 +17,8 @@ from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel
 
 DESCRIBE = "What happens in the video?"
+# Of a batch, each of conversations of about the same length.
+_PARTS = 4
 
 
 class FluxInstruct(nn.Module):
@@ -55,17 +57,22 @@ class FluxInstruct(nn.Module):
         model.eval()
         budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
         chat = VideoChat(model, self.connector, self._language[0])
-        ids, turns = questions.unbind(1)
-        seen = chat.look([video], budget, self._selector)
-        found = chat.log_probabilities(self._before[0].to(video.device), seen, ids, turns > 0)
+        before, seen = self._before[0].to(video.device), chat.look([video], budget, self._selector)
+        ends = _ends(questions)
+        likely, lengths = [], []
+        # Conversations of about the same length go together, so that little is padding.
+        for rows in ends.argsort().split(-(-len(ends) // _PARTS)):
+            ids, turns = questions[rows, :, : int(ends[rows].max())].unbind(1)
+            found = chat.log_probabilities(before, seen[rows], ids, turns > 0)
+            each = F.one_hot(turns)[..., 1:]
+            said = each.any(1)
+            likely.append((found[..., None] * each).sum(1)[said])
+            lengths.append(each.sum(1)[said])
         # All answers count the same, however long.
-        each = F.one_hot(turns)[..., 1:]
-        lengths, likely = each.sum(1), (found[..., None] * each).sum(1)
-        said = lengths > 0
         return {
-            "loss": -(likely[said] / lengths[said]).mean(),
+            "loss": -(torch.cat(likely) / torch.cat(lengths)).mean(),
             # Probability of a whole answer, on the average.
-            "answer": likely.detach()[said].exp().mean(),
+            "answer": torch.cat(likely).detach().exp().mean(),
         }
 
     def no_weight_decay(self) -> set[str]:
@@ -73,8 +80,14 @@ class FluxInstruct(nn.Module):
         return {f"connector.{name}" for name in self.connector.no_weight_decay()}
 
 
+def _ends(questions: Tensor) -> Tensor:
+    """Tokens of each conversation of ``[B, 2, L]``: the last one is said."""
+    places = torch.arange(1, questions.shape[2] + 1, device=questions.device)
+    return ((questions[:, 1] > 0) * places).max(1).values
+
+
 class Questions:
-    """Gives each clip of a batch a conversation: one of its video's questions, and those that follow it.
+    """Gives each clip of a batch a conversation: some of its video's questions, one behind the other.
 
     Args:
         manifest: The videos.
@@ -84,7 +97,7 @@ class Questions:
         captions: Part of the clips, of those whose videos have captions, that are to be described instead of
             being asked one of the questions: the answer is a caption. It says far more of a video than most
             answers do.
-        turns: Most questions of a conversation.
+        turns: Most questions of a conversation, which begins anywhere as long as so many are left.
 
     Raises:
         ValueError: A video has no question.
@@ -116,7 +129,7 @@ class Questions:
     def _conversation(self, item: int) -> list[tuple[Tensor, Tensor]]:
         first, what, which, where, *how = torch.rand(4 + self._turns).tolist()
         asked, captions = self._asked[item], self._told_captions[item]
-        start = int(first * len(asked))
+        start = int(first * (max(0, len(asked) - self._turns) + 1))
         turns = [
             (one.with_choices if draw < self._told else one.question, one.answer)
             for one, draw in zip(asked[start : start + self._turns], how, strict=False)
