@@ -275,6 +275,12 @@ class TestConfig:
         }
 
 
+def answers_of(questions: list[dict], what: str) -> set[str]:
+    return {
+        choice for question in questions if question["question"] == what for choice in question["choices"]
+    }
+
+
 class TestLanguage:
     WORDS = {  # noqa: RUF012
         ("slide", "left"): ("slides to the left", "leaves on the left"),
@@ -318,6 +324,13 @@ class TestLanguage:
                 assert len(question["choices"]) == len(set(question["choices"])) >= 2
             asked = [question["question"] for question in questions]
             assert len(set(asked)) == len(asked)
+            kinds = {question["question"]: question["task"] for question in questions}
+            assert kinds.pop("What object is moving?") == "object"
+            for what, kind in kinds.items():
+                starts = {"How often": "times", "Which way": "direction", "What happens": "order"}
+                told = [starts[start] for start in starts if what.startswith(start)]
+                assert kind in (told or ["direction", "order", "presence"])
+                assert (kind == "presence") == (answers_of(questions, what) == {"yes", "no"})
 
     def test_answers_follow_the_label(self) -> None:
         for motion in range(16):

@@ -112,6 +112,52 @@ def test_a_lost_video_ranks_behind_all_others(dual: bool) -> None:
         assert found[way]["r1"] == pytest.approx(200 / 3)
 
 
+def test_a_dual_encoder_chooses_the_nearest_answer(
+    encoder: Path, videos: Path, tmp_path: Path, capsys
+) -> None:
+    texts = SENTENCES[:6]
+    rows = [
+        {
+            "path": str(videos.parent / f"{i}.mp4"),
+            "qa": [
+                {"question": "what?", "answer": texts[i], "choices": texts[i : i + 3]},
+                {"question": "which?", "answer": texts[5], "choices": [texts[0], texts[5]]},
+            ],
+        }
+        for i in range(3)
+    ]
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    rows.append({**rows[0], "path": str(tmp_path / "broken.mp4")})
+    (tmp_path / "mc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["quiz", str(encoder), str(tmp_path / "mc.jsonl"), "--budgets", "24,6"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "1 videos cannot be read; their questions count as wrong" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "quiz.json").read_text())
+    assert [(row["blind"], row["keep"], row["total"]) for row in found["rows"]] == [
+        (False, 24, 8),
+        (False, 6, 8),
+    ]
+    both, info = load_dual(encoder)
+    words = dict(zip(texts, embed_texts(both, info.texts, texts), strict=True))
+    manifest = read_manifest(tmp_path / "mc.jsonl", None)
+    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    for row in found["rows"]:
+        grid = SamplingGrid.parse(row["grid"])
+        name = f"{row['keep']} of {row['grid']}"
+        right = 0
+        for number, answer in enumerate(answers[:6]):
+            clip = ClipDataset(manifest)[ClipRequest(number // 2, grid)].video[None]
+            video = normalize(clip, info.video.mean, info.video.std)
+            vector = both.embed_video(video, row["keep"])[0].detach()
+            best = max(answer["choices"], key=lambda text: float(words[text] @ vector))
+            assert answer["said"] == {**answer["said"], name: best}
+            right += best == answer["answer"]
+        assert row["correct"] == right
+        assert [answer["said"][name] for answer in answers[6:]] == [None, None]
+    assert main([*command, "--language", "elsewhere"]) == 2
+    assert "is a dual encoder, which brings its text tower" in capsys.readouterr().err
+
+
 def test_captions_are_needed(encoder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "bare.jsonl").write_text('{"path": "a.mp4"}\n')
     for command in ("retrieve", "optimize"):

@@ -10,10 +10,11 @@ from fluxvit.cli.parser import Parser, values
 def run(argv: list[str]) -> int:
     parser = Parser(
         "quiz",
-        "Test a chat model on questions with answers to choose from: blind, and at each budget.",
+        "Test a chat model on questions with answers to choose from: blind, and at each budget; "
+        "or a dual encoder, which chooses the nearest answer.",
     )
     add = parser.add_argument
-    add("checkpoint", help="folder of a chat model, such as runs/instruct/last")
+    add("checkpoint", help="folder of a chat model, such as runs/instruct/last, or of a dual encoder")
     add("data", help="manifest of the videos, with questions (qa), such as test.jsonl")
     add("--budgets", help="tokens, such as 1024,512, or one of 20gflops, 50ms; default: those trained for")
     add("--grid", help="sampling grid, such as 16x224; default: the plans of the checkpoint")

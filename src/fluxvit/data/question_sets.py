@@ -1,5 +1,5 @@
 """Questions about videos as their authors ship them: conversations of LLaVA and VideoChat2, question lists of
-UMT, MVBench and DREAM-1K.
+UMT, captions to choose from (MSRVTT-MC, SSv2-MC), MVBench and DREAM-1K.
 
 The readers take the annotations (a file or a folder), the folder of the videos and the split; see
 `fluxvit.data.sources`. Questions become the key ``qa`` of a manifest.
@@ -23,6 +23,7 @@ from fluxvit.data.layout import (
     text_lines,
 )
 from fluxvit.data.manifest import Entry
+from fluxvit.data.questions import DESCRIBE
 from fluxvit.files import read_json
 
 _PLACE = ("<video>", "<image>")
@@ -84,6 +85,31 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     return VideoList("", name_split(split, source), root, tuple(entries), notes=notes)
 
 
+def read_choices(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """Captions to choose from, of which one is right, as for MSRVTT-MC and SSv2-MC: a JSON list of
+    ``{"video" or "image": PATH, "caption": [TEXT, ...], "answer": INDEX}`` (UMT, InternVideo2), or lines of
+    ``{"clip_name": PATH, "options": [TEXT, ...], "answer": INDEX}``.
+
+    Paths are relative to ``root``, by default the folder of the list. Captions that are there twice are taken
+    once.
+    """
+    root = root or source.parent
+    rows = _json_lines(source) if source.suffix == ".jsonl" else read_json(source)
+    entries, twice = [], 0
+    for row in rows:
+        texts = [text.strip() for text in row["options" if "options" in row else "caption"]]
+        path = root / row[next(key for key in ("video", "image", "clip_name") if key in row)]
+        number = int(row["answer"])
+        if not 0 <= number < len(texts):
+            raise ValueError(f"{source}: {path.name} has answer {number}, but {len(texts)} captions, from 0")
+        choices = list(dict.fromkeys(texts))
+        twice += len(choices) < len(texts)
+        question = {"question": DESCRIBE, "answer": texts[number], "choices": choices}
+        entries.append(Entry(path, extra={"qa": [question]}))
+    notes = (f"{twice} videos have a caption twice, which was taken once",) if twice else ()
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=notes)
+
+
 def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoList:
     """MVBench: a folder ``json`` with a file for each of 20 tasks, each a list of ``video``, ``question``,
     ``candidates``, ``answer``, and of some ``start`` and ``end`` in seconds.
@@ -126,11 +152,7 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
     root = root or source.parent
     index = index_videos(root)
     entries = []
-    for line in text_lines(source):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}: a line that is not JSON: {error}") from error
+    for row in _json_lines(source):
         text, name = row["text"], str(row["vid"])
         question = {
             "question": _bare(text["prompt"]),
@@ -141,6 +163,18 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
         extra = {"qa": [question], "events": list(row["extra_info"]["events"])}
         entries.append(Entry(path, captions=(text["response"],), extra=extra))
     return VideoList("", split or "test", root, tuple(entries))
+
+
+def _json_lines(source: Path) -> list[Any]:
+    """The lines of a file, each read as JSON.
+
+    Raises:
+        ValueError: One is none.
+    """
+    try:
+        return [json.loads(line) for line in text_lines(source)]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: a line that is not JSON: {error}") from error
 
 
 def _questions(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -179,12 +213,25 @@ def detect_question_set(path: Path) -> str:
         }
         return "mvbench" if len(names & {task.file for task in _MVBENCH}) > 1 else ""
     if path.suffix == ".jsonl":
-        return "dream1k" if '"extra_info"' in first_line(path) and '"vid"' in first_line(path) else ""
+        keys = set(_first_row(path))
+        if {"extra_info", "vid"} <= keys:
+            return "dream1k"
+        return "choices" if {"clip_name", "options", "answer"} <= keys else ""
     if path.suffix == ".json":
         content = read_json(path)
         first = content[0] if isinstance(content, list) and content else None
         keys = set(first) if isinstance(first, dict) else set()
+        if {"caption", "answer"} <= keys and keys & {"video", "image"}:
+            return "choices"
         asked = keys & {"conversations", "QA"} or {"question", "answer"} <= keys
         if asked and keys & {"video", "image"}:
             return "conversations"
     return ""
+
+
+def _first_row(path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(first_line(path))
+    except json.JSONDecodeError:
+        return {}
+    return row if isinstance(row, dict) else {}

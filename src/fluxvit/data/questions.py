@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fluxvit.data.manifest import Entry
 
+DESCRIBE = "What happens in the video?"
+"""The question whose answer is a caption."""
+
 
 @dataclass(frozen=True)
 class Asked:

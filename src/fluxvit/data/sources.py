@@ -56,6 +56,7 @@ from fluxvit.data.lists import (
 from fluxvit.data.manifest import Entry, read_manifest
 from fluxvit.data.question_sets import (
     detect_question_set,
+    read_choices,
     read_conversations,
     read_dream1k,
     read_mvbench,
@@ -121,7 +122,7 @@ def detect(source: Path) -> str:
     Raises:
         ValueError: It looks like none of them.
     """
-    told = detect_caption_set(source) or detect_question_set(source)
+    told = detect_question_set(source) or detect_caption_set(source)
     if told:
         return told
     if source.is_dir():
@@ -208,6 +209,7 @@ FORMATS: dict[str, Reader] = {
     "pairs": read_pairs,
     "paragraphs": read_paragraphs,
     "conversations": read_conversations,
+    "choices": read_choices,
     "mvbench": read_mvbench,
     "dream1k": read_dream1k,
     "motionworld": read_motionworld,

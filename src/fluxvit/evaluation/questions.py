@@ -3,12 +3,16 @@
 The choices stand in the question, and the one that the language model finds likeliest, with its end, is its
 answer: nothing has to be read out of free text. *Blind* it hears the same questions and choices without any
 video, which tells how much can be guessed; chance is told, too.
+
+A dual encoder hears no questions: its answer is the choice that is nearest to the video.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,14 +28,16 @@ from fluxvit.chat_checkpoints import load_chat
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Asked, pack_turns, questions_of
+from fluxvit.data.texts import embed_texts
 from fluxvit.deploy.latency import device_name
 from fluxvit.deploy.predictor import choose_plan
+from fluxvit.dual_checkpoints import is_dual, load_dual
 from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.retrieve import cosines
+from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import write_json, write_json_lines
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.models.chat import VideoChat
-from fluxvit.models.language_model import LanguageModel
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
@@ -43,7 +49,7 @@ class QuizConfig:
     """A quiz.
 
     Args:
-        checkpoint: A chat model's folder.
+        checkpoint: A chat model's folder, or a dual encoder's.
         data: Manifest of the videos, with questions (``qa``) that have choices.
         budgets: What a clip may cost; empty: the token budgets that the video side was trained for.
         grid: Sampling of all budgets; None: the plans of the checkpoint.
@@ -116,13 +122,12 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
     Raises:
         ValueError: The checkpoint, the manifest or a budget cannot be used; the message says why.
     """
-    chat, language, info = load_chat(config.checkpoint, config.language, config.device)
     manifest, asked = _with_choices(config)
-    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in chat.video.config.budgets)
-    plans = [choose_plan(chat.video, info.video, budget, config.grid) for budget in budgets]
-    dataset, place = ClipDataset(manifest), torch.device(config.device)
-    unreadable: dict[int, str] = {}
-    rows: list[dict[str, Any]] = []
+    if is_dual(config.checkpoint) and config.language:
+        raise ValueError(f"{config.checkpoint} is a dual encoder, which brings its text tower: no language")
+    reader = (_DualReader if is_dual(config.checkpoint) else _ChatReader)(config)
+    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in reader.video.config.budgets)
+    plans = [choose_plan(reader.video, reader.info, budget, config.grid) for budget in budgets]
     records: list[dict[str, Any]] = [
         {
             "path": str(entry.path),
@@ -134,18 +139,8 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
         for entry, questions in zip(manifest.entries, asked, strict=True)
         for question in questions
     ]
-    choose = _Chooser(chat, language, info.instruction, config.precision, place)
-    for plan in [None, *plans]:
-        title = "Blind" if plan is None else f"{plan.keep} tokens"
-
-        def see(item: int, plan: Plan | None = plan) -> Tensor | None:
-            if plan is None:
-                return None
-            video = dataset[ClipRequest(item, plan.grid)].video[None].to(place)
-            video = normalize(video, info.video.mean, info.video.std)
-            return chat.look([video], plan.keep, plan.selector)
-
-        said = _ask_all(choose, see, asked, unreadable, title if progress else None)
+    rows: list[dict[str, Any]] = []
+    for plan, said in reader.answers(manifest, asked, plans, progress):
         tasks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for question, record, answer in zip(chain(*asked), records, said, strict=True):
             tasks[question.task][0] += answer == question.answer
@@ -165,14 +160,16 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
         "checkpoint": config.checkpoint,
         "data": config.data,
         "data_digest": manifest.digest,
-        "language": language.source,
+        "questions_digest": _digest(records),
+        "reader": reader.name,
         "videos": len(manifest),
         "questions": sum(map(len, asked)),
         "chance": float(np.mean([1 / len(q.choices) for questions in asked for q in questions])),
         "precision": config.precision,
-        "device": device_name(place),
+        "device": device_name(torch.device(config.device)),
         "unreadable": [
-            {"path": str(manifest.entries[i].path), "error": why} for i, why in sorted(unreadable.items())
+            {"path": str(manifest.entries[i].path), "error": why}
+            for i, why in sorted(reader.unreadable.items())
         ],
         "rows": rows,
     }
@@ -206,49 +203,61 @@ def _with_choices(config: QuizConfig) -> tuple[Manifest, list[list[Asked]]]:
     return kept, [questions for _, questions in chosen]
 
 
-def _ask_all(
-    choose: _Chooser,
-    see: Callable[[int], Tensor | None],
-    asked: Sequence[Sequence[Asked]],
-    unreadable: dict[int, str],
-    title: str | None,
-) -> list[str | None]:
-    """Of each question what was chosen; None: its video cannot be read."""
-    console = Console(stderr=True)
-    hidden = title is None or not console.is_terminal
-    said: list[str | None] = []
-    for item, questions in enumerate(
-        track(asked, title or "", console=console, transient=True, disable=hidden)
-    ):
-        try:
-            said += [None] * len(questions) if item in unreadable else choose(see(item), questions)
-        except VideoError as error:
-            unreadable[item] = str(error)
-            said += [None] * len(questions)
-    return said
+def _digest(records: Sequence[dict[str, Any]]) -> str:
+    """Of what is asked; the digest of a manifest does not cover it."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps([record[key] for key in ("question", "choices", "answer")]).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class _Chooser:
-    """Answers questions by the likeliest choice."""
+class _ChatReader:
+    """Answers by the likeliest choice."""
 
-    chat: VideoChat
-    language: LanguageModel
-    instruction: str
-    precision: str
-    place: torch.device
+    def __init__(self, config: QuizConfig) -> None:
+        self._chat, self._language, info = load_chat(config.checkpoint, config.language, config.device)
+        self.name, self.video, self.info = self._language.source, self._chat.video, info.video
+        self._instruction, self._precision = info.instruction, config.precision
+        self._place = torch.device(config.device)
+        self.unreadable: dict[int, str] = {}
+
+    def answers(
+        self, manifest: Manifest, asked: Sequence[Sequence[Asked]], plans: Sequence[Plan], progress: bool
+    ) -> Iterator[tuple[Plan | None, list[str | None]]]:
+        """What is chosen blind, and at each plan; None: the video cannot be read."""
+        dataset, console = ClipDataset(manifest), Console(stderr=True)
+        hidden = not progress or not console.is_terminal
+        for plan in [None, *plans]:
+            title = "Blind" if plan is None else f"{plan.keep} tokens"
+            said: list[str | None] = []
+            for item, questions in enumerate(
+                track(asked, title, console=console, transient=True, disable=hidden)
+            ):
+                try:
+                    seen = None if plan is None else self._look(dataset, item, plan)
+                except VideoError as error:
+                    self.unreadable[item] = str(error)
+                    said += [None] * len(questions)
+                else:
+                    said += self._choose(seen, questions)
+            yield plan, said
 
     @torch.inference_mode()
-    def __call__(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[str]:
+    def _look(self, dataset: ClipDataset, item: int, plan: Plan) -> Tensor:
+        video = dataset[ClipRequest(item, plan.grid)].video[None].to(self._place)
+        return self._chat.look([normalize(video, self.info.mean, self.info.std)], plan.keep, plan.selector)
+
+    @torch.inference_mode()
+    def _choose(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[str]:
         rows, owners = [], []
         for number, question in enumerate(questions):
-            before, prompt = self.language.first_turn(question.with_choices, self.instruction)
-            rows += [[(prompt, self.language.answer_ids(choice))] for choice in question.choices]
+            before, prompt = self._language.first_turn(question.with_choices, self._instruction)
+            rows += [[(prompt, self._language.answer_ids(choice))] for choice in question.choices]
             owners += [number] * len(question.choices)
-        ids, turns = pack_turns(rows).to(self.place).unbind(1)
-        with torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            found = self.chat.log_probabilities(
-                before.to(self.place),
+        ids, turns = pack_turns(rows).to(self._place).unbind(1)
+        with torch.autocast(self._place.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            found = self._chat.log_probabilities(
+                before.to(self._place),
                 None if seen is None else seen.expand(len(rows), -1, -1),
                 ids,
                 turns > 0,
@@ -259,3 +268,33 @@ class _Chooser:
             scores = [total for total, owner in zip(totals, owners, strict=True) if owner == number]
             said.append(question.choices[int(np.argmax(scores))])
         return said
+
+
+class _DualReader:
+    """Answers by the choice that is nearest to the video."""
+
+    name = "dual encoder"
+
+    def __init__(self, config: QuizConfig) -> None:
+        self._encoder, info = load_dual(config.checkpoint, config.device)
+        self._texts, self._precision = info.texts, config.precision
+        self.video, self.info = self._encoder.video, info.video
+        self.unreadable: dict[int, str] = {}
+
+    def answers(
+        self, manifest: Manifest, asked: Sequence[Sequence[Asked]], plans: Sequence[Plan], progress: bool
+    ) -> Iterator[tuple[Plan | None, list[str | None]]]:
+        """What is chosen at each plan; None: the video cannot be read."""
+        choices = list(dict.fromkeys(text for one in chain(*asked) for text in one.choices))
+        columns = {text: number for number, text in enumerate(choices)}
+        model = text_classifier(self._encoder, embed_texts(self._encoder, self._texts, choices))
+        found, self.unreadable = cosines(
+            model, self.info, manifest, plans, precision=self._precision, progress=progress
+        )
+        for plan, similarity in zip(plans, found, strict=True):
+            said: list[str | None] = []
+            for item, (questions, row) in enumerate(zip(asked, similarity, strict=True)):
+                for one in questions:
+                    best = int(row[[columns[text] for text in one.choices]].argmax())
+                    said.append(None if item in self.unreadable else one.choices[best])
+            yield plan, said

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxvit.checkpoints import SEARCH, load_checkpoint, save_checkpoint, save_plans
+from fluxvit.checkpoints import SEARCH, CheckpointInfo, load_checkpoint, save_checkpoint, save_plans
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
 from fluxvit.data.texts import embed_texts
@@ -29,9 +29,10 @@ from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recal
 from fluxvit.evaluation.subjects import Subject, find_subjects
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Budget
+from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.fluxvit import CosineClassifier, FluxViT
 
 RESULTS = "retrieval.json"
 
@@ -136,32 +137,21 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
         batch_size=config.batch_size,
     )
     subjects = find_subjects(tested, model, info.video)
-    rows, unreadable = [], dict[int, str]()
-    by_grid: dict[SamplingGrid, list[Subject]] = {}
-    for subject in subjects:
-        by_grid.setdefault(subject.plan.grid, []).append(subject)
-    found: dict[Subject, Tensor] = {}
-    for grid, group in by_grid.items():
-        answers = predict_requests(
-            model,
-            ClipDataset(manifest),
-            grid,
-            [Request.of(subject.plan) for subject in group],
-            mean=info.video.mean,
-            std=info.video.std,
-            precision=config.precision,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            progress=f"Testing {grid}" if progress else None,
-            tolerant=True,
-        )
-        for subject, answer in zip(group, answers, strict=True):
-            found[subject] = answer.logits / encoder.language.scale.item()
-            unreadable |= answer.unreadable
-    for subject in subjects:
+    found, unreadable = cosines(
+        model,
+        info.video,
+        manifest,
+        [subject.plan for subject in subjects],
+        precision=config.precision,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        progress=progress,
+    )
+    rows = []
+    for subject, similarity in zip(subjects, found, strict=True):
         for dual in (False, True):
             rows.append(
-                {**_about(subject, model), "dual_softmax": dual, **_figures(found[subject], belongs, dual)}
+                {**_about(subject, model), "dual_softmax": dual, **_figures(similarity, belongs, dual)}
             )
     results = {
         "checkpoint": config.checkpoint,
@@ -181,6 +171,54 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
     path = Path(config.out) / RESULTS
     write_json(path, results)
     return Retrieval(results, path)
+
+
+def cosines(
+    model: FluxViT,
+    info: CheckpointInfo,
+    manifest: Manifest,
+    plans: Sequence[Plan],
+    *,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = True,
+) -> tuple[list[Tensor], dict[int, str]]:
+    """Similarities of videos and texts.
+
+    Args:
+        model: A classifier of Q texts.
+        info: Of its video side.
+        plans: Videos that have one grid in common are read once.
+
+    Returns:
+        Cosines ``[N, Q]`` at each plan, NaN in rows of videos that cannot be read; and why they cannot.
+    """
+    head = model.heads[0].fc
+    assert isinstance(head, CosineClassifier)
+    by_grid: dict[SamplingGrid, list[int]] = {}
+    for number, plan in enumerate(plans):
+        by_grid.setdefault(plan.grid, []).append(number)
+    found: dict[int, Tensor] = {}
+    unreadable: dict[int, str] = {}
+    for grid, numbers in by_grid.items():
+        answers = predict_requests(
+            model,
+            ClipDataset(manifest),
+            grid,
+            [Request.of(plans[number]) for number in numbers],
+            mean=info.mean,
+            std=info.std,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            progress=f"Testing {grid}" if progress else None,
+            tolerant=True,
+        )
+        for number, answer in zip(numbers, answers, strict=True):
+            found[number] = answer.logits / head.scale.item()
+            unreadable |= answer.unreadable
+    return [found[number] for number in range(len(plans))], unreadable
 
 
 def _about(subject: Subject, model: Any) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
-from fluxvit.data.questions import pack_turns, questions_of
+from fluxvit.data.questions import DESCRIBE, pack_turns, questions_of
 from fluxvit.flux.selection import Selector
 from fluxvit.models.chat import Connector, VideoChat
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel
 
-DESCRIBE = "What happens in the video?"
 # Of a batch, each of conversations of about the same length.
 _PARTS = 4
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,11 +82,14 @@ QUICK, SLOW = 0.55, 1.05
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer, which is one of at least two choices."""
+    """A question with its answer, which is one of at least two choices, and what it asks for: ``object``,
+    ``direction``, ``times``, ``order`` or ``presence``.
+    """
 
     question: str
     answer: str
     choices: tuple[str, ...]
+    task: str
 
 
 def describe(spec: SampleSpec, scene: Scene) -> tuple[list[str], list[Question]]:
@@ -155,24 +158,29 @@ def _questions(rng: np.random.Generator, spec: SampleSpec, scene: Scene) -> list
     extra: list[Question] = []
     for event in scene.events:
         question, answers = _QUESTIONS[event.act]
-        asked = Question(question.format(**words), answers[event.orientation], answers)
+        task = "direction" if ACTS[event.act].second == "reverse" else "times"
+        asked = Question(question.format(**words), answers[event.orientation], answers, task)
         (labelled if event.act in spec.factors else extra).append(asked)
     if "order" in spec.factors:
         what = f"Which does the {scene.main.shape} do first: slide sideways or move up or down?"
         choices = tuple(_DOINGS[name.removesuffix(" first")] for name in ORDER)
         first = min(acts.index("slide"), acts.index("lift"))
-        labelled.append(Question(what, _DOINGS[acts[first]], choices))
-    elif len(acts) > 1:
-        extra.append(Question("What happens first?", _DOINGS[acts[0]], tuple(_DOINGS[act] for act in acts)))
+        labelled.append(Question(what, _DOINGS[acts[first]], choices, "order"))
+    doings = tuple(_DOINGS[act] for act in acts)
+    if "order" not in spec.factors and len(acts) > 1:
+        extra.append(Question("What happens first?", doings[0], doings, "order"))
     if len(acts) > 2:
-        extra.append(Question("What happens last?", _DOINGS[acts[-1]], tuple(_DOINGS[act] for act in acts)))
+        extra.append(Question("What happens last?", doings[-1], doings, "order"))
 
     wrong = rng.choice([name for name in OBJECTS if name != scene.main.shape], 3, replace=False)
-    what_object = Question("What object is moving?", scene.main.shape, (scene.main.shape, *map(str, wrong)))
+    choices = (scene.main.shape, *map(str, wrong))
+    what_object = Question("What object is moving?", scene.main.shape, choices, "object")
     absent = [act for act in ACTS if act not in acts]
     present = rng.random() < 0.5 or not absent
     asked_act = str(rng.choice(acts if present else absent))
-    whether = Question(_YES_NO[asked_act].format(**words), "yes" if present else "no", ("yes", "no"))
+    whether = Question(
+        _YES_NO[asked_act].format(**words), "yes" if present else "no", ("yes", "no"), "presence"
+    )
 
     extra = [whether, *(extra[i] for i in rng.permutation(len(extra)))]
     # Of many acts' questions a random choice, so that over a dataset none is missing.
@@ -184,4 +192,4 @@ def _questions(rng: np.random.Generator, spec: SampleSpec, scene: Scene) -> list
 
 def _shuffled(rng: np.random.Generator, question: Question) -> Question:
     choices = tuple(question.choices[i] for i in rng.permutation(len(question.choices)))
-    return Question(question.question, question.answer, choices)
+    return replace(question, choices=choices)
