@@ -101,10 +101,7 @@ def load_chat(
     except (KeyError, TypeError, ValueError) as error:
         reason = f"missing key {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder}: bad {CONFIG}: {reason}") from error
-    try:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: damaged or missing ({error})") from error
+    state = _weights(folder)
     video, video_info = load_checkpoint(folder / VIDEO, device)
     model = load_language_model(source)
     if model.dim != connector.config.out_dim:
@@ -124,3 +121,30 @@ def load_chat(
     parts.to(place).requires_grad_(False)
     chat = VideoChat(video, connector, model.network.to(place)).eval().requires_grad_(False)
     return chat, model, ChatInfo(video_info, source, instruction, provenance)
+
+
+def copy_connector(folder: str | Path, connector: Connector) -> None:
+    """Give a connector the weights of a chat model's.
+
+    Raises:
+        ValueError: The folder is none, or its connector has another shape.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no chat model, which `fluxvit instruct` makes")
+    prefix = "connector."
+    state = {name.removeprefix(prefix): x for name, x in _weights(folder).items() if name.startswith(prefix)}
+    report = compare_keys(state, connector)
+    if not report.matches:
+        raise ValueError(
+            f"{folder}: its connector has another shape than task.connector, task.queries, task.width and the "
+            f"two networks ask for: {report.summary}"
+        )
+    connector.load_state_dict(state)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: damaged or missing ({error})") from error

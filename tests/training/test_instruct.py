@@ -141,6 +141,29 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     before = [[first(*caption), later("which way ?", "left .")] for caption in captions]
     assert drawn(rows, captions=1.0, turns=2) == [these(*afterwards, *before), these([moves])]
 
+    # Apart, every question comes first, and hears the others neither.
+    several = [{"path": "a.mp4", "qa": [what, way]}]
+    assert drawn(several, turns=2, apart=1.0) == [these([moves, left])]
+    hearing = {
+        str(row[2].tolist()) for (row,) in conversations(tmp_path, language, several, turns=2, apart=0.5)
+    }
+    assert len(hearing) == 2
+
+
+def test_a_connector_is_trained_further(
+    world: Path, checkpoint: Path, language: str, tmp_path: Path, capsys
+) -> None:
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "first") == 0
+    first = tmp_path / "first" / "last"
+    options = ("--task.init", str(first), "--optim.lr", "1e-12")
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "second", *options) == 0
+    one, two = (load_chat(folder)[0].connector for folder in (first, tmp_path / "second" / "last"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    options = ("--task.init", str(first), "--task.queries", "4")
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
+    assert "its connector has another shape" in capsys.readouterr().err
+
 
 def test_videos_without_questions_are_named(tmp_path: Path) -> None:
     language = load_chat(saved_chat(tmp_path))[1]
@@ -227,6 +250,8 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
         (["--task.connector", "conv"], "choose query or mlp"),
         (["--task.choices_told", "2"], "it is a part, from 0 to 1"),
         (["--task.turns", "0"], "turns and budgets must be at least 1"),
+        (["--task.apart", "-1"], "it is a part, from 0 to 1"),
+        (["--task.init", "no/such/chat"], "no/such/chat: no chat model"),
         (["--language", "no/such/folder/here"], "no language model from"),
     ],
 )

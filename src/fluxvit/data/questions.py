@@ -50,18 +50,22 @@ def questions_of(entry: Entry) -> list[Asked]:
         ) from None
 
 
-def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Tensor:
+def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], apart: Sequence[bool] = ()) -> Tensor:
     """Conversations, of each the ids ``[L]`` that are heard and those that are to be said in every turn, to
-    int64 ``[B, 2, L]``, padded behind: the ids, and with them the number of the turn, from 1, in which a
-    token is said; 0 for those heard.
+    int64 ``[B, 3, L]``, padded with 0 behind: the ids; the number of the turn, from 1, in which a token is
+    said, 0 for those heard; and numbers that are the same for tokens that may hear one another.
+
+    Args:
+        apart: Of each conversation whether its turns do not hear one another; default: all do.
     """
     longest = max(sum(len(heard) + len(said) for heard, said in turns) for turns in rows)
-    packed = torch.zeros(len(rows), 2, longest, dtype=torch.int64)
-    for row, turns in zip(packed, rows, strict=True):
+    packed = torch.zeros(len(rows), 3, longest, dtype=torch.int64)
+    for row, turns, alone in zip(packed, rows, apart or [False] * len(rows), strict=True):
         end = 0
         for number, (heard, said) in enumerate(turns, 1):
-            start = end + len(heard)
+            start, first = end + len(heard), end
             row[0, end:start] = heard
             end = start + len(said)
             row[0, start:end], row[1, start:end] = said, number
+            row[2, first:end] = number if alone else 1
     return packed

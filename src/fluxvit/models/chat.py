@@ -178,7 +178,9 @@ class VideoChat(nn.Module):
         """Token ids ``[...]`` as the language model embeds them, ``[..., D]``."""
         return self.language.get_input_embeddings()(ids)
 
-    def log_probabilities(self, before: Tensor, seen: Tensor | None, ids: Tensor, said: Tensor) -> Tensor:
+    def log_probabilities(
+        self, before: Tensor, seen: Tensor | None, ids: Tensor, said: Tensor, hearing: Tensor | None = None
+    ) -> Tensor:
         """Log-probability of each token that is said, fp32 ``[B, L]``; 0 for the others.
 
         Args:
@@ -187,6 +189,8 @@ class VideoChat(nn.Module):
             ids: int64 ``[B, L]``, the words behind the video: what is heard and what is said, of one or more
                 turns; padded behind.
             said: bool ``[B, L]``.
+            hearing: int64 ``[B, L]``: words hear the prompt, the video, and words before them that have the
+                same number; None: all before them.
         """
         batch, length = ids.shape
         words = self.embed_words(torch.cat([before.expand(batch, -1), ids], dim=1))
@@ -195,10 +199,12 @@ class VideoChat(nn.Module):
         x = torch.cat(parts, dim=1)
         # Where something is said, then some other places, as many of all rows.
         spots = said.long().argsort(dim=1, descending=True, stable=True)[:, : int(said.sum(1).max())]
-        # A token is foretold one place ahead of it. No mask: padding stands behind everything.
-        ahead = (x.shape[1] - length + spots - 1).clamp(min=0)
-        with _only_at(self.language.get_output_embeddings(), ahead):
-            logits = self.language(inputs_embeds=x, use_cache=False).logits
+        start = x.shape[1] - length
+        # Padding stands behind everything, and needs no mask.
+        options = {} if hearing is None else _apart(hearing, start, x.dtype)
+        # A token is foretold one place ahead of it.
+        with _only_at(self.language.get_output_embeddings(), (start + spots - 1).clamp(min=0)):
+            logits = self.language(inputs_embeds=x, use_cache=False, **options).logits
         found = logits.float().log_softmax(-1).gather(2, ids.gather(1, spots)[..., None])[..., 0]
         return found.new_zeros(batch, length).scatter(1, spots, found).masked_fill(~said, 0)
 
@@ -236,6 +242,23 @@ class VideoChat(nn.Module):
             yield int(token)
         # The last token is said, too.
         self.language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def _apart(hearing: Tensor, start: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Places and mask with which words of different numbers ``[B, L]`` do not hear one another, and each come
+    right behind the ``start`` places before them all.
+    """
+    batch, length = hearing.shape
+    together = (hearing[:, :, None] == hearing[:, None, :]).tril()
+    places = torch.arange(start, device=hearing.device).expand(batch, -1)
+    places = torch.cat([places, start - 1 + together.sum(2)], dim=1)
+    heard = torch.ones(batch, start + length, start + length, dtype=torch.bool, device=hearing.device).tril()
+    heard[:, start:, start:] = together
+    mask = torch.zeros(heard.shape, dtype=dtype, device=hearing.device)
+    return {
+        "position_ids": places,
+        "attention_mask": mask.masked_fill(~heard, torch.finfo(dtype).min)[:, None],
+    }
 
 
 @contextmanager

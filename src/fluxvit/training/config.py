@@ -482,6 +482,9 @@ class InstructSettings:
             of one of the questions.
         turns: Most questions that a clip is asked in one conversation, in the manifest's order. Video and
             prompt are gone through once for all.
+        apart: Part of the clips whose questions do not hear one another, so that every answer must be seen in
+            the video: earlier ones may give it away.
+        init: A chat model, whose connector is trained further; empty: a new one.
         adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
             the language model stays as it is.
         selector: Which tokens are kept.
@@ -495,6 +498,8 @@ class InstructSettings:
     choices_told: float = 0.5
     captions: float = 0.0
     turns: int = 1
+    apart: float = 0.0
+    init: str = ""
     adapter_rank: int = 0
     selector: str = "group_dynamic"
 
@@ -503,7 +508,7 @@ class InstructSettings:
             raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
         if min(self.queries, self.width, self.turns, *self.budgets) < 1:
             raise ValueError("task.queries, width, turns and budgets must be at least 1")
-        for name in ("choices_told", "captions"):
+        for name in ("choices_told", "captions", "apart"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"task.{name} is {getattr(self, name):g}; it is a part, from 0 to 1")
         if self.adapter_rank < 0:

@@ -52,7 +52,7 @@ class FluxInstruct(nn.Module):
         self._budgets, self._selector = tuple(budgets), selector
 
     def forward(self, model: FluxViT, video: Tensor, questions: Tensor) -> dict[str, Tensor]:
-        """Clips ``[B, 3, T, H, W]`` and conversations ``[B, 2, L]``, as `Questions` gives them."""
+        """Clips ``[B, 3, T, H, W]`` and conversations ``[B, 3, L]``, as `Questions` gives them."""
         model.eval()
         budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
         chat = VideoChat(model, self.connector, self._language[0])
@@ -61,8 +61,9 @@ class FluxInstruct(nn.Module):
         likely, lengths = [], []
         # Conversations of about the same length go together, so that little is padding.
         for rows in ends.argsort().split(-(-len(ends) // _PARTS)):
-            ids, turns = questions[rows, :, : int(ends[rows].max())].unbind(1)
-            found = chat.log_probabilities(before, seen[rows], ids, turns > 0)
+            ids, turns, hearing = questions[rows, :, : int(ends[rows].max())].unbind(1)
+            one = bool((hearing <= 1).all())
+            found = chat.log_probabilities(before, seen[rows], ids, turns > 0, None if one else hearing)
             each = F.one_hot(turns)[..., 1:]
             said = each.any(1)
             likely.append((found[..., None] * each).sum(1)[said])
@@ -80,7 +81,7 @@ class FluxInstruct(nn.Module):
 
 
 def _ends(questions: Tensor) -> Tensor:
-    """Tokens of each conversation of ``[B, 2, L]``: the last one is said."""
+    """Tokens of each conversation of ``[B, 3, L]``: the last one is said."""
     places = torch.arange(1, questions.shape[2] + 1, device=questions.device)
     return ((questions[:, 1] > 0) * places).max(1).values
 
@@ -97,6 +98,8 @@ class Questions:
             being asked one of the questions: the answer is a caption. It says far more of a video than most
             answers do.
         turns: Most questions of a conversation, which begins anywhere as long as so many are left.
+        apart: Part of the clips whose questions do not hear one another: so answers cannot be taken from
+            earlier questions and answers, and must be seen.
 
     Raises:
         ValueError: A video has no question.
@@ -110,6 +113,7 @@ class Questions:
         told: float = 0.0,
         captions: float = 0.0,
         turns: int = 1,
+        apart: float = 0.0,
     ) -> None:
         self._asked = [questions_of(entry) for entry in manifest.entries]
         for entry, asked in zip(manifest.entries, self._asked, strict=True):
@@ -117,15 +121,18 @@ class Questions:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
         self._told_captions = [entry.captions for entry in manifest.entries]
         self._language, self._instruction, self._told = language, instruction, told
-        self._captions, self._turns = captions, turns
+        self._captions, self._turns, self._apart = captions, turns, apart
 
     def __call__(self, batch: Clip) -> Tensor:
-        """int64 ``[B, 2, L]``, as :func:`~fluxvit.data.questions.pack_turns` makes them. It draws from
+        """int64 ``[B, 3, L]``, as :func:`~fluxvit.data.questions.pack_turns` makes them. It draws from
         PyTorch's generator.
         """
-        return pack_turns([self._conversation(item) for item in batch.item.tolist()])
+        items = batch.item.tolist()
+        apart = (torch.rand(len(items)) < self._apart).tolist()
+        rows = [self._conversation(item, alone) for item, alone in zip(items, apart, strict=True)]
+        return pack_turns(rows, apart)
 
-    def _conversation(self, item: int) -> list[tuple[Tensor, Tensor]]:
+    def _conversation(self, item: int, apart: bool) -> list[tuple[Tensor, Tensor]]:
         first, what, which, where, *how = torch.rand(4 + self._turns).tolist()
         asked, captions = self._asked[item], self._told_captions[item]
         start = int(first * (max(0, len(asked) - self._turns) + 1))
@@ -138,7 +145,7 @@ class Questions:
         return [
             (
                 self._language.next_turn(question)
-                if number
+                if number and not apart
                 else self._language.first_turn(question, self._instruction)[1],
                 self._language.answer_ids(answer),
             )

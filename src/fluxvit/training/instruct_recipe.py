@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fluxvit.chat_checkpoints import ChatInfo, save_chat
+from fluxvit.chat_checkpoints import ChatInfo, copy_connector, save_chat
 from fluxvit.data.questions import questions_of
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
@@ -63,7 +63,10 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     )
     # Loading a language model may draw random numbers; connectors must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)
-    connector = Connector(config).to(world.device)
+    connector = Connector(config)
+    if task.init:
+        copy_connector(task.init, connector)
+    connector.to(world.device)
     adapters = add_adapters(language.network, task.adapter_rank) if task.adapter_rank else None
     if adapters is not None:
         adapters.to(world.device)
@@ -74,7 +77,7 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
     trainer.target = Questions(
-        train, language, task.instruction, task.choices_told, task.captions, task.turns
+        train, language, task.instruction, task.choices_told, task.captions, task.turns, task.apart
     )
     about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
 
