@@ -137,8 +137,8 @@ def copy_connector(folder: str | Path, connector: Connector) -> None:
     report = compare_keys(state, connector)
     if not report.matches:
         raise ValueError(
-            f"{folder}: its connector has another shape than task.connector, task.queries, task.width and the "
-            f"two networks ask for: {report.summary}"
+            f"{folder}: its connector has another shape than task.connector, task.queries, task.width and "
+            f"the networks ask for: {report.summary}"
         )
     connector.load_state_dict(state)
 
