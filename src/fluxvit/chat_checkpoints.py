@@ -123,11 +123,14 @@ def load_chat(
     return chat, model, ChatInfo(video_info, source, instruction, provenance)
 
 
-def copy_connector(folder: str | Path, connector: Connector) -> None:
+def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> None:
     """Give a connector the weights of a chat model's.
 
+    Args:
+        video: What it is to read, which must be what it has been trained to read.
+
     Raises:
-        ValueError: The folder is none, or its connector has another shape.
+        ValueError: The folder is none, its connector has another shape, or its video side other weights.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -139,6 +142,13 @@ def copy_connector(folder: str | Path, connector: Connector) -> None:
         raise ValueError(
             f"{folder}: its connector has another shape than task.connector, task.queries, task.width and "
             f"the networks ask for: {report.summary}"
+        )
+    theirs = load_checkpoint(folder / VIDEO)[0].state_dict()
+    ours = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
+    if any(name not in theirs or not torch.equal(value.cpu(), theirs[name]) for name, value in ours.items()):
+        raise ValueError(
+            f"{folder}: its connector was trained to read another video side; model.init must be "
+            f"{folder / VIDEO}"
         )
     connector.load_state_dict(state)
 

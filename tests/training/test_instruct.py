@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from test_recipe import TINY, world
 from torch import Tensor
 
 from fluxvit.chat_checkpoints import load_chat
+from fluxvit.checkpoints import load_checkpoint, save_checkpoint
 from fluxvit.cli import main
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.questions import pack_turns, questions_of
+from fluxvit.flux.budget import Plan
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.language_model import LanguageModel, load_language_model
 from fluxvit.training import trainer
@@ -160,6 +164,20 @@ def test_a_connector_is_trained_further(
     one, two = (load_chat(folder)[0].connector for folder in (first, tmp_path / "second" / "last"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    model, info = load_checkpoint(first / "video")
+    with torch.no_grad():
+        model.cls_token.add_(1)
+    save_checkpoint(tmp_path / "other", model, info)
+    options = ("--task.init", str(first), "--model.init", str(tmp_path / "other"))
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
+    assert "was trained to read another video side" in " ".join(capsys.readouterr().err.split())
+    # Plans of the video side stay with it.
+    model, info = load_checkpoint(first / "video")
+    planned = replace(info, plans=[Plan(SamplingGrid(8, 32, 32), 6)])
+    save_checkpoint(tmp_path / "planned", model, planned)
+    options = ("--task.init", str(first), "--model.init", str(tmp_path / "planned"))
+    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "fourth", *options) == 0
+    assert load_chat(tmp_path / "fourth" / "last")[2].video.plans == planned.plans
     options = ("--task.init", str(first), "--task.queries", "4")
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
     assert "its connector has another shape" in capsys.readouterr().err
@@ -182,7 +200,8 @@ def language(tmp_path: Path) -> str:
 
 def instruct(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out), "--model.init", str(checkpoint)]
-    small = ["--task.width", "32", "--task.queries", "3", "--task.budgets", "[12,6]", "--language", language]
+    small = ["--task.width", "32", "--task.queries", "3", "--task.budgets", "[12,6]", "--task.init", ""]
+    small += ["--language", language]
     return main(["instruct", str(recipe), *TINY, *folders, *small, *options])
 
 

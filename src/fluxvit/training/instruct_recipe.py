@@ -65,7 +65,7 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     torch.manual_seed(recipe.optim.seed + 1)
     connector = Connector(config)
     if task.init:
-        copy_connector(task.init, connector)
+        copy_connector(task.init, connector, model)
     connector.to(world.device)
     adapters = add_adapters(language.network, task.adapter_rank) if task.adapter_rank else None
     if adapters is not None:
@@ -73,7 +73,9 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     before, _ = language.first_turn("", task.instruction)
     budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
-    info = replace(course.describe(info, train, "instruct"), labels=[])
+    # The video side stays as it is, and so do its plans.
+    plans = [] if "budgets" in recipe.model.settings else info.plans
+    info = replace(course.describe(info, train, "instruct"), labels=[], plans=plans)
     step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
     trainer.target = Questions(
