@@ -319,7 +319,15 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "2 new, 0 changed" in capsys.readouterr().out
     assert main(["index", videos, "--db", db]) == 0
     assert "2 as they were; 4 windows" in capsys.readouterr().out
-    assert "--budget: " in fails("index", videos, "--db", db, "--budget", "12")
+    # The command that made it may be given again, one that would make another may not.
+    assert main([*new, "--seconds", "2"]) == 0
+    assert "2 as they were; 4 windows" in capsys.readouterr().out
+    assert main(["index", videos, "--db", db, "--seconds", "2"]) == 0
+    capsys.readouterr()
+    for other in (["--budget", "12"], ["--seconds", "3"], ["--grid", "4x24"], ["--no_shots"]):
+        assert "made with 6 tokens of 4x16 from every 2 s, not with" in fails(
+            "index", videos, "--db", db, *other
+        )
     assert main(["search", "a red ball", "--db", db, "--count", "2", "--sheet", str(tmp_path / "s.jpg")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split()[2].startswith("0:0")

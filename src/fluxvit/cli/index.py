@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from fluxvit.cli.parser import Parser, values
@@ -52,26 +53,29 @@ def _index(
     if exists:
         with VideoDatabase(db) as database:
             former = settings_of(database)
-    asked = {"--budget": budget, "--grid": grid, "--seconds": seconds, "--no_shots": no_shots or None}
-    given = [name for name, value in asked.items() if value is not None]
-    if former is not None and not rebuild:
-        if given:
-            raise ValueError(
-                f"{', '.join(given)}: {db} is there already, made with {former.keep} tokens of {former.grid} "
-                f"from every {former.seconds:g} s; leave it out, or make the database anew with --rebuild"
-            )
-        settings = with_checkpoint(former, checkpoint or "")
+    source = checkpoint or (former.checkpoint if former else "")
+    if not source:
+        raise ValueError(f"{db} is new: name the dual encoder that embeds, with --checkpoint")
+    kept = None if rebuild else former
+    if kept and budget is None and grid is None and seconds is None and not no_shots:
+        settings = with_checkpoint(kept, checkpoint or "")
     else:
-        source = checkpoint or (former.checkpoint if former else "")
-        if not source:
-            raise ValueError(f"{db} is new: name the dual encoder that embeds, with --checkpoint")
+        length = kept.seconds if kept and seconds is None else seconds
         settings = choose_settings(
             source,
             parse_budget(budget) if budget else None,
             SamplingGrid.parse(grid) if grid else None,
-            4.0 if seconds is None else seconds,
-            not no_shots,
+            4.0 if length is None else length,
+            kept.shots if kept and not no_shots else not no_shots,
         )
+        if kept and budget is None and grid is None:
+            settings = replace(settings, **kept.plan_settings)
+        # The command that made it may be given again.
+        if kept and replace(settings, checkpoint=kept.checkpoint) != kept:
+            raise ValueError(
+                f"{db} is there already, made with {kept}, not with {settings}; leave --budget, --grid, "
+                "--seconds and --no_shots out, or make the database anew with --rebuild"
+            )
     embedder = Embedder(settings, device)
     if rebuild and exists:
         # Not before the new encoder is known to be good.
@@ -82,5 +86,5 @@ def _index(
     except KeyboardInterrupt:
         print("fluxvit: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(f"database  {db}, {settings.keep} tokens of {settings.grid} from every {settings.seconds:g} s")
+    print(f"database  {db}, {settings}")
     return 0

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,15 @@ class IndexSettings:
     selector: str
     seconds: float
     shots: bool
+
+    def __str__(self) -> str:
+        shots = "" if self.shots else ", shots or not"
+        return f"{self.keep} tokens of {self.grid} from every {self.seconds:g} s{shots}"
+
+    @property
+    def plan_settings(self) -> dict[str, Any]:
+        """Those of its plan."""
+        return {"grid": self.grid, "keep": self.keep, "head": self.head, "selector": self.selector}
 
     @property
     def plan(self) -> Plan:
