@@ -58,8 +58,8 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_six_direct_dependencies_at_most() -> None:
+def test_the_base_install_is_light() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", text, re.S | re.M)
     assert block is not None
-    assert len(re.findall(r'^\s*"', block[1], re.M)) <= 6
+    assert len(re.findall(r'^\s*"', block[1], re.M)) <= 8
