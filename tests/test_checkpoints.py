@@ -101,7 +101,10 @@ def test_labels_must_fit(tmp_path: Path) -> None:
             lambda c: _edit(c, lambda config: config["model"].update(depth=3)),
             "disagree: .* 15 missing, 0 unexpected",
         ),
-        (lambda c: _edit(c, lambda config: config["model"].update(speed=3)), "unknown model settings: speed"),
+        (
+            lambda c: _edit(c, lambda config: config["model"].update(speed=3)),
+            "model has no setting called 'speed'",
+        ),
         (lambda c: _edit(c, lambda config: config.update(labels=["a"])), "1 labels for a model of 5"),
     ],
 )

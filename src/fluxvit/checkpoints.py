@@ -167,7 +167,7 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     try:
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, this version of fluxvit reads {FORMAT}")
-        model_config = FluxViTConfig.from_dict(config["model"])
+        model_config = FluxViTConfig.from_dict(config["model"], key="model")
         info = CheckpointInfo(
             labels=config["labels"],
             mean=tuple(config["normalization"]["mean"]),

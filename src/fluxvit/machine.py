@@ -18,6 +18,19 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int | None:
+    """Memory that this process may use, within the limit of its container; None if that is unknown."""
+    limits = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # Not on this system, or "max".
+            continue
+    if hasattr(os, "sysconf"):  # Not on Windows.
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=None)
+
+
 def processor_name() -> str:
     """The CPU's name, as far as the system tells it."""
     try:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from fluxvit.flux.cost import NetworkSize
+from fluxvit.schema import check, convert, plain
 
 ACTIVATIONS = ("gelu_tanh", "gelu")
+MAX_PARAMETERS = 100_000_000_000
+"""Parameters that a network may have: several times those of the largest vision transformers (22e9)."""
+
+# Ranges are far beyond the largest published networks. They stop typing errors and hostile files before
+# anything is allocated; `MAX_PARAMETERS` bounds the whole.
+Width = Annotated[int, Meta(ge=1, le=1 << 16)]
+Heads = Annotated[int, Meta(ge=1, le=1024)]
+Depth = Annotated[int, Meta(ge=1, le=1024)]
+Classes = Annotated[int, Meta(ge=0, le=10_000_000)]
+Rate = Annotated[float, Meta(ge=0, lt=1)]
+_Side = Annotated[int, Meta(ge=1, le=4096)]
+_Tokens = Annotated[int, Meta(ge=1, le=1 << 24)]
 
 
 @dataclass(frozen=True)
 class FluxViTConfig:
     """Architecture of a FluxViT.
+
+    All values are checked by type and range when a configuration is made; ``128.0`` and ``"128"`` are no
+    integers.
 
     Args:
         embed_dim: Width of the tokens.
@@ -41,40 +59,41 @@ class FluxViTConfig:
         layer_scale: Initial value of LayerScale.
         drop_path: Stochastic depth rate of the last block; rises linearly from 0.
         drop_rate: Dropout of the pooled vector before the classifier.
+
+    Raises:
+        ValueError: A value has another type, is out of range, or does not fit the others.
     """
 
-    embed_dim: int = 384
-    depth: int = 12
-    num_heads: int = 6
-    mlp_ratio: float = 4.0
-    patch_size: int = 14
-    tubelet_size: int = 1
-    in_chans: int = 3
-    table_shape: tuple[int, int, int] = (24, 18, 18)
-    budgets: tuple[int, ...] = (3072, 2048, 1024)
-    pool_dim: int = 768
-    pool_heads: int = 16
-    num_classes: int = 400
-    class_dim: int = 0
+    embed_dim: Width = 384
+    depth: Depth = 12
+    num_heads: Heads = 6
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0
+    patch_size: Annotated[int, Meta(ge=1, le=1024)] = 14
+    tubelet_size: Annotated[int, Meta(ge=1, le=1024)] = 1
+    in_chans: Annotated[int, Meta(ge=1, le=1024)] = 3
+    table_shape: tuple[_Side, _Side, _Side] = (24, 18, 18)
+    budgets: Annotated[tuple[_Tokens, ...], Meta(min_length=1, max_length=64)] = (3072, 2048, 1024)
+    pool_dim: Width = 768
+    pool_heads: Heads = 16
+    num_classes: Classes = 400
+    class_dim: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     activation: str = "gelu_tanh"
     dual_patch_norm: bool = True
     global_position: bool = True
     local_position: bool = True
     qk_norm: bool = True
     qkv_bias: bool = False
-    layer_scale: float = 1e-5
-    drop_path: float = 0.0
-    drop_rate: float = 0.0
+    layer_scale: Annotated[float, Meta(ge=0, le=1000)] = 1e-5
+    drop_path: Rate = 0.0
+    drop_rate: Rate = 0.0
 
     def __post_init__(self) -> None:
-        # JSON knows lists only.
-        object.__setattr__(self, "table_shape", tuple(self.table_shape))
-        object.__setattr__(self, "budgets", tuple(self.budgets))
+        check(self)
         for width, heads, what in (
             (self.embed_dim, self.num_heads, "num_heads"),
             (self.embed_dim, self.pool_heads, "pool_heads"),
         ):
-            if heads < 1 or width % heads:
+            if width % heads:
                 raise ValueError(f"embed_dim {width} is not a multiple of {what} {heads}")
         if self.embed_dim % 16:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of 16, as 3-D positions need")
@@ -82,18 +101,36 @@ class FluxViTConfig:
             raise ValueError(
                 f"activation {self.activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
             )
-        if not self.budgets or min(self.budgets) < 1:
-            raise ValueError(f"budgets {self.budgets} must be one or more positive token counts")
         if list(self.budgets) != sorted(set(self.budgets), reverse=True):
             raise ValueError(f"budgets {self.budgets} must fall from the largest to the smallest")
-        if len(self.table_shape) != 3 or min(self.table_shape) < 1:
-            raise ValueError(f"table_shape {self.table_shape} must be three positive token counts")
-        if min(self.patch_size, self.tubelet_size, self.depth, self.in_chans, self.pool_dim) < 1:
-            raise ValueError("patch_size, tubelet_size, depth, in_chans and pool_dim must be at least 1")
-        if min(self.num_classes, self.class_dim) < 0:
+        if round(self.mlp_ratio * self.embed_dim) < 1:
             raise ValueError(
-                f"num_classes is {self.num_classes} and class_dim {self.class_dim}; use 0 for none"
+                f"mlp_ratio {self.mlp_ratio:g} of embed_dim {self.embed_dim} leaves the MLP no width"
             )
+        if self.parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"the settings describe a network of {self.parameters:.3g} parameters, "
+                f"more than {MAX_PARAMETERS:.0e}; see embed_dim, depth, table_shape and num_classes"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the network, counted without building it."""
+        dim, pool, hidden = self.embed_dim, self.pool_dim, round(self.mlp_ratio * self.embed_dim)
+        values = self.in_chans * self.tubelet_size * self.patch_size**2
+        frames, height, width = self.table_shape
+        patches = values * dim + dim + (values + dim if self.dual_patch_norm else 0)
+        positions = 2 * dim + frames * height * width * dim + (2 * dim if self.global_position else 0)
+        block = 4 * dim * dim + (3 * dim if self.qkv_bias else 0) + dim  # qkv and proj.
+        block += 2 * dim * hidden + hidden + dim  # MLP.
+        block += (4 + 2 * self.qk_norm + 2 * self.local_position) * dim  # Norms, LayerScale, LPE.
+        head = 6 * dim + 3 * (dim * dim + dim) + dim * pool + pool
+        if self.num_classes and self.class_dim:
+            head += (pool + 1) * self.class_dim + self.num_classes * self.class_dim + 1
+        elif self.num_classes:
+            head += (pool + 1) * self.num_classes
+        aligners = (len(self.budgets) - 1) * (pool * pool + 3 * pool)
+        return patches + positions + self.depth * block + len(self.budgets) * head + 2 * pool + aligners
 
     @property
     def size(self) -> NetworkSize:
@@ -109,16 +146,17 @@ class FluxViTConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FluxViTConfig:
+    def from_dict(cls, values: Mapping[str, Any], where: str = "", key: str = "") -> FluxViTConfig:
         """Inverse of :meth:`to_dict`.
 
+        Args:
+            where: The file that the values come from; errors begin with it.
+            key: Their place in that file.
+
         Raises:
-            ValueError: There are unknown keys, or bad values.
+            ValueError: There are unknown keys, or a value has another type or range.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown model settings: {', '.join(sorted(unknown))}")
-        return cls(**values)
+        return convert(plain(values), cls, where, key)
 
 
 PRESETS: dict[str, FluxViTConfig] = {

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
+from fluxvit.machine import memory_bytes
 from fluxvit.models.attention import Attention, attention
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
@@ -198,10 +199,14 @@ class FluxViT(nn.Module):
 
     ``model(video, budget=1024)`` keeps 1024 tokens; ``budget=[2048, 1024, 512]`` gives one output per budget.
     The video ``[B, C, T, H, W]`` may be of any grid that divides into tubelets, square or not, batch 1 too.
+
+    Raises:
+        ValueError: The network is larger than the memory of this machine.
     """
 
     def __init__(self, config: FluxViTConfig) -> None:
         super().__init__()
+        _check_memory(config)
         self.config = config
         dim = config.embed_dim
         self.patch_embed = PatchEmbed(
@@ -527,6 +532,17 @@ class FluxViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory: recompute each block in the backward pass."""
         self.grad_checkpointing = enable
+
+
+def _check_memory(config: FluxViTConfig) -> None:
+    """Refuse to build on the CPU what its memory cannot hold: the system would kill the process."""
+    memory = memory_bytes()
+    needed = config.parameters * torch.get_default_dtype().itemsize
+    if memory is not None and needed > memory and torch.get_default_device().type == "cpu":
+        raise ValueError(
+            f"a network of {config.parameters:.3g} parameters needs {needed / 1e9:.0f} GB of memory, and "
+            f"this machine has {memory / 1e9:.0f} GB; see embed_dim, depth, table_shape and num_classes"
+        )
 
 
 def _classifier(config: FluxViTConfig) -> nn.Module:
