@@ -31,7 +31,7 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import read_manifest
-from fluxvit.deploy.latency import device_name, measure_latencies
+from fluxvit.deploy.latency import measure_latencies
 from fluxvit.deploy.spending import measure_chains, prefixes
 from fluxvit.evaluation.cascade import choose_cascades, follow, predict_plans, tune_cascade
 from fluxvit.files import write_json
@@ -40,6 +40,7 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.flux.spending import NEEDS, chain_gmacs, share_tokens
+from fluxvit.machine import device_name
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.video.transforms import normalize
 

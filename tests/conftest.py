@@ -12,6 +12,7 @@ from hypothesis import settings
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import log_device
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.video.writer import write_video
 
@@ -40,6 +41,12 @@ def small_model(num_classes: int = 5) -> FluxViT:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither believe nor write what the user's machine has measured."""
     monkeypatch.setenv("FLUXVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> None:
+    """The device is logged once a process; each test is to see the line."""
+    log_device.cache_clear()
 
 
 @pytest.fixture

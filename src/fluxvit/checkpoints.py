@@ -21,6 +21,7 @@ from torch import Tensor
 from fluxvit.files import atomic_folder, read_json, write_json
 from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -140,17 +141,20 @@ def _measured(row: dict[str, Any]) -> Measured | None:
     return Measured(**row["measured"]) if "measured" in row else None
 
 
-def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[FluxViT, CheckpointInfo]:
+def load_checkpoint(
+    folder: str | Path, device: str | torch.device | None = "cpu"
+) -> tuple[FluxViT, CheckpointInfo]:
     """Read a checkpoint folder; the model is in eval mode.
 
     Args:
         folder: A folder, or the name of a checkpoint that comes with the package (:func:`pretrained_names`).
+        device: Where the model goes; None: the accelerator if there is one.
 
     Raises:
         ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message says
             which.
     """
-    folder, device = checkpoint_folder(folder), _usable_device(device)
+    folder, device = checkpoint_folder(folder), usable_device(device)
     if folder.suffix in (".pth", ".pt", ".bin"):
         raise ValueError(
             f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
@@ -206,20 +210,9 @@ def checkpoint_folder(folder: str | Path) -> Path:
     return packaged if str(folder) in pretrained_names() and not Path(folder).exists() else Path(folder)
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> FluxViT:
+def load(folder: str | Path, device: str | torch.device | None = "cpu") -> FluxViT:
     """The model of a checkpoint folder, in eval mode. Errors as in :func:`load_checkpoint`."""
     return load_checkpoint(folder, device)[0]
-
-
-def _usable_device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown; use cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count() or "no"
-        raise ValueError(f"device {name}: this PyTorch sees {count} CUDA devices; use another or cpu")
-    return device
 
 
 @dataclass

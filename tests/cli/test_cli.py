@@ -122,8 +122,7 @@ def test_predict_survives_bad_clips(
     assert main(["predict", *clips, "--checkpoint", str(checkpoint), "--budget", "1000000"]) == 2
     captured = capsys.readouterr()
     errors = captured.err.splitlines()
-    assert len(errors) == 3
-    for error, name in zip(errors, ("missing.mp4", "text.mp4", "cut.mp4"), strict=True):
+    for error, name in zip(errors, ("missing.mp4", "text.mp4", "cut.mp4", "running on"), strict=True):
         assert name in error
     assert captured.out.count("36 of 36 tokens") == 2
 

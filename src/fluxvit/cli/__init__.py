@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
+    _show_log()
     try:
         return import_module(f"fluxvit.cli.{name}").run(argv[1:])
     except ValueError as error:
@@ -59,6 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+class _Lines(logging.Handler):
+    """Log records as one line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"fluxvit: {record.getMessage()}", file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Show what the package logs, such as the device that is used and videos that are left out."""
+    log = logging.getLogger("fluxvit")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(_Lines())
 
 
 def _usage() -> str:

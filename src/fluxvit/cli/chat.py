@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     add("--language", default="", help="where the language model is, if it has moved")
     add("--temperature", type=float, default=0.0, help="0 says the likeliest; default: 0")
     add("--limit", type=int, default=256, help="tokens of an answer; default: 256")
-    add("--device", default="cpu", help="such as cuda; default: cpu")
+    add_device(parser)
     return _chat(**values(parser, argv))
 
 
@@ -38,11 +38,12 @@ def _chat(
     language: str,
     temperature: float,
     limit: int,
-    device: str,
+    device: str | None,
 ) -> int:
     from fluxvit.deploy.chat import Chat
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
+    from fluxvit.machine import log_device
 
     if limit < 1 or temperature < 0:
         raise ValueError(
@@ -56,6 +57,7 @@ def _chat(
         device=device,
     )
     vectors = chat.watch(clip, clips)
+    log_device(chat.device)
     plan, parts = chat.plan, f"{clips} clips, each " if clips > 1 else ""
     print(f"{clip}: {parts}{plan.keep} tokens of {plan.grid}, {vectors} vectors for {chat.language.source}")
     for question in ask or _typed():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -22,10 +22,13 @@ def run(argv: list[str]) -> int:
         default="embeddings",
         help="over templates; either is found in the literature",
     )
+    add_device(parser)
     return _classes(**values(parser, argv))
 
 
-def _classes(checkpoint: str, names: str, to: str, templates: str | None, average: str) -> int:
+def _classes(
+    checkpoint: str, names: str, to: str, templates: str | None, average: str, device: str | None
+) -> int:
     from dataclasses import replace
     from pathlib import Path
 
@@ -33,10 +36,13 @@ def _classes(checkpoint: str, names: str, to: str, templates: str | None, averag
     from fluxvit.data.layout import text_lines
     from fluxvit.dual_checkpoints import load_dual
     from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, read_names, text_classifier
+    from fluxvit.machine import log_device, usable_device
 
-    encoder, info = load_dual(checkpoint)
+    place = usable_device(device)
+    encoder, info = load_dual(checkpoint, place)
     labels = read_names(names)
     sentences = list(text_lines(Path(templates))) if templates else TEMPLATES
+    log_device(place)
     vectors = embed_classes(encoder, info.texts, labels, sentences, average)
     provenance = {
         **info.provenance,

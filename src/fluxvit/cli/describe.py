@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     add("--limit", type=int, default=256, help="tokens of a description; default: 256")
     add("--language", default="", help="where the language model is, if it has moved")
     add("--out", default="runs/describe", help="folder to write; default: runs/describe")
-    add("--device", default="cpu", help="such as cuda; default: cpu")
+    add_device(parser)
     return _describe(**values(parser, argv))
 
 
@@ -35,7 +35,7 @@ def _describe(
     limit: int,
     language: str,
     out: str,
-    device: str,
+    device: str | None,
 ) -> int:
     from pathlib import Path
 
@@ -49,6 +49,7 @@ def _describe(
     )
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
+    from fluxvit.machine import log_device
     from fluxvit.models.language_model import load_language_model
 
     if limit < 1:
@@ -61,13 +62,14 @@ def _describe(
         language=language,
         device=device,
     )
+    log_device(chat.device)
     described = describe_videos(chat, manifest, out, limit=limit)
     lost = len(manifest) - len(described)
     print(f"{len(described)} videos described" + (f", {lost} cannot be read" if lost else ""))
     print(f"wrote   {Path(out) / DESCRIPTIONS}")
     if judge:
         model = load_language_model(judge)
-        model.network.to(device)
+        model.network.to(chat.device)
         score = score_descriptions(described, LanguageModelJudge(model))
         print(
             f"F1 {100 * score.f1:.1f} %, recall {100 * score.recall:.1f} %, precision "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     add("--out", help="folder to write; default: runs/evaluate")
     add("--report", help="folder of a report to write, one HTML page with figures")
     add("--workers", type=int, help="processes that decode, for each process; default: 0, itself")
-    add("--device", help="cpu or cuda; default: CUDA if there is any")
+    add_device(parser)
     return _evaluate(**values(parser, argv))
 
 

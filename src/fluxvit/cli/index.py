@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 DB = "runs/videos.db"
 
@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
     add("--seconds", type=float, help="length of a window; default: 4")
     add("--no_shots", action="store_true", help="let windows reach across cuts")
     add("--rebuild", action="store_true", help="forget what the database holds, and embed all anew")
-    add("--device", default="cpu", help="such as cuda; default: cpu")
+    add_device(parser)
     return _index(**values(parser, argv))
 
 
@@ -39,12 +39,13 @@ def _index(
     seconds: float | None,
     no_shots: bool,
     rebuild: bool,
-    device: str,
+    device: str | None,
 ) -> int:
     from fluxvit.deploy.index import Embedder, choose_settings, settings_of, update_index, with_checkpoint
     from fluxvit.deploy.video_db import VideoDatabase
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
+    from fluxvit.machine import log_device
 
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -77,6 +78,7 @@ def _index(
                 "--seconds and --no_shots out, or make the database anew with --rebuild"
             )
     embedder = Embedder(settings, device)
+    log_device(embedder.device)
     if rebuild and exists:
         # Not before the new encoder is known to be good.
         Path(db).unlink()

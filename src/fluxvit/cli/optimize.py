@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 _NUMBERS = ("budgets", "frames", "sizes", "heights", "widths")
 
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     add("--target", help="key of the class index in the manifests; default: label")
     add("--out", help="folder of the log; default: runs/optimize")
     add("--workers", type=int, help="processes that decode; default: 0, this one")
-    add("--device", help="such as cuda; default: cpu")
+    add_device(parser)
     return _optimize(**values(parser, argv))
 
 

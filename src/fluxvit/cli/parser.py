@@ -20,6 +20,13 @@ class Parser(ArgumentParser):
         )
 
 
+def add_device(parser: ArgumentParser) -> None:
+    """The option of all commands that run a model."""
+    parser.add_argument(
+        "--device", help="such as cuda, cuda:1, mps or cpu; default: the accelerator if there is one"
+    )
+
+
 def values(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
     """Parsed arguments as plain values."""
     return vars(parser.parse_args(argv))

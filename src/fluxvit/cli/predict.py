@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 if TYPE_CHECKING:
     from fluxvit.deploy.predictor import Prediction, Predictor
@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
     add("--top", type=int, help="classes to show; default: 5, of a stream 1")
     add("--json", action="store_true", help="print one JSON object a clip, or a step of a stream")
     add("--explain", metavar="OUT.mp4", help="write the clip with dropped patches dimmed")
-    add("--device", default="cpu", help="such as cuda")
+    add_device(parser)
     add(
         "--cascade",
         action="store_true",
@@ -76,7 +76,7 @@ def _predict(
     top: int,
     json: bool,
     explain: str | None,
-    device: str,
+    device: str | None,
     cascade: bool,
     share: str | None,
 ) -> int:
@@ -92,6 +92,7 @@ def _predict(
 
     from fluxvit.deploy.spending import CascadePredictor, CorpusPredictor, Look
     from fluxvit.flux.budget import parse_budget
+    from fluxvit.machine import log_device
     from fluxvit.video.base import VideoError
 
     predictor = _load(checkpoint, None if cascade else budget, grid, device)
@@ -104,6 +105,7 @@ def _predict(
     failed, looks, spent = 0, [], []
 
     def show(prediction: Prediction) -> None:
+        log_device(predictor.device)
         spent.append(prediction.spent)
         print(_as_json(prediction, top) if json else _as_text(prediction, top, predictor), flush=True)
 
@@ -135,7 +137,7 @@ def _predict(
     return 2 if failed else 0
 
 
-def _load(checkpoint: str | None, budget: str | None, grid: str | None, device: str) -> Predictor:
+def _load(checkpoint: str | None, budget: str | None, grid: str | None, device: str | None) -> Predictor:
     from fluxvit.checkpoints import DEFAULT_CHECKPOINT
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import parse_budget
@@ -163,7 +165,7 @@ def _stream(
     grid: str | None,
     top: int,
     json: bool,
-    device: str,
+    device: str | None,
     window: float | None,
     hop: float | None,
     token_rate: float | None,
@@ -176,6 +178,7 @@ def _stream(
         raise ValueError("give --budget, what a step may cost, or --token_rate, not both")
 
     from fluxvit.deploy.streaming import DEFAULT_HOPS, DEFAULT_WINDOW_S, StreamingPredictor
+    from fluxvit.machine import log_device
     from fluxvit.video.stream import open_stream
 
     source = open_stream(clips[0], raw=raw, live=live or None)
@@ -184,9 +187,9 @@ def _stream(
     if token_rate is not None:
         # About what a step will keep: it chooses the grid. The tubelets of the grid round the hop.
         budget = str(max(1, round(token_rate * (hop or window / DEFAULT_HOPS))))
-    predictor = StreamingPredictor(
-        _load(checkpoint, budget, grid, device), window, hop, token_rate=token_rate
-    )
+    still = _load(checkpoint, budget, grid, device)
+    predictor = StreamingPredictor(still, window, hop, token_rate=token_rate)
+    log_device(still.device)
     print(f"fluxvit: {source.name}: {predictor}", file=sys.stderr)
     steps = dropped = 0
     try:

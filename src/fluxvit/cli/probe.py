@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> int:
     add("--out", help="folder to write; default: runs/probe")
     add("--cache", help="folder of features; default: features in the folder to write")
     add("--workers", type=int, help="processes that decode; default: 0, this one")
-    add("--device", help="such as cuda; default: cpu")
+    add_device(parser)
     return _probe(**values(parser, argv))
 
 

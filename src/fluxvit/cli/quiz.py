@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     add("--language", help="where the language model is, if it has moved")
     add("--precision", choices=("fp32", "bf16"), help="default: fp32")
     add("--out", help="folder to write; default: runs/quiz")
-    add("--device", help="such as cuda; default: cpu")
+    add_device(parser)
     return _quiz(**values(parser, argv))
 
 

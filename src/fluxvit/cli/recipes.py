@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from fluxvit.cli.parser import Parser
+from fluxvit.cli.parser import Parser, add_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def parse_recipe(argv: list[str], command: str, kind: type[R], what: str) -> tuple[R, str]:
+def parse_recipe(argv: list[str], command: str, kind: type[R], what: str) -> tuple[R, str | None]:
     """The recipe of a command line, and the device.
 
     Args:
@@ -26,7 +26,7 @@ def parse_recipe(argv: list[str], command: str, kind: type[R], what: str) -> tup
     """
     parser = Parser(command, f"{what}: fluxvit {command} RECIPE.yaml --data.train TRAIN.jsonl ...")
     parser.add_argument("--config", action="config", help="recipe file; may be given first, without --config")
-    parser.add_argument("--device", default="", help="cpu or cuda; default: CUDA if there is any")
+    add_device(parser)
     parser.add_class_arguments(kind, as_group=False)
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
@@ -36,12 +36,12 @@ def parse_recipe(argv: list[str], command: str, kind: type[R], what: str) -> tup
     return kind(**vars(settings)), device
 
 
-def run_recipe(recipe: R, device: str, work: Callable[[R, World], Path]) -> int:
+def run_recipe(recipe: R, device: str | None, work: Callable[[R, World], Path]) -> int:
     """Do the work of a recipe in all processes; the exit code."""
     from fluxvit.training.distributed import join_world, leave_world
     from fluxvit.training.trainer import Stopped
 
-    world = join_world(device or None)
+    world = join_world(device)
     try:
         folder = work(recipe, world)
     except Stopped as stop:

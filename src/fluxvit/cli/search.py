@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxvit.cli.index import DB
-from fluxvit.cli.parser import Parser, values
+from fluxvit.cli.parser import Parser, add_device, values
 
 
 def run(argv: list[str]) -> int:
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     add("--until", help="only in files modified before this day")
     add("--sheet", help="write thumbnails of the answers here, .jpg or .png, a row for each")
     add("--checkpoint", default="", help="the encoder's folder, if it has moved")
-    add("--device", default="cpu", help="such as cuda; default: cpu")
+    add_device(parser)
     return _search(**values(parser, argv))
 
 
@@ -34,7 +34,7 @@ def _search(
     path: str,
     sheet: str | None,
     checkpoint: str,
-    device: str,
+    device: str | None,
     since: str | None,
     until: str | None,
     **seconds: Any,
@@ -42,6 +42,7 @@ def _search(
     from fluxvit.deploy.index import Embedder, search, settings_of, with_checkpoint
     from fluxvit.deploy.sheet import thumbnail_sheet
     from fluxvit.deploy.video_db import Filter, VideoDatabase
+    from fluxvit.machine import log_device
     from fluxvit.video.writer import write_image
 
     only = Filter(f"*{path}*" if path else "", since=_day(since), until=_day(until), **seconds)
@@ -50,6 +51,7 @@ def _search(
         if settings is None:
             raise ValueError(f"{db} is empty; fill it with: fluxvit index FOLDER --db {db}")
         embedder = Embedder(with_checkpoint(settings, checkpoint), device)
+        log_device(embedder.device)
         hits = search(database, embedder, sentence, video, count, only)
     if not hits:
         print("nothing found: no window passes the filters")

@@ -13,6 +13,7 @@ from fluxvit.chat_checkpoints import load_chat
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import usable_device
 from fluxvit.models.hub import transformers_library
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
@@ -27,7 +28,7 @@ class Chat:
         budget: What a clip of a video may cost; a number is tokens. None: the largest trained budget.
         grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
         language: Where the language model is now, if not where the checkpoint says.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         ValueError: The checkpoint, the language model, the budget or the grid cannot be used.
@@ -40,10 +41,10 @@ class Chat:
         *,
         grid: SamplingGrid | None = None,
         language: str = "",
-        device: str = "cpu",
+        device: str | torch.device | None = None,
     ) -> None:
-        self.model, self.language, self.info = load_chat(checkpoint, language, device)
-        self._device = torch.device(device)
+        self.device = usable_device(device)
+        self.model, self.language, self.info = load_chat(checkpoint, language, self.device)
         self.plan = choose_plan(self.model.video, self.info.video, budget, grid)
         self._cache: Any = None
         self._turns = 0
@@ -71,12 +72,12 @@ class Chat:
                 reader.read(segment_times(start, start + length, grid.frames)) for start in starts.tolist()
             ]
         videos = [
-            eval_transform(part, grid.height, grid.width, info.mean, info.std)[None].to(self._device)
+            eval_transform(part, grid.height, grid.width, info.mean, info.std)[None].to(self.device)
             for part in parts
         ]
         seen = self.model.look(videos, self.plan.keep, self.plan.selector)
         before, _ = self.language.first_turn("", self.info.instruction)
-        words = self.model.embed_words(before[None].to(self._device))
+        words = self.model.embed_words(before[None].to(self.device))
         self._cache, self._turns = transformers_library("chats").DynamicCache(), 0
         # What stands before every question is gone through once.
         self.model.language(
@@ -107,7 +108,7 @@ class Chat:
             ids = self.language.first_turn(question, self.info.instruction)[1]
         self._turns += 1
         with torch.no_grad():
-            words = self.model.embed_words(ids[None].to(self._device))
+            words = self.model.embed_words(ids[None].to(self.device))
         said: list[int] = []
         told = ""
         for token in self.model.generate(

@@ -22,6 +22,7 @@ from fluxvit.deploy.windows import Window, windows
 from fluxvit.dual_checkpoints import DualInfo, load_dual
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
@@ -67,17 +68,16 @@ class Embedder:
 
     Args:
         settings: Of the database.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         ValueError: The checkpoint cannot be read.
     """
 
-    def __init__(self, settings: IndexSettings, device: str = "cpu") -> None:
-        self.settings = settings
-        self.encoder, self.info = load_dual(settings.checkpoint, device)
+    def __init__(self, settings: IndexSettings, device: str | torch.device | None = None) -> None:
+        self.settings, self.device = settings, usable_device(device)
+        self.encoder, self.info = load_dual(settings.checkpoint, self.device)
         self.digest = dual_digest(self.encoder, self.info)
-        self._device = torch.device(device)
 
     def embed_file(self, path: str | Path) -> tuple[list[tuple[float, float]], np.ndarray]:
         """Start and end of each window of a video, and their unit vectors ``[N, D]``.
@@ -122,7 +122,7 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, batch: Sequence[Window]) -> np.ndarray:
         plan, info = self.settings.plan, self.info.video
-        video = torch.stack([window.video for window in batch]).to(self._device)
+        video = torch.stack([window.video for window in batch]).to(self.device)
         video = normalize(video, info.mean, info.std)
         return self.encoder.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu().numpy()
 

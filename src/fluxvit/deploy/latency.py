@@ -20,7 +20,7 @@ from fluxvit import __version__
 from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.budget import Budget, Measured, Plan, fit_budget
 from fluxvit.flux.cost import grid_cost
-from fluxvit.machine import processor_name
+from fluxvit.machine import device_name, processor_name
 from fluxvit.models.fluxvit import FluxViT
 
 # A warm-up ends when a pass is hardly faster than the fastest before it, or after so many times its length.
@@ -239,11 +239,6 @@ _FIGURES = tuple(field.name for field in fields(Latency))
 def _key(row: dict[str, Any]) -> str:
     """What a row of the file is about: all of it but the figures."""
     return json.dumps({name: value for name, value in row.items() if name not in _FIGURES}, sort_keys=True)
-
-
-def device_name(device: torch.device) -> str:
-    """What runs there: the name of the accelerator or of the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def _conditions(model: FluxViT) -> dict[str, Any]:

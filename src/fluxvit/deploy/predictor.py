@@ -16,6 +16,7 @@ from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.spending import Spent
+from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.reader import open_video
@@ -74,7 +75,7 @@ class Predictor:
             (:func:`~fluxvit.deploy.latency.plan_for`); ``plan.measured`` tells what the plan costs.
         grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
         head: Head to read; None: the one trained nearest to the number of kept tokens.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         ValueError: The checkpoint, the budget, the grid or the head cannot be used; the message says why.
@@ -87,10 +88,10 @@ class Predictor:
         *,
         grid: SamplingGrid | None = None,
         head: int | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> None:
-        self.model, self.info = load_checkpoint(checkpoint, device)
-        self.device = torch.device(device)
+        self.device = usable_device(device)
+        self.model, self.info = load_checkpoint(checkpoint, self.device)
         config = self.model.config
         if config.num_classes == 0:
             raise ValueError(f"{checkpoint} has no classifier; it can embed, not predict")
@@ -118,7 +119,7 @@ class Predictor:
         out = self.model(self.clip(frames, plan.grid), plan.keep, plan.head, plan.selector)
         cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
         spent = Spent(plan.keep, cost.total / 1e9)
-        return self.prediction(path, plan, frames, seconds, out.logits.double().softmax(-1), out, spent)
+        return self.prediction(path, plan, frames, seconds, out.logits.cpu().double().softmax(-1), out, spent)
 
     def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
         """Frames uint8 ``[T, H, W, 3]`` ready for the network, ``[1, 3, T, height, width]`` on its device."""
@@ -139,7 +140,7 @@ class Predictor:
         return Prediction(
             path=Path(path),
             labels=self.labels,
-            probabilities=probabilities[0].cpu().numpy(),
+            probabilities=probabilities[0].numpy(),
             plan=plan,
             frames=frames,
             fps=plan.grid.frames / seconds,

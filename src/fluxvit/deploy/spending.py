@@ -265,7 +265,7 @@ class CorpusPredictor:
             plan = replace(self.plan, keep=keep, measured=None)
             out = model.read(part, k, plan.head)
             spent = Spent(keep, grid_cost(config.size, grid, keep, plan.selector).total / 1e9)
-            probabilities = out.logits.double().softmax(-1)
+            probabilities = out.logits.cpu().double().softmax(-1)
             predictions.append(
                 self._predictor.prediction(look.path, plan, None, look.seconds, probabilities, out, spent)
             )

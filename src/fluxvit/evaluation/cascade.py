@@ -14,12 +14,13 @@ from torch import Tensor
 
 from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.deploy.latency import device_name, measure_latencies
+from fluxvit.deploy.latency import measure_latencies
 from fluxvit.deploy.spending import measure_chains, prefixes
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
 from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.spending import chain_gmacs, chain_tokens, stage_answer
+from fluxvit.machine import device_name
 from fluxvit.models.fluxvit import FluxViT
 
 # Temperatures are looked for between 1 / this and this: where every clip is right, none is the best.

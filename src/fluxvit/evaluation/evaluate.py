@@ -21,7 +21,7 @@ from torch import Tensor
 from fluxvit.checkpoints import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
-from fluxvit.deploy.latency import LatencyTable, device_name
+from fluxvit.deploy.latency import LatencyTable
 from fluxvit.evaluation.answers import Answers
 from fluxvit.evaluation.classification import Predictions, Request, check_classes, predict_requests
 from fluxvit.evaluation.evaluation_report import write_evaluation_report
@@ -38,6 +38,7 @@ from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
+from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.distributed import ALONE, World, fail_together
 
@@ -202,6 +203,8 @@ def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool 
         [to_record(entry, manifest.root)["path"] for entry in manifest.entries],
     )
     _in_main(world, answers.read)
+    if world.is_main:
+        log_device(world.device)
     warning = _warning(config, manifest)
     if warning and world.is_main:
         _log.warning("%s", warning)

@@ -31,7 +31,7 @@ from fluxvit.checkpoints import (
 )
 from fluxvit.data.dataset import ClipDataset, VideoSource
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
-from fluxvit.deploy.latency import device_name, measure_latencies
+from fluxvit.deploy.latency import measure_latencies
 from fluxvit.evaluation.cascade import tune_cascades
 from fluxvit.evaluation.classification import Score, check_classes
 from fluxvit.evaluation.features import backbone_digest
@@ -41,6 +41,7 @@ from fluxvit.evaluation.search_passes import Search
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
 from fluxvit.flux.selection import get_selector
+from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
 
 LOG = "search.jsonl"
@@ -71,7 +72,7 @@ class OptimizeConfig:
         target: Key of the class index in the manifests.
         out: Folder of the log.
         workers: Processes that decode; 0: this one.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -94,7 +95,7 @@ class OptimizeConfig:
     target: str = "label"
     out: str = "runs/optimize"
     workers: int = 0
-    device: str = "cpu"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("budgets", "frames", "sizes", "heights", "widths"):
@@ -258,6 +259,7 @@ def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeRe
         ValueError: The checkpoint cannot be read or written, the data cannot be used, there is no candidate
             for a budget, or ``config.out`` holds another search; the message says which.
     """
+    config = replace(config, device=str(usable_device(config.device)))
     model, info = load_checkpoint(config.checkpoint, config.device)
     digest = backbone_digest(model, info)
     folder = _writable_folder(config, digest)
@@ -267,6 +269,7 @@ def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeRe
     clips = replace(manifest, entries=tuple(readable[i] for i in order))
     candidates = find_candidates(config, model, info, lambda: aspect_of(clips))
     search = Search(model, info, clips, VideoSource(clips), candidates, config.workers)
+    log_device(search.device)
     facts = {
         "search": _VERSION,
         "weights": digest,

@@ -204,5 +204,5 @@ def score_probes(
     for batch in torch.arange(len(labels)).split(batch_size):
         logits, target = probes(fetch(batch)), labels[batch].to(device)
         hits.append((logits.argmax(-1) == target[:, None]).sum(0))
-        sums.append(losses(logits, target).double() * len(batch))
+        sums.append(losses(logits, target).cpu().double() * len(batch))
     return torch.stack(hits).sum(0).tolist(), (torch.stack(sums).sum(0) / len(labels)).tolist()

@@ -42,6 +42,7 @@ from fluxvit.files import write_json
 from fluxvit.flux.budget import Plan, nearest_plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
+from fluxvit.machine import log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
 
 
@@ -67,7 +68,7 @@ class ProbeConfig:
         out: Folder to write.
         cache: Folder of features; empty: ``features`` in ``out``.
         workers: Processes that decode clips; 0: this one.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -90,7 +91,7 @@ class ProbeConfig:
     out: str = "runs/probe"
     cache: str = ""
     workers: int = 0
-    device: str = "cpu"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -209,11 +210,13 @@ def run_probe(config: ProbeConfig, progress: bool = True) -> ProbeResult:
         ValueError: The checkpoint, the manifests, the plan or the settings cannot be used, or every setting
             diverged; the message says why.
     """
-    out = Path(config.out)
+    device = usable_device(config.device)
+    config, out = replace(config, device=str(device)), Path(config.out)
     splits = read_splits(config.train, config.val, config.test, config.target)
-    model, info = load_checkpoint(config.checkpoint, config.device)
+    model, info = load_checkpoint(config.checkpoint, device)
     digest, plan = backbone_digest(model, info), _plan(model, info, config)
     backbone = Backbone(model, info, digest, plan, config.kind, config.selector)
+    log_device(device)
     features = {
         role: cached_features(
             backbone,
@@ -225,7 +228,7 @@ def run_probe(config: ProbeConfig, progress: bool = True) -> ProbeResult:
         for role, split in splits.items()
     }
     stacks, trials = [], []
-    for readout in readouts(backbone, features, config.device):
+    for readout in readouts(backbone, features, str(device)):
         probes = _train(config, backbone, readout, splits["train"], progress)
         stacks.append((readout, probes))
         correct, losses = score_probes(probes, readout.fetch["val"], splits["val"].labels, config.batch_size)

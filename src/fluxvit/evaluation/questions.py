@@ -29,7 +29,6 @@ from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Asked, pack_turns, questions_of
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy.latency import device_name
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.dual_checkpoints import is_dual, load_dual
 from fluxvit.evaluation.classification import Score
@@ -38,6 +37,7 @@ from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import write_json, write_json_lines
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
@@ -58,7 +58,7 @@ class QuizConfig:
         language: Where the language model is now, if not where the checkpoint says.
         precision: ``fp32`` or ``bf16``.
         out: Folder to write.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -73,7 +73,7 @@ class QuizConfig:
     language: str = ""
     precision: str = "fp32"
     out: str = "runs/quiz"
-    device: str = "cpu"
+    device: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):
@@ -125,7 +125,8 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
     manifest, asked = _with_choices(config)
     if is_dual(config.checkpoint) and config.language:
         raise ValueError(f"{config.checkpoint} is a dual encoder, which brings its text tower: no language")
-    reader = (_DualReader if is_dual(config.checkpoint) else _ChatReader)(config)
+    device = usable_device(config.device)
+    reader = (_DualReader if is_dual(config.checkpoint) else _ChatReader)(config, device)
     budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in reader.video.config.budgets)
     plans = [choose_plan(reader.video, reader.info, budget, config.grid) for budget in budgets]
     records: list[dict[str, Any]] = [
@@ -139,6 +140,7 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
         for entry, questions in zip(manifest.entries, asked, strict=True)
         for question in questions
     ]
+    log_device(device)
     rows: list[dict[str, Any]] = []
     for plan, said in reader.answers(manifest, asked, plans, progress):
         tasks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -166,7 +168,7 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
         "questions": sum(map(len, asked)),
         "chance": float(np.mean([1 / len(q.choices) for questions in asked for q in questions])),
         "precision": config.precision,
-        "device": device_name(torch.device(config.device)),
+        "device": device_name(device),
         "unreadable": [
             {"path": str(manifest.entries[i].path), "error": why}
             for i, why in sorted(reader.unreadable.items())
@@ -214,11 +216,11 @@ def _digest(records: Sequence[dict[str, Any]]) -> str:
 class _ChatReader:
     """Answers by the likeliest choice."""
 
-    def __init__(self, config: QuizConfig) -> None:
-        self._chat, self._language, info = load_chat(config.checkpoint, config.language, config.device)
+    def __init__(self, config: QuizConfig, device: torch.device) -> None:
+        self._chat, self._language, info = load_chat(config.checkpoint, config.language, device)
         self.name, self.video, self.info = self._language.source, self._chat.video, info.video
         self._instruction, self._precision = info.instruction, config.precision
-        self._place = torch.device(config.device)
+        self._place = device
         self.unreadable: dict[int, str] = {}
 
     def answers(
@@ -275,8 +277,8 @@ class _DualReader:
 
     name = "dual encoder"
 
-    def __init__(self, config: QuizConfig) -> None:
-        self._encoder, info = load_dual(config.checkpoint, config.device)
+    def __init__(self, config: QuizConfig, device: torch.device) -> None:
+        self._encoder, info = load_dual(config.checkpoint, device)
         self._texts, self._precision = info.texts, config.precision
         self.video, self.info = self._encoder.video, info.video
         self.unreadable: dict[int, str] = {}

@@ -19,7 +19,6 @@ from fluxvit.checkpoints import SEARCH, CheckpointInfo, load_checkpoint, save_ch
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy.latency import device_name
 from fluxvit.dual_checkpoints import VIDEO, load_dual
 from fluxvit.evaluation.classification import Request, predict_requests
 from fluxvit.evaluation.evaluate import RESIZE, EvaluateConfig
@@ -32,6 +31,7 @@ from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import CosineClassifier, FluxViT
 
 RESULTS = "retrieval.json"
@@ -52,7 +52,7 @@ class RetrieveConfig:
         batch_size: Clips at once.
         out: Folder to write.
         workers: Processes that decode clips; 0: this one.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
     """
 
     checkpoint: str
@@ -64,7 +64,7 @@ class RetrieveConfig:
     batch_size: int = 32
     out: str = "runs/retrieve"
     workers: int = 0
-    device: str = "cpu"
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
     Raises:
         ValueError: The checkpoint, the manifest or a plan cannot be used; the message says why.
     """
-    encoder, info = load_dual(config.checkpoint, config.device)
+    device = usable_device(config.device)
+    encoder, info = load_dual(config.checkpoint, device)
     manifest = read_manifest(config.data, None)
     sentences = [text for entry in manifest.entries for text in entry.captions]
     for entry in manifest.entries:
@@ -137,6 +138,7 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
         batch_size=config.batch_size,
     )
     subjects = find_subjects(tested, model, info.video)
+    log_device(device)
     found, unreadable = cosines(
         model,
         info.video,
@@ -162,7 +164,7 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
         "captions": len(sentences),
         "resize": RESIZE,
         "precision": config.precision,
-        "device": device_name(encoder.video.cls_token.device),
+        "device": device_name(device),
         "unreadable": [
             {"path": str(manifest.entries[i].path), "error": why} for i, why in sorted(unreadable.items())
         ],
@@ -272,7 +274,8 @@ def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeR
         raise ValueError(
             "--to: of a dual encoder the plans are written to its own video side; copy the folder"
         )
-    encoder, info = load_dual(config.checkpoint, config.device)
+    device = usable_device(config.device)
+    encoder, info = load_dual(config.checkpoint, device)
     out = Path(config.out)
     manifest = read_manifest(config.data, None)
     captions = list(dict.fromkeys(entry.captions[0] for entry in manifest.entries if entry.captions))

@@ -215,7 +215,7 @@ class Search:
             here = [sampling for sampling in samplings if sampling.grid == grid]
             for sampling, tokens in self._encoded(video, here):
                 heads = [self.model.forward_head(tokens, head) for head in range(self.heads)]
-                logits = torch.stack(heads, 1).double().cpu()
+                logits = torch.stack(heads, 1).cpu().double()
                 truth = logits.softmax(-1)[torch.arange(len(clips)), :, labels]
                 right = logits.argmax(-1) == labels[:, None]
                 tried.append(

@@ -20,7 +20,7 @@ def film_strips(
     grid: SamplingGrid,
     clips: Sequence[tuple[str, Entry]],
     labels: Sequence[str],
-    device: str = "cpu",
+    device: str | None = None,
 ) -> list[Strip]:
     """Strips of clips, all budgets on one grid.
 
@@ -30,7 +30,7 @@ def film_strips(
         grid: Sampling of all of them.
         clips: Title and video of each; whole videos, no segments.
         labels: Class names of the videos.
-        device: Where to run.
+        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         VideoError: A video cannot be read.

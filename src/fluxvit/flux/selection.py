@@ -186,8 +186,9 @@ class Uniform(_Blind):
 
     def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         batch, frames, length, _ = tokens.shape
-        order = torch.arange(frames * length, dtype=torch.float64, device=tokens.device)
-        spread = torch.frac(order * 0.6180339887498949).float()
+        exact = "cpu" if tokens.device.type == "mps" else tokens.device  # MPS has no float64.
+        order = torch.arange(frames * length, dtype=torch.float64, device=exact)
+        spread = torch.frac(order * 0.6180339887498949).float().to(tokens.device)
         return (1 - spread).view(1, frames, length).expand(batch, -1, -1)
 
 

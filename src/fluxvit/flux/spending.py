@@ -74,7 +74,7 @@ def stage_answer(logits: Sequence[Tensor], temperatures: Sequence[float], averag
         float64 ``[..., classes]``; the confidence is the largest of them.
     """
     asked = range(len(logits)) if average else range(len(logits) - 1, len(logits))
-    return torch.stack([(logits[i].double() / temperatures[i]).softmax(-1) for i in asked]).mean(0)
+    return torch.stack([(logits[i].cpu().double() / temperatures[i]).softmax(-1) for i in asked]).mean(0)
 
 
 # A mean budget, shared -------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def motion(scores: Tensor) -> float:
 
 def spread(scores: Tensor) -> float:
     """Over how many tokens of the pool the scores are spread: the exponential of their entropy."""
-    shares = scores.double().flatten()
+    shares = scores.cpu().double().flatten()
     shares = shares / shares.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.special.entr(shares).sum().exp().item()
 

@@ -165,7 +165,7 @@ class FluxDistillation(nn.Module):
             target = self.targets(video, item, shape, None)
             patches = [layer[:, int(self.targets.class_token) :] for layer in target.layers]
             for total, found in zip(sums, [*patches, target.pooled], strict=True):
-                rows = found.double().flatten(0, -2).cpu()
+                rows = found.cpu().double().flatten(0, -2)
                 total += torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(0), rows.square().sum(0)])
         for scale, (count, total, squares) in zip(self.scales, sums, strict=True):
             center = total / count

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fluxvit.machine import usable_device
 from fluxvit.models.fluxvit import FluxViT
 
 T = TypeVar("T")
@@ -79,27 +80,19 @@ def join_world(device: str | None = None) -> World:
     """This process's world: that of ``torchrun`` if it started the process, else a world of one.
 
     Args:
-        device: ``cpu`` or ``cuda``; None: CUDA if there is any. With several processes on CUDA each takes
-            the device of its local rank.
+        device: Such as ``cpu`` or ``cuda``; None: the accelerator if there is one. With several processes on
+            CUDA each takes the device of its local rank.
 
     Raises:
-        ValueError: The device is unknown, or CUDA is asked for and not there.
+        ValueError: There is no such device, or there are fewer CUDA devices than processes.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.device(kind)
-    except RuntimeError:
-        raise ValueError(f"device {kind!r} is unknown; use cpu, cuda or cuda:1") from None
-    if kind.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {kind}: this PyTorch sees no CUDA device; use cpu")
+    place = usable_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World(0, 1, torch.device(kind))
-    if kind == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        return World(0, 1, place)
+    if place.type == "cuda" and place.index is None:
+        place = usable_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(place)
-    else:
-        place = torch.device(kind)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), place)

@@ -24,6 +24,7 @@ from fluxvit.data.prepare import prepare_manifests
 from fluxvit.files import write_json
 from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.machine import device_name
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe
@@ -196,7 +197,10 @@ def run_trainer(
 
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "run.json", {"recipe": asdict(recipe), "processes": world.size, **_environment()})
+        write_json(
+            out / "run.json",
+            {"recipe": asdict(recipe), "processes": world.size, **_environment(world.device)},
+        )
     world.barrier()
     try:
         trainer.run(progress=progress)
@@ -388,11 +392,10 @@ def _sampling(recipe: RunRecipe) -> dict[str, Any]:
     return {"sampling": data.sampling, "stride": data.stride, "stride_fps": data.stride_fps or None}
 
 
-def _environment() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+def _environment(device: torch.device) -> dict[str, str]:
     return {
         "fluxvit": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": device,
+        "device": device_name(device),
     }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
+from fluxvit.machine import log_device
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.distributed import ALONE, World, accumulating, forget_step, parallelize, whole
@@ -40,6 +41,8 @@ def faster_precision(device: torch.device) -> str:
     """``bf16`` or ``fp32``: on a CPU, what multiplies matrices faster, for CPUs differ widely in bf16."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if device.type != "cpu":
+        return "fp32"
 
     types = (torch.bfloat16, torch.float32)
     pairs = [(torch.ones(2048, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)) for dtype in types]
@@ -185,6 +188,8 @@ class Trainer:
                 if self._call_after_step(first):
                     raise Stopped(f"stopped after step {first} of {config.steps}")
                 if first < config.steps:
+                    if self.world.is_main:
+                        log_device(self.world.device)
                     self._train(step_module, optimizer, first, title, progress)
             finally:
                 if self._logs is not None:
