@@ -48,7 +48,33 @@ def test_folder_of_classes(tmp_path: Path) -> None:
     assert videos.name == "folder"
     assert videos.labels == ("run", "walk")
     assert listed(videos) == {"run/c.webm": 0, "run/frames": 0, "walk/b.mp4": 1, "walk/deeper/a.MOV": 1}
-    assert videos.notes == ("1 files that are not named like videos were passed over",)
+    assert videos.notes == (
+        f"left out 1 files that are not named like videos, such as {tmp_path / 'walk' / 'notes.txt'}",
+    )
+
+
+def test_links_to_folders_of_videos_are_followed(tmp_path: Path) -> None:
+    data, disk = tmp_path / "data", tmp_path / "disk"
+    touch(data / "jump" / "x.mp4", data / "run" / "y.mp4", disk / "jump" / "j1.mp4", disk / "walk" / "w.mp4")
+    (data / "jump" / "part1").symlink_to(disk / "jump")
+    (data / "walk").symlink_to(disk / "walk")
+    # Neither may put the videos of another class into this one.
+    (data / "jump" / "all").symlink_to(data)
+    (data / "all").symlink_to("..")
+    (data / "run" / "gone.mp4").symlink_to(disk / "none.mp4")
+    videos = read_source(data)
+    assert videos.labels == ("jump", "run", "walk")
+    assert listed(videos) == {"jump/x.mp4": 0, "jump/part1/j1.mp4": 0, "run/y.mp4": 1, "walk/w.mp4": 2}
+    assert videos.notes == (
+        f"left out 1 links that lead nowhere, such as {data / 'run' / 'gone.mp4'}",
+        f"left out 2 links to folders that are listed already, such as {data / 'all'}",
+    )
+
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "train").symlink_to(disk)
+    header = "label,youtube_id,time_start,time_end,split"
+    train = write(tmp_path / "train.csv", header, "jump,j1,0,10,train")
+    assert listed(read_source(train, root=tmp_path / "videos")) == {"train/jump/j1.mp4": 0}
 
 
 def test_folder_of_splits_numbers_classes_over_all_of_them(tmp_path: Path) -> None:

@@ -220,6 +220,27 @@ def test_the_database_follows_the_folder(tmp_path: Path, embedder: Embedder) -> 
         assert contents(database)[str(folder / "2.mp4")] == before[str(folder / "2.mp4")]
 
 
+def test_links_are_followed_and_a_disk_that_is_away_is_not_forgotten(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    folder, disk = tmp_path / "videos", tmp_path / "disk"
+    shades(folder / "0.mp4", 2)
+    shades(disk / "1.mp4", 2, seed=1)
+    (folder / "disk").symlink_to(disk)
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.mp4").symlink_to(tmp_path / "none.mp4")
+    with VideoDatabase(tmp_path / "v.db", create=True) as database:
+        first = update_index(database, folder, embedder, progress=False)
+        assert (first.new, first.unreadable) == (2, {})
+        assert f"left out 1 links that lead nowhere, such as {folder / 'gone.mp4'}" in str(first)
+        disk.rename(tmp_path / "away")
+        second = update_index(database, folder, embedder, progress=False)
+        assert (second.new, second.removed, second.same) == (0, 0, 1)
+        assert sorted(database.files()) == [str(folder / "0.mp4"), str(folder / "disk" / "1.mp4")]
+        (folder / "disk").unlink()
+        assert update_index(database, folder, embedder, progress=False).removed == 1
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "videos"
     for i in range(5):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxvit.data.manifest import Entry
+from fluxvit.data.walk import LeftOut, folder_identity, walk
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
@@ -77,12 +78,29 @@ def name_split(split: str | None, file: Path) -> str:
 
 def files_in(folder: Path) -> list[Path]:
     """Files of a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in folder.iterdir() if os.path.isfile(path))
 
 
-def folders_in(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted, without hidden ones."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones.
+
+    Args:
+        left_out: Receives links that lead nowhere, and those to the folder itself or to one that holds it.
+    """
+    folders = []
+    names = next(walk(folder, left_out), ("", [], []))[1]
+    above = {folder_identity(path) for path in (folder, *folder.parents)}
+    for path in (folder / name for name in names):
+        if folder_identity(path) in above:
+            left_out.again.append(str(path))
+        else:
+            folders.append(path)
+    return folders
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is named like an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_list(path: Path) -> bool:
@@ -137,7 +155,7 @@ def seconds_of(text: str, path: Path) -> float:
 def index_videos(root: Path) -> dict[str, Path]:
     """All videos below ``root`` by their names without suffix; of several of one name, the first."""
     index: dict[str, Path] = {}
-    for path in videos_below(root)[0]:
+    for path in videos_below(root, LeftOut()):
         index.setdefault(path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name, path)
     return index
 
@@ -147,17 +165,20 @@ def find_video(index: dict[str, Path], names: Sequence[str], expected: Path) -> 
     return next((index[name] for name in names if name in index), expected)
 
 
-def videos_below(folder: Path) -> tuple[list[Path], int]:
-    """Video files and folders of frames below a folder, sorted, and how many other files there are."""
-    videos, others = [], 0
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = [os.path.splitext(name)[1].lower() for name in files]
-        found = [name for name, suffix in zip(files, suffixes, strict=True) if suffix in VIDEO_SUFFIXES]
-        videos += [Path(parent, name) for name in found]
-        if not found and IMAGE_SUFFIXES.intersection(suffixes):
+def videos_below(folder: Path, left_out: LeftOut, above: Sequence[Path] = ()) -> list[Path]:
+    """Video files and folders of frames at and below a folder, sorted.
+
+    Args:
+        left_out: Receives what is no video, or cannot be read.
+        above: Folders that links below ``folder`` do not lead into; see `walk`.
+    """
+    videos = []
+    for parent, folders, files in walk(folder, left_out, above):
+        is_video = {name: os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES for name in files}
+        if not any(is_video.values()) and any(map(is_image, files)):
             videos.append(Path(parent))
             folders.clear()
-        else:
-            others += len(files) - len(found)
-    return sorted(videos), others
+            continue
+        videos += [Path(parent, name) for name in files if is_video[name]]
+        left_out.others += [os.path.join(parent, name) for name in files if not is_video[name]]
+    return sorted(videos)

@@ -61,6 +61,7 @@ from fluxvit.data.question_sets import (
     read_dream1k,
     read_mvbench,
 )
+from fluxvit.data.walk import LeftOut
 from fluxvit.files import read_json
 from fluxvit.video.members import may_exist
 
@@ -100,7 +101,7 @@ def read_source(
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{source}: not as {format} ships ({reason}); choose another --format") from error
     if not videos.entries:
-        raise ValueError(f"{source}: read as {format}, it lists no videos")
+        raise ValueError("; ".join((f"{source}: read as {format}, it lists no videos", *videos.notes)))
     if not any(may_exist(entry.path) for entry in videos.entries):
         raise ValueError(
             f"{source}: none of its {len(videos.entries)} videos exists, such as {videos.entries[0].path}; "
@@ -146,27 +147,29 @@ def detect(source: Path) -> str:
 def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A folder for each class, which may lie in folders ``train``, ``val`` and ``test`` or the like.
 
-    Videos may lie deeper; a folder that holds images and no videos is a video itself. Classes are numbered in
-    alphabetical order over all splits. ``root`` is not needed: the videos are where the classes are.
+    Videos may lie deeper, and links are followed; a folder that holds images and no videos is a video itself.
+    Classes are numbered in alphabetical order over all splits. ``root`` is not needed: the videos are where
+    the classes are.
     """
     if root is not None and root != source:
         raise ValueError(f"{root}: of a folder of classes, the folder itself is the source; leave --root out")
-    parts = {path: split_in(path.name) for path in folders_in(source)}
+    left_out = LeftOut()
+    parts = {path: split_in(path.name) for path in folders_in(source, left_out)}
     if parts and all(parts.values()):
         wanted = wanted_split(split, source, found=sorted(set(filter(None, parts.values()))))
+        classes = {path: folders_in(path, left_out) for path in parts}
         homes = [path for path, part in parts.items() if part == wanted]
     else:
-        wanted, parts, homes = split or "", {source: None}, [source]
-    names = sorted({folder.name for part in parts for folder in folders_in(part)})
+        wanted, classes, homes = split or "", {source: list(parts)}, [source]
+    names = sorted({folder.name for folders in classes.values() for folder in folders})
     numbers = {name: number for number, name in enumerate(names)}
-    entries, others = [], 0
-    for home in homes:
-        for folder in folders_in(home):
-            videos, passed = videos_below(folder)
-            entries += [Entry(path, numbers[folder.name]) for path in videos]
-            others += passed
-    notes = (f"{others} files that are not named like videos were passed over",) if others else ()
-    return VideoList("", wanted, source, tuple(entries), tuple(names), notes)
+    entries = [
+        Entry(path, numbers[folder.name])
+        for home in homes
+        for folder in classes[home]
+        for path in videos_below(folder, left_out, above=(source, home))
+    ]
+    return VideoList("", wanted, source, tuple(entries), tuple(names), left_out.notes)
 
 
 def read_motionworld(source: Path, root: Path | None, split: str | None) -> VideoList:

@@ -16,6 +16,7 @@ from rich.progress import track
 from fluxvit.checkpoints import state_digest
 from fluxvit.data.layout import videos_below
 from fluxvit.data.texts import embed_texts
+from fluxvit.data.walk import LeftOut
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.deploy.video_db import EVERYTHING, Filter, Hit, VideoDatabase
 from fluxvit.deploy.windows import Window, windows
@@ -129,7 +130,7 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What a run changed: counts of files, and why some cannot be read."""
+    """What a run changed: counts of files, why some cannot be read, and what the search for them left out."""
 
     new: int
     changed: int
@@ -137,6 +138,7 @@ class Indexed:
     same: int
     windows: int
     unreadable: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -144,6 +146,7 @@ class Indexed:
             f"{self.windows} windows in all"
         ]
         lines += [f"not readable: {error}" for error in self.unreadable.values()]
+        lines += self.notes
         return "\n".join(lines)
 
 
@@ -192,7 +195,8 @@ def update_index(
 
     Files that are new or have changed are embedded, one transaction each, so that an interrupted run goes on
     where it was; files that are gone are forgotten. One that cannot be read is entered as such, and tried
-    again when it changes. Of files elsewhere nothing is touched.
+    again when it changes. Links are followed; files behind one that leads nowhere, or in a folder that cannot
+    be read, stay as they are. Files elsewhere are not touched.
 
     Raises:
         ValueError: There is no such folder, no video in it, or the database is of another encoder.
@@ -207,11 +211,13 @@ def update_index(
             "now; make it anew with --rebuild"
         )
     database.set_settings(index=asdict(embedder.settings), encoder=embedder.digest)
-    paths = [str(path) for path in videos_below(folder)[0]]
+    left_out = LeftOut()
+    paths = [str(path) for path in videos_below(folder, left_out)]
     known = {path: row for path, row in database.files().items() if Path(path).is_relative_to(folder)}
     if not paths and not known:
-        raise ValueError(f"{folder}: no videos in it")
-    gone = sorted(known.keys() - set(paths))
+        raise ValueError("; ".join((f"{folder}: no videos in it", *left_out.notes)))
+    # A disk that is not mounted at the moment must not cost what was embedded from it.
+    gone = sorted(path for path in known.keys() - set(paths) if not left_out.may_hold(path))
     database.remove(gone)
     marks = {path: _mark(Path(path)) for path in paths}
     todo = [path for path in paths if path not in known or known[path].mark != marks[path][0]]
@@ -233,6 +239,7 @@ def update_index(
         same=len(paths) - len(todo),
         windows=database.count_windows(),
         unreadable={path: row.error for path in paths if (row := now[path]).error},
+        notes=left_out.notes,
     )
 
 
