@@ -108,6 +108,8 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
         raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
     except OSError as error:
         raise ValueError(f"{folder} is not complete: {error.filename} cannot be read") from error
+    # Folders that were written with version 4 of transformers name a tower's tensors in this way.
+    state = {name.replace("network.text_model.", "network."): value for name, value in state.items()}
     report = compare_keys(state, language)
     if not report.matches:
         raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")

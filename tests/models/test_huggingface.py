@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -339,6 +340,27 @@ def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
     refused("somebody/network", "couldn't connect to the hub. Give a folder .* hf download")
+
+
+def rename_tower(folder: Path, change: Callable[[str], str]) -> None:
+    """Rename the tensors of a saved tower."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({change(name): value for name, value in tensors.items()}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@pytest.mark.parametrize("kind", ["CLIPVision", "SiglipVision"])
+def test_towers_of_every_version_of_the_library(tmp_path: Path, kind: str, prefix: str) -> None:
+    # Version 4 writes a tower's tensors as vision_model.x, version 5 as x.
+    model = make(kind, **VIT)()
+    model.save_pretrained(tmp_path)
+    rename_tower(tmp_path, lambda name: prefix + name.removeprefix("vision_model."))
+    teacher = huggingface_teacher(str(tmp_path), dtype=torch.float32)
+    saved = {name.removeprefix("vision_model."): value for name, value in model.state_dict().items()}
+    loaded = {name.removeprefix("vision_model."): v for name, v in teacher.network.state_dict().items()}
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(value, loaded[name]) for name, value in saved.items())
 
 
 def test_a_siglip_without_pooling(tmp_path: Path) -> None:

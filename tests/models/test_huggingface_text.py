@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -134,6 +135,20 @@ def test_only_the_last_blocks_are_trained(tmp_path: Path, make) -> None:
     assert all(parameter.requires_grad for parameter in tower.parameters())
     with pytest.raises(ValueError, match="the last 4 blocks of a text tower that has 3"):
         tower.train_last(4)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+@pytest.mark.parametrize("make", [clip_text, siglip_text])
+def test_towers_of_every_version_of_the_library(tmp_path: Path, make, prefix: str) -> None:
+    # Version 4 writes a tower's tensors as text_model.x, version 5 as x.
+    make(tmp_path)
+    expected = huggingface_text(str(tmp_path)).eval()
+    file = tmp_path / "model.safetensors"
+    tensors = {prefix + name.removeprefix("text_model."): value for name, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    assert torch.equal(huggingface_text(str(tmp_path)).eval()(IDS, LENGTHS), expected(IDS, LENGTHS))
+    # Our own files name the tensors alike, whichever version writes them.
+    assert not any("text_model" in name for name in expected.state_dict())
 
 
 def test_wrong_sources_are_named(tmp_path: Path) -> None:

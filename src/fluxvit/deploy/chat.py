@@ -80,12 +80,7 @@ class Chat:
         words = self.model.embed_words(before[None].to(self.device))
         self._cache, self._turns = transformers_library("chats").DynamicCache(), 0
         # What stands before every question is gone through once.
-        self.model.language(
-            inputs_embeds=torch.cat([words, seen.to(words.dtype)], dim=1),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        self.model.extend(torch.cat([words, seen.to(words.dtype)], dim=1), self._cache)
         return seen.shape[1]
 
     def ask(self, question: str, *, limit: int = 256, temperature: float = 0.0) -> Iterator[str]:

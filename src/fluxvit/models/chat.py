@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fluxvit.flux.selection import Selector
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.hub import cache_option
 
 CONNECTORS = ("mlp", "query")
 _FREQUENCIES = 6
@@ -228,10 +229,7 @@ class VideoChat(nn.Module):
             temperature: 0 takes the likeliest token; higher ones draw, from PyTorch's generator.
         """
         for _ in range(limit):
-            output = self.language(
-                inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-            logits = output.logits[0, -1].float()
+            logits = self.extend(embeddings, cache)[0, -1].float()
             if temperature > 0:
                 token = torch.multinomial((logits / temperature).softmax(-1), 1)
             else:
@@ -241,7 +239,16 @@ class VideoChat(nn.Module):
                 break
             yield int(token)
         # The last token is said, too.
-        self.language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.extend(embeddings, cache)
+
+    def extend(self, embeddings: Tensor, cache: Any) -> Tensor:
+        """Run the language model over embedded words ``[1, L, D]`` and add them to the cache.
+
+        Returns:
+            Logits of the word that comes next, ``[1, 1, words]``.
+        """
+        options = {cache_option(self.language): cache}
+        return self.language(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **options).logits
 
 
 def _apart(hearing: Tensor, start: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fluxvit.models.hub import blocks_of, check_source, explained, quiet, transformers_library
+from fluxvit.models.hub import blocks_of, check_source, explained, load_network, quiet, transformers_library
 from fluxvit.models.teachers import ImageTeacher, Maps, MapTeacher, Teacher, TokenShape, energy
 
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -336,10 +336,7 @@ def _load(kind: Any, source: str, config: Any) -> nn.Module:
         ValueError: Weights are missing.
     """
     _register_attention()
-    network, report = kind.from_pretrained(
-        source, config=config, attn_implementation=_ATTENTION, output_loading_info=True
-    )
-    missing = set(report["missing_keys"])
+    network, missing = load_network(kind, source, config=config, attn_implementation=_ATTENTION)
     if "visual_projection.weight" in missing:
         network.visual_projection = nn.Identity()
         missing.remove("visual_projection.weight")

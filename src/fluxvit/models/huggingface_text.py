@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluxvit.models.hub import blocks_of, check_source, explained, quiet, transformers_library
+from fluxvit.models.hub import blocks_of, check_source, explained, load_network, quiet, transformers_library
 from fluxvit.models.text import TextTower
 
 POOLINGS = ("mean", "first", "last", "pooler")
@@ -48,6 +48,8 @@ class HuggingFaceText(TextTower):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+        # Version 4 of transformers wraps a tower, version 5 does not; tensors have the same names in both.
+        network = getattr(network, "text_model", network)
         self.network, self.pooling, self.pad = network, pooling, pad
         self.out_dim, self.context = network.config.hidden_size, context
         # What is not read must not wait for a gradient.
@@ -113,10 +115,8 @@ def huggingface_text(source: str, *, context: int = 0, pooling: str = "") -> Hug
         check_source(source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind, config = _network_class(transformers, config)
-        network, report = kind.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
+        network, missing = load_network(kind, source, config=config, dtype=torch.float32)
+        missing = {key for key in missing if not key.startswith("pooler.")}
         if missing:
             raise ValueError(f"its weights lack {len(missing)} tensors, {min(missing)} among them.")
     longest = getattr(config, "max_position_embeddings", 512)
