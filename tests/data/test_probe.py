@@ -256,7 +256,8 @@ def test_unknown_keys_are_kept(tmp_path: Path) -> None:
         (["{set}", "--out", "x.jsonl", "--time_limit", "0"], "time_limit must be more than 0"),
         (["{set}", "--out", "x.jsonl", "--format", "vhs"], "format 'vhs': choose auto, folder"),
         (["{set}/none", "--out", "x.jsonl"], "no such file or folder"),
-        (["{set}", "--out", "x.jsonl", "--labels", "{set}/none"], "class names of its own"),
+        (["{set}", "--out", "x.jsonl", "--labels", "{set}/none"], "no such file of class names"),
+        (["{set}", "--out", "x.jsonl", "--like", "{set}/none"], "no such file of class names"),
     ],
 )
 def test_unusable_input(

@@ -202,14 +202,30 @@ def test_videos_that_chose_the_plans_are_told_of(config: EvaluateConfig, tmp_pat
     assert warning({"data": {"digest": "other", "manifest": str(other)}}).startswith("1 videos of")
 
 
-def test_class_names_must_agree(config: EvaluateConfig, data: Path, tmp_path: Path) -> None:
+def test_classes_are_numbered_as_the_checkpoint_does(config: EvaluateConfig, data: Path) -> None:
+    former = run_evaluation(config, progress=False)
     header, *rows = data.read_text().splitlines()
     other = data.with_name("other.jsonl")
-    other.write_text("\n".join([header.replace('"a", "b"', '"b", "a"'), *rows]))
-    with pytest.raises(ValueError, match="name their classes differently"):
+    # The same videos of the same classes: a is number 3 here, and b is number 0.
+    header = header.replace(json.dumps(CLASSES), '["b", "c", "unused", "a"]')
+    rows = [row.replace('"label": 0', '"label": 3').replace('"label": 1', '"label": 0') for row in rows]
+    other.write_text("\n".join([header, *rows]))
+    found = run_evaluation(replace(config, data=str(other), out=f"{config.out}2"), progress=False)
+    assert former is not None
+    assert found is not None
+    assert found.results["classes"] == CLASSES
+    for one, two in zip(former.results["points"], found.results["points"], strict=True):
+        assert one == two
+
+
+def test_classes_that_the_checkpoint_does_not_have(config: EvaluateConfig, data: Path) -> None:
+    header, *rows = data.read_text().splitlines()
+    other = data.with_name("other.jsonl")
+    other.write_text("\n".join([header.replace('"a", "b"', '"A", "f"'), *rows]))
+    with pytest.raises(ValueError, match=r"9 videos of 2 classes that .*checkpoint does not name: 'A', 'f'"):
         run_evaluation(replace(config, data=str(other)), progress=False)
     other.write_text("\n".join([*rows, '{"path": "1.mp4", "label": 5}']))
-    with pytest.raises(ValueError, match=r"video of class 5; .* tells 5 classes"):
+    with pytest.raises(ValueError, match=r"uses class 5, but .*checkpoint names 5;"):
         run_evaluation(replace(config, data=str(other)), progress=False)
 
 

@@ -305,6 +305,17 @@ def test_reset_classifier() -> None:
     assert model(clip(1, 2, 2, 2)).logits.shape == (1, 16)
 
 
+@pytest.mark.parametrize("class_dim", [0, 8])
+def test_reorder_classes(class_dim: int) -> None:
+    model, video = tiny(num_classes=3, class_dim=class_dim).eval(), clip(2, 2, 2, 2)
+    before = model(video, budget=[13, 4])
+    model.reorder_classes([2, 0, 1])
+    for old, new in zip(before, model(video, budget=[13, 4]), strict=True):
+        assert torch.equal(new.logits, old.logits[:, [2, 0, 1]])
+    with pytest.raises(ValueError, match="an order of 3 classes"):
+        model.reorder_classes([0, 1, 1])
+
+
 def test_reset_budgets_copies_the_nearest_heads() -> None:
     model = tiny(budgets=(8,))
     video = clip(2, 4, 4, 4)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 import fluxvit
 from fluxvit.cli import main
 from fluxvit.cli.recipes import parse_recipe
-from fluxvit.data.manifest import read_manifest
+from fluxvit.data.manifest import read_manifest, write_manifest
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
 from fluxvit.flux.grid import SamplingGrid, legal_grids
-from fluxvit.training.config import Recipe
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.config import DataSettings, ModelSettings, Recipe
+from fluxvit.training.recipe import start_model
 from fluxvit.training.state import find_state
 from fluxvit.video.writer import write_video
 
@@ -144,6 +147,117 @@ def test_tuning_another_model_with_new_classes(world: Path, checkpoint: Path, tm
     assert tuned.config.budgets == (8, 4, 2)
     close = (tuned.patch_embed.proj.weight - start.patch_embed.proj.weight).abs().max()
     assert 0 < close < 0.05
+
+
+def rewrite(manifest: Path, out: Path, order: list[int], names: list[str] | None = None) -> Path:
+    """A manifest in which class ``i`` has the number ``order[i]``, and other names if any are given."""
+    read = read_manifest(manifest)
+    entries = tuple(replace(entry, label=order[entry.label]) for entry in read.entries)
+    labels = [""] * len(read.labels)
+    for old, new in enumerate(order):
+        labels[new] = (names or read.labels)[old]
+    write_manifest(out, replace(read, entries=entries, labels=tuple(labels), root=manifest.parent))
+    return out
+
+
+def scores(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+
+
+def test_validation_numbers_its_classes_as_training_does(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, val = CONFIGS[-1], world / "val.jsonl"
+    assert train(recipe, world, tmp_path / "one") == 0
+    other = rewrite(val, tmp_path / "val.jsonl", list(range(16))[::-1])
+    assert train(recipe, world, tmp_path / "two", "--data.val", str(other)) == 0
+    assert scores(tmp_path / "one") == scores(tmp_path / "two")
+    names = [f"class {i}" for i in range(16)]
+    strange = rewrite(val, tmp_path / "strange.jsonl", list(range(16)), names)
+    assert train(recipe, world, tmp_path / "three", "--data.val", str(strange)) == 2
+    assert "classes that" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
+
+
+def test_classes_without_training_videos_are_named(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = read_manifest(world / "train.jsonl")
+    manifest, used = tmp_path / "train.jsonl", {entry.label for entry in full.entries}
+    only = read_manifest(world / "val.jsonl").entries[0].label
+    rest = tuple(entry for entry in full.entries if entry.label != only)
+    assert only in used
+    write_manifest(manifest, replace(full, entries=rest * 2))
+    assert train(CONFIGS[-1], world, tmp_path / "run", "--data.train", str(manifest)) == 0
+    text = "\n".join(caplog.messages)
+    assert f"has no video of, and count as wrong: {full.labels[only]!r}" in text
+    assert "of 16 classes have no video and are not learned" in text
+
+
+def test_one_class_is_nothing_to_learn(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    full = read_manifest(world / "train.jsonl")
+    entries = tuple(replace(entry, label=3) for entry in full.entries)
+    write_manifest(tmp_path / "one.jsonl", replace(full, entries=entries))
+    options = ["--data.train", str(tmp_path / "one.jsonl")]
+    assert train(CONFIGS[-1], world, tmp_path / "run", *options) == 2
+    assert "one.jsonl: all videos are of one class" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_class_names(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--data.train", str(tmp_path / "train.jsonl"), "--data.val", ""]
+    rewrite(world / "train.jsonl", tmp_path / "train.jsonl", list(range(16)))
+    assert train(CONFIGS[-1], world, tmp_path / "run", *options) == 0
+    rewrite(world / "train.jsonl", tmp_path / "train.jsonl", list(range(16)), [f"x{i}" for i in range(16)])
+    assert train(CONFIGS[-1], world, tmp_path / "run", *options) == 2
+    assert "settings" in capsys.readouterr().err
+
+
+def start(checkpoint: Path, names: list[str]) -> tuple[FluxViT, FluxViT]:
+    """The checkpoint's model, and the one that training starts from with these classes."""
+    recipe = Recipe(DataSettings(), model=ModelSettings(init=str(checkpoint)))
+    return fluxvit.load(checkpoint), start_model(recipe, len(names), names)[0]
+
+
+def test_a_checkpoint_of_the_same_classes_keeps_its_classifiers(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = start(checkpoint, ["a", "b", "c", "d", "e"])
+    assert torch.equal(old.heads[1].fc.weight, new.heads[1].fc.weight)
+    assert not caplog.messages
+    order = [4, 2, 0, 1, 3]
+    old, new = start(checkpoint, ["abcde"[i] for i in order])
+    for one, two in zip(old.heads, new.heads, strict=True):
+        assert torch.equal(one.fc.weight[order], two.fc.weight)
+        assert torch.equal(one.fc.bias[order], two.fc.bias)
+    assert "numbered as in the data, by name" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "c", "d", "f"], "only 4 of its 5 classes are named as in the data"),
+        (["A", "b", "c", "d", "e"], "1 names differ only in how they are written, such as 'A' and 'a'"),
+    ],
+)
+def test_a_checkpoint_of_as_many_other_classes_gets_new_classifiers(
+    names: list[str], message: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = start(checkpoint, names)
+    assert not (old.heads[0].fc.weight == new.heads[0].fc.weight).any()
+    assert torch.equal(old.patch_embed.proj.weight, new.patch_embed.proj.weight)
+    assert "the classifier starts anew" in caplog.messages[0]
+    assert message in caplog.messages[0]
+
+
+def test_a_checkpoint_whose_classes_are_not_named_is_believed_and_that_is_said(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe(DataSettings(), model=ModelSettings(init=str(checkpoint)))
+    model, _ = start_model(recipe, 5)
+    assert torch.equal(model.heads[0].fc.weight, fluxvit.load(checkpoint).heads[0].fc.weight)
+    assert "its 5 classes are taken to be those of the data" in caplog.messages[0]
 
 
 def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, caplog) -> None:

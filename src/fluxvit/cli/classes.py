@@ -13,7 +13,7 @@ def run(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("checkpoint", help="folder of a dual encoder, such as runs/contrast/last")
-    add("names", help="text file of class names, one a line; or a manifest that names its classes")
+    add("names", help="file of class names, one a line or with indices; or a manifest that names its classes")
     add("--to", default="runs/classes", help="checkpoint folder to write")
     add("--templates", help="text file of sentences with {} for the class; default: 16 of ours")
     add(
@@ -33,14 +33,15 @@ def _classes(
     from pathlib import Path
 
     from fluxvit.checkpoints import save_checkpoint
+    from fluxvit.data.class_names import read_class_names
     from fluxvit.data.layout import text_lines
     from fluxvit.dual_checkpoints import load_dual
-    from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, read_names, text_classifier
+    from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, text_classifier
     from fluxvit.machine import log_device, usable_device
 
     place = usable_device(device)
     encoder, info = load_dual(checkpoint, place)
-    labels = read_names(names)
+    labels = list(read_class_names(names))
     sentences = list(text_lines(Path(templates))) if templates else TEMPLATES
     log_device(place)
     vectors = embed_classes(encoder, info.texts, labels, sentences, average)

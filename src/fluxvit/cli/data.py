@@ -118,7 +118,8 @@ def _run_probe(argv: list[str]) -> int:
     add("--format", default="auto", help="such as folder, csv, kinetics, ssv2; default: recognised")
     add("--root", help="folder of the videos; default: that of the source")
     add("--split", help="train, val or test; default: what the name of the source says")
-    add("--labels", help="text file of class names, one a line, for lists that have numbers only")
+    add("--labels", help="file of class names, one a line or with indices; names and numbers the classes")
+    add("--like", help="manifest or checkpoint folder: name and number the classes as it does")
     add("--deep", action="store_true", help="decode every frame")
     add("--workers", type=int, help="processes; default: one per core")
     add("--time_limit", type=float, help="seconds for one file; default: 60, with --deep 600")
@@ -132,6 +133,7 @@ def _probe(
     root: str | None,
     split: str | None,
     labels: str | None,
+    like: str | None,
     deep: bool,
     workers: int | None,
     time_limit: float | None,
@@ -141,7 +143,7 @@ def _probe(
     from fluxvit.data.probe import probe_manifest
     from fluxvit.data.sources import read_source
 
-    videos = read_source(source, format, root, split, labels)
+    videos = read_source(source, format, root, split, labels, like)
     recognised = "recognised as" if format == "auto" else "read as"
     part = f" {videos.split}" if videos.split else ""
     print(f"{source}: {recognised} {videos.name}{part}, {len(videos.entries)} videos", file=sys.stderr)

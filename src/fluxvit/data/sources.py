@@ -32,6 +32,8 @@ from fluxvit.data.caption_sets import (
     read_pairs,
     read_paragraphs,
 )
+from fluxvit.data.class_names import read_class_names
+from fluxvit.data.classes import number_list
 from fluxvit.data.layout import (
     VIDEO_SUFFIXES,
     VideoList,
@@ -72,6 +74,7 @@ def read_source(
     root: str | Path | None = None,
     split: str | None = None,
     labels: str | Path | None = None,
+    like: str | Path | None = None,
 ) -> VideoList:
     """Read a data set.
 
@@ -81,10 +84,13 @@ def read_source(
         root: The folder of the videos; default: see the reader, mostly the folder of the annotations.
         split: ``train``, ``val`` or ``test``; default: what the name of the file says. Formats without splits
             take any name, and record it.
-        labels: A text file of class names, one a line, for data sets that ship numbers only.
+        labels: A file of class names (see :func:`~fluxvit.data.class_names.read_class_names`). It names the
+            classes of lists that have numbers only; where a list has names, they are numbered as in the file.
+        like: Instead of ``labels``, a manifest or a checkpoint folder whose classes and numbers are taken.
 
     Raises:
-        ValueError: It is not of that format, lists nothing, or not one of its videos exists.
+        ValueError: It is not of that format, lists nothing, not one of its videos exists, or its classes are
+            not among those of ``labels`` or ``like``.
     """
     source = Path(source).absolute()
     if not source.exists():
@@ -107,13 +113,11 @@ def read_source(
             f"{source}: none of its {len(videos.entries)} videos exists, such as {videos.entries[0].path}; "
             "say with --root where they are"
         )
-    if labels is not None:
-        if videos.labels:
-            raise ValueError(f"{labels}: {source} has class names of its own; leave --labels out")
-        videos = replace(videos, labels=tuple(text_lines(Path(labels))))
-        highest = max(entry.label for entry in videos.entries)
-        if highest >= len(videos.labels):
-            raise ValueError(f"{labels}: {len(videos.labels)} class names, but class {highest} is used")
+    if labels is not None and like is not None:
+        raise ValueError("give --labels or --like, not both: each names the classes")
+    names = labels if like is None else like
+    if names is not None:
+        videos = number_list(videos, read_class_names(names), str(source), str(names))
     return replace(videos, name=videos.name or format)
 
 

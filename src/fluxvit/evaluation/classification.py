@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.data.classes import numbered_like
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest
@@ -216,28 +217,24 @@ def _reason(dataset: ClipDataset, clip: Clip, row: int) -> str:
     return faults[0] if faults else "cannot be read"
 
 
-def check_classes(
+def number_for_checkpoint(
     data: str, manifest: Manifest, checkpoint: str, model: FluxViT, info: CheckpointInfo
-) -> None:
-    """Whether a checkpoint can be scored on the videos of a manifest.
+) -> Manifest:
+    """A manifest whose classes are numbered as a checkpoint's, so that it can be scored on its videos.
 
     Args:
-        data, checkpoint: Their names, for the error.
+        data, checkpoint: Their names, for messages.
 
     Raises:
-        ValueError: The checkpoint has no classifier, or their classes differ.
+        ValueError: The checkpoint has no classifier, or does not know all classes that the videos use.
     """
     if model.num_classes == 0:
         raise ValueError(f"{checkpoint} has no classifier; train one with: fluxvit probe")
-    if info.labels and manifest.labels and list(info.labels) != list(manifest.labels):
-        raise ValueError(
-            f"{data} and {checkpoint} name their classes differently, or in another order; "
-            f"the first has {len(manifest.labels)}, such as {manifest.labels[0]!r}, "
-            f"the second {len(info.labels)}, such as {info.labels[0]!r}"
-        )
+    manifest = numbered_like(manifest, info.labels, model.num_classes, data, checkpoint)
     highest = max(entry.label for entry in manifest.entries)
     if highest >= model.num_classes:
         raise ValueError(
             f"{data} has a video of class {highest}; {checkpoint} tells {model.num_classes} "
             f"classes, 0 to {model.num_classes - 1}"
         )
+    return manifest

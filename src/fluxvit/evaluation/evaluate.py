@@ -23,7 +23,7 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
 from fluxvit.deploy.latency import LatencyTable
 from fluxvit.evaluation.answers import Answers
-from fluxvit.evaluation.classification import Predictions, Request, check_classes, predict_requests
+from fluxvit.evaluation.classification import Predictions, Request, number_for_checkpoint, predict_requests
 from fluxvit.evaluation.evaluation_report import write_evaluation_report
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.figures import require_matplotlib
@@ -190,10 +190,10 @@ def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool 
         require_matplotlib()  # Now, not after all videos.
     manifest = read_manifest(config.data, config.target)
     model, info = load_checkpoint(config.checkpoint, world.device)
+    manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
     dataset = ClipDataset(
         manifest, sampling=config.sampling, stride=config.stride, stride_fps=config.stride_fps
     )
-    check_classes(config.data, manifest, config.checkpoint, model, info)
     subjects = _in_main(world, partial(find_subjects, config, model, info))
     protocol = _protocol(config, manifest, model, info)
     answers = Answers(

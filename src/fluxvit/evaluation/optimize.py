@@ -33,7 +33,7 @@ from fluxvit.data.dataset import ClipDataset, VideoSource
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 from fluxvit.deploy.latency import measure_latencies
 from fluxvit.evaluation.cascade import tune_cascades
-from fluxvit.evaluation.classification import Score, check_classes
+from fluxvit.evaluation.classification import Score, number_for_checkpoint
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.search import Sampling, Table, choose, paired_interval, pass_gmacs
 from fluxvit.evaluation.search_candidates import aspect_of, find_candidates
@@ -344,7 +344,7 @@ def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
 def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> Manifest:
     """The videos that choose."""
     manifest = read_manifest(config.data, config.target)
-    check_classes(config.data, manifest, config.checkpoint, model, info)
+    manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
     if config.test:
         test = read_manifest(config.test, None)
         shared = shared_videos(manifest, test)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from fluxvit.data.classes import name_classes, numbered_like
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 
 
@@ -50,16 +51,16 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
         target: Key of the class index.
 
     Raises:
-        ValueError: A manifest cannot be read, its labels cannot be used with those of ``train``, or two share
+        ValueError: A manifest cannot be read, it uses classes that ``train`` does not have, or two share
             videos.
     """
     paths = {"train": train, "val": val} | ({"test": test} if test else {})
     splits = {role: _read(path, target) for role, path in paths.items()}
     if len(splits["train"].labels.unique()) == 1:
         raise ValueError(f"{train}: all videos are of one class; a probe needs two or more to tell apart")
-    for role, split in splits.items():
+    for role in paths:
         if role != "train":
-            _check_classes(split, splits["train"])
+            splits[role] = _numbered(splits[role], splits["train"])
     for one, other in combinations(splits.values(), 2):
         shared = shared_videos(one.manifest, other.manifest)
         if shared:
@@ -76,15 +77,12 @@ def _read(path: str, target: str) -> Split:
     return Split(readable, path, manifest.digest, len(manifest) - len(readable))
 
 
-def _check_classes(split: Split, train: Split) -> None:
-    names = train.manifest.labels
-    if names and split.manifest.labels and names != split.manifest.labels:
-        raise ValueError(
-            f"{split.name} and {train.name} name their classes differently, or in another order; "
-            "probe both from the same source with: fluxvit data probe"
-        )
+def _numbered(split: Split, train: Split) -> Split:
+    """A split whose classes are numbered as those of the training videos, which must show all of them."""
+    manifest = numbered_like(split.manifest, train.manifest.labels, train.classes, split.name, train.name)
+    split = replace(split, manifest=manifest)
     unknown = sorted(set(split.labels.tolist()) - set(train.labels.tolist()))
     if unknown:
-        shown = ", ".join(f"{i} ({names[i]})" if i < len(names) else str(i) for i in unknown[:5])
-        rest = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"{split.name} has classes that {train.name} has no video of: {shown}{rest}")
+        shown = name_classes(unknown, train.manifest.labels)
+        raise ValueError(f"{split.name} has classes that {train.name} has no video of: {shown}")
+    return split

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.data.layout import text_lines
-from fluxvit.data.manifest import read_manifest
 from fluxvit.data.texts import Texts, embed_texts
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.dual_encoder import DualEncoder
@@ -106,23 +103,3 @@ def text_classifier(encoder: DualEncoder, vectors: Tensor) -> FluxViT:
     made.load_state_dict(state, assign=True)
     assert all(isinstance(head.fc, CosineClassifier) for head in made.heads)
     return made.eval().requires_grad_(False)
-
-
-def read_names(path: str | Path) -> list[str]:
-    """Class names: the lines of a text file, or those that a manifest names.
-
-    Raises:
-        ValueError: There is no such file, or it names none.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file of class names")
-    if path.suffix == ".jsonl":
-        names = list(read_manifest(path, None).labels)
-        if not names:
-            raise ValueError(f"{path}: this manifest does not name its classes; give a text file of names")
-        return names
-    names = list(text_lines(path))
-    if not names:
-        raise ValueError(f"{path}: no class names, one a line")
-    return names

@@ -496,6 +496,22 @@ class FluxViT(nn.Module):
         for head in self.heads:
             head.fc = _classifier(self.config).to(reference.device, reference.dtype)
 
+    @torch.no_grad()
+    def reorder_classes(self, order: Sequence[int]) -> None:
+        """Number the classes anew: class ``i`` becomes what class ``order[i]`` was.
+
+        Raises:
+            ValueError: ``order`` does not hold every class once.
+        """
+        if sorted(order) != list(range(self.num_classes)):
+            raise ValueError(f"an order of {self.num_classes} classes must hold each of them once")
+        for head in self.heads:
+            fc = head.fc
+            rows = (fc.classes,) if isinstance(fc, CosineClassifier) else (fc.weight, fc.bias)
+            for values in rows:
+                assert isinstance(values, Tensor)
+                values.copy_(values[list(order)])
+
     def reset_budgets(self, budgets: Sequence[int]) -> None:
         """Heads for other token budgets, largest first: each starts as a copy of the head nearest to it.
 

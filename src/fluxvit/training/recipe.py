@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from fluxvit import __version__
 from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint
 from fluxvit.data.cache import FrameCache
+from fluxvit.data.classes import match_names, name_classes, numbered_like, without_videos
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest, read_manifest
@@ -58,13 +59,14 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
     train = readable(recipe.data.train, recipe.data.target)
     val = readable(recipe.data.val, recipe.data.target) if recipe.data.val else None
-    classes = _count_classes(train, val)
-    model, info = start_model(recipe, classes)
+    classes, val = _shared_classes(recipe.data, train, val)
+    model, info = start_model(recipe, classes, train.labels)
     model.to(world.device)
     course = Course(recipe, len(train), model.config.size, world)
-    labels = list(train.labels) if len(train.labels) == classes else []
-    info = replace(course.describe(info, train, "train"), labels=labels)
+    info = replace(course.describe(info, train, "train"), labels=list(train.labels))
     trainer = course.trainer(model, FluxTuning(**asdict(recipe.task)), clip_dataset(recipe, train), info)
+    # The digest of the data knows indices only: other names would be other classes.
+    trainer.fingerprint["classes"] = list(train.labels)
     trainer.mixing = Mixing(**recipe.mixing) if recipe.mixing is not None else None
     if val is not None:
         trainer.after_step = Validation(
@@ -332,18 +334,56 @@ def _kept_tokens(model: FluxViT) -> Callable[[Tensor], int]:
     return count
 
 
-def _count_classes(train: Manifest, val: Manifest | None) -> int:
+def _shared_classes(data: DataSettings, train: Manifest, val: Manifest | None) -> tuple[int, Manifest | None]:
+    """How many classes there are, and the validation videos with their classes numbered as in training.
+
+    Raises:
+        ValueError: Videos have no label, all training videos are of one class, or validation videos are of
+            classes that the training manifest does not name.
+    """
     for manifest, name in ((train, "training"), (val, "validation")):
         if manifest is not None and any(entry.label < 0 for entry in manifest.entries):
             raise ValueError(
                 f"the {name} manifest has videos without a label; probe it from labelled sources"
             )
-    seen = 1 + max(entry.label for entry in (*train.entries, *(val.entries if val else ())))
-    return max(seen, len(train.labels))
+    used = {entry.label for entry in train.entries}
+    if len(used) == 1:
+        raise ValueError(
+            f"{data.train}: all videos are of one class ({name_classes(used, train.labels)}); a classifier "
+            "needs two or more to tell apart"
+        )
+    classes = len(train.labels) or 1 + max(used)
+    if val is not None:
+        val = numbered_like(val, train.labels, classes, data.val, data.train)
+        new = sorted({entry.label for entry in val.entries} - used)
+        if new:
+            count = sum(entry.label in new for entry in val.entries)
+            _log.warning(
+                "%s: %d of its %d videos are of classes that %s has no video of, and count as wrong: %s",
+                data.val,
+                count,
+                len(val),
+                data.train,
+                name_classes(new, train.labels),
+            )
+            classes = max(classes, 1 + new[-1])
+    if missing := without_videos(classes, train):
+        _log.warning(
+            "%s: %d of %d classes have no video and are not learned: %s",
+            data.train,
+            len(missing),
+            classes,
+            name_classes(missing, train.labels),
+        )
+    return classes, val
 
 
-def start_model(recipe: RunRecipe, classes: int) -> tuple[FluxViT, CheckpointInfo]:
+def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> tuple[FluxViT, CheckpointInfo]:
     """The model to train: new, or from a checkpoint, with new classifiers if the classes differ.
+
+    Args:
+        classes: How many classes the data have; 0: no classifier.
+        names: The names of the classes; empty if they are unknown.
 
     Raises:
         ValueError: The checkpoint cannot be read, or the settings do not fit it.
@@ -365,9 +405,44 @@ def start_model(recipe: RunRecipe, classes: int) -> tuple[FluxViT, CheckpointInf
             )
         changed.load_state_dict(model.state_dict())
         model = changed
+    _fit_classifier(model, info, classes, names, recipe.model.init)
+    return model, info
+
+
+def _fit_classifier(
+    model: FluxViT, info: CheckpointInfo, classes: int, names: Sequence[str], checkpoint: str
+) -> None:
+    """Keep a checkpoint's classifiers if its classes are those of the data, whatever their order."""
     if model.num_classes != classes:
         model.reset_classifier(classes)
-    return model, info
+    elif not info.labels or not names:
+        if classes and (info.labels or names):
+            _log.warning(
+                "%s: its %d classes are taken to be those of the data, since only one of the two names them",
+                checkpoint,
+                classes,
+            )
+    elif list(info.labels) != list(names):
+        numbers, alike = match_names(names, info.labels, "the data", checkpoint, loose=True)
+        if len(numbers) == classes and not alike:
+            model.reorder_classes([numbers[number] for number in range(classes)])
+            _log.warning("%s: its classes are numbered as in the data, by name", checkpoint)
+            return
+        model.reset_classifier(classes)
+        same = len(numbers) - len(alike)
+        hint = (
+            f"; {len(alike)} names differ only in how they are written, such as {alike[0][0]!r} and "
+            f"{alike[0][1]!r}: fluxvit data probe --like {checkpoint} takes them over"
+            if alike
+            else ""
+        )
+        _log.warning(
+            "%s: the classifier starts anew, since only %d of its %d classes are named as in the data%s",
+            checkpoint,
+            same,
+            classes,
+            hint,
+        )
 
 
 def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> ClipDataset:

@@ -1,0 +1,198 @@
+"""Classes by name: one list of videos is numbered as another is.
+
+A class index means nothing without the list of names that it counts in, and every data set, split and
+checkpoint has a list of its own. So wherever two of them meet, indices are carried over by name:
+
+* Names are the same if they are equal, letter by letter.
+* Where only one side has names, the indices of the other are taken as they are if they fit its number of
+  classes, and a warning says so. Otherwise it is an error.
+* A class that videos use and the other side does not have is an error that names it. If a name over there
+  differs only in case, spaces, underscores or punctuation, the error says so; ``fluxvit data probe --like``
+  takes such names over.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from fluxvit.data.layout import VideoList
+from fluxvit.data.manifest import Entry, Manifest
+
+_SHOWN = 5
+
+_log = logging.getLogger(__name__)
+
+
+def numbered_like(manifest: Manifest, names: Sequence[str], classes: int, data: str, other: str) -> Manifest:
+    """A manifest whose class indices count in another list of classes.
+
+    Args:
+        names: The class names of the other side; empty if it has none.
+        classes: How many classes the other side has.
+        data: What the manifest is called in messages.
+        other: What the other side is called in messages.
+
+    Returns:
+        The manifest itself if both number alike; its digest stays the same in any case.
+
+    Raises:
+        ValueError: Its videos use classes that the other side does not have, or only one side has names and
+            the numbers of classes do not fit.
+    """
+    if list(manifest.labels) == list(names):
+        return manifest
+    if not manifest.labels or not names:
+        _check_counts(manifest, names, classes, data, other)
+        return replace(manifest, labels=tuple(names or manifest.labels))
+    numbers, _ = match_names(manifest.labels, names, data, other)
+    _check_known(manifest.entries, manifest.labels, names, numbers, data, other)
+    _log.warning("%s: its classes are numbered as in %s, by name", data, other)
+    entries = tuple(_renumbered(entry, numbers) for entry in manifest.entries)
+    return replace(manifest, entries=entries, labels=tuple(names))
+
+
+def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) -> VideoList:
+    """A list of videos whose classes are named and numbered as in a file, for ``fluxvit data probe``.
+
+    Names that differ only in case, spaces, underscores or punctuation are taken for the same, and noted.
+
+    Raises:
+        ValueError: The videos use classes that are not in ``names``, or an index beyond them.
+    """
+    if not videos.labels:
+        highest = max((number for entry in videos.entries for number in used_classes(entry)), default=-1)
+        if highest >= len(names):
+            raise ValueError(f"{other}: {len(names)} class names, but {data} uses class {highest}")
+        note = f"{data} numbers its classes; the numbers are taken to be those of {other}"
+        return replace(videos, labels=tuple(names), notes=(*videos.notes, note))
+    numbers, loose = match_names(videos.labels, names, data, other, loose=True)
+    _check_known(videos.entries, videos.labels, names, numbers, data, other)
+    notes = list(videos.notes)
+    if loose:
+        pairs = _listed([f"{one!r} as {two!r}" for one, two in loose])
+        notes.append(f"{len(loose)} class names are taken over as {other} writes them: {pairs}")
+    entries = tuple(_renumbered(entry, numbers) for entry in videos.entries)
+    return replace(videos, entries=entries, labels=tuple(names), notes=tuple(notes))
+
+
+def match_names(
+    theirs: Sequence[str], ours: Sequence[str], data: str, other: str, *, loose: bool = False
+) -> tuple[dict[int, int], list[tuple[str, str]]]:
+    """Where each of ``theirs`` stands in ``ours``.
+
+    Args:
+        data, other: What has ``theirs`` and what has ``ours``, for messages.
+        loose: Take names that differ only in case, spaces, underscores or punctuation for the same.
+
+    Returns:
+        Index in ``ours`` by index in ``theirs``, without those that have none; and the pairs of names that
+        are not equal.
+
+    Raises:
+        ValueError: A name stands twice in either list, so that it does not say which class is meant.
+    """
+    for names, where in ((theirs, data), (ours, other)):
+        if twice := [repr(name) for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{where}: several classes have the same name: {_listed(twice)}")
+    places = {name: number for number, name in enumerate(ours)}
+    numbers = {number: places[name] for number, name in enumerate(theirs) if name in places}
+    pairs = []
+    if loose:
+        plain, taken = _plain_places(ours), set(numbers.values())
+        for number, name in enumerate(theirs):
+            place = plain.get(_plain(name))
+            if number not in numbers and place is not None and place not in taken:
+                numbers[number] = place
+                taken.add(place)
+                pairs.append((name, ours[place]))
+    return numbers, pairs
+
+
+def used_classes(entry: Entry) -> tuple[int, ...]:
+    """The class indices of a video; empty if it has none."""
+    return (entry.label,) if entry.label >= 0 else ()
+
+
+def without_videos(classes: int, manifest: Manifest) -> list[int]:
+    """The classes below ``classes`` of which a manifest has no video."""
+    used = {number for entry in manifest.entries for number in used_classes(entry)}
+    return [number for number in range(classes) if number not in used]
+
+
+def name_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
+    """Classes for a message: their names, or their indices where there are none; the first few of many."""
+    return _listed([repr(names[i]) if i < len(names) else str(i) for i in numbers])
+
+
+def _renumbered(entry: Entry, numbers: Mapping[int, int]) -> Entry:
+    return replace(entry, label=numbers[entry.label]) if entry.label >= 0 else entry
+
+
+def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: str, other: str) -> None:
+    """Whether indices without names can be trusted to mean the same on both sides; says that they are."""
+    with_names, without = (other, data) if names else (data, other)
+    highest = max((number for entry in manifest.entries for number in used_classes(entry)), default=-1)
+    fits = highest < len(names) if names else classes == len(manifest.labels)
+    if not fits:
+        uses = f"uses class {highest}" if names else f"has {classes} classes"
+        raise ValueError(
+            f"{without} numbers its classes without naming them and {uses}, but {with_names} names "
+            f"{len(names or manifest.labels)}; name them with: fluxvit data probe --labels or --like"
+        )
+    _log.warning(
+        "%s numbers its classes without naming them; the numbers are taken to be those of %s",
+        without,
+        with_names,
+    )
+
+
+def _check_known(
+    entries: Sequence[Entry],
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    numbers: Mapping[int, int],
+    data: str,
+    other: str,
+) -> None:
+    """Whether all classes that videos use have been found over there."""
+    used = Counter(number for entry in entries for number in used_classes(entry))
+    unknown = sorted(number for number in used if number not in numbers)
+    if not unknown:
+        return
+    videos = sum(used[number] for number in unknown)
+    text = (
+        f"{data} has {videos} videos of {len(unknown)} classes that {other} does not name: "
+        f"{name_classes(unknown, theirs)}; that names {len(ours)} classes: {_listed(list(map(repr, ours)))}"
+    )
+    plain = _plain_places(ours)
+    alike = [
+        f"{theirs[i]!r} is written {ours[place]!r} there"
+        for i in unknown
+        if (place := plain.get(_plain(theirs[i]))) is not None
+    ]
+    if alike:
+        text += f"; {_listed(alike)}: fluxvit data probe --like takes over how names are written"
+    raise ValueError(text)
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: ``Apply Lipstick`` is ``apply_lipstick``."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\W_]+", "", text) or text
+
+
+def _plain_places(names: Sequence[str]) -> dict[str, int]:
+    """Index by plain name, without those that several names share."""
+    counts = Counter(map(_plain, names))
+    return {_plain(name): number for number, name in enumerate(names) if counts[_plain(name)] == 1}
+
+
+def _listed(texts: Sequence[str]) -> str:
+    rest = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(islice(texts, _SHOWN)) + rest
