@@ -34,6 +34,14 @@ def test_classes_are_carried_over_by_name(caplog: pytest.LogCaptureFixture) -> N
     assert caplog.messages == ["val: its classes are numbered as in train, by name"]
 
 
+def test_several_classes_of_a_video_are_carried_over() -> None:
+    entries = (Entry(Path("a"), labels=(0, 1)), Entry(Path("b"), labels=()))
+    val = numbered_like(Manifest(entries, ("x", "y"), ""), ["y", "z", "x"], 3, "val", "train")
+    assert [entry.labels for entry in val.entries] == [(0, 2), ()]
+    with pytest.raises(ValueError, match="val has 1 videos of 1 classes that train does not name: 'y'"):
+        numbered_like(Manifest(entries, ("x", "y"), ""), ["x"], 1, "val", "train")
+
+
 def test_equal_lists_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     # Even with a name that stands twice: the indices say which is meant.
     same, unnamed = manifest([1], "a", "a"), manifest([7])

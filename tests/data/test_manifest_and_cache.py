@@ -62,6 +62,15 @@ def test_manifest(videos: Path) -> None:
         ([{"path": "a", "label": True}], "not a class index"),
         ([[1, 2]], "line 1"),
         ([{"path": "a", "label": 5}], "class 5 is used, but there are 2 class names"),
+        ([{"path": "a", "labels": [0, 2]}], "class 2 is used, but there are 2 class names"),
+        ([{"path": "a", "labels": 1}], "labels are 1, not a list of class indices"),
+        ([{"path": "a", "labels": [0, -1]}], "not a list of class indices"),
+        ([{"path": "a", "labels": [True]}], "not a list of class indices"),
+        ([{"path": "a", "labels": [0], "label": 0}], "either label, one class index, or labels"),
+        (
+            [{"path": "a", "labels": []}, {"path": "b", "label": 0}],
+            "some videos have a label and others labels",
+        ),
         ([{"path": "", "label": 0}], "line 1: path is '', not the name of a file"),
         ([{"path": "a", "label": 0, "fps": "fast"}], "fps is 'fast', not a finite number"),
         (['{"path": "a", "label": 0, "end": NaN}'], "end is nan, not a finite number"),
@@ -95,6 +104,21 @@ def test_manifests_are_read_as_written(tmp_path: Path) -> None:
     assert manifest.entries[2].label == NO_LABEL
     with pytest.raises(ValueError, match="line 4: no key 'label'"):
         read_manifest(tmp_path / "x.jsonl")
+
+
+def test_videos_of_several_classes(tmp_path: Path) -> None:
+    lines: list[object] = [{"path": "a", "labels": [4, 0, 4]}, {"path": "b", "labels": []}]
+    manifest = read_manifest(write_manifest_lines(tmp_path, lines))
+    assert manifest.multi_label
+    assert [entry.labels for entry in manifest.entries] == [(0, 4), ()]
+    assert [entry.classes for entry in manifest.entries] == [(0, 4), ()]
+    write_manifest(tmp_path / "x.jsonl", manifest)
+    assert read_manifest(tmp_path / "x.jsonl") == manifest
+    other: list[object] = [{"path": "a", "labels": [0]}, {"path": "b", "labels": [4]}]
+    assert read_manifest(write_manifest_lines(tmp_path, other)).digest != manifest.digest
+    assert Entry(Path("a"), 3).classes == (3,)
+    assert Entry(Path("a")).classes == ()
+    assert not Manifest((Entry(Path("a"), 3),), (), "").multi_label
 
 
 def test_digest_covers_what_decides_a_result(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) 
         ValueError: The videos use classes that are not in ``names``, or an index beyond them.
     """
     if not videos.labels:
-        highest = max((number for entry in videos.entries for number in used_classes(entry)), default=-1)
+        highest = max((number for entry in videos.entries for number in entry.classes), default=-1)
         if highest >= len(names):
             raise ValueError(f"{other}: {len(names)} class names, but {data} uses class {highest}")
         note = f"{data} numbers its classes; the numbers are taken to be those of {other}"
@@ -114,14 +114,9 @@ def match_names(
     return numbers, pairs
 
 
-def used_classes(entry: Entry) -> tuple[int, ...]:
-    """The class indices of a video; empty if it has none."""
-    return (entry.label,) if entry.label >= 0 else ()
-
-
 def without_videos(classes: int, manifest: Manifest) -> list[int]:
     """The classes below ``classes`` of which a manifest has no video."""
-    used = {number for entry in manifest.entries for number in used_classes(entry)}
+    used = {number for entry in manifest.entries for number in entry.classes}
     return [number for number in range(classes) if number not in used]
 
 
@@ -131,13 +126,15 @@ def name_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
 
 
 def _renumbered(entry: Entry, numbers: Mapping[int, int]) -> Entry:
-    return replace(entry, label=numbers[entry.label]) if entry.label >= 0 else entry
+    if entry.labels is not None:
+        return replace(entry, labels=tuple(sorted(numbers[number] for number in entry.labels)))
+    return replace(entry, label=numbers[entry.label]) if entry.classes else entry
 
 
 def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: str, other: str) -> None:
     """Whether indices without names can be trusted to mean the same on both sides; says that they are."""
     with_names, without = (other, data) if names else (data, other)
-    highest = max((number for entry in manifest.entries for number in used_classes(entry)), default=-1)
+    highest = max((number for entry in manifest.entries for number in entry.classes), default=-1)
     fits = highest < len(names) if names else classes == len(manifest.labels)
     if not fits:
         uses = f"uses class {highest}" if names else f"has {classes} classes"
@@ -161,7 +158,7 @@ def _check_known(
     other: str,
 ) -> None:
     """Whether all classes that videos use have been found over there."""
-    used = Counter(number for entry in entries for number in used_classes(entry))
+    used = Counter(number for entry in entries for number in entry.classes)
     unknown = sorted(number for number in used if number not in numbers)
     if not unknown:
         return

@@ -38,7 +38,7 @@ class Entry:
 
     Attributes:
         path: The file or the folder of frames.
-        label: Class index; `NO_LABEL` if it has none.
+        label: Class index; `NO_LABEL` if it has none, or may have several.
         captions: Sentences that describe it.
         start: Second at which the segment starts; None: the beginning.
         end: Second at which the segment ends; None: the end of the video.
@@ -54,6 +54,8 @@ class Entry:
         noflip: Mirrored it would mean something else: never flip it.
         source: The data set it comes from, in a mixture of several.
         original: Its path in the data set, if ``path`` is a place in a shard; the digest covers this one.
+        labels: Indices, in ascending order, of all classes that it shows, which may be none; None: it has one
+            class at most, ``label``.
         extra: What else the manifest says about it.
     """
 
@@ -74,7 +76,15 @@ class Entry:
     noflip: bool = False
     source: str | None = None
     original: str | None = None
+    labels: tuple[int, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Indices of the classes that it shows, whether it has one or several; empty if none is known."""
+        if self.labels is not None:
+            return self.labels
+        return (self.label,) if self.label != NO_LABEL else ()
 
     def span(self, length: float) -> tuple[float, float]:
         """Seconds at which the segment starts and ends in a video of ``length`` seconds.
@@ -112,6 +122,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether its videos may show several classes at once."""
+        return any(entry.labels is not None for entry in self.entries)
+
     def readable(self) -> Manifest:
         """The same without the videos that are known to be broken.
 
@@ -138,14 +153,15 @@ def read_manifest(
 
     Args:
         target: The key of the class index; None: labels are not asked for, and taken where there are any.
+            In place of ``label`` a video may have ``labels``, a list of class indices.
         labels: Class names; default: those of the header, or of the ``dataset.json`` that
             ``fluxvit data make`` leaves beside it.
         root: The folder that the paths are relative to; default: the one named by the header, else the
             manifest's own.
 
     Raises:
-        ValueError: The file is missing or empty, or a line is not of the form above; the message names the
-            line.
+        ValueError: The file is missing or empty, a line is not of the form above (the message names it), or
+            some videos have ``label`` and others ``labels``.
     """
     path = Path(path)
     if not path.is_file():
@@ -174,7 +190,9 @@ def read_manifest(
     if not labels and target in (None, "label"):
         labels = tuple(header.get("classes", ()))
     labels = labels or _made_names(path.parent, target)
-    highest = max(entry.label for entry in entries)
+    highest = max((number for entry in entries for number in entry.classes), default=-1)
+    if len({entry.labels is None for entry in entries if entry.classes or entry.labels is not None}) > 1:
+        raise ValueError(f"{path}: some videos have a label and others labels; give all of them labels")
     if labels and highest >= len(labels):
         raise ValueError(f"{path}: class {highest} is used, but there are {len(labels)} class names")
     name, split = header.get("name", ""), header.get("split", "")
@@ -214,7 +232,8 @@ def content_digest(entries: Iterable[Entry], root: Path) -> str:
     """
     digest = hashlib.sha256()
     for e in entries:
-        facts = [e.original or _relative(e.path, root), e.label, e.captions, e.start, e.end, e.ok, e.noflip]
+        label = e.label if e.labels is None else e.labels
+        facts = [e.original or _relative(e.path, root), label, e.captions, e.start, e.end, e.ok, e.noflip]
         digest.update(json.dumps(facts).encode() + b"\n")
     return digest.hexdigest()[:16]
 
@@ -269,7 +288,7 @@ _FACTS: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(_TEXTS, ((str,), "a text")),
     **dict.fromkeys(_FLAGS, ((bool,), "true or false")),
 }
-_OTHER_KEYS = ("path", "label", "caption", "captions")
+_OTHER_KEYS = ("path", "label", "labels", "caption", "captions")
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -289,15 +308,25 @@ def _header(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
-    for key in ("path",) if target is None else ("path", target):
-        if key not in record:
-            raise ValueError(f"no key {key!r}")
-    name, key = record["path"], target or "label"
+    key = target or "label"
+    several = record.get("labels") if key == "label" else None
+    for needed in ("path",) if target is None or several is not None else ("path", target):
+        if needed not in record:
+            raise ValueError(f"no key {needed!r}")
+    name = record["path"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"path is {name!r}, not the name of a file")
     label = record.get(key, NO_LABEL)
     if type(label) is not int or (label < 0 and key in record):
         raise ValueError(f"{key} is {label!r}, not a class index")
+    if several is not None:
+        if not isinstance(several, list) or not all(
+            type(number) is int and number >= 0 for number in several
+        ):
+            raise ValueError(f"labels are {several!r}, not a list of class indices")
+        if label != NO_LABEL:
+            raise ValueError("a video has either label, one class index, or labels, a list of them")
+    labels = None if several is None else tuple(sorted(set(several)))
     captions = record.get("captions", [record["caption"]] if "caption" in record else [])
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"captions are {captions!r}, not a list of sentences")
@@ -311,7 +340,7 @@ def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
                 facts[fact] = value
         elif fact not in _OTHER_KEYS:
             extra[fact] = value
-    return Entry(_joined(root, name), label, tuple(captions), **facts, extra=extra)
+    return Entry(_joined(root, name), label, tuple(captions), **facts, labels=labels, extra=extra)
 
 
 def to_record(entry: Entry, root: Path) -> dict[str, Any]:
@@ -319,6 +348,8 @@ def to_record(entry: Entry, root: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"path": _relative(entry.path, root)}
     if entry.label != NO_LABEL:
         record["label"] = entry.label
+    if entry.labels is not None:
+        record["labels"] = entry.labels
     if entry.captions:
         record["captions"] = entry.captions
     for key in (*_SECONDS, *_COUNTS, *_TEXTS):

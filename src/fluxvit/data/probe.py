@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fluxvit.data.layout import VideoList
-from fluxvit.data.manifest import NO_LABEL, Entry, Manifest, content_digest, write_manifest
+from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
 from fluxvit.files import atomic_path
 from fluxvit.machine import usable_cores
 from fluxvit.video.members import may_exist
@@ -315,7 +315,7 @@ class Summary:
         seconds = {entry.path: entry.duration or 0.0 for entry in readable}
         return cls(
             videos=len(manifest),
-            classes=len({entry.label for entry in manifest.entries} - {NO_LABEL}),
+            classes=len({number for entry in manifest.entries for number in entry.classes}),
             broken=dict(sorted(broken.items(), key=lambda item: -len(item[1]))),
             damaged=[entry.path for entry in readable if "damaged_frames" in entry.extra],
             hours=sum(seconds.values()) / 3600,

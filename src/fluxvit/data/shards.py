@@ -195,6 +195,8 @@ def _facts(parts: list[Entry], manifest: Manifest) -> dict[str, Any]:
         record["path"] = record.pop("original", record["path"])
         if manifest.labels and entry.label >= 0:
             record["class"] = manifest.labels[entry.label]
+        if manifest.labels and entry.labels is not None:
+            record["classes"] = [manifest.labels[number] for number in entry.labels]
         record.pop("sha256", None)
         records.append(record)
     return records[0] if len(records) == 1 else {"path": records[0]["path"], "segments": records}

@@ -230,6 +230,8 @@ def number_for_checkpoint(
     """
     if model.num_classes == 0:
         raise ValueError(f"{checkpoint} has no classifier; train one with: fluxvit probe")
+    if manifest.multi_label:
+        raise ValueError(f"{data}: its videos have several labels each, and {checkpoint} gives one class")
     manifest = numbered_like(manifest, info.labels, model.num_classes, data, checkpoint)
     highest = max(entry.label for entry in manifest.entries)
     if highest >= model.num_classes:

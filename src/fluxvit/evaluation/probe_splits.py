@@ -73,6 +73,8 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
 
 def _read(path: str, target: str) -> Split:
     manifest = read_manifest(path, target)
+    if manifest.multi_label:
+        raise ValueError(f"{path}: its videos have several labels each; probes tell one class of a video")
     readable = manifest.readable()
     return Split(readable, path, manifest.digest, len(manifest) - len(readable))
 
