@@ -14,7 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.files import atomic_path, clear_partials
+from fluxvit.files import atomic_path, clear_leftovers
 from fluxvit.machine import follow_parent, usable_cores
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
@@ -47,7 +47,7 @@ class FrameCache:
         """
         if self._index_path.exists():
             return self
-        clear_partials(self._pixels_path)  # They are large.
+        clear_leftovers(self._pixels_path.parent)  # Half a cache is large.
         jobs = [(entry, self._frames, self._short_side) for entry in self._manifest.entries]
         workers = min(workers or usable_cores(), 1 + len(jobs) // 64)
         sizes = []

@@ -77,8 +77,8 @@ def name_split(split: str | None, file: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Files of a folder, sorted."""
-    return sorted(path for path in folder.iterdir() if os.path.isfile(path))
+    """Files of a folder, sorted, without hidden ones."""
+    return sorted(p for p in folder.iterdir() if os.path.isfile(p) and not p.name.startswith("."))
 
 
 def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from fluxvit.data.progress import report
-from fluxvit.files import atomic_path, write_json
+from fluxvit.files import atomic_path, clear_leftovers, lock_folder, write_json
 from fluxvit.machine import follow_parent, usable_cores
 
 SPLITS = ("train", "val", "test")
@@ -110,16 +110,24 @@ def make_dataset(
         ``out``.
 
     Raises:
-        ValueError: ``workers`` is not positive, or ``out`` holds something else.
+        ValueError: ``workers`` is not positive, ``out`` holds something else, or another run is writing into
+            it.
     """
     out = Path(out)
     workers = workers if workers is not None else usable_cores()
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
+    with lock_folder(out):
+        _make(out, recipe, workers, progress)
+    return out
+
+
+def _make(out: Path, recipe: Recipe[Spec], workers: int, progress: bool) -> None:
     _claim(out, recipe)
     for split in SPLITS:
         specs = recipe.specs[split]
         (out / split).mkdir(exist_ok=True)
+        clear_leftovers(out / split, locked=True)
         missing = [spec for spec in specs if not (out / video_path(spec)).exists()]
         if recipe.group is not None:
             missing.sort(key=recipe.group)
@@ -139,7 +147,6 @@ def make_dataset(
             "counts": {split: len(recipe.specs[split]) for split in SPLITS},
         },
     )
-    return out
 
 
 def _line(out: Path, spec: Spec, recipe: Recipe[Spec]) -> str:

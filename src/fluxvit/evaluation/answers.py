@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxvit.files import atomic_path, clear_partials
+from fluxvit.files import atomic_path
 
 
 @dataclass
@@ -52,7 +52,6 @@ class Answers:
         """Take up the answers to more requests, and write the file anew."""
         self.rows |= rows
         self.unreadable |= unreadable
-        clear_partials(self.path)
         with atomic_path(self.path) as partial, partial.open("wb") as out:
             np.savez(
                 out,

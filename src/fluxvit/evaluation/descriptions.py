@@ -21,7 +21,7 @@ from rich.progress import track
 from fluxvit.data.manifest import Entry, Manifest, to_record
 from fluxvit.data.questions import questions_of
 from fluxvit.deploy.chat import Chat
-from fluxvit.files import append_json, read_json_lines
+from fluxvit.files import append_json, lock_file, read_json_lines
 from fluxvit.models.language_model import LanguageModel
 from fluxvit.video.base import VideoError
 
@@ -147,10 +147,16 @@ def describe_videos(
         Those of videos that could be read, in the manifest's order; of the others the file says why.
 
     Raises:
-        ValueError: The file is of other videos.
+        ValueError: The file is of other videos, or another run is writing it.
     """
     path = Path(out) / DESCRIPTIONS
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(path):
+        return _describe_videos(chat, manifest, path, limit, progress)
+
+
+def _describe_videos(
+    chat: Chat, manifest: Manifest, path: Path, limit: int, progress: bool
+) -> list[Described]:
     names = [to_record(entry, manifest.root)["path"] for entry in manifest.entries]
     rows = read_json_lines(path)
     if [row.get("path") for row in rows] != names[: len(rows)]:

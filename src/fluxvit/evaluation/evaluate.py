@@ -40,7 +40,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.distributed import ALONE, World, fail_together
+from fluxvit.training.distributed import ALONE, World, fail_together, lock_run
 
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
 RESIZE = "bilinear with antialiasing, aspect kept, until the grid just fits; one crop: the centre"
@@ -184,8 +184,14 @@ def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool 
         What was found, in the main process; None in the others.
 
     Raises:
-        ValueError: The checkpoint, the manifest or a plan cannot be used; the message says why.
+        ValueError: The checkpoint, the manifest or a plan cannot be used, or another run is writing into
+            ``config.out``; the message says why.
     """
+    with lock_run(config.out, world):
+        return _run_evaluation(config, world, progress)
+
+
+def _run_evaluation(config: EvaluateConfig, world: World, progress: bool) -> Evaluation | None:
     if config.report:
         require_matplotlib()  # Now, not after all videos.
     manifest = read_manifest(config.data, config.target)

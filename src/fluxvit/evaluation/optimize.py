@@ -38,7 +38,7 @@ from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.search import Sampling, Table, choose, paired_interval, pass_gmacs
 from fluxvit.evaluation.search_candidates import aspect_of, find_candidates
 from fluxvit.evaluation.search_passes import Search
-from fluxvit.files import write_json
+from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device, usable_device
@@ -257,8 +257,14 @@ def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeRe
 
     Raises:
         ValueError: The checkpoint cannot be read or written, the data cannot be used, there is no candidate
-            for a budget, or ``config.out`` holds another search; the message says which.
+            for a budget, ``config.out`` holds another search, or another run is writing into it; the message
+            says which.
     """
+    with lock_folder(config.out):
+        return _run_optimize(config, progress)
+
+
+def _run_optimize(config: OptimizeConfig, progress: bool) -> OptimizeResult:
     config = replace(config, device=str(usable_device(config.device)))
     model, info = load_checkpoint(config.checkpoint, config.device)
     digest = backbone_digest(model, info)

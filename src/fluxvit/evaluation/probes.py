@@ -38,7 +38,7 @@ from fluxvit.evaluation.probe_training import (
     score_probes,
     train_probes,
 )
-from fluxvit.files import write_json
+from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.budget import Plan, nearest_plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
@@ -208,8 +208,13 @@ def run_probe(config: ProbeConfig, progress: bool = True) -> ProbeResult:
 
     Raises:
         ValueError: The checkpoint, the manifests, the plan or the settings cannot be used, or every setting
-            diverged; the message says why.
+            diverged, or another run is writing into ``config.out``; the message says why.
     """
+    with lock_folder(config.out):
+        return _run_probe(config, progress)
+
+
+def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     device = usable_device(config.device)
     config, out = replace(config, device=str(device)), Path(config.out)
     splits = read_splits(config.train, config.val, config.test, config.target)

@@ -27,7 +27,7 @@ from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_opti
 from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recall
 from fluxvit.evaluation.subjects import Subject, find_subjects
 from fluxvit.evaluation.zero_shot import text_classifier
-from fluxvit.files import write_json
+from fluxvit.files import atomic_path, lock_folder, write_json
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -274,6 +274,11 @@ def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeR
         raise ValueError(
             "--to: of a dual encoder the plans are written to its own video side; copy the folder"
         )
+    with lock_folder(config.out):
+        return _optimize_dual(config, progress)
+
+
+def _optimize_dual(config: OptimizeConfig, progress: bool) -> OptimizeResult:
     device = usable_device(config.device)
     encoder, info = load_dual(config.checkpoint, device)
     out = Path(config.out)
@@ -294,5 +299,6 @@ def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeR
     _, found = load_checkpoint(folder)
     video = Path(config.checkpoint) / VIDEO
     save_plans(video, found)
-    shutil.copyfile(folder / SEARCH, video / SEARCH)
+    with atomic_path(video / SEARCH) as partial:
+        shutil.copyfile(folder / SEARCH, partial)
     return replace(result, folder=video)

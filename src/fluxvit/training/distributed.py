@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from fluxvit.files import lock_folder
 from fluxvit.machine import usable_device
 from fluxvit.models.fluxvit import FluxViT
 
@@ -115,6 +118,24 @@ def fail_together(trouble: Exception | None, world: World, what: str) -> None:
     for rank, text in enumerate(told):
         if text is not None:
             raise ValueError(f"{what} failed in process {rank}: {text}")
+
+
+@contextmanager
+def lock_run(folder: str | Path, world: World) -> Iterator[None]:
+    """Lock the folder that a run writes, in its main process; all must call this.
+
+    Raises:
+        ValueError: Another run holds the lock; raised in all processes.
+    """
+    with ExitStack() as stack:
+        trouble: Exception | None = None
+        if world.is_main:
+            try:
+                stack.enter_context(lock_folder(folder))
+            except (ValueError, OSError) as error:
+                trouble = error
+        fail_together(trouble, world, "the run")
+        yield
 
 
 def leave_world(world: World) -> None:

@@ -19,7 +19,6 @@ from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.distributed import fail_together
-from fluxvit.training.state import tidy
 from fluxvit.training.trainer import Stopped, Trainer
 
 VALIDATION = "validation.jsonl"
@@ -194,8 +193,5 @@ def exporting(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        tidy(folder.parent)  # Half a checkpoint is of no use, and the disk may be full.
-        if isinstance(error, OSError):
-            raise
+    except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(folder)) from error
