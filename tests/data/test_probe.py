@@ -13,7 +13,7 @@ import pytest
 
 from fluxvit.cli import main
 from fluxvit.data import probe
-from fluxvit.data.layout import VideoList
+from fluxvit.data.layout import VideoList, videos_below
 from fluxvit.data.manifest import Entry, read_manifest
 from fluxvit.data.probe import guarded, inspect_video, probe_manifest
 from fluxvit.data.sources import read_source
@@ -131,6 +131,25 @@ def test_a_shallow_look_is_no_deep_one(classes: Path, tmp_path: Path) -> None:
     log.write_text(text)
     assert probe._resume(log, False).keys() == {"0", "1"}
     assert probe._resume(log, True).keys() == {"0"}
+
+
+def test_a_resumed_check_looks_again_at_files_that_have_changed(tmp_path: Path) -> None:
+    log, videos = tmp_path / "x.partial", [tmp_path / name for name in ("same.mp4", "changed.mp4")]
+    rows = []
+    for video in videos:
+        video.write_bytes(b"1234")
+        facts = video.stat()
+        state = [facts.st_size, facts.st_mtime_ns]
+        rows.append({"path": str(video), "deep": False, "state": state, "facts": {"ok": True}})
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"path": "cut')
+    videos[1].write_bytes(b"12345")
+    assert probe._resume(log, False).keys() == {str(videos[0])}
+
+
+def test_unfinished_videos_are_none(tmp_path: Path) -> None:
+    for name in ("a.mp4", ".a.12.partial.mp4", ".b.0a1b2c-12-0f.partial.mp4"):
+        (tmp_path / name).touch()
+    assert videos_below(tmp_path) == ([tmp_path / "a.mp4"], 0)
 
 
 def test_digest_follows_content_not_place(classes: Path, tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import re
+import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 import torch
 
 from fluxvit.cli import main
+from fluxvit.data import shards
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest, content_digest, read_manifest, write_manifest
@@ -126,6 +131,59 @@ def test_shards_of_another_run_are_not_touched(files: Manifest, packed: ShardSum
     packed.shards[0].write_bytes(packed.shards[0].read_bytes()[:700])
     with pytest.raises(ValueError, match=r"train-000000\.tar: a damaged shard"):
         pack(files, out)
+
+
+def test_a_video_that_has_changed_is_packed_anew(files: Manifest, tmp_path: Path) -> None:
+    root = tmp_path / "videos"
+    shutil.copytree(files.root, root)
+    entries = tuple(replace(e, path=root / e.path.relative_to(files.root)) for e in files.entries)
+    mine, out = replace(files, entries=entries, root=root), tmp_path / "shards"
+    first = pack(mine, out, max_videos=1)
+    video, facts = entries[0].path, os.stat(entries[0].path)
+    data = bytearray(video.read_bytes())
+    data[-1] ^= 1
+    for changed in (data, data + b"longer"):
+        video.write_bytes(changed)
+        os.utime(video, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # As copying keeps it.
+        again = pack(mine, out, max_videos=1)
+        assert again.kept == len(first.shards) - 1
+        entry = read_manifest(again.manifest).entries[0]
+        member = TarMember.parse(entry.path)
+        assert member is not None
+        assert member.open().read() == changed
+        assert entry.extra["sha256"] == hashlib.sha256(changed).hexdigest()
+
+
+def test_a_video_that_changes_while_it_is_packed_is_named(files: Manifest, tmp_path: Path) -> None:
+    video = tmp_path / "video.mp4"
+    shutil.copy(files.entries[0].path, video)
+    size = video.stat().st_size
+
+    class Changing(shards._Sample):
+        times = iter((1, 2))
+
+        def changed(self) -> int:
+            return next(self.times)
+
+    # One is shorter than a moment before, the other is written to while it is read.
+    for sample in (shards._Sample(video, "0", size + 100, {}), Changing(video, "0", size, {})):
+        with pytest.raises(OSError, match="changed while it was packed") as caught:
+            shards._write_shard(tmp_path / "a.tar", [sample])
+        assert caught.value.filename == str(video)
+        assert not list(tmp_path.glob("*.tar"))
+
+
+def test_a_foreign_tar_of_the_same_name_is_not_touched(files: Manifest, tmp_path: Path) -> None:
+    sample = files.entries[0].path
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:
+        for name in ("00000000.mp4", "00000000.json"):
+            header = tarfile.TarInfo(name)
+            header.size = 2
+            tar.addfile(header, io.BytesIO(b"[]"))
+    before = (tmp_path / "train-000000.tar").read_bytes()
+    with pytest.raises(ValueError, match="is of a former run with other videos"):
+        pack(replace(files, entries=(Entry(sample, 0),)), tmp_path)
+    assert (tmp_path / "train-000000.tar").read_bytes() == before
 
 
 def test_shards_can_be_packed_anew(files: Manifest, packed: ShardSummary, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
-from fluxvit.files import atomic_path
+from fluxvit.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.machine import usable_cores
 from fluxvit.video.members import may_exist
 from fluxvit.video.pyav_reader import open_container
@@ -71,7 +71,7 @@ def probe_manifest(
         progress: Show a bar on standard error.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or another run is writing the manifest.
     """
     out = Path(out)
     if out.suffix != ".jsonl":
@@ -83,6 +83,13 @@ def probe_manifest(
     if not time_limit > 0:
         raise ValueError(f"time_limit must be more than 0 seconds, not {time_limit}")
 
+    with lock_file(out):
+        return _probe_manifest(videos, out, workers, deep, time_limit, progress)
+
+
+def _probe_manifest(
+    videos: VideoList, out: Path, workers: int, deep: bool, time_limit: float, progress: bool
+) -> Summary:
     paths = list(dict.fromkeys(entry.path for entry in videos.entries))
     log = out.with_name(f"{out.name}.partial")
     known = _resume(log, deep)
@@ -97,7 +104,8 @@ def probe_manifest(
     ):
         for path, outcome in outcomes:
             facts: dict[str, Any] = {"ok": False, "error": outcome} if isinstance(outcome, str) else outcome
-            results.write(json.dumps({"path": str(path), "deep": deep, "facts": facts}) + "\n")
+            row = {"path": str(path), "deep": deep, "state": _state(path), "facts": facts}
+            results.write(json.dumps(row) + "\n")
             results.flush()
             done[path] = facts
             advance(facts["ok"])
@@ -360,21 +368,26 @@ def _resume(log: Path, deep: bool) -> dict[str, dict[str, Any]]:
     """Facts about readable files that an interrupted check has found, by path.
 
     The log is written anew without the rest: what was broken may have been repaired since, a shallow look is
-    no deep one, and the last line may have been cut off.
+    no deep one, a file may have changed, and the last line may have been cut off.
     """
-    lines, known = [], {}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["facts"]["ok"] and record["deep"] >= deep:
-            known[record["path"]] = record["facts"]
-            lines.append(line + "\n")
-    with atomic_path(log) as fresh:
-        fresh.write_text("".join(lines), encoding="utf-8")
-    return known
+    rows = [
+        row
+        for row in read_json_lines(log)
+        if row.get("facts", {}).get("ok")
+        and row.get("deep", False) >= deep
+        and row.get("state") == _state(Path(row["path"]))
+    ]
+    write_json_lines(log, rows)
+    return {row["path"]: row["facts"] for row in rows}
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of a file's last change; None of what is no file, such as a member of a tar."""
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):  # A name with a null byte is the latter.
+        return None
+    return [facts.st_size, facts.st_mtime_ns]
 
 
 def _checked(entry: Entry, facts: dict[str, Any]) -> Entry:

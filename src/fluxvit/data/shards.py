@@ -8,10 +8,12 @@ validation are as with files. The bytes are those of the files.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,8 +22,8 @@ from typing import IO, Any
 
 from fluxvit.data.manifest import Entry, Manifest, content_digest, to_record, write_manifest
 from fluxvit.data.progress import report
-from fluxvit.files import atomic_path
-from fluxvit.video.members import TarMember
+from fluxvit.files import atomic_path, lock_file
+from fluxvit.video.members import TarMember, is_url
 
 _BLOCK = 512
 _DIGITS_OF_HASH = 64
@@ -79,6 +81,15 @@ class _Sample:
         member = TarMember.parse(self.path)
         return self.path.open("rb") if member is None else member.open()
 
+    def changed(self) -> int:
+        """When its file was last changed, in nanoseconds since 1970."""
+        member = TarMember.parse(self.path)
+        if member is not None and is_url(member.tar):
+            return 0  # It does not tell.
+        facts = os.stat(self.path if member is None else member.tar)
+        # The time of the content can be set back, as copying does; that of the entry cannot.
+        return max(facts.st_mtime_ns, facts.st_ctime_ns)
+
     def json(self, sha256: str) -> bytes:
         return json.dumps({**self.facts, "sha256": sha256}, ensure_ascii=False).encode(
             errors="backslashreplace"
@@ -102,9 +113,10 @@ def write_shards(
 ) -> ShardSummary:
     """Pack the readable videos of a manifest into ``out/<name>-000000.tar`` and so on, in its order.
 
-    Shards appear when they are complete; after an interruption the same call keeps those and goes on. The
-    manifest, ``out/<name>.jsonl``, comes last. Videos that are known to be broken, and what is missing, empty
-    or a folder of images, are left out of the shards; they stay in the manifest as broken.
+    Shards appear when they are complete; after an interruption the same call keeps those and goes on. A shard
+    is written anew if a video in it has changed since. The manifest, ``out/<name>.jsonl``, comes last. Videos
+    that are known to be broken, and what is missing, empty or a folder of images, are left out of the shards;
+    they stay in the manifest as broken.
 
     Args:
         max_bytes: Size of a shard, which only a single larger video exceeds.
@@ -113,12 +125,26 @@ def write_shards(
             manifest, so that all can be moved together.
 
     Raises:
-        ValueError: No video can be packed, or the folder holds shards of this name that differ.
-        OSError: A file cannot be read or written.
+        ValueError: No video can be packed, the folder holds shards of this name that differ, or another run
+            is writing them.
+        OSError: A file cannot be read or written, or has changed while it was packed.
     """
     if max_bytes < 1 or (max_videos is not None and max_videos < 1):
         raise ValueError(f"a shard needs room for a video, got {max_bytes} bytes and {max_videos} videos")
     out = Path(out).absolute()
+    with lock_file(out / f"{name}.jsonl"):
+        return _write_shards(manifest, out, name, max_bytes, max_videos, url, progress)
+
+
+def _write_shards(
+    manifest: Manifest,
+    out: Path,
+    name: str,
+    max_bytes: int,
+    max_videos: int | None,
+    url: str | None,
+    progress: bool,
+) -> ShardSummary:
     samples, left_out = _samples(manifest)
     if not samples:
         path, reason = next(iter(left_out.items()))
@@ -135,11 +161,13 @@ def write_shards(
     kept = 0
     with report("Packing videos", len(samples), enabled=progress) as advance:
         for path, part in plan.items():
-            if path.exists():
+            contents = _contents(path, part) if path.exists() else []
+            if _is_current(path, contents):
                 kept += 1
             else:
                 _write_shard(path, part)
-            for sample, place, sha256 in _contents(path, part):
+                contents = _contents(path, part)
+            for sample, place, sha256 in contents:
                 places[sample.path], hashes[sample.path] = place, sha256
             advance(len(part))
     root = out if url is None else Path(url)
@@ -220,9 +248,17 @@ def _parts(samples: list[_Sample], max_bytes: int, max_videos: int | None) -> It
 def _write_shard(path: Path, samples: list[_Sample]) -> None:
     with atomic_path(path) as partial, tarfile.open(partial, "w") as tar:
         for sample in samples:
+            before = sample.changed()
             with sample.open() as file:
                 hashed = _Hashed(file)
-                tar.addfile(_header(sample.member, sample.size), hashed)
+                try:
+                    tar.addfile(_header(sample.member, sample.size), hashed)
+                except OSError as error:
+                    if error.errno is None:  # What tarfile says of a file that has become shorter.
+                        raise _changing(sample) from None
+                    raise
+            if sample.changed() != before:
+                raise _changing(sample)
             facts = sample.json(hashed.digest.hexdigest())
             tar.addfile(_header(f"{sample.key}.json", len(facts)), io.BytesIO(facts))
 
@@ -246,17 +282,50 @@ class _Hashed(io.RawIOBase):
         return data
 
 
-def _contents(path: Path, samples: list[_Sample]) -> Iterator[tuple[_Sample, TarMember, str]]:
-    """Where each sample is in a shard, and its hash.
+def _changing(sample: _Sample) -> OSError:
+    return OSError(
+        errno.EAGAIN, "it has changed while it was packed; run the command again", str(sample.path)
+    )
+
+
+def _is_current(path: Path, contents: list[tuple[_Sample, TarMember, str]]) -> bool:
+    """Whether a shard holds its videos as they are now.
+
+    A video that is as large as before and was last changed before the shard was written is taken to be the
+    same; any other is compared by its hash.
+    """
+    for sample, place, sha256 in contents:
+        if place.size != sample.size:
+            return False
+        if sample.changed() >= path.stat().st_mtime_ns:
+            with sample.open() as file:
+                if _hash(file) != sha256:
+                    return False
+    return bool(contents)
+
+
+def _hash(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while data := file.read(1 << 20):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _contents(path: Path, samples: list[_Sample]) -> list[tuple[_Sample, TarMember, str]]:
+    """Where each sample is in a shard, how large it is there, and its hash.
 
     Raises:
-        ValueError: The shard holds something else.
+        ValueError: The shard holds something else, or is damaged.
     """
+    found = []
     try:
         with tarfile.open(path, "r:") as tar:
             members = tar.getmembers()
-            names = [(member.name, member.size) for member in members[::2]]
-            if names != [(sample.member, sample.size) for sample in samples]:
+            expected = [name for sample in samples for name in (sample.member, f"{sample.key}.json")]
+            names = [member.name for member in members]
+            if names != expected:
+                if names == expected[: len(names)]:
+                    raise tarfile.ReadError(f"{len(names)} of {len(expected)} members are there")
                 raise _differs(path)
             for sample, video, text in zip(samples, members[::2], members[1::2], strict=True):
                 file = tar.extractfile(text)
@@ -264,9 +333,13 @@ def _contents(path: Path, samples: list[_Sample]) -> Iterator[tuple[_Sample, Tar
                 sha256 = json.loads(content)["sha256"]
                 if content != sample.json(sha256):
                     raise _differs(path)
-                yield sample, TarMember(str(path), video.offset_data, video.size, video.name), sha256
-    except (tarfile.TarError, json.JSONDecodeError, EOFError) as error:
+                place = TarMember(str(path), video.offset_data, video.size, video.name)
+                found.append((sample, place, sha256))
+    except (KeyError, TypeError):  # The text is none of ours.
+        raise _differs(path) from None
+    except (tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
         raise ValueError(f"{path}: a damaged shard ({error}); remove it and run the command again") from None
+    return found
 
 
 def _differs(path: Path) -> ValueError:
