@@ -46,10 +46,13 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
     assert str(predictor.plan.grid) == results["curve"][-1]["optimised"]["grid"]
     assert len(predictor(next((out / "data" / "test").glob("*.mp4"))).top(3)) == 3
 
+    for run in (out, out / "controls" / "normal"):
+        (run / "last").mkdir()  # As a stop leaves it.
     state = (out / "state.pt").stat().st_mtime_ns
     assert main(["demo", "--out", str(out), *SMALL]) == 0
     assert (out / "state.pt").stat().st_mtime_ns == state
     assert json.loads((out / "results.json").read_text())["curve"] == results["curve"]
+    assert not list(out.rglob("last"))
 
 
 def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from fluxvit.evaluation.figures import require_matplotlib
 from fluxvit.evaluation.report import Strip, write_report
 from fluxvit.evaluation.strips import film_strips
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
-from fluxvit.files import write_json
+from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
@@ -89,8 +90,13 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 
     Raises:
         Stopped: Interrupted while training; the message says where the weights so far are.
-        ValueError: ``config.out`` holds a demo of other settings.
+        ValueError: ``config.out`` holds a demo of other settings, or another run is writing into it.
     """
+    with lock_folder(config.out):
+        return _run_demo(config, console)
+
+
+def _run_demo(config: DemoConfig, console: Console | None) -> Path:
     require_matplotlib()  # Now, not after minutes of training.
     console = console or Console()
     out = Path(config.out)
@@ -110,6 +116,8 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     )
     # Of use from here on, whatever happens next; the plans follow.
     folder = save_checkpoint(out / "best", model, info)
+    # What a stop on the way left half-trained would look like a result.
+    shutil.rmtree(out / "last", ignore_errors=True)
 
     console.rule("controls: what can be told without the order of time")
     controls = [
@@ -262,6 +270,7 @@ def _control(config: DemoConfig, out: Path, data: Data, name: str, order: str, p
     run, steps = out / "controls" / order, config.control_steps
     clips = data.clips("train", order)
     model = train_model(run, clips, [plan.keep], [plan.grid], steps, config.seed, name).model
+    shutil.rmtree(run / "last", ignore_errors=True)  # Of a stop on the way.
     score = test_model(model, data.clips("test", order), plan).score
     low, high = score.interval
     return {
