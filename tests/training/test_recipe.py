@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fluxvit
+from fluxvit import files
 from fluxvit.cli import main
 from fluxvit.cli.recipes import parse_recipe
 from fluxvit.data.manifest import read_manifest, write_manifest
@@ -91,8 +92,43 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
     before = (out / "state.pt").stat().st_mtime_ns
     assert train(recipe, world, out) == 0
     assert (out / "state.pt").stat().st_mtime_ns == before
-    assert train(recipe, world, out, "--optim.lr", "0.5") == 2
-    assert "other settings" in capsys.readouterr().err
+    run = (out / "run.json").read_bytes()
+    assert train(recipe, world, out, "--optim.lr", "0.5", "--optim.batch_size", "4") == 2
+    error = capsys.readouterr().err
+    assert "other settings: optim.batch_size was 8, is 4; optim.lr was 0.0004, is 0.5; give them" in error
+    assert (out / "run.json").read_bytes() == run
+
+
+def test_more_epochs_go_on_with_the_optimiser(world: Path, tmp_path: Path, capsys) -> None:
+    recipe, out = CONFIGS[-1], tmp_path / "run"
+    assert train(recipe, world, out) == 0
+    assert train(recipe, world, out, "--epochs", "3") == 0
+    assert find_state(out).about["step"] == 6
+    rows = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted({2, *(row["step"] for row in rows), 6})
+    assert train(recipe, world, out, "--epochs", "2") == 2
+    assert "has taken 6 steps, and this one would end after 4" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_folder_is_refused(world: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
+    out = tmp_path / "run"
+    code = (
+        "import sys, time; from fluxvit.files import lock_folder\n"
+        "with lock_folder(sys.argv[1]): print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            assert train(CONFIGS[-1], world, out) == 2
+        finally:
+            holder.kill()
+    error = capsys.readouterr().err
+    assert f"{out} is being written by another run (process {holder.pid} on" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    assert train(CONFIGS[-1], world, out) == 0
 
 
 def test_how_the_work_is_done_may_change_halfway(world: Path, tmp_path: Path) -> None:

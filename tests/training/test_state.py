@@ -13,7 +13,7 @@ from test_training import trainer, weights
 from fluxvit.files import append_json, read_json_lines
 from fluxvit.training import state
 from fluxvit.training.distributed import ALONE
-from fluxvit.training.state import find_state, save_state, tidy
+from fluxvit.training.state import changed_settings, find_state, save_state, tidy
 from fluxvit.training.trainer import Stopped
 
 
@@ -155,6 +155,32 @@ def test_parameters_without_a_gradient_resume(tmp_path: Path) -> None:
     whole.run(progress=False)
     resumed.run(progress=False)
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_settings_that_differ_are_named() -> None:
+    saved = {"lr": 0.1, "optim": {"batch_size": 32, "betas": (0.9, 0.98)}, "augment": {}, "dropped": 1}
+    saved |= {"mixing": None, "model": {"name": "a", "settings": {"budgets": [8, 4]}}, "epochs": 2}
+    given = {
+        "lr": 0.1,
+        "optim": {"batch_size": 64, "betas": [0.9, 0.98]},
+        "augment": {"flip": True},
+        "new": 2,
+    }
+    given |= {"mixing": {"mixup": 1}, "model": {"name": "", "settings": {}}, "epochs": 4}
+    found = changed_settings(
+        {"recipe": json.dumps(saved), "data": "f00"},
+        {"recipe": json.dumps(given), "data": "ba5"},
+        free={"epochs"},
+    )
+    assert found == [
+        "augment.flip was not set, is true",
+        'mixing was null, is {"mixup": 1}',
+        'model.name was a, is ""',
+        "model.settings.budgets was [8, 4], is not set",
+        "optim.batch_size was 32, is 64",
+        "the digest of the training videos was f00, is ba5",
+    ]
+    assert changed_settings({"recipe": json.dumps(saved)}, {"recipe": json.dumps(saved)}) == []
 
 
 def test_torn_lines(tmp_path: Path) -> None:

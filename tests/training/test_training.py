@@ -26,6 +26,7 @@ from fluxvit.training.config import TrainConfig
 from fluxvit.training.distributed import ALONE, World
 from fluxvit.training.ema import Ema
 from fluxvit.training.optim import Muon, cosine_schedule, layer_of, orthogonalize, parameter_groups
+from fluxvit.training.state import find_state
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
 
@@ -186,8 +187,23 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     trainer(tmp_path).run(progress=False)
     other = trainer(tmp_path)
     other.fingerprint = {"run": "other"}
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r'other settings: run was \["test", 1\], is other; give them'):
         other.run(progress=False)
+
+
+def test_a_run_can_be_made_longer_but_not_shorter_than_it_is(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=4).run(progress=False)
+    trainer(tmp_path, steps=7).run(progress=False)
+    state = find_state(tmp_path)
+    assert state is not None
+    assert state.about["step"] == 7
+    # The optimiser went on: its count of steps is that of the whole run.
+    counts = [name for name in state.layout if name.endswith("/step")]
+    target = {counts[0]: torch.zeros(state.layout[counts[0]][0])}
+    state.read(target)
+    assert target[counts[0]].item() == 7
+    with pytest.raises(ValueError, match="has taken 7 steps, and this one would end after 5"):
+        trainer(tmp_path, steps=5).run(progress=False)
 
 
 def test_log_holds_every_step_once(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from fluxvit.machine import device_name
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe
-from fluxvit.training.distributed import World
+from fluxvit.training.distributed import World, lock_run
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning, Task
 from fluxvit.training.trainer import Stopped, Trainer
@@ -69,6 +69,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     trainer.fingerprint["classes"] = list(train.labels)
     trainer.mixing = Mixing(**recipe.mixing) if recipe.mixing is not None else None
     if val is not None:
+        trainer.fingerprint["validation"] = val.digest
         trainer.after_step = Validation(
             trainer,
             info,
@@ -186,8 +187,20 @@ def run_trainer(
     Raises:
         Stopped: A signal asked to stop; the state and the checkpoint are saved.
         OSError: The last state or checkpoint could not be saved.
-        ValueError: As :meth:`Trainer.run`.
+        ValueError: As :meth:`Trainer.run`; or another run is writing into the folder.
     """
+    with lock_run(trainer.folder, trainer.world):
+        trainer.check_saved()
+        return _run_trainer(trainer, recipe, info, progress, export)
+
+
+def _run_trainer(
+    trainer: Trainer,
+    recipe: RunRecipe,
+    info: CheckpointInfo,
+    progress: bool,
+    export: Callable[[Path, FluxViT], None] | None,
+) -> Path:
     world, out = trainer.world, trainer.folder
 
     def keep_last() -> None:
@@ -308,9 +321,14 @@ class _Share:
 
 
 def _identity(recipe: RunRecipe) -> dict[str, Any]:
-    """The settings that a run cannot change halfway: all but those of how the work is done and told."""
+    """The settings that a run cannot change halfway: all but those of how the work is done and told.
+
+    Manifests may be moved: their digests are compared.
+    """
     settings = asdict(recipe)
-    del settings["out"], settings["data"]["workers"], settings["data"]["max_bad_clips"]
+    del settings["out"]
+    for name in ("train", "val", "workers", "max_bad_clips"):
+        settings["data"].pop(name, None)
     settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
     if isinstance(recipe, PretrainRecipe):
         settings["teacher"]["cache"] = bool(recipe.teacher.cache)

@@ -14,7 +14,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,18 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fluxvit.files import atomic_path, flush_to_disk, write_json
+from fluxvit.files import atomic_path, clear_leftovers, flush_to_disk, write_json
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.distributed import World, local
 from fluxvit.training.ema import Ema
 
 STATE = "state.pt"
 ABOUT = "about.json"
+_UNSET = "not set"
+_OPEN = frozenset(("model.settings", "augment", "mixing"))  # Settings whose keys the user chooses.
+_DIGESTS = {"data": "the digest of the training videos", "validation": "the digest of the validation videos"}
 _FOLDER = re.compile(r"state-(\d+)")
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>partial|old)(\.\w+)?|\.state-\d+\.partial")
+_PARTIAL_FOLDER = re.compile(r"\.state-\d+\.partial")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,51 @@ def _open_folder(path: Path) -> Saved:
     return Saved(path, about, layout)
 
 
+def changed_settings(
+    saved: Mapping[str, Any], given: Mapping[str, Any], *, free: Collection[str] = ()
+) -> list[str]:
+    """Which settings of two runs differ, in words: ``optim.batch_size was 32, is 64``.
+
+    Settings that only one of them knows are not compared, for versions of fluxvit add some and drop some;
+    but where the user chooses the keys (`_OPEN`), a missing one has its default, and that may differ.
+
+    Args:
+        saved: Fingerprint of a saved run.
+        given: That of the run which is to go on from there.
+        free: Names of settings that may differ.
+    """
+    return [text for name, text in _differences(_unpacked(saved), _unpacked(given)) if name not in free]
+
+
+def _unpacked(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint with the settings themselves in place of texts of JSON that hold them."""
+    found: dict[str, Any] = {}
+    # Through JSON, which makes lists of tuples: that is how the state of a sharded run keeps them.
+    for name, value in json.loads(json.dumps(fingerprint)).items():
+        packed = isinstance(value, str) and value.startswith("{")
+        name = _DIGESTS.get(name, name) if isinstance(value, str) else name
+        found |= json.loads(value) if packed else {name: value}
+    return found
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Names and descriptions of the settings that differ."""
+    is_open = prefix.removesuffix(".") in _OPEN
+    for key in sorted(old.keys() | new.keys() if is_open else old.keys() & new.keys()):
+        name, was, now = prefix + key, old.get(key, _UNSET), new.get(key, _UNSET)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _differences(was, now, f"{name}.")
+        elif was != now:
+            yield name, f"{name} was {_shown(was)}, is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def save_state(
     folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World, *, shard: bool
 ) -> None:
@@ -179,20 +227,10 @@ def _remove(folders: list[Path]) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Clear what a killed run left of unfinished writes in its folder.
-
-    A checkpoint that was to be replaced when the kill came, and has lost its name, gets it back.
-    """
-    for path in folder.glob(".*"):
-        match = _LEFTOVER.fullmatch(path.name)
-        if match is None:
-            continue
-        if match["kind"] == "old" and not (folder / match["name"]).exists():
-            os.replace(path, folder / match["name"])
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Clear what a killed run left of unfinished writes in its folder, which this process has locked."""
+    clear_leftovers(folder, locked=True)
+    # All processes of a run write it together, so that its name tells of none.
+    _remove([path for path in folder.glob(".state-*.partial") if _PARTIAL_FOLDER.fullmatch(path.name)])
 
 
 # Tensors of a run ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -26,9 +25,20 @@ from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_loggers
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.optim import Muon, cosine_schedule, parameter_groups
-from fluxvit.training.state import find_state, restore_tensors, run_tensors, save_state, tidy
+from fluxvit.training.state import (
+    Saved,
+    changed_settings,
+    find_state,
+    restore_tensors,
+    run_tensors,
+    save_state,
+    tidy,
+)
 from fluxvit.training.tasks import Task
 from fluxvit.video.transforms import normalize
+
+# What a run may change when it goes on: its length, and with it the schedule of the learning rate.
+_FREE = frozenset(("epochs", "steps", "warmup"))
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +100,8 @@ class Trainer:
         batches: From a first step to an iterable of this process's batches from there on.
         folder: Where the state and the log go.
         mean, std: Normalisation of the clips.
-        fingerprint: Identifies the run, in values that JSON knows; a saved state of another run is refused.
+        fingerprint: Identifies the run, in values that JSON knows; a saved state of another run is refused,
+            unless it only had another number of steps.
         world: The processes of the run.
         mixing: Mixes the clips of a batch in pairs, with soft labels; None: does not.
         target: What the task gets with the clips of a batch, ``[B]``: its labels.
@@ -143,6 +154,15 @@ class Trainer:
         model.load_state_dict({name: whole(value) for name, value in weights.items()}, assign=True)
         return model.eval().requires_grad_(False)
 
+    def check_saved(self) -> None:
+        """Check that the folder holds no state, or one that this run can go on from.
+
+        Raises:
+            ValueError: It is of a run with other settings, which are named; of more steps than this run has;
+                or damaged.
+        """
+        self._find_saved()
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """Log figures of an evaluation to the run's loggers; in the main process only."""
         if self._logs is not None:
@@ -161,8 +181,8 @@ class Trainer:
 
         Raises:
             Stopped: A signal asked to stop; the state is saved.
-            ValueError: The folder holds the state of another run, the loss stays not finite, or a logger is
-                not installed.
+            ValueError: The folder holds the state of another run (see :meth:`check_saved`), the loss stays
+                not finite, or a logger is not installed.
             OSError: The last state could not be saved. If an earlier one cannot be, the run says so, goes on
                 and tries again after ``save_seconds``.
         """
@@ -323,7 +343,7 @@ class Trainer:
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> int:
         """Go back to the newest saved state, if there is one; returns the steps taken."""
-        saved = find_state(self.folder)
+        saved = self._find_saved()
         if saved is None:
             chosen = self.config.precision
             if chosen == "auto":
@@ -331,15 +351,28 @@ class Trainer:
             self.precision = chosen
             return 0
         about = saved.about
-        # As JSON, which makes lists of tuples: that is how the state of a sharded run keeps it.
-        if json.dumps(about["fingerprint"]) != json.dumps(self.fingerprint):
-            raise ValueError(
-                f"{saved.path} is of a run with other settings; choose another folder or remove it"
-            )
         restore_tensors(saved, self.model, self.ema, optimizer, self._task_module)
         self.precision, self.skipped = about["precision"], about["skipped"]
         self._saved_step = about["step"]
         return about["step"]
+
+    def _find_saved(self) -> Saved | None:
+        """The newest saved state, if it is of this run."""
+        saved = find_state(self.folder)
+        if saved is None:
+            return None
+        changed = changed_settings(saved.about["fingerprint"], self.fingerprint, free=_FREE)
+        if changed:
+            raise ValueError(
+                f"{saved.path} is of a run with other settings: {'; '.join(changed)}; give them as they were "
+                "to go on with it, or choose another folder for a new run"
+            )
+        if saved.about["step"] > self.config.steps:
+            raise ValueError(
+                f"{saved.path} is of a run that has taken {saved.about['step']} steps, and this one would "
+                f"end after {self.config.steps}; train for more epochs, or choose another folder"
+            )
+        return saved
 
 
 @contextmanager
