@@ -17,6 +17,7 @@ from fluxvit.data.layout import VideoList, videos_below
 from fluxvit.data.manifest import Entry, read_manifest
 from fluxvit.data.probe import guarded, inspect_video, probe_manifest
 from fluxvit.data.sources import read_source
+from fluxvit.data.walk import LeftOut
 from fluxvit.video.writer import write_video
 
 sys.path.append(str(Path(__file__).parents[1] / "video"))
@@ -149,7 +150,7 @@ def test_a_resumed_check_looks_again_at_files_that_have_changed(tmp_path: Path) 
 def test_unfinished_videos_are_none(tmp_path: Path) -> None:
     for name in ("a.mp4", ".a.12.partial.mp4", ".b.0a1b2c-12-0f.partial.mp4"):
         (tmp_path / name).touch()
-    assert videos_below(tmp_path) == ([tmp_path / "a.mp4"], 0)
+    assert videos_below(tmp_path, LeftOut()) == [tmp_path / "a.mp4"]
 
 
 def test_digest_follows_content_not_place(classes: Path, tmp_path: Path) -> None:
