@@ -9,17 +9,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import msgspec
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint, save_checkpoint
-from fluxvit.files import atomic_folder, read_json, write_json
+from fluxvit.checkpoints import (
+    CheckpointInfo,
+    check_format,
+    check_numbers,
+    check_size,
+    compare_keys,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fluxvit.files import atomic_folder, write_json
 from fluxvit.models.adapters import adapter_rank, add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel, load_language_model
+from fluxvit.schema import Name, convert
+from fluxvit.schema import load as load_json
+from fluxvit.weights import read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
 
 FORMAT = 1
 VIDEO, WEIGHTS, CONFIG = "video", "connector.safetensors", "chat.json"
@@ -51,18 +61,17 @@ def save_chat(
         state: The connector's tensors (``connector.``...), and those of adapters (``adapters.``...), if any.
 
     Raises:
-        ValueError: ``folder`` holds something else.
+        ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
     """
     folder = Path(folder)
     if folder.exists() and not (
         folder.is_dir() and {path.name for path in folder.iterdir()} <= {VIDEO, WEIGHTS, CONFIG}
     ):
         raise ValueError(f"{folder} holds something else than a chat model; choose another folder")
+    tensors = savable(state, f"{folder} is not written")
     with atomic_folder(folder) as partial:
         save_checkpoint(partial / VIDEO, video, info.video)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        safetensors.torch.save_file(tensors, partial / WEIGHTS)
-        (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
+        write_tensors(partial / WEIGHTS, tensors)
         write_json(
             partial / CONFIG,
             {
@@ -91,23 +100,22 @@ def load_chat(
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no chat model, which `fluxvit instruct` makes")
-    facts = read_json(folder / CONFIG)
-    try:
-        if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']}, this version of fluxvit reads {FORMAT}")
-        connector = Connector(ConnectorConfig(**facts["connector"]))
-        source = language or facts["language"]
-        instruction, provenance = facts["instruction"], facts["provenance"]
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"missing key {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{folder}: bad {CONFIG}: {reason}") from error
+    where = str(folder / CONFIG)
+    content = load_json(folder / CONFIG)
+    check_format(content, FORMAT, where)
+    facts = convert(content, _ChatFile, where)
+    config = convert(facts.connector, ConnectorConfig, where, "connector")
+    shapes = tensor_shapes(folder / WEIGHTS)
+    check_size(config.parameters, shapes, f"{folder}: {WEIGHTS} and {CONFIG}")
+    connector = Connector(config)
+    source = language or facts.language
     state = _weights(folder)
     video, video_info = load_checkpoint(folder / VIDEO, device)
     model = load_language_model(source)
     if model.dim != connector.config.out_dim:
         raise ValueError(
             f"{source}: its words are {model.dim} wide, and the connector of {folder} makes "
-            f"{connector.config.out_dim}; it was trained for {facts['language']}"
+            f"{connector.config.out_dim}; it was trained for {facts.language}"
         )
     rank = adapter_rank(state)
     parts = nn.ModuleDict({"connector": connector})
@@ -120,7 +128,7 @@ def load_chat(
     place = video.cls_token.device
     parts.to(place).requires_grad_(False)
     chat = VideoChat(video, connector, model.network.to(place)).eval().requires_grad_(False)
-    return chat, model, ChatInfo(video_info, source, instruction, provenance)
+    return chat, model, ChatInfo(video_info, source, facts.instruction, facts.provenance)
 
 
 def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> None:
@@ -153,8 +161,16 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
     connector.load_state_dict(state)
 
 
+class _ChatFile(msgspec.Struct):
+    """``chat.json``. Keys of later versions are passed over."""
+
+    connector: dict[str, Any]
+    language: Name
+    instruction: str
+    provenance: dict[str, Any]
+
+
 def _weights(folder: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: damaged or missing ({error})") from error
+    state = strip_prefixes(read_tensors(folder / WEIGHTS))
+    check_numbers(state, folder / WEIGHTS)
+    return state

@@ -8,23 +8,27 @@ lie beside them, and ``optimize.json``, the account of the search that it comes 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import safetensors.torch
+import msgspec
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from msgspec import Meta
+from torch import Tensor, nn
 
-from fluxvit.files import atomic_folder, read_json, write_json
+from fluxvit.files import atomic_folder, write_json
 from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.schema import Finite, Positive, convert, located, shown
+from fluxvit.schema import load as load_json
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
+from fluxvit.weights import bare, read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
 
 FORMAT = 1
 WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
@@ -56,32 +60,41 @@ class CheckpointInfo:
     cascades: list[Cascade] = field(default_factory=list)
 
 
-def save_checkpoint(folder: str | Path, model: FluxViT, info: CheckpointInfo) -> Path:
+def save_checkpoint(folder: str | Path, model: nn.Module, info: CheckpointInfo) -> Path:
     """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
 
+    Nothing is written that :func:`load_checkpoint` could not read back.
+
+    Args:
+        model: A FluxViT, or one in a wrapper of ``torch.compile`` (as a whole or of single blocks),
+            DistributedDataParallel, DataParallel, or a moving average.
+
     Raises:
-        ValueError: The labels do not fit the model's classes, or ``folder`` holds something else.
+        ValueError: The labels do not fit the model's classes, ``folder`` holds something else, the model has
+            other tensors than its configuration says, or some that hold no numbers or none that are finite.
     """
-    folder = Path(folder)
-    if info.labels and len(info.labels) != model.num_classes:
-        raise ValueError(f"{len(info.labels)} labels for a model of {model.num_classes} classes")
+    folder, network = Path(folder), bare(model, FluxViT)
+    if info.labels and len(info.labels) != network.num_classes:
+        raise ValueError(f"{len(info.labels)} labels for a model of {network.num_classes} classes")
     if folder.exists() and not _only_checkpoint(folder):
         raise ValueError(f"{folder} holds something else than a checkpoint; choose another folder")
+    state = savable(network.state_dict(), f"{folder} is not written")
+    with torch.device("meta"):
+        report = compare_keys(state, FluxViT(network.config))
+    if not report.matches:
+        raise ValueError(f"{folder} is not written: model and configuration disagree: {report.summary}")
+    facts = {
+        "format": FORMAT,
+        "model": network.config.to_dict(),
+        "labels": list(info.labels),
+        "normalization": {"mean": list(info.mean), "std": list(info.std)},
+        "grids": [str(grid) for grid in info.grids],
+        "provenance": info.provenance,
+    }
+    _info(facts, f"{folder} is not written")
     with atomic_folder(folder) as partial:
-        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        safetensors.torch.save_file(state, partial / WEIGHTS)
-        (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
-        write_json(
-            partial / CONFIG,
-            {
-                "format": FORMAT,
-                "model": model.config.to_dict(),
-                "labels": info.labels,
-                "normalization": {"mean": list(info.mean), "std": list(info.std)},
-                "grids": [str(grid) for grid in info.grids],
-                "provenance": info.provenance,
-            },
-        )
+        write_tensors(partial / WEIGHTS, state)
+        write_json(partial / CONFIG, facts)
         if info.plans or info.cascades:
             save_plans(partial, info)
     return folder
@@ -118,27 +131,114 @@ def _without_nothing(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_plans(path: Path, info: CheckpointInfo) -> None:
+class _Normalization(msgspec.Struct, forbid_unknown_fields=True):
+    mean: Annotated[tuple[Finite, ...], Meta(min_length=1, max_length=1024)]
+    std: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=1024)]
+
+
+class _ConfigFile(msgspec.Struct):
+    """``config.json``. Keys of later versions are passed over; the model's are not."""
+
+    model: dict[str, Any]
+    labels: list[str]
+    normalization: _Normalization
+    grids: list[str]
+    provenance: dict[str, Any]
+
+
+class _PlanRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A plan in ``plans.json``; the rows are checked further by the objects that are made of them."""
+
+    grid: str
+    keep: int
+    head: int | None = None
+    selector: str = "group_dynamic"
+    measured: dict[str, Any] | None = None
+
+
+class _CascadeRow(msgspec.Struct, forbid_unknown_fields=True):
+    stages: list[Any]
+    threshold: float
+    temperatures: list[float]
+    measured: dict[str, Any] | None = None
+    average: bool = False
+    reach: list[float] = []
+
+
+class _PlansFile(msgspec.Struct):
+    plans: list[Any]
+    cascades: list[Any] = []
+
+
+def check_format(content: Any, known: int, where: str) -> None:
+    """Refuse a file of another version, which may have other keys, before these are checked.
+
+    Raises:
+        ValueError: The content is no object, or its ``format`` is another one.
+    """
+    found = convert(content, dict[str, Any], where)
+    if "format" not in found:
+        raise ValueError(f"{where}: format is missing")
+    if found["format"] != known or isinstance(found["format"], (bool, float)):
+        raise ValueError(f"{where}: format {shown(found['format'])}, this version of fluxvit reads {known}")
+
+
+def _info(content: Any, where: str) -> tuple[FluxViTConfig, CheckpointInfo]:
+    """What ``config.json`` says.
+
+    Raises:
+        ValueError: A value is missing, has another type or range, or does not fit the others.
+    """
+    check_format(content, FORMAT, where)
+    file = convert(content, _ConfigFile, where)
+    config = FluxViTConfig.from_dict(file.model, where, "model")
+    if file.labels and len(file.labels) != config.num_classes:
+        raise ValueError(f"{where}: {len(file.labels)} labels for a model of {config.num_classes} classes")
+    mean, std = file.normalization.mean, file.normalization.std
+    if len(mean) != len(std) or len(mean) not in (3, config.in_chans):
+        raise ValueError(
+            f"{where}: normalization has {len(mean)} means and {len(std)} deviations for 3 channels"
+        )
+    grids = []
+    for i, text in enumerate(file.grids):
+        with located(where, f"grids[{i}]"):
+            grids.append(SamplingGrid.parse(text))
+    return config, CheckpointInfo(file.labels, mean, std, grids, file.provenance)
+
+
+def _read_plans(content: Any, where: str, config: FluxViTConfig, info: CheckpointInfo) -> None:
     """Take up the plan table; tables of the first version are a list of plans."""
-    table = read_json(path)
-    table = {"plans": table} if isinstance(table, list) else table
-    info.plans = [_plan(row) for row in table["plans"]]
-    for row in table.get("cascades", ()):
-        facts = {
-            "stages": tuple(_plan(stage) for stage in row["stages"]),
-            "temperatures": tuple(row["temperatures"]),
-            "reach": tuple(row.get("reach", ())),
-            "measured": _measured(row),
-        }
-        info.cascades.append(Cascade(**{**row, **facts}))
+    table = convert({"plans": content} if isinstance(content, list) else content, _PlansFile, where)
+    info.plans = [_plan(row, where, f"plans[{i}]", config) for i, row in enumerate(table.plans)]
+    info.cascades = []
+    for i, values in enumerate(table.cascades):
+        key = f"cascades[{i}]"
+        row = convert(values, _CascadeRow, where, key)
+        stages = tuple(
+            _plan(stage, where, f"{key}.stages[{n}]", config) for n, stage in enumerate(row.stages)
+        )
+        measured = _measured(row.measured, where, f"{key}.measured")
+        with located(where, key):
+            info.cascades.append(
+                Cascade(
+                    stages, row.threshold, tuple(row.temperatures), measured, row.average, tuple(row.reach)
+                )
+            )
 
 
-def _plan(row: dict[str, Any]) -> Plan:
-    return Plan(**{**row, "grid": SamplingGrid.parse(row["grid"]), "measured": _measured(row)})
+def _plan(values: Any, where: str, key: str, config: FluxViTConfig) -> Plan:
+    row = convert(values, _PlanRow, where, key)
+    measured = _measured(row.measured, where, f"{key}.measured")
+    with located(where, key):
+        plan = Plan(SamplingGrid.parse(row.grid), row.keep, row.head, row.selector, measured)
+        if plan.head is not None and plan.head >= len(config.budgets):
+            raise ValueError(f"head {plan.head} does not exist; the model has {len(config.budgets)} heads")
+        plan.grid.tokens(config.patch_size, config.tubelet_size)
+    return plan
 
 
-def _measured(row: dict[str, Any]) -> Measured | None:
-    return Measured(**row["measured"]) if "measured" in row else None
+def _measured(values: dict[str, Any] | None, where: str, key: str) -> Measured | None:
+    return None if values is None else convert(values, Measured, where, key)
 
 
 def load_checkpoint(
@@ -167,36 +267,49 @@ def load_checkpoint(
             inner = folder / "video"  # Of dual encoders and chat models.
             hint = f"; its video side is one: {inner}" if (inner / CONFIG).is_file() else ""
             raise ValueError(f"{folder} is not a checkpoint: it has no {name}{hint}")
-    config = read_json(folder / CONFIG)
-    try:
-        if config["format"] != FORMAT:
-            raise ValueError(f"format {config['format']}, this version of fluxvit reads {FORMAT}")
-        model_config = FluxViTConfig.from_dict(config["model"], key="model")
-        info = CheckpointInfo(
-            labels=config["labels"],
-            mean=tuple(config["normalization"]["mean"]),
-            std=tuple(config["normalization"]["std"]),
-            grids=[SamplingGrid.parse(text) for text in config["grids"]],
-            provenance=config["provenance"],
-        )
-        if (folder / PLANS).exists():
-            _read_plans(folder / PLANS, info)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"missing key {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{folder}: bad {CONFIG} or {PLANS}: {reason}") from error
+    model_config, info = _info(load_json(folder / CONFIG), str(folder / CONFIG))
+    if (folder / PLANS).exists():
+        _read_plans(load_json(folder / PLANS), str(folder / PLANS), model_config, info)
+    # The header alone, so that a configuration cannot ask for a network far larger than its weights.
+    check_size(model_config.parameters, tensor_shapes(folder / WEIGHTS), f"{folder}: {WEIGHTS} and {CONFIG}")
     with torch.device("meta"):
         model = FluxViT(model_config)
-    try:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
+    state = strip_prefixes(read_tensors(folder / WEIGHTS))
     report = compare_keys(state, model)
     if not report.matches:
         raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
-    if info.labels and len(info.labels) != model.num_classes:
-        raise ValueError(f"{folder}: {len(info.labels)} labels for a model of {model.num_classes} classes")
+    check_numbers(state, folder / WEIGHTS)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(True).to(device).eval(), info
+
+
+def check_size(parameters: int, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Refuse to build a network that is far larger than its weights.
+
+    Args:
+        parameters: About those of the network.
+        shapes: Of the tensors.
+        what: Disagrees.
+
+    Raises:
+        ValueError: It is.
+    """
+    there = sum(math.prod(shape) for shape in shapes.values())
+    if parameters > 2 * there + 1_000_000:
+        raise ValueError(
+            f"{what} disagree: a network of {parameters:,} parameters, and weights of {there:,} numbers"
+        )
+
+
+def check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are integers or complex numbers, in which no network can compute.
+
+    Raises:
+        ValueError: There are some.
+    """
+    for name, value in state.items():
+        if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise ValueError(f"{path}: {name} is {value.dtype}; weights must be floating-point numbers")
 
 
 def pretrained_names() -> list[str]:
@@ -215,6 +328,9 @@ def load(folder: str | Path, device: str | torch.device | None = "cpu") -> FluxV
     return load_checkpoint(folder, device)[0]
 
 
+_LISTED = 20  # Names that a report prints of each kind.
+
+
 @dataclass
 class KeyReport:
     """How the tensors of a file fit a model. ``mismatched`` lists (name, shape in file, shape in model)."""
@@ -230,22 +346,26 @@ class KeyReport:
 
     @property
     def summary(self) -> str:
-        """The counts, in one line."""
-        return (
-            f"{len(self.used)} tensors used, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected, {len(self.mismatched)} of another shape"
-        )
+        """The counts and the first names, in one line."""
+        parts = [f"{len(self.used)} tensors used"]
+        for title, names in self._listed():
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {title}" + (f" ({some})" if names else ""))
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         lines = [f"{len(self.used)} tensors used"]
-        for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            lines.append(f"{len(names)} {title}" + "".join(f"\n  {name}" for name in names))
-        lines.append(f"{len(self.mismatched)} of another shape")
-        lines += [
-            f"  {name}: {list(theirs)} in the file, {list(ours)} here"
-            for name, theirs, ours in self.mismatched
-        ]
+        for title, names in self._listed():
+            lines += [f"{len(names)} {title}", *(f"  {name}" for name in names[:_LISTED])]
+            if len(names) > _LISTED:
+                lines.append(f"  and {len(names) - _LISTED} more")
         return "\n".join(lines)
+
+    def _listed(self) -> list[tuple[str, list[str]]]:
+        shapes = [
+            f"{name}: {list(theirs)} in the file, {list(ours)} here" for name, theirs, ours in self.mismatched
+        ]
+        return [("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes)]
 
 
 def state_digest(state: Mapping[str, Tensor], facts: str = "") -> str:

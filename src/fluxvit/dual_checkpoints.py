@@ -9,19 +9,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import safetensors.torch
+import msgspec
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from msgspec import Meta
+from torch import Tensor, nn
 
-from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints import (
+    CheckpointInfo,
+    check_format,
+    check_numbers,
+    check_size,
+    compare_keys,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fluxvit.data.texts import Texts
-from fluxvit.files import atomic_folder, read_json, write_json
+from fluxvit.files import atomic_folder, write_json
+from fluxvit.models.config import Width
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.huggingface_text import remake_text
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
+from fluxvit.schema import Natural, convert, located, shown
+from fluxvit.schema import load as load_json
+from fluxvit.weights import bare, read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
 
 FORMAT = 1
 VIDEO, WEIGHTS, CONFIG, TOKENIZER = "video", "language.safetensors", "language.json", "tokenizer.json"
@@ -47,22 +59,24 @@ def is_dual(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG).is_file()
 
 
-def save_dual(folder: str | Path, encoder: DualEncoder, info: DualInfo) -> Path:
+def save_dual(folder: str | Path, encoder: nn.Module, info: DualInfo) -> Path:
     """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
 
+    Args:
+        encoder: A DualEncoder, or one in a wrapper, as in :func:`~fluxvit.checkpoints.save_checkpoint`.
+
     Raises:
-        ValueError: ``folder`` holds something else.
+        ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
     """
-    folder = Path(folder)
+    folder, network = Path(folder), bare(encoder, DualEncoder)
     known = {VIDEO, WEIGHTS, CONFIG, TOKENIZER}
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= known):
         raise ValueError(f"{folder} holds something else than a dual encoder; choose another folder")
-    language = encoder.language
-    state = {name: value.detach().cpu().contiguous() for name, value in language.state_dict().items()}
+    language = bare(network.language, LanguageSide)
+    state = savable(language.state_dict(), f"{folder} is not written")
     with atomic_folder(folder) as partial:
-        save_checkpoint(partial / VIDEO, encoder.video, info.video)
-        safetensors.torch.save_file(state, partial / WEIGHTS)
-        (partial / WEIGHTS).chmod(0o644)  # The library writes for the owner's eyes only.
+        save_checkpoint(partial / VIDEO, network.video, info.video)
+        write_tensors(partial / WEIGHTS, state)
         (partial / TOKENIZER).write_text(info.texts.to_json(), encoding="utf-8")
         write_json(
             partial / CONFIG,
@@ -90,42 +104,77 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
         kind = "is a checkpoint without texts" if (folder / "config.json").is_file() else "is none"
         raise ValueError(f"{folder}: no dual encoder, which `fluxvit contrast` makes: it {kind}")
     video, video_info = load_checkpoint(folder / VIDEO, device)
-    facts = read_json(folder / CONFIG)
+    where = str(folder / CONFIG)
+    content = load_json(folder / CONFIG)
+    check_format(content, FORMAT, where)
+    facts = convert(content, _LanguageFile, where)
     try:
-        if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']}, this version of fluxvit reads {FORMAT}")
-        least = facts["least_temperature"]
-        # Not on the meta device: networks of transformers have buffers that no file tells.
-        language = LanguageSide(_remake(facts["text"]), video.config.pool_dim, facts["dim"], 2 * least, least)
-        context, provenance = facts["context"], facts["provenance"]
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"missing key {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{folder}: bad {CONFIG}: {reason}") from error
-    try:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS}: damaged or not a safetensors file ({error})") from error
+        shapes = tensor_shapes(folder / WEIGHTS)
     except OSError as error:
         raise ValueError(f"{folder} is not complete: {error.filename} cannot be read") from error
+    except UnicodeDecodeError:
+        raise ValueError(f"{folder / TOKENIZER}: not UTF-8 text") from None
+    with located(where, "text"):
+        check_size(_parameters(facts.text), shapes, f"{WEIGHTS} and {CONFIG}")
+        tower = _remake(facts.text)
+    least = facts.least_temperature
+    # Not on the meta device: networks of transformers have buffers that no file tells.
+    language = LanguageSide(tower, video.config.pool_dim, facts.dim, 2 * least, least)
+    state = strip_prefixes(read_tensors(folder / WEIGHTS))
     # Folders that were written with version 4 of transformers name a tower's tensors in this way.
     state = {name.replace("network.text_model.", "network."): value for name, value in state.items()}
     report = compare_keys(state, language)
     if not report.matches:
         raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
+    check_numbers(state, folder / WEIGHTS)
     language.load_state_dict(state)
     language.to(video.cls_token.device)
     try:
-        texts = Texts.from_json(tokenizer, context)
+        texts = Texts.from_json(tokenizer, facts.context)
     except ValueError as error:
         raise ValueError(f"{folder / TOKENIZER}: {error}") from error
-    return DualEncoder(video, language).eval(), DualInfo(video_info, texts, provenance)
+    return DualEncoder(video, language).eval(), DualInfo(video_info, texts, facts.provenance)
+
+
+class _LanguageFile(msgspec.Struct):
+    """``language.json``. Keys of later versions are passed over."""
+
+    dim: Width
+    least_temperature: Annotated[float, Meta(gt=0, le=100)]
+    context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    text: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+class _HuggingFaceText(msgspec.Struct):
+    """A text tower of transformers in ``language.json``."""
+
+    config: dict[str, Any]
+    pooling: str
+    context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    pad: Natural | None = None
 
 
 def _remake(description: dict[str, Any]) -> TextTower:
-    if description["kind"] == "huggingface":
+    if description.get("kind") == "huggingface":
         return remake_text(description)
-    return TextTransformer(TextConfig(**{k: v for k, v in description.items() if k != "kind"}))
+    return TextTransformer(_text_config(description))
+
+
+def _text_config(description: dict[str, Any]) -> TextConfig:
+    if description.get("kind") != "transformer":
+        raise ValueError(f"kind is {shown(description.get('kind'))}, expected 'transformer' or 'huggingface'")
+    return convert({k: v for k, v in description.items() if k != "kind"}, TextConfig)
+
+
+def _parameters(description: dict[str, Any]) -> int:
+    """Parameters of a text tower, counted before it takes memory."""
+    if description.get("kind") != "huggingface":
+        return _text_config(description).parameters
+    convert(description, _HuggingFaceText)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in remake_text(description).parameters())
 
 
 def copy_language(language: LanguageSide, state: dict[str, Tensor]) -> LanguageSide:

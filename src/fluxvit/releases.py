@@ -6,10 +6,7 @@ dual patch norms and GLPE; it can be taken as it is, or as the start of a FluxVi
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxvit.checkpoints import KeyReport, compare_keys
+from fluxvit.checkpoints import KeyReport, check_size, compare_keys
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTransformer
+from fluxvit.schema import located
+from fluxvit.weights import Choice, read_weights
 
 # The authors' FluxViTs -----------------------------------------------------------------------------------
 
@@ -99,39 +98,17 @@ def _volume(config: FluxViTConfig) -> int:
     return t * h * w
 
 
-def read_release(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file of the authors' or of InternVideo2: under ``module`` or ``model``, or flat.
+def read_release(path: str | Path, weights: Choice = "model") -> dict[str, Tensor]:
+    """The state dict in a file of the authors' or of InternVideo2, or in one that a training framework wrote
+    of such a network; see :func:`fluxvit.weights.read_weights`.
 
-    Nothing in the file is executed (``weights_only``). The tensors of newer files are mapped, not read, until
-    they are used: a tower may be larger than what is free.
+    Args:
+        weights: ``model``, or ``ema`` for the moving average in files that hold both.
 
     Raises:
-        ValueError: The file is missing, no PyTorch file, or holds no state dict.
+        ValueError: The file is missing, damaged or of another kind, or holds no state dict.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        # Code bases of this family store their parsed arguments too; a Namespace is only data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            mapped = zipfile.is_zipfile(path)  # PyTorch's older format cannot be.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a PyTorch file, or it holds more than tensors and plain data, which is not loaded "
-            "because it could run code"
-        ) from error
-    for key in ("module", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if (
-        not isinstance(content, Mapping)
-        or not all(isinstance(v, Tensor) for v in content.values())
-        or not content
-    ):
-        raise ValueError(f"{path}: holds no state dict under 'module' or 'model', nor a flat one")
-    return {re.sub(r"^(backbone|encoder)\.", "", name): value for name, value in content.items()}
+    return read_weights(path, weights)
 
 
 def infer_release_config(state: Mapping[str, Tensor], activation: str = "gelu_tanh") -> FluxViTConfig:
@@ -165,6 +142,8 @@ def _visible(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Any], in
         depth = 1 + max(int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in state) if m)
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
         pool_dim = state["clip_projector.0.cross_attn.proj.weight"].shape[0]
+        if not dim:
+            raise ValueError("patch_embed.proj.weight")
         classes = state["head.0.weight"].shape[0] if "head.0.weight" in state else 0
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"not {what}: {error} is missing or has another shape") from error
@@ -183,7 +162,11 @@ def _visible(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Any], in
 
 
 def convert_release(
-    source: str | Path, *, activation: str = "gelu_tanh", allow_mismatch: bool = False
+    source: str | Path,
+    *,
+    activation: str = "gelu_tanh",
+    allow_mismatch: bool = False,
+    weights: Choice = "model",
 ) -> tuple[FluxViT, KeyReport]:
     """Build our model from one of the authors' files.
 
@@ -191,18 +174,23 @@ def convert_release(
         source: Their ``.pth`` file, small or base.
         activation: ``gelu_tanh`` or ``gelu``.
         allow_mismatch: Leave tensors that do not fit at their initial values instead of refusing.
+        weights: ``model``, or ``ema`` for the moving average in files that hold both.
 
     Raises:
         ValueError: The file cannot be read, or its tensors do not match and ``allow_mismatch`` is off; the
             message lists them.
     """
-    theirs = read_release(source)
-    config = infer_release_config(theirs, activation)
-    state = from_release(theirs, config)
+    theirs = read_release(source, weights)
+    with located(str(source)):
+        config = infer_release_config(theirs, activation)
+        check_size(config.parameters, {name: tuple(x.shape) for name, x in theirs.items()}, "the tensors")
+        state = from_release(theirs, config)
     model = FluxViT(config)
     report = compare_keys(state, model)
     if not report.matches and not allow_mismatch:
-        raise ValueError(f"{source}: tensors do not match (--allow_mismatch takes those that do)\n{report}")
+        raise ValueError(
+            f"{source}: tensors do not match (--allow_mismatch takes those that do): {report.summary}"
+        )
     model.load_state_dict({name: state[name].float() for name in report.used}, strict=False)
     return model.eval(), report
 
@@ -359,7 +347,9 @@ def _joint_table(tower: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def load_internvideo2(path: str | Path, *, activation: str = "gelu_tanh") -> FluxViT:
+def load_internvideo2(
+    path: str | Path, *, activation: str = "gelu_tanh", weights: Choice = "model"
+) -> FluxViT:
     """The vision tower of an InternVideo2 file as it is, in eval mode: a teacher.
 
     Its ``head_norm`` is an untrained one if the file has no classifier. Nothing else is.
@@ -367,18 +357,21 @@ def load_internvideo2(path: str | Path, *, activation: str = "gelu_tanh") -> Flu
     Args:
         path: Fine-tuned, distilled, pre-trained, stage-2 or CLIP weights; one that holds the whole tower.
         activation: ``gelu_tanh`` or ``gelu``.
+        weights: ``model``, or ``ema`` for the moving average in files that hold both.
 
     Raises:
         ValueError: The file cannot be read, or its tensors are not exactly a tower's; the message lists them.
     """
-    return _load_tower(path, activation)[0]
+    return _load_tower(path, activation, weights)[0]
 
 
-def _load_tower(path: str | Path, activation: str) -> tuple[FluxViT, KeyReport, list[str]]:
+def _load_tower(path: str | Path, activation: str, weights: Choice) -> tuple[FluxViT, KeyReport, list[str]]:
     """The tower, how its tensors fit, and the names that were left out."""
-    theirs = read_release(path)
-    config = infer_internvideo2_config(theirs, activation)
-    state = from_internvideo2(theirs, config)
+    theirs = read_release(path, weights)
+    with located(str(path)):
+        config = infer_internvideo2_config(theirs, activation)
+        check_size(config.parameters, {name: tuple(x.shape) for name, x in theirs.items()}, "the tensors")
+        state = from_internvideo2(theirs, config)
     with torch.device("meta"):
         model = FluxViT(config)
     report = compare_keys(state, model)
@@ -386,7 +379,7 @@ def _load_tower(path: str | Path, activation: str) -> tuple[FluxViT, KeyReport, 
         # Only a classifier reads it, and their files without one lack it.
         report.missing = [name for name in report.missing if not name.startswith("head_norm.")]
     if not report.matches:
-        raise ValueError(f"{path}: the tensors are not an InternVideo2 tower's\n{report}")
+        raise ValueError(f"{path}: the tensors are not an InternVideo2 tower's: {report.summary}")
     initial = nn.LayerNorm(config.pool_dim).state_dict(prefix="head_norm.")
     # Copies: the file is mapped, and may change.
     state = initial | {name: value.to(torch.float32, copy=True) for name, value in state.items()}
@@ -400,6 +393,7 @@ def convert_internvideo2(
     exact: bool = False,
     budgets: Sequence[int] = (3072, 2048, 1024),
     activation: str = "gelu_tanh",
+    weights: Choice = "model",
 ) -> tuple[FluxViT, TowerReport]:
     """A FluxViT that starts from an InternVideo2 tower.
 
@@ -414,6 +408,7 @@ def convert_internvideo2(
             the tower does.
         budgets: Token budgets that get a head each, largest first.
         activation: ``gelu_tanh`` or ``gelu``.
+        weights: ``model``, or ``ema`` for the moving average in files that hold both.
 
     Returns:
         The model, in eval mode, and what became of the tower.
@@ -421,7 +416,7 @@ def convert_internvideo2(
     Raises:
         ValueError: As :func:`load_internvideo2`; or the budgets do not fall, or are none.
     """
-    model, keys, dropped = _load_tower(path, activation)
+    model, keys, dropped = _load_tower(path, activation, weights)
     table = model.config.table_shape
     model.reset_budgets(budgets)
     if not exact:
@@ -485,6 +480,8 @@ def text_tower(state: Mapping[str, Tensor]) -> TextTransformer:
         if name not in ours:
             wanted = next(source for source, target in _TEXT_NAMES if target == name)
             raise ValueError(f"no {wanted} among {len(state)} tensors: not a text tower of MobileCLIP's kind")
+    if ours["tokens.weight"].ndim != 2 or ours["proj.weight"].ndim != 2 or ours["positions"].ndim < 2:
+        raise ValueError("embeddings, positions or projection have other axes than MobileCLIP's")
     ours["positions"] = ours["positions"].flatten(0, -2)
     ours["proj.weight"] = ours["proj.weight"].t()
     vocabulary, dim = ours["tokens.weight"].shape
@@ -500,7 +497,7 @@ def text_tower(state: Mapping[str, Tensor]) -> TextTransformer:
         tower = TextTransformer(config)
     report = compare_keys(ours, tower)
     if not report.matches:
-        raise ValueError(f"the tensors are not a text tower of MobileCLIP's kind\n{report}")
+        raise ValueError(f"the tensors are not a text tower of MobileCLIP's kind: {report.summary}")
     copies = {name: value.to(torch.float32, copy=True).contiguous() for name, value in ours.items()}
     tower.load_state_dict(copies, assign=True)
     return tower

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,15 @@ def convert(value: Any, kind: type[T], where: str = "", key: str = "") -> T:
         _fail(where, _explained(str(error), value, kind, key))
     except RecursionError:
         _fail(where, f"{key or 'it'} is nested too deeply")
+
+
+@contextmanager
+def located(where: str, key: str = "") -> Iterator[None]:
+    """Begin the message of a ValueError that is raised within by the place it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {key}: {error}" if key else f"{where}: {error}") from error
 
 
 def check(instance: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fluxvit.cli.parser import Parser, values
 
@@ -23,6 +23,12 @@ def run(argv: list[str]) -> int:
     add("--allow_mismatch", action="store_true", help="take the tensors that fit, leave the others at random")
     add("--exact", action="store_true", help="InternVideo2: leave out what would change what it computes")
     add("--budgets", help="InternVideo2: tokens that get a head each; default 3072,2048,1024")
+    add(
+        "--weights",
+        choices=("model", "ema"),
+        default="model",
+        help="ema takes the moving average from a file that holds it beside the model",
+    )
     return _convert(**values(parser, argv))
 
 
@@ -34,6 +40,7 @@ def _convert(
     allow_mismatch: bool,
     exact: bool,
     budgets: str | None,
+    weights: Literal["model", "ema"],
 ) -> int:
     from pathlib import Path
 
@@ -50,11 +57,15 @@ def _convert(
     except ValueError:
         raise ValueError(f"--budgets {budgets!r}: give whole numbers, such as 3072,2048,1024") from None
     provenance = {"converted_from": Path(source).name, "activation": activation}
+    if weights == "ema":
+        provenance["weights"] = weights
     report: KeyReport | TowerReport
-    if is_internvideo2(read_release(source)):
+    if is_internvideo2(read_release(source, weights)):
         if allow_mismatch:
             raise ValueError(f"{source} is InternVideo2's, which must fit: --allow_mismatch is for FluxViTs")
-        model, report = convert_internvideo2(source, exact=exact, budgets=counts, activation=activation)
+        model, report = convert_internvideo2(
+            source, exact=exact, budgets=counts, activation=activation, weights=weights
+        )
         frames, patch = model.config.table_shape[0], model.config.patch_size
         if exact:
             side = model.config.table_shape[1] * patch
@@ -69,7 +80,9 @@ def _convert(
                 raise ValueError(
                     f"{option} is for InternVideo2's files; {source} is none (a FluxViT keeps its heads)"
                 )
-        model, report = convert_release(source, activation=activation, allow_mismatch=allow_mismatch)
+        model, report = convert_release(
+            source, activation=activation, allow_mismatch=allow_mismatch, weights=weights
+        )
         # The grids of the authors' fine-tuning scripts.
         grids = list(legal_grids(range(6, 26, 2), range(112, 364, 28), 2048, 6144))
     print(report)

@@ -7,10 +7,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Annotated
+
+from msgspec import Meta
 
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
+from fluxvit.schema import Count, Name, Natural, NotNegative, Positive, Share, check
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,21 @@ class Measured:
         gmacs: 1e9 multiply-accumulates of a clip, everything counted.
         latency_ms: Median milliseconds of a forward pass of one clip on ``device``.
         device: What the latency was measured on.
+
+    Raises:
+        ValueError: A value has another type or range.
     """
 
-    correct: int | None = None
-    total: int | None = None
-    gmacs: float | None = None
-    latency_ms: float | None = None
+    correct: Natural | None = None
+    total: Natural | None = None
+    gmacs: NotNegative | None = None
+    latency_ms: NotNegative | None = None
     device: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.correct is not None and self.total is not None and self.correct > self.total:
+            raise ValueError(f"{self.correct} clips of {self.total} cannot be right")
 
     @property
     def accuracy(self) -> float | None:
@@ -44,16 +56,17 @@ class Plan:
     Two plans are equal if they do the same, whatever was ``measured`` of them.
 
     Raises:
-        ValueError: The selector is unknown.
+        ValueError: The selector is unknown, or a value has another type or range.
     """
 
     grid: SamplingGrid
-    keep: int
-    head: int | None = None
-    selector: str = "group_dynamic"
+    keep: Count
+    head: Natural | None = None
+    selector: Name = "group_dynamic"
     measured: Measured | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        check(self)
         get_selector(self.selector)
 
 
@@ -71,32 +84,28 @@ class Cascade:
         reach: Share of clips that came to each stage when it was tuned, from 1 falling; empty: unknown.
 
     Raises:
-        ValueError: There are fewer than two stages, not as many temperatures, or a number is out of range.
+        ValueError: There are fewer than two stages, not as many temperatures, or a value has another type or
+            range.
     """
 
-    stages: tuple[Plan, ...]
-    threshold: float
-    temperatures: tuple[float, ...]
+    stages: Annotated[tuple[Plan, ...], Meta(max_length=64)]
+    threshold: Share
+    temperatures: tuple[Positive, ...]
     measured: Measured | None = field(default=None, compare=False)
     average: bool = False
-    reach: tuple[float, ...] = field(default=(), compare=False)
+    reach: tuple[Share, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        check(self)
         if len(self.stages) < 2 or len(self.temperatures) != len(self.stages):
             raise ValueError(
                 f"a cascade has two stages or more and a temperature for each, "
                 f"got {len(self.stages)} and {len(self.temperatures)}"
             )
-        if not 0 <= self.threshold <= 1 or min(self.temperatures) <= 0:
-            raise ValueError(
-                f"a cascade's threshold lies within 0..1 and its temperatures above 0, "
-                f"got {self.threshold} and {list(self.temperatures)}"
-            )
         if self.reach and (
             len(self.reach) != len(self.stages)
             or self.reach[0] != 1
             or list(self.reach) != sorted(self.reach, reverse=True)
-            or self.reach[-1] < 0
         ):
             raise ValueError(
                 f"a cascade's reach has a share for each of {len(self.stages)} stages, 1 first and none "

@@ -10,21 +10,29 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-_GRID = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
+from msgspec import Meta
+
+from fluxvit.schema import check, located
+
+# Far beyond any video: they stop typing errors before anything is allocated.
+_Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Pixels = Annotated[int, Meta(ge=1, le=1 << 16)]
+_GRID = re.compile(r"(\d{1,12})x(\d{1,12})(?:x(\d{1,12}))?", re.ASCII)
 
 
 @dataclass(frozen=True, order=True)
 class SamplingGrid:
     """``frames`` of ``height`` x ``width`` pixels."""
 
-    frames: int
-    height: int
-    width: int
+    frames: _Frames
+    height: _Pixels
+    width: _Pixels
 
     def __post_init__(self) -> None:
-        if min(self.frames, self.height, self.width) < 1:
-            raise ValueError(f"grid {self}: frames, height and width must be at least 1")
+        with located("grid"):
+            check(self)
 
     @classmethod
     def parse(cls, text: str) -> SamplingGrid:

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluxvit.flux.selection import Selector
+from fluxvit.models.config import MAX_PARAMETERS, Heads, Width
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.hub import cache_option
+from fluxvit.schema import NotNegative, check
 
 CONNECTORS = ("mlp", "query")
 _FREQUENCIES = 6
@@ -41,24 +44,34 @@ class ConnectorConfig:
         width: Hidden width.
         num_heads: Of ``query``'s attention.
         scale: Standard deviation of what comes out: that of the language model's words.
+
+    Raises:
+        ValueError: A value has another type, is out of range, or does not fit the others.
     """
 
-    dim: int
-    pooled_dim: int
-    out_dim: int
+    dim: Width
+    pooled_dim: Width
+    out_dim: Width
     kind: str = "query"
-    queries: int = 16
-    width: int = 256
-    num_heads: int = 4
-    scale: float = 1.0
+    queries: Annotated[int, Meta(ge=1, le=1 << 16)] = 16
+    width: Width = 256
+    num_heads: Heads = 4
+    scale: NotNegative = 1.0
 
     def __post_init__(self) -> None:
+        check(self)
         if self.kind not in CONNECTORS:
             raise ValueError(f"connector {self.kind!r}: choose {' or '.join(CONNECTORS)}")
-        if min(self.dim, self.pooled_dim, self.out_dim, self.queries, self.width, self.num_heads) < 1:
-            raise ValueError(f"a connector needs sizes of at least 1, got {asdict(self)}")
+        if self.parameters > MAX_PARAMETERS:
+            raise ValueError(f"the settings describe a connector of {self.parameters:.3g} parameters")
         if self.width % self.num_heads:
             raise ValueError(f"connector width {self.width} is no multiple of {self.num_heads} heads")
+
+    @property
+    def parameters(self) -> int:
+        """About the parameters of the connector, counted without building it."""
+        pooled = self.pooled_dim * self.width * (self.queries if self.kind == "query" else 1)
+        return pooled + self.width * (self.dim + 36 + 8 * self.width + 4 * self.out_dim)
 
 
 class Connector(nn.Module):

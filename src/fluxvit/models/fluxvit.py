@@ -554,7 +554,7 @@ def _check_memory(config: FluxViTConfig) -> None:
     """Refuse to build on the CPU what its memory cannot hold: the system would kill the process."""
     memory = memory_bytes()
     needed = config.parameters * torch.get_default_dtype().itemsize
-    if memory is not None and needed > memory and torch.get_default_device().type == "cpu":
+    if memory is not None and needed > memory and torch.empty(0).device.type == "cpu":
         raise ValueError(
             f"a network of {config.parameters:.3g} parameters needs {needed / 1e9:.0f} GB of memory, and "
             f"this machine has {memory / 1e9:.0f} GB; see embed_dim, depth, table_shape and num_classes"

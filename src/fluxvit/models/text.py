@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluxvit.models.attention import attention
+from fluxvit.models.config import MAX_PARAMETERS, Depth, Heads, Width
+from fluxvit.schema import check
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,31 @@ class TextConfig:
         depth: Blocks.
         num_heads: Attention heads.
         out_dim: Width of the vectors that come out.
+
+    Raises:
+        ValueError: A value has another type, is out of range, or does not fit the others.
     """
 
-    vocab_size: int = 49408
-    context: int = 77
-    embed_dim: int = 512
-    depth: int = 12
-    num_heads: int = 8
-    out_dim: int = 512
+    vocab_size: Annotated[int, Meta(ge=1, le=10_000_000)] = 49408
+    context: Annotated[int, Meta(ge=1, le=1 << 20)] = 77
+    embed_dim: Width = 512
+    depth: Depth = 12
+    num_heads: Heads = 8
+    out_dim: Width = 512
 
     def __post_init__(self) -> None:
+        check(self)
+        if self.parameters > MAX_PARAMETERS:
+            raise ValueError(f"the settings describe a text tower of {self.parameters:.3g} parameters")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the tower, counted without building it."""
+        dim = self.embed_dim
+        block = 12 * dim * dim + 13 * dim
+        return (self.vocab_size + self.context + self.out_dim + 2) * dim + self.depth * block
 
 
 class TextTower(nn.Module):
