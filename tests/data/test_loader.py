@@ -108,6 +108,50 @@ def test_dense_sampling_that_cannot_be(film: Path, tmp_path: Path) -> None:
         ClipDataset(videos, sampling="dense", order="shuffled")
 
 
+# Classes sampled more evenly than they occur ---------------------------------------------------------------
+
+LABELS = [0] * 60 + [1] * 15 + [2] * 4 + [4] * 1
+
+
+def balanced(balance: str, steps: int = 200, start: int = 0, **settings: int) -> TrainingBatches:
+    return TrainingBatches(80, GRIDS, 8, steps, 3, start, labels=LABELS, balance=balance, **settings)
+
+
+@pytest.mark.parametrize(
+    ("balance", "shares"),
+    [("none", [60, 15, 4, 1]), ("sqrt", [60**0.5, 15**0.5, 2, 1]), ("balanced", [1, 1, 1, 1])],
+)
+def test_classes_are_drawn_as_often_as_is_asked_for(balance: str, shares: list[float]) -> None:
+    requests = list(balanced(balance))
+    for epoch in range(20):  # Of ten batches each.
+        items = [request.item for batch in requests[10 * epoch : 10 * epoch + 10] for request in batch]
+        counts = Counter(LABELS[item] for item in items)
+        videos = Counter(items)
+        for label, share in zip((0, 1, 2, 4), shares, strict=True):
+            expected = 80 * share / sum(shares)
+            assert abs(counts[label] - expected) < 1
+            times = {videos[item] for item in range(80) if LABELS[item] == label}
+            assert times <= {int(expected / LABELS.count(label)), int(expected / LABELS.count(label)) + 1}
+    # Over all epochs every video comes: those of a frequent class in turns.
+    assert {request.item for batch in requests for request in batch} == set(range(80))
+
+
+def test_balanced_batches_go_on_and_depend_on_the_seed_alone() -> None:
+    whole = list(balanced("balanced"))
+    assert list(balanced("balanced", start=37)) == whole[37:]
+    tokens = list(balanced("sqrt", 60, tokens_per_batch=400))
+    assert list(balanced("sqrt", 60, 37, tokens_per_batch=400)) == tokens[37:]
+    # The epochs differ, and a clip that comes twice is augmented twice.
+    assert whole[:10] != whole[10:20]
+    assert len({request.seed for batch in whole for request in batch}) == 200 * 8
+    assert list(TrainingBatches(80, GRIDS, 8, 9, 3)) == list(balanced("none", 9))
+
+
+def test_balance_needs_labels() -> None:
+    with pytest.raises(ValueError, match="balance 'sqrt' needs the labels of 80 videos, got 0"):
+        TrainingBatches(80, GRIDS, 8, 9, 3, balance="sqrt")
+
+
 # Batches of a constant number of tokens --------------------------------------------------------------------
 
 

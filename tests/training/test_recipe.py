@@ -250,6 +250,26 @@ def test_a_run_does_not_go_on_with_other_class_names(
     assert "settings" in capsys.readouterr().err
 
 
+def test_rare_classes_may_count_more(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    full = read_manifest(world / "train.jsonl")
+    frequent = full.entries[0].label
+    entries = tuple(replace(e, label=frequent if i % 4 else e.label) for i, e in enumerate(full.entries))
+    write_manifest(tmp_path / "train.jsonl", replace(full, entries=entries))
+    data = ["--data.train", str(tmp_path / "train.jsonl"), "--data.val", "", "--optim.log_every", "1"]
+
+    def losses(name: str, *options: str) -> list[float]:
+        assert train(CONFIGS[-1], world, tmp_path / name, *data, *options) == 0
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+    plain = losses("plain")
+    assert losses("none", "--task.class_weights", "none", "--data.balance", "none") == plain
+    weighted, sampled = losses("w", "--task.class_weights", "sqrt"), losses("s", "--data.balance", "balanced")
+    assert len({plain[0], weighted[0], sampled[0]}) == 3
+    for option in ("--task.class_weights", "--data.balance"):
+        assert train(CONFIGS[-1], world, tmp_path / "bad", option, "much") == 2
+        assert f"{option.removeprefix('--')} 'much': choose none, sqrt, balanced" in capsys.readouterr().err
+
+
 def start(checkpoint: Path, names: list[str]) -> tuple[FluxViT, FluxViT]:
     """The checkpoint's model, and the one that training starts from with these classes."""
     recipe = Recipe(DataSettings(), model=ModelSettings(init=str(checkpoint)))

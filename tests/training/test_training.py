@@ -139,6 +139,33 @@ def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
         torch.testing.assert_close(result["loss"], classification + weight * alignment)
 
 
+def test_class_weights_weigh_clips() -> None:
+    model = small_model()
+    video, label = torch.randn(4, 3, 8, 24, 24), torch.tensor([0, 1, 0, 3])
+    weights = torch.tensor([0.5, 3.0, 9.0, 2.0, 1.0])
+    task = FluxTuning(align_weight=0, label_smoothing=0.1, class_weights=weights)
+    each = sum(
+        F.cross_entropy(out.logits, label, label_smoothing=0.1, reduction="none")
+        for out in model(video, budget=[24, 12, 6])
+    )
+    expected = (each * weights[label]).mean()
+    torch.testing.assert_close(task(model, video, label)["loss"], expected)
+    # Parts of a batch, of whatever classes, make up the whole: nothing is divided by the weights of a batch.
+    parts = [task(model, video[i : i + 2], label[i : i + 2])["loss"] for i in (0, 2)]
+    torch.testing.assert_close(sum(parts) / 2, expected)
+    # Soft labels that are sharp mean the same, and those between two classes weigh as both do on average.
+    one_hot = F.one_hot(label, 5).float()
+    sharp, plain = (FluxTuning(0, class_weights=w) for w in (weights, torch.ones(5)))
+    torch.testing.assert_close(sharp(model, video, one_hot)["loss"], sharp(model, video, label)["loss"])
+    mixed = (one_hot + one_hot.flip(0)) / 2
+    alike = sum(
+        (F.cross_entropy(out.logits, mixed, reduction="none") * torch.tensor([1.25, 1.75, 1.75, 1.25])).mean()
+        for out in model(video, budget=[24, 12, 6])
+    )
+    torch.testing.assert_close(sharp(model, video, mixed)["loss"], alike)
+    torch.testing.assert_close(plain(model, video, label)["loss"], FluxTuning(0)(model, video, label)["loss"])
+
+
 def test_alignment_pulls_small_budgets_only() -> None:
     """The largest budget's pooling gets the same gradient with and without alignment."""
     gradients = []

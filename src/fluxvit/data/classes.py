@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
+
 from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest
 
@@ -118,6 +120,25 @@ def without_videos(classes: int, manifest: Manifest) -> list[int]:
     """The classes below ``classes`` of which a manifest has no video."""
     used = {number for entry in manifest.entries for number in entry.classes}
     return [number for number in range(classes) if number not in used]
+
+
+def class_weights(labels: Sequence[int], classes: int, rule: str) -> np.ndarray:
+    """Weights of classes that even out how many videos each has.
+
+    Args:
+        labels: The class index of each video ``[N]``.
+        rule: ``none``; ``sqrt``, in inverse proportion to the square root of a class's number of videos; or
+            ``balanced``, in inverse proportion to that number.
+
+    Returns:
+        float64 ``[classes]``; their mean over the videos is 1. Classes without videos have the weight 1.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    there = counts > 0
+    weights = np.ones(classes)
+    weights[there] = counts[there] ** -{"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[rule]
+    weights[there] *= len(labels) / (counts * weights).sum()
+    return weights
 
 
 def name_classes(numbers: Iterable[int], names: Sequence[str]) -> str:

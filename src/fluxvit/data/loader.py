@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fluxvit.data.classes import class_weights
 from fluxvit.data.dataset import Clip, ClipRequest, collate
 from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid, draw_grid
@@ -39,6 +40,10 @@ class _Place(NamedTuple):
 class TrainingBatches:
     """Requests of batches ``start_step`` to ``steps``: one grid a batch, a video at most once an epoch.
 
+    With ``balance`` classes are sampled more evenly than they occur: an epoch is still as many draws as there
+    are videos, but a video of a rare class comes several times, and one of a frequent class in some epochs
+    only. In each epoch the draws of a class and those of a video are the expected number, rounded up or down.
+
     Args:
         videos: Size of the data set.
         grids: To draw from.
@@ -53,9 +58,12 @@ class TrainingBatches:
             least one such multiple, even where that has more tokens.
         patch_size, tubelet_size: Of the tokens that are counted.
         processes: Which share each of those batches evenly.
+        labels: The class index of each video ``[videos]``; needed for ``balance``.
+        balance: ``none``, ``sqrt`` or ``balanced``; see :func:`~fluxvit.data.classes.class_weights`.
 
     Raises:
-        ValueError: There are too few videos for a batch, or ``samples`` does not divide ``batch_size``.
+        ValueError: There are too few videos for a batch, ``samples`` does not divide ``batch_size``, or
+            ``balance`` lacks the labels.
     """
 
     def __init__(
@@ -72,7 +80,11 @@ class TrainingBatches:
         patch_size: int = 14,
         tubelet_size: int = 1,
         processes: int = 1,
+        labels: Sequence[int] = (),
+        balance: str = "none",
     ) -> None:
+        if balance != "none" and len(labels) != videos:
+            raise ValueError(f"balance {balance!r} needs the labels of {videos} videos, got {len(labels)}")
         if samples < 1 or batch_size % samples:
             raise ValueError(f"a batch of {batch_size} clips cannot hold {samples} of each of its videos")
         if tokens_per_batch is not None and (tokens_per_batch < 1 or processes < 1):
@@ -82,6 +94,9 @@ class TrainingBatches:
         self.videos, self.grids, self.batch_size, self.samples = videos, grids, batch_size, samples
         self.steps, self.seed, self.start_step = steps, seed, start_step
         self.tokens_per_batch = tokens_per_batch
+        self._labels = None if balance == "none" else np.asarray(labels)
+        if self._labels is not None:
+            self._weights = class_weights(labels, int(self._labels.max()) + 1, balance)[self._labels]
         self._counts = [batch_size // samples] * len(grids)
         if tokens_per_batch is not None:
             pools = [grid.tokens(patch_size, tubelet_size) for grid in grids]
@@ -100,12 +115,25 @@ class TrainingBatches:
         for step, place in enumerate(self._places(self.start_step, self.steps), start=self.start_step):
             if place.epoch != epoch:
                 epoch = place.epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
+                order = self._order(epoch)
             chosen = order[place.first : place.first + place.videos]
             yield [
                 ClipRequest(int(item), place.grid, (self.seed, step, number), self.samples)
                 for number, item in enumerate(chosen)
             ]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The videos of an epoch, in its order."""
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(self.videos)
+        if self._labels is None:
+            return order
+        # Systematic sampling: videos lie side by side, class by class, each as long as it is to be drawn on
+        # average, and are picked at a distance of 1.
+        order = order[self._labels[order].argsort(kind="stable")]
+        ends = self._weights[order].cumsum()
+        picks = ends.searchsorted((np.arange(self.videos) + generator.random()) * ends[-1] / self.videos)
+        return generator.permutation(order[picks.clip(max=self.videos - 1)])
 
     def steps_in(self, epochs: float) -> int:
         """Batches that ``epochs`` passes over the videos make, at least 1, whatever ``steps`` is.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+BALANCES = ("none", "sqrt", "balanced")
+"""How far differences in the number of videos of a class are evened out."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -123,12 +126,18 @@ class DataSettings(VideoSettings):
         val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is what
             is held out.
         target: Key of the class index in the manifests.
+        balance: How often videos of each class are sampled in training: ``none``, as often as there are
+            videos; ``sqrt``, in proportion to the square root of their number; ``balanced``, all classes
+            alike. An epoch has as many clips as ever.
     """
 
     val: str = ""
     target: str = "label"
+    balance: str = "none"
 
     def __post_init__(self) -> None:
+        if self.balance not in BALANCES:
+            raise ValueError(f"data.balance {self.balance!r}: choose {', '.join(BALANCES)}")
         if self.root and (self.train or self.val):
             raise ValueError(
                 "give data.root, or data.train and data.val; '' takes one back that a recipe gives"
@@ -176,11 +185,19 @@ class TaskSettings:
         align_weight: Weight of the self-alignment of smaller budgets; 0 for none.
         label_smoothing: Of the cross-entropy.
         selector: Which tokens to keep.
+        class_weights: Weight of each class's clips in the loss: ``none``, 1; ``sqrt``, in inverse proportion
+            to the square root of the number of its videos; ``balanced``, in inverse proportion to the number.
+            Averaged over the videos the weights are 1.
     """
 
     align_weight: float = 1.0
     label_smoothing: float = 0.0
     selector: str = "group_dynamic"
+    class_weights: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.class_weights not in BALANCES:
+            raise ValueError(f"task.class_weights {self.class_weights!r}: choose {', '.join(BALANCES)}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fluxvit import __version__
 from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint
 from fluxvit.data.cache import FrameCache
-from fluxvit.data.classes import match_names, name_classes, numbered_like, without_videos
+from fluxvit.data.classes import class_weights, match_names, name_classes, numbered_like, without_videos
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest, read_manifest
@@ -28,7 +28,7 @@ from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.machine import device_name
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe
+from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe, TaskSettings
 from fluxvit.training.distributed import World, lock_run
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning, Task
@@ -62,9 +62,11 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     classes, val = _shared_classes(recipe.data, train, val)
     model, info = start_model(recipe, classes, train.labels)
     model.to(world.device)
-    course = Course(recipe, len(train), model.config.size, world)
+    labels = [entry.label for entry in train.entries]
+    course = Course(recipe, len(train), model.config.size, world, labels=labels, balance=recipe.data.balance)
     info = replace(course.describe(info, train, "train"), labels=list(train.labels))
-    trainer = course.trainer(model, FluxTuning(**asdict(recipe.task)), clip_dataset(recipe, train), info)
+    task = _task(recipe.task, labels, classes)
+    trainer = course.trainer(model, task, clip_dataset(recipe, train), info)
     # The digest of the data knows indices only: other names would be other classes.
     trainer.fingerprint["classes"] = list(train.labels)
     trainer.mixing = Mixing(**recipe.mixing) if recipe.mixing is not None else None
@@ -84,6 +86,18 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     return last if val is None else last.with_name(BEST)
 
 
+def _task(settings: TaskSettings, labels: Sequence[int], classes: int) -> FluxTuning:
+    """The loss that a recipe asks for.
+
+    Args:
+        labels: Class indices of the training videos.
+    """
+    weights = None
+    if settings.class_weights != "none":
+        weights = torch.from_numpy(class_weights(labels, classes, settings.class_weights)).float()
+    return FluxTuning(settings.align_weight, settings.label_smoothing, settings.selector, weights)
+
+
 class Course:
     """What a run of a recipe goes through: grids, batches and steps.
 
@@ -93,6 +107,8 @@ class Course:
         size: Of the network.
         world: The processes.
         streams: Kinds of batches that take turns; epochs are those of the videos, one of them.
+        labels: Class indices of the videos, for ``balance``.
+        balance: How evenly classes are sampled; see `TrainingBatches`.
 
     Attributes:
         grids: That batches draw from.
@@ -104,7 +120,15 @@ class Course:
     """
 
     def __init__(
-        self, recipe: RunRecipe, videos: int, size: NetworkSize, world: World, streams: int = 1
+        self,
+        recipe: RunRecipe,
+        videos: int,
+        size: NetworkSize,
+        world: World,
+        streams: int = 1,
+        *,
+        labels: Sequence[int] = (),
+        balance: str = "none",
     ) -> None:
         patches = {"patch_size": size.patch_size, "tubelet_size": size.tubelet_size}
         self._recipe, self._world = recipe, world
@@ -124,6 +148,8 @@ class Course:
             samples=recipe.samples,
             tokens_per_batch=recipe.tokens_per_batch or None,
             processes=world.size,
+            labels=labels,
+            balance=balance,
             **patches,
         )
         self.steps = streams * self._requests_from(steps=1).steps_in(recipe.epochs)

@@ -42,11 +42,15 @@ class FluxTuning:
             release's weight of 1 hardly counts.
         label_smoothing: Of the cross-entropy.
         selector: Which tokens to keep.
+        class_weights: Weights ``[classes]`` of the clips of each class in the cross-entropy, whose mean over
+            the training clips should be 1; None: all weigh 1. A clip with soft labels has the mean of their
+            weights. Weights do not depend on the batch, so that any number of processes computes the same.
     """
 
     align_weight: float = 1.0
     label_smoothing: float = 0.0
     selector: str | Selector = "group_dynamic"
+    class_weights: Tensor | None = None
 
     def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
         budgets = model.config.budgets
@@ -58,7 +62,7 @@ class FluxTuning:
         for head, (budget, (tokens, _)) in enumerate(zip(budgets, samples, strict=True)):
             pooled = model.forward_head(model.encode(tokens), head, pre_logits=True)
             logits = model.classify(pooled, head).float()
-            loss = loss + F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+            loss = loss + self._classification_loss(logits, label)
             result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()
             if anchor is None:
                 anchor = F.normalize(pooled.detach().float(), dim=-1)
@@ -67,3 +71,11 @@ class FluxTuning:
                 alignment = F.smooth_l1_loss(model.align(pooled, head).float(), anchor)
                 loss = loss + self.align_weight * alignment
         return {"loss": loss, **result}
+
+    def _classification_loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy of logits ``[B, classes]``, a scalar."""
+        if self.class_weights is None:
+            return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+        weights = self.class_weights.to(logits)
+        return (losses * (weights[label] if label.ndim == 1 else label @ weights)).mean()
