@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True)
 def _own_log() -> None:
-    """The device is logged once a process; each test is to see the line."""
+    """Commands log the device once in a process, and show the log; each test begins anew."""
     log_device.cache_clear()
+    log = logging.getLogger("fluxvit")
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
 
 
 @pytest.fixture

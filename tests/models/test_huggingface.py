@@ -48,7 +48,19 @@ def normed(norm: Any, out: Any, prefix: int = 0) -> list[Tensor]:
 
 
 def asked(network: Any, *inputs: Tensor, **options: Any) -> Any:
-    return network(*inputs, output_hidden_states=True, output_attentions=True, **options)
+    blocks = next(module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
+    left: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: left.append(out[0] if isinstance(out, tuple) else out))
+        for block in blocks
+    ]
+    out = network(*inputs, output_hidden_states=True, output_attentions=True, **options)
+    for hook in hooks:
+        hook.remove()
+    if transformers.__version__ < "5":
+        # Of some networks version 4 gives none; of others the last one has gone through the final norm.
+        out.hidden_states = (None, *left)
+    return out
 
 
 def clip(model: Any, images: Tensor) -> Expected:

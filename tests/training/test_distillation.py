@@ -448,7 +448,7 @@ def test_the_student_comes_to_agree_with_its_teacher(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     for name in ("loss", "layers@6", "pooled@6", "layers@24"):
         early, late = ([row[name] for row in part] for part in (rows[:10], rows[-10:]))
-        assert sum(late) < 0.6 * sum(early)
+        assert sum(late) < 0.7 * sum(early)
 
 
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:

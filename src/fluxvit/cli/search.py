@@ -11,7 +11,7 @@ from fluxvit.cli.parser import Parser, add_device, values
 def run(argv: list[str]) -> int:
     parser = Parser("search", "Find moments in indexed videos: by a sentence, or by another video.")
     add = parser.add_argument
-    add("sentence", nargs="?", default="", help='such as "a red ball bouncing twice"')
+    add("sentence", nargs="?", help='such as "a red ball bouncing twice"')
     add("--video", help="search for what looks like this video, instead of a sentence")
     add("--db", default=DB, help=f"database file; default: {DB}")
     add("--count", type=int, default=5, help="of answers; default: 5")
@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
 
 
 def _search(
-    sentence: str,
+    sentence: str | None,
     video: str | None,
     db: str,
     count: int,
@@ -52,7 +52,7 @@ def _search(
             raise ValueError(f"{db} is empty; fill it with: fluxvit index FOLDER --db {db}")
         embedder = Embedder(with_checkpoint(settings, checkpoint), device)
         log_device(embedder.device)
-        hits = search(database, embedder, sentence, video, count, only)
+        hits = search(database, embedder, sentence or "", video, count, only)
     if not hits:
         print("nothing found: no window passes the filters")
         return 1

@@ -350,7 +350,6 @@ def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
 def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> Manifest:
     """The videos that choose."""
     manifest = read_manifest(config.data, config.target)
-    manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
     if config.test:
         test = read_manifest(config.test, None)
         shared = shared_videos(manifest, test)
@@ -359,7 +358,7 @@ def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> M
                 f"{config.data} and {config.test} share {len(shared)} videos, such as {shared[0]}; "
                 "what chose the plans cannot test them"
             )
-    return manifest
+    return number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
 
 
 def _save(

@@ -139,7 +139,8 @@ class FluxViTConfig:
 
     def nearest_head(self, keep: int) -> int:
         """Index of the head that was trained nearest to ``keep`` tokens; of two, the larger budget's."""
-        return min(range(len(self.budgets)), key=lambda i: abs(self.budgets[i] - keep))
+        gaps = [abs(budget - keep) for budget in self.budgets]
+        return gaps.index(min(gaps))  # No key for min: torch.export of PyTorch 2.6 does not take it.
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -110,7 +110,7 @@ def huggingface_text(source: str, *, context: int = 0, pooling: str = "") -> Hug
         ValueError: transformers is not installed, there is no such folder or name, the internet cannot be
             reached, or weights are missing.
     """
-    transformers = transformers_library("text towers")
+    transformers = _library()
     with explained("text tower", source), quiet(transformers):
         check_source(source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -139,7 +139,7 @@ def remake_text(description: dict[str, Any]) -> HuggingFaceText:
     Raises:
         ValueError: transformers is not installed, or does not know such networks.
     """
-    transformers = transformers_library("text towers")
+    transformers = _library()
     config = dict(description["config"])
     try:
         config = transformers.AutoConfig.for_model(**config)
@@ -150,6 +150,16 @@ def remake_text(description: dict[str, Any]) -> HuggingFaceText:
         ) from error
     network = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
     return HuggingFaceText(network, description["pooling"], description["context"], description["pad"])
+
+
+def _library() -> Any:
+    transformers = transformers_library("text towers")
+    for kind in ("Siglip", "Siglip2"):
+        # Version 4 has these classes, but does not find them by the type that their files tell.
+        config = getattr(transformers, f"{kind}TextConfig")
+        if config.model_type not in transformers.CONFIG_MAPPING:
+            transformers.AutoConfig.register(config.model_type, config)
+    return transformers
 
 
 def _network_class(transformers: Any, config: Any) -> tuple[Any, Any]:

@@ -162,6 +162,9 @@ def parallelize(
         shard: Share parameters, gradients and optimiser state out between the processes (FSDP2) instead of
             copying the model to each. It replaces the model's parameters: make the optimiser afterwards. A
             world of one has nothing to share out.
+
+    Raises:
+        ValueError: This PyTorch cannot shard on the CPU.
     """
     if checkpoint_blocks:
         model.set_grad_checkpointing()
@@ -171,6 +174,8 @@ def parallelize(
     if world.size == 1:
         return step
     if shard:
+        if world.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise ValueError("shard: on the CPU it needs PyTorch 2.7 or newer; leave it out, or update")
         mesh = init_device_mesh(world.device.type, (world.size,))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)
