@@ -10,15 +10,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -28,8 +28,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fluxvit.files import atomic_path, clear_leftovers, flush_to_disk, write_json
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.schema import Natural, convert, located
+from fluxvit.schema import load as load_json
 from fluxvit.training.distributed import World, local
 from fluxvit.training.ema import Ema
+from fluxvit.training.sharded_state import StateReader, read_metadata
 
 STATE = "state.pt"
 ABOUT = "about.json"
@@ -56,12 +59,27 @@ class Saved:
 
     @torch.no_grad()
     def read(self, targets: Mapping[str, Tensor]) -> None:
-        """Read tensors into others of their shapes, shared out or not; all processes together."""
+        """Read tensors into others of their shapes, shared out or not; all processes together.
+
+        Raises:
+            ValueError: There are others in the state, or it is damaged.
+        """
+        for name, target in targets.items():
+            if name not in self.layout or self.layout[name][0] != target.shape:
+                there = list(self.layout[name][0]) if name in self.layout else "missing"
+                raise ValueError(
+                    f"{self.path} is of another model: {name} is {list(target.shape)} here, {there} there; "
+                    "remove it to start anew, or choose another folder"
+                )
         if self.path.is_dir():
             with warnings.catch_warnings():
                 # That one process reads alone is no accident.
                 warnings.filterwarnings("ignore", "torch.distributed is")
-                dcp.load(dict(targets), checkpoint_id=self.path)
+                try:
+                    dcp.load(dict(targets), storage_reader=StateReader(self.path))
+                except CheckpointException as error:  # No Exception: `except Exception` would miss it.
+                    reason = " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
+                    raise ValueError(f"{self.path} is damaged ({reason}); remove it to start anew") from error
             return
         values = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["tensors"]
         for name, target in targets.items():
@@ -77,23 +95,42 @@ def find_state(folder: Path) -> Saved | None:
     Raises:
         ValueError: It is damaged, or of another version.
     """
-    path, file = folder / STATE, None
-    if path.exists():
-        try:
-            file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
-        if "tensors" not in file:
-            raise ValueError(f"{path} is of another version of fluxvit; choose another folder or remove it")
+    path = folder / STATE
+    saved = _open_file(path) if path.exists() else None
     folders = _folders(folder)
     # There are two when a crash came between writing one and removing the other.
-    if folders and (file is None or _step(folders[-1]) > file["step"]):
+    if folders and (saved is None or _step(folders[-1]) > saved.about["step"]):
         return _open_folder(folders[-1])
-    if file is None:
-        return None
-    about = {name: value for name, value in file.items() if name != "tensors"}
-    return Saved(path, about, {name: (t.shape, t.dtype) for name, t in file["tensors"].items()})
+    return saved
+
+
+def _open_file(path: Path) -> Saved:
+    try:
+        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # A broken pickle can fail in any way.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
+    if not isinstance(file, dict) or "tensors" not in file:
+        raise ValueError(f"{path} is of another version of fluxvit; choose another folder or remove it")
+    tensors = file.pop("tensors")
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} is damaged (its tensors are none); remove it to start anew")
+    return Saved(path, _about(file, path), {name: (t.shape, t.dtype) for name, t in tensors.items()})
+
+
+class _About(msgspec.Struct):
+    """What is saved beside the tensors, as far as it is read again."""
+
+    step: Natural
+    fingerprint: dict[str, Any] = {}
+    precision: Literal["fp32", "bf16"] = "fp32"
+    skipped: Natural = 0
+
+
+def _about(values: Any, path: Path) -> dict[str, Any]:
+    with located(str(path)):
+        convert(values, _About)
+    return values
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -107,8 +144,8 @@ def _step(folder: Path) -> int:
 
 
 def _open_folder(path: Path) -> Saved:
-    about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-    tensors = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    about = _about(load_json(path / ABOUT), path / ABOUT)
+    tensors = read_metadata(path).state_dict_metadata
     layout = {
         name: (entry.size, entry.properties.dtype)
         for name, entry in tensors.items()
@@ -262,12 +299,21 @@ def restore_tensors(
     optimizer: torch.optim.Optimizer,
     task: nn.Module | None = None,
 ) -> None:
-    """Bring a run's tensors back to what :func:`run_tensors` gave when ``saved`` was saved."""
+    """Bring a run's tensors back to what :func:`run_tensors` gave when ``saved`` was saved.
+
+    Raises:
+        ValueError: The state is of another model, or damaged.
+    """
     targets = run_tensors(model, ema, optimizer, task)
     parameters = _trained(model, task)
     for key, (shape, dtype) in saved.layout.items():
         if key.startswith("optimizer/"):
-            _, name, kind = key.split("/")
+            name, _, kind = key.removeprefix("optimizer/").rpartition("/")
+            if name not in parameters:
+                raise ValueError(
+                    f"{saved.path} is of another model, which has a parameter {name}; remove it to start "
+                    "anew, or choose another folder"
+                )
             like = parameters[name].detach()
             # Moments are shared out like their parameter; the count of steps is not.
             moment = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, dtype=dtype)

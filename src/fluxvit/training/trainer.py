@@ -361,6 +361,10 @@ class Trainer:
         saved = find_state(self.folder)
         if saved is None:
             return None
+        if not {"fingerprint", "precision", "skipped"} <= saved.about.keys():
+            raise ValueError(
+                f"{saved.path} is of another version of fluxvit; choose another folder or remove it"
+            )
         changed = changed_settings(saved.about["fingerprint"], self.fingerprint, free=_FREE)
         if changed:
             raise ValueError(
