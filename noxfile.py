@@ -4,7 +4,7 @@ Rows whose Python is not on this machine are skipped. Each row has an environmen
 PyTorch, several GB with CUDA: set ``PIP_EXTRA_INDEX_URL`` to an index of CPU builds to keep them small, and
 ``PIP_NO_CACHE_DIR=1`` to keep no second copy. Arguments after ``--`` go to pytest.
 
-    nox -s "tests-3.10(lowest)"             # one row
+    nox -s "tests(lowest-3.10)"             # one row
     nox -s libraries -- -x                  # all rows of a single library's versions
     VERSIONS=versions.txt nox -s tests      # add each row's versions and result to a file
 """
@@ -25,13 +25,14 @@ nox.options.sessions = ["lint"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
-# The oldest versions of all libraries have wheels for these.
+# There are wheels of the lowest versions of all libraries for these.
 PYTHONS_OF_LOWEST = ("3.10", "3.11", "3.12")
+ROWS = [*((python, "lowest") for python in PYTHONS_OF_LOWEST), *((python, "newest") for python in PYTHONS)]
 
 _VIDEO = ("tests/video", "tests/data", "tests/deploy")
 _NETWORKS = ("tests/models", "tests/test_dual_checkpoints.py", "tests/deploy/test_talking.py")
-# Python, the version of one library, and the tests that it matters to. Rows of ``tests`` have av 19, which needs
-# Python 3.12, and all of the lowest versions.
+# Python, the version of one library, and the tests that it matters to. The rows of ``tests`` cover av 19,
+# which needs Python 3.12, and the lowest version of every library.
 LIBRARIES = [
     *(("3.11", f"av=={version}.*", _VIDEO) for version in ("14.1", "14", "15", "16", "17", "18")),
     *(("3.11", f"transformers=={version}.*", _NETWORKS) for version in ("4.57", "5.0", "5.17", "5")),
@@ -48,12 +49,10 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session(python=PYTHONS)
-@nox.parametrize("versions", ["lowest", "newest"], ids=["lowest", "newest"])
+@nox.session
+@nox.parametrize("python,versions", ROWS, ids=[f"{versions}-{python}" for python, versions in ROWS])
 def tests(session: nox.Session, versions: str) -> None:
     """All tests, with the lowest versions that ``pyproject.toml`` allows, or the newest that there are."""
-    if versions == "lowest" and session.python not in PYTHONS_OF_LOWEST:
-        session.skip(f"the lowest versions have no wheels for Python {session.python}")
     _install(session, versions)
     _pytest(session)
 
