@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,10 @@ import torch
 
 from fluxvit.cli import main
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy import index
+from fluxvit.deploy import index, video_db
 from fluxvit.deploy.index import Embedder, choose_settings, search, update_index
 from fluxvit.deploy.sheet import thumbnail_sheet
-from fluxvit.deploy.video_db import Filter, Hit, VideoDatabase
+from fluxvit.deploy.video_db import Filter, Hit, VideoDatabase, is_new, make_database
 from fluxvit.deploy.windows import windows
 from fluxvit.dual_checkpoints import load_dual
 from fluxvit.flux.budget import Budget
@@ -149,11 +152,218 @@ def test_other_files_are_no_databases(tmp_path: Path) -> None:
         VideoDatabase(tmp_path / "v.db")
     (tmp_path / "v.db").write_bytes(b"something else " * 100)
     for create in (False, True):
-        with pytest.raises(ValueError, match=r"v\.db: no database of fluxvit"):
+        with pytest.raises(ValueError, match=r"v\.db is no database of fluxvit: it is not an SQLite file"):
             VideoDatabase(tmp_path / "v.db", create)
     VideoDatabase(tmp_path / "w.db", create=True).set_settings(format=7)
     with pytest.raises(ValueError, match="a database of version 7, this fluxvit reads 1"):
         VideoDatabase(tmp_path / "w.db")
+
+
+def rebuilt(path: Path) -> bool:
+    """Whether a file is made anew; if not, that it is as it was."""
+    before = path.read_bytes() if path.is_file() else b""
+    refusal = ""
+    try:
+        make_database(path, a=1)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert "it is not removed, choose another file" in refusal
+        assert (path.read_bytes() if path.is_file() else b"") == before
+        return False
+    with VideoDatabase(path) as database:
+        assert (database.setting("a"), database.files()) == (1, {})
+    return True
+
+
+def made(path: Path, *statements: str) -> Path:
+    """A database, changed by statements."""
+    filled(path)[0].close()
+    with closing(sqlite3.connect(path)) as sql:
+        for statement in statements:
+            sql.execute(statement)
+        sql.commit()
+    return path
+
+
+@pytest.mark.parametrize("cut", ["no bytes", "no table", "one table", "no version"])
+def test_a_database_whose_making_was_cut_off_is_made(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "v.db"
+    path.touch()
+    if cut != "no bytes":  # As former versions made it, in several steps.
+        with closing(sqlite3.connect(path)) as sql:
+            first, rest = video_db._TABLES.split(";", 1)
+            sql.executescript({"no table": "", "one table": first, "no version": f"{first};{rest}"}[cut])
+            sql.execute("PRAGMA user_version = 1")  # So that something is written.
+    assert is_new(path)
+    with pytest.raises(
+        ValueError, match=r"an empty database, whose making was cut off; fill it with: fluxvit"
+    ):
+        VideoDatabase(path)
+    with VideoDatabase(path, create=True) as database:
+        database.put("/a.mp4", "m", 0, [(0, 1)], np.ones((1, 4)))
+    with VideoDatabase(path, create=True) as database:
+        assert (database.count_windows(), is_new(path)) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM settings",
+        "ALTER TABLE windows DROP COLUMN vector",
+        "DROP TABLE windows",
+        "UPDATE files SET mark = x'00'",
+        "UPDATE settings SET value = '{' WHERE name = 'format'",
+        "UPDATE settings SET value = '2' WHERE name = 'format'",
+        "UPDATE settings SET value = '[[[' WHERE name = 'encoder'",
+        "UPDATE windows SET start = 'early'",
+        "UPDATE windows SET end = 9e999",
+        "UPDATE windows SET vector = 'text' WHERE id = 3",
+        "UPDATE windows SET vector = x'0000' WHERE id = 3",
+        "UPDATE windows SET vector = x'000000'",
+        "UPDATE windows SET vector = x''",
+        "UPDATE windows SET vector = x'00000000'",
+        "UPDATE windows SET vector = x'007e' || substr(vector, 3) WHERE id = 3",
+    ],
+)
+def test_damage_is_one_line_with_the_cure(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "v.db"
+    filled(path)[0].set_settings(encoder="abc")
+    with closing(sqlite3.connect(path)) as sql:
+        sql.execute(statement)
+        sql.commit()
+
+    def use() -> None:
+        with VideoDatabase(path, create=True) as database:
+            database.setting("encoder")
+            database.files()
+            database.nearest(np.ones(8), 100)
+
+    with pytest.raises(
+        ValueError, match=r"v\.db: a da.* anew with: fluxvit index FOLDER --db \S+ --rebuild"
+    ) as e:
+        use()
+    assert "\n" not in str(e.value)
+    assert rebuilt(path)
+
+
+@pytest.mark.parametrize("place", [60, 100, 110, 4096, 4200, 8192])
+def test_malformed_pages_are_damage_and_nothing_else(tmp_path: Path, place: int) -> None:
+    path = made(tmp_path / "v.db")
+    data = bytearray(path.read_bytes())
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    error = ""
+    try:
+        with VideoDatabase(path, create=True) as database:
+            database.files()
+            database.nearest(np.ones(8), 100)
+    except ValueError as caught:
+        error = str(caught)
+    assert not error or ("v.db" in error and "\n" not in error)
+    assert rebuilt(path) or place == 60  # There it is told whose it is.
+
+
+def test_another_applications_database_is_left_alone(tmp_path: Path) -> None:
+    for number, statements in enumerate(
+        [
+            ("CREATE TABLE moz_places (id)",),
+            ("CREATE TABLE files (id, name)", "CREATE TABLE settings (key, value)"),
+            ("CREATE TABLE settings (name, value)", "INSERT INTO settings VALUES ('theme', 'dark')"),
+            ("PRAGMA application_id = 5",),
+        ]
+    ):
+        path = tmp_path / f"{number}.db"
+        with closing(sqlite3.connect(path)) as sql:
+            for statement in statements:
+                sql.execute(statement)
+            sql.commit()
+        for create in (False, True):
+            with pytest.raises(ValueError, match=r"it is a database of another application; choose another"):
+                VideoDatabase(path, create)
+        assert not rebuilt(path)
+    (tmp_path / "folder.db").mkdir()
+    with pytest.raises(ValueError, match="it is a folder"):
+        VideoDatabase(tmp_path / "folder.db", create=True)
+    assert not rebuilt(tmp_path / "folder.db")
+
+
+def test_a_locked_database_is_told_from_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_db, "LOCKED_SECONDS", 0.01)
+    path = made(tmp_path / "v.db")
+    database = VideoDatabase(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for use in (database.files, lambda: VideoDatabase(path), lambda: database.remove(["/v/a.mp4"])):
+            with pytest.raises(ValueError, match=r"another process has locked the database for 0\.01 s"):
+                use()
+    assert len(database.files()) == 3
+
+
+def test_a_journal_of_a_removed_database_is_not_played_back(tmp_path: Path) -> None:
+    path = made(tmp_path / "v.db")
+    journal = tmp_path / "v.db-journal"
+    with closing(sqlite3.connect(path, isolation_level=None)) as sql:
+        sql.execute("PRAGMA cache_size = 1")
+        sql.execute("BEGIN IMMEDIATE")
+        sql.execute("UPDATE windows SET vector = zeroblob(9000)")
+        kept = journal.read_bytes()
+    journal.write_bytes(kept)
+    path.write_bytes(path.read_bytes())
+    assert rebuilt(path)
+    assert not journal.exists()
+
+
+def test_a_kill_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from fluxvit.deploy import video_db\n"
+        "real = video_db.sqlite3.connect\n"
+        "class Killed(video_db.sqlite3.Connection):\n"
+        "    def executemany(self, *_): os.kill(os.getpid(), 9)\n"
+        "video_db.sqlite3.connect = lambda *a, **k: real(*a, **k, factory=Killed)\n"
+        "video_db.make_database(sys.argv[1])"
+    )
+    path = tmp_path / "v.db"
+    result = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert result.returncode == -9
+    assert not path.exists()
+    assert list(tmp_path.iterdir())
+    make_database(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["v.db"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths"),
+    [
+        ("*[2020]*", ["/v/holidays [2020]/a.mp4"]),
+        ("*a?b*", ["/v/a?b.mp4"]),
+        ("*100%_*", ["/v/100%_x.mp4"]),
+        ("*/v/*x*.mp4", ["/v/100%_x.mp4", "/v/x.mp4"]),
+        ("*[*]*", ["/v/holidays [2020]/a.mp4"]),
+        ("/v/x.mp4", ["/v/x.mp4"]),
+        ("*.MP4", []),
+        ("", ["/v/100%_x.mp4", "/v/a?b.mp4", "/v/holidays [2020]/a.mp4", "/v/x.mp4"]),
+        ("*mp4*mp4*", []),
+        ("*x.mp4*x.mp4", []),
+    ],
+)
+def test_only_an_asterisk_is_a_pattern(tmp_path: Path, pattern: str, paths: list[str]) -> None:
+    with VideoDatabase(tmp_path / "v.db", create=True) as database:
+        for name in ("holidays [2020]/a.mp4", "a?b.mp4", "100%_x.mp4", "x.mp4"):
+            database.put(f"/v/{name}", "m", 0, [(0, 1)], np.ones((1, 4)))
+        hits = database.nearest(np.ones(4), 9, Filter(pattern))
+        assert sorted(hit.path for hit in hits) == paths
+        assert database.count_files(pattern) == len(paths)
+
+
+def test_many_asterisks_cost_no_more_than_few(tmp_path: Path) -> None:
+    """SQLite's own GLOB would take longer than the universe has lasted."""
+    with VideoDatabase(tmp_path / "v.db", create=True) as database:
+        database.put("/" + "a" * 2000 + ".mp4", "m", 0, [(0, 1)], np.ones((1, 4)))
+        assert database.nearest(np.ones(4), 9, Filter("*a" * 40 + "*b")) == []
+        assert len(database.nearest(np.ones(4), 9, Filter("*a" * 40 + "*"))) == 1
 
 
 # Indexing --------------------------------------------------------------------------------------------------
@@ -265,6 +475,36 @@ def test_a_killed_run_goes_on(tmp_path: Path, embedder: Embedder, monkeypatch: p
             assert contents(other) == contents(database)
 
 
+def test_one_bad_entry_does_not_end_the_run(
+    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "videos"
+    for i in range(4):
+        shades(folder / f"{i}.mp4", 2, seed=i)
+    odd = os.fsencode(folder) + b"/caf\xe9.mp4"
+    os.rename(folder / "3.mp4", odd)
+    (folder / "nowhere.mp4").symlink_to(tmp_path / "none.mp4")
+    whole = Embedder.embed_file
+
+    def strange(self: Embedder, path: str) -> tuple:
+        if path.endswith("0.mp4"):
+            raise RecursionError("too deep")
+        if path.endswith("1.mp4"):
+            os.unlink(path)  # It vanishes while others are read.
+        return whole(self, path)
+
+    with VideoDatabase(tmp_path / "v.db", create=True) as database:
+        monkeypatch.setattr(Embedder, "embed_file", strange)
+        first = update_index(database, folder, embedder, progress=False)
+        assert (first.new, sorted(Path(path).name for path in first.unreadable)) == (4, ["0.mp4", "1.mp4"])
+        assert "0.mp4: RecursionError: too deep" in str(first)
+        assert os.fsdecode(odd) in database.files()
+        assert sum(hit.path == os.fsdecode(odd) for hit in database.nearest(np.ones(12), 9)) >= 1
+        monkeypatch.setattr(Embedder, "embed_file", whole)
+        second = update_index(database, folder, embedder, progress=False)
+        assert (second.changed, second.removed, second.same, second.unreadable) == (1, 1, 2, {})
+
+
 def test_another_encoder_is_refused(tmp_path: Path, embedder: Embedder) -> None:
     shades(tmp_path / "videos" / "a.mp4", 2)
     with VideoDatabase(tmp_path / "v.db", create=True) as database:
@@ -356,6 +596,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["search", "a red ball", "--db", db, "--path", "1.mp4"]) == 0
     assert all(line.endswith("1.mp4") for line in capsys.readouterr().out.splitlines())
     assert main(["search", "a red ball", "--db", db, "--since", "2999-01-01"]) == 1
+    assert "no window passes the filters" in capsys.readouterr().out
+    assert main(["search", "a red ball", "--db", db, "--path", "[1].mp4"]) == 1
+    assert "'[1].mp4' is in the path of none of the 2 indexed files" in capsys.readouterr().out
     assert "is no day" in fails("search", "a", "--db", db, "--since", "tomorrow")
     # An encoder that has moved is named.
     os.rename(encoder, tmp_path / "moved")

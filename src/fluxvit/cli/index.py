@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fluxvit.cli.parser import Parser, add_device, values
+
+if TYPE_CHECKING:
+    from fluxvit.deploy.index import IndexSettings
 
 DB = "runs/videos.db"
 
@@ -41,22 +45,37 @@ def _index(
     rebuild: bool,
     device: str | None,
 ) -> int:
-    from fluxvit.deploy.index import Embedder, choose_settings, settings_of, update_index, with_checkpoint
-    from fluxvit.deploy.video_db import VideoDatabase
+    from fluxvit.files import lock_file
+
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    with lock_file(db):
+        return _index_locked(folder, db, checkpoint, budget, grid, seconds, no_shots, rebuild, device)
+
+
+def _index_locked(
+    folder: str,
+    db: str,
+    checkpoint: str | None,
+    budget: str | None,
+    grid: str | None,
+    seconds: float | None,
+    no_shots: bool,
+    rebuild: bool,
+    device: str | None,
+) -> int:
+    from fluxvit.data.layout import videos_below
+    from fluxvit.data.walk import LeftOut
+    from fluxvit.deploy.index import Embedder, choose_settings, update_index, with_checkpoint
+    from fluxvit.deploy.video_db import VideoDatabase, make_database
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
     from fluxvit.machine import log_device
 
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    exists = Path(db).exists()
-    former = None
-    if exists:
-        with VideoDatabase(db) as database:
-            former = settings_of(database)
+    former = _settings_to_keep(db, rebuild)
     source = checkpoint or (former.checkpoint if former else "")
     if not source:
-        raise ValueError(f"{db} is new: name the dual encoder that embeds, with --checkpoint")
+        raise ValueError(f"{db}: name the dual encoder that embeds, with --checkpoint")
     kept = None if rebuild else former
     if kept and budget is None and grid is None and seconds is None and not no_shots:
         settings = with_checkpoint(kept, checkpoint or "")
@@ -79,14 +98,40 @@ def _index(
             )
     embedder = Embedder(settings, device)
     log_device(embedder.device)
-    if rebuild and exists:
-        # Not before the new encoder is known to be good.
-        Path(db).unlink()
+    if former is None or rebuild:
+        # Now, so that nothing is made or removed for a folder without videos.
+        left_out = LeftOut()
+        if not videos_below(Path(folder), left_out):
+            raise ValueError("; ".join((f"{folder}: no videos in it", *left_out.notes)))
+        # Not before the encoder is known to be good.
+        make_database(db, index=asdict(settings), encoder=embedder.digest)
     try:
-        with VideoDatabase(db, create=True) as database:
+        with VideoDatabase(db) as database:
             print(update_index(database, folder, embedder))
     except KeyboardInterrupt:
         print("fluxvit: interrupted; the same command goes on", file=sys.stderr)
         return 130
     print(f"database  {db}, {settings}")
     return 0
+
+
+def _settings_to_keep(db: str, rebuild: bool) -> IndexSettings | None:
+    """The settings of a database; None if it is new, or if it is to be made anew and does not tell them.
+
+    Raises:
+        ValueError: It cannot be used, nor made anew if that is asked for.
+    """
+    from fluxvit.deploy.index import settings_of
+    from fluxvit.deploy.video_db import VideoDatabase, check_removable, is_new
+
+    if rebuild:
+        check_removable(db)
+    if is_new(db):
+        return None
+    try:
+        with VideoDatabase(db) as database:
+            return settings_of(database)
+    except ValueError:
+        if rebuild:  # What is wrong with it plays no part.
+            return None
+        raise

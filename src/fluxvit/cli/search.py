@@ -15,7 +15,11 @@ def run(argv: list[str]) -> int:
     add("--video", help="search for what looks like this video, instead of a sentence")
     add("--db", default=DB, help=f"database file; default: {DB}")
     add("--count", type=int, default=5, help="of answers; default: 5")
-    add("--path", default="", help="only in files whose path has this in it; * stands for anything")
+    add(
+        "--path",
+        default="",
+        help="only in files whose path has this in it; * stands for anything, all else for itself",
+    )
     add("--start", type=float, help="only after this second of a video")
     add("--end", type=float, help="only before this second of a video")
     add("--since", help="only in files modified on this day or later, such as 2026-11-24")
@@ -53,8 +57,12 @@ def _search(
         embedder = Embedder(with_checkpoint(settings, checkpoint), device)
         log_device(embedder.device)
         hits = search(database, embedder, sentence or "", video, count, only)
+        indexed, matching = database.count_files(), database.count_files(only.path)
     if not hits:
-        print("nothing found: no window passes the filters")
+        if path and not matching:
+            print(f"nothing found: --path {path!r} is in the path of none of the {indexed} indexed files")
+        else:
+            print("nothing found: no window passes the filters")
         return 1
     for place, hit in enumerate(hits, start=1):
         print(f"{place:3}  {hit.score:.3f}  {_clock(hit.start)}-{_clock(hit.end)}  {hit.path}")

@@ -25,6 +25,7 @@ from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
+from fluxvit.schema import convert
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
@@ -185,7 +186,7 @@ def choose_settings(
 def settings_of(database: VideoDatabase) -> IndexSettings | None:
     """The settings of a database; None of one that is still empty."""
     kept = database.setting("index")
-    return None if kept is None else IndexSettings(**kept)
+    return None if kept is None else convert(kept, IndexSettings, f"{database.path}, its settings")
 
 
 def update_index(
@@ -195,8 +196,9 @@ def update_index(
 
     Files that are new or have changed are embedded, one transaction each, so that an interrupted run goes on
     where it was; files that are gone are forgotten. One that cannot be read is entered as such, and tried
-    again when it changes. Links are followed; files behind one that leads nowhere, or in a folder that cannot
-    be read, stay as they are. Files elsewhere are not touched.
+    again when it changes; one at which anything else goes wrong is tried again in the next run. Links are
+    followed; files behind one that leads nowhere, or in a folder that cannot be read, stay as they are. Files
+    elsewhere are not touched.
 
     Raises:
         ValueError: There is no such folder, no video in it, or the database is of another encoder.
@@ -210,27 +212,35 @@ def update_index(
             f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "
             "now; make it anew with --rebuild"
         )
-    database.set_settings(index=asdict(embedder.settings), encoder=embedder.digest)
     left_out = LeftOut()
     paths = [str(path) for path in videos_below(folder, left_out)]
     known = {path: row for path, row in database.files().items() if Path(path).is_relative_to(folder)}
     if not paths and not known:
         raise ValueError("; ".join((f"{folder}: no videos in it", *left_out.notes)))
+    database.set_settings(index=asdict(embedder.settings), encoder=embedder.digest)
     # A disk that is not mounted at the moment must not cost what was embedded from it.
     gone = sorted(path for path in known.keys() - set(paths) if not left_out.may_hold(path))
     database.remove(gone)
     marks = {path: _mark(Path(path)) for path in paths}
-    todo = [path for path in paths if path not in known or known[path].mark != marks[path][0]]
+    nothing = np.zeros((0, 0), np.float32)
+    todo = [
+        path
+        for path in paths
+        if path not in known or known[path].mark != marks[path][0] or not marks[path][0]
+    ]
     console = Console(stderr=True)
     shown = progress and console.is_terminal
     for path in track(todo, "Indexing", console=console, transient=True, disable=not shown):
         mark, modified = marks[path]
+        spans, vectors, trouble = list[tuple[float, float]](), nothing, None
         try:
             spans, vectors = embedder.embed_file(path)
         except VideoError as error:
-            database.put(path, mark, modified, [], np.zeros((0, 0), np.float32), str(error))
-        else:
-            database.put(path, mark, modified, spans, vectors)
+            trouble = str(error)
+        except Exception as error:
+            # Whatever a decoder thinks of next: one file must not end the run over the others.
+            trouble, mark = f"{path}: {type(error).__name__}: {error}", ""
+        database.put(path, mark, modified, spans, vectors, trouble)
     now = database.files()
     return Indexed(
         new=sum(path not in known for path in todo),
@@ -271,9 +281,15 @@ def search(
 
 
 def _mark(path: Path) -> tuple[str, float]:
-    """What tells whether a file or a folder of images has changed, and when it was modified."""
-    files = sorted(entry.path for entry in os.scandir(path)) if path.is_dir() else [str(path)]
-    facts = [os.stat(file) for file in files]
+    """What tells whether a file or a folder of images has changed, and when it was modified.
+
+    Of what cannot be looked at, such as a file that has just vanished, nothing is told: it counts as changed.
+    """
+    try:
+        files = sorted(entry.path for entry in os.scandir(path)) if path.is_dir() else [str(path)]
+        facts = [os.stat(file) for file in files]
+    except (OSError, ValueError):
+        return "", 0.0
     latest = max((fact.st_mtime_ns for fact in facts), default=0)
     return f"{len(facts)} {sum(fact.st_size for fact in facts)} {latest}", latest / 1e9
 
