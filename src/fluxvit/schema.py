@@ -75,8 +75,11 @@ def load(path: str | Path) -> Any:
         raise ValueError(f"{path}: cannot be read as JSON ({reason})") from error
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, *, surrogates: bool = False) -> Any:
     """JSON text as plain values.
+
+    Args:
+        surrogates: Take text that is not Unicode, as the names of some files are not.
 
     Raises:
         ValueError: As :func:`load`, without a file's name.
@@ -84,8 +87,8 @@ def parse(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_no_constant)
-        if "\\u" in text:  # Half of a surrogate pair can be neither printed nor written.
+        value = _DECODER.decode(text)
+        if not surrogates and "\\u" in text:  # Half of a surrogate pair can be neither printed nor written.
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError:
@@ -188,6 +191,9 @@ def plain(value: Any) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _fail(where: str, reason: str) -> NoReturn:

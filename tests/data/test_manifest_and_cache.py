@@ -72,11 +72,26 @@ def test_manifest(videos: Path) -> None:
             "some videos have a label and others labels",
         ),
         ([{"path": "", "label": 0}], "line 1: path is '', not the name of a file"),
-        ([{"path": "a", "label": 0, "fps": "fast"}], "fps is 'fast', not a finite number"),
-        (['{"path": "a", "label": 0, "end": NaN}'], "end is nan, not a finite number"),
-        ([{"path": "a", "label": 0, "frames": 2.5}], "frames is 2.5, not a whole number"),
-        ([{"path": "a", "label": 0, "ok": 1}], "ok is 1, not true or false"),
+        (
+            [{"path": "a", "label": 0, "fps": "fast"}],
+            "line 1: fps is 'fast', expected a number of at least 0 or null",
+        ),
+        (['{"path": "a", "label": 0, "end": NaN}'], "line 1: not JSON: NaN is not a number"),
+        ([{"path": "a", "label": 0, "frames": 2.5}], "frames is 2.5, expected an integer"),
+        ([{"path": "a", "label": 0, "ok": 1}], "ok is 1, expected true or false"),
         ([{"path": "a", "label": 0, "captions": "Up."}], "captions are 'Up.', not a list of sentences"),
+        ([{"path": "a", "label": 10**30}], "not a class index"),
+        ([{"path": "a\0b", "label": 0}], "not the name of a file"),
+        ([{"path": "a", "label": 0, "start": -1e12}], "start is -1000000000000.0, expected a number from"),
+        ([{"path": "a", "label": 0, "start": 1e300}], "start is 1e\\+300, expected"),
+        ([{"path": "a", "label": 0, "rotation": 10**400}], "rotation is an integer of 1329 bits"),
+        (["[" * 100_000], "line 1: not JSON: it is nested too deeply"),
+        (['{"path": ' + "9" * 5000 + "}"], "line 1: not JSON: an integer has too many digits"),
+        ([{"manifest": 1, "classes": None}], "line 1: classes is None, expected a list, each text"),
+        ([{"manifest": 1, "classes": ["a", 3]}], r"line 1: classes\[1\] is 3, expected text"),
+        ([{"manifest": 1, "root": 3}], "line 1: root is 3, expected text"),
+        ([{"manifest": 1, "name": ["x"]}], r"line 1: name is \['x'\], expected text"),
+        ([{"manifest": 1.0}], "line 1: a manifest of version 1.0"),
         ([{"manifest": 9}], "line 1: a manifest of version 9; this fluxvit reads version 1"),
         ([{"manifest": 1}], "no videos are listed"),
     ],
@@ -84,6 +99,21 @@ def test_manifest(videos: Path) -> None:
 def test_bad_manifests_name_the_line(tmp_path: Path, lines: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_manifest(write_manifest_lines(tmp_path, lines), labels=("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ('{"classes": 3}', r"dataset\.json: classes is 3, expected a list"),
+        ('{"classes": ["a", null]}', r"dataset\.json: classes\[1\] is None, expected text"),
+        ("[]", r"dataset\.json: it is \[\], expected an object"),
+        ("{", r"dataset\.json: cannot be read as JSON"),
+    ],
+)
+def test_bad_descriptions_of_data_sets_are_named(videos: Path, facts: str, message: str) -> None:
+    (videos.parent / "dataset.json").write_text(facts)
+    with pytest.raises(ValueError, match=message):
+        read_manifest(videos)
 
 
 def test_manifests_are_read_as_written(tmp_path: Path) -> None:
@@ -201,6 +231,8 @@ def test_segments_are_what_is_shown(videos: Path) -> None:
     only = read_manifest(write_manifest_lines(videos.parent, lines[:1]))
     cache = FrameCache(videos.parent / "cache", only, 5, 32).build(workers=1, progress=False)
     np.testing.assert_allclose(cache.read(0, positions).mean((1, 2, 3)), decoded, atol=3)
+    with pytest.raises(VideoError, match=r"1\.mp4: its segment from -2 s on lies outside"):
+        Entry(videos.parent / "1.mp4", start=-2.0).span(4.0)
     with pytest.raises(VideoError, match=r"1\.mp4: its segment from 7 s on lies outside"):
         VideoSource(manifest).read(1, positions)
 

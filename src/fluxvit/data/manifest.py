@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from fluxvit.files import atomic_path
+from fluxvit.schema import Finite, Natural, NotNegative, convert, load, parse, shown
 from fluxvit.video.base import VideoError
 from fluxvit.video.members import is_url, with_scheme
 
@@ -93,7 +96,7 @@ class Entry:
             VideoError: The segment lies outside of the video.
         """
         start, end = self.start or 0.0, length if self.end is None else min(self.end, length)
-        if start >= end:
+        if not 0 <= start < end:
             reason = f"its segment from {start:g} s on lies outside of the video, which ends at {length:g} s"
             raise VideoError.of(self.path, reason)
         return start, end
@@ -166,7 +169,7 @@ def read_manifest(
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest")
-    header: dict[str, Any] = {}
+    header = _Header()
     base = Path(root) if root is not None else path.parent
     entries = []
     try:
@@ -178,7 +181,7 @@ def read_manifest(
                     record = _record(line)
                     if number == 1 and "manifest" in record:
                         header = _header(record)
-                        base = base if root is not None else _joined(path.parent, header.get("root", ""))
+                        base = base if root is not None else _joined(path.parent, header.root)
                     else:
                         entries.append(_entry(record, base, target))
                 except ValueError as error:
@@ -188,15 +191,14 @@ def read_manifest(
     if not entries:
         raise ValueError(f"{path}: no videos are listed")
     if not labels and target in (None, "label"):
-        labels = tuple(header.get("classes", ()))
+        labels = tuple(header.classes)
     labels = labels or _made_names(path.parent, target)
     highest = max((number for entry in entries for number in entry.classes), default=-1)
     if len({entry.labels is None for entry in entries if entry.classes or entry.labels is not None}) > 1:
         raise ValueError(f"{path}: some videos have a label and others labels; give all of them labels")
     if labels and highest >= len(labels):
         raise ValueError(f"{path}: class {highest} is used, but there are {len(labels)} class names")
-    name, split = header.get("name", ""), header.get("split", "")
-    return Manifest(tuple(entries), labels, content_digest(entries, base), name, split, base)
+    return Manifest(tuple(entries), labels, content_digest(entries, base), header.name, header.split, base)
 
 
 def write_manifest(path: str | Path, manifest: Manifest) -> None:
@@ -273,38 +275,64 @@ def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
     facts = folder / "dataset.json"
     if not facts.is_file():
         return ()
-    names = json.loads(facts.read_text(encoding="utf-8"))
+    names = convert(load(facts), dict[str, Any], str(facts))
     keys = {"label": ("motion_classes", "classes"), "object": ("object_classes",)}.get(target or "label", ())
-    return tuple(next((names[key] for key in keys if key in names), ()))
+    key = next((key for key in keys if key in names), None)
+    return () if key is None else tuple(convert(names[key], list[str], str(facts), key))
 
 
-_COUNTS = ("frames", "width", "height", "rotation")
-_SECONDS = ("start", "end", "duration", "fps")
-_TEXTS = ("codec", "error", "source", "original")
-_FLAGS = ("ok", "noflip")
-_FACTS: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(_COUNTS, ((int,), "a whole number")),
-    **dict.fromkeys(_SECONDS, ((int, float), "a finite number")),
-    **dict.fromkeys(_TEXTS, ((str,), "a text")),
-    **dict.fromkeys(_FLAGS, ((bool,), "true or false")),
-}
+# Below 0 where a list says so: such videos are kept, and known as broken.
+_Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
+
+
+class _Header(msgspec.Struct):
+    """The first line, as far as it is read again."""
+
+    name: str = ""
+    split: str = ""
+    root: str = ""
+    classes: list[str] = []
+
+
+class _Facts(msgspec.Struct):
+    """What a line says of a video beside its path, its label and its captions; null: it is not known."""
+
+    start: _Seconds | None = None
+    end: _Seconds | None = None
+    frames: Natural | None = None
+    fps: NotNegative | None = None
+    width: Natural | None = None
+    height: Natural | None = None
+    duration: Finite | None = None
+    rotation: Annotated[int, Meta(ge=-360, le=360)] | None = None
+    codec: str | None = None
+    ok: bool | None = None
+    error: str | None = None
+    noflip: bool | None = None
+    source: str | None = None
+    original: str | None = None
+
+
 _OTHER_KEYS = ("path", "label", "labels", "caption", "captions")
+_KNOWN_KEYS = frozenset((*_Facts.__struct_fields__, *_OTHER_KEYS))
+_MOST_CLASSES = 10_000_000
 
 
 def _record(line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
+        record = parse(line, surrogates=True)
+    except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f'a list entry must be an object, such as {{"path": ...}}, not {line.strip()[:40]}')
     return record
 
 
-def _header(record: dict[str, Any]) -> dict[str, Any]:
-    if record["manifest"] != VERSION:
-        raise ValueError(f"a manifest of version {record['manifest']}; this fluxvit reads version {VERSION}")
-    return record
+def _header(record: dict[str, Any]) -> _Header:
+    if type(record["manifest"]) is not int or record["manifest"] != VERSION:
+        version = shown(record["manifest"])
+        raise ValueError(f"a manifest of version {version}; this fluxvit reads version {VERSION}")
+    return convert(record, _Header)
 
 
 def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
@@ -314,33 +342,32 @@ def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
         if needed not in record:
             raise ValueError(f"no key {needed!r}")
     name = record["path"]
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"path is {name!r}, not the name of a file")
+    if not isinstance(name, str) or not 0 < len(name) < 1 << 16 or "\0" in name:
+        raise ValueError(f"path is {shown(name)}, not the name of a file")
     label = record.get(key, NO_LABEL)
-    if type(label) is not int or (label < 0 and key in record):
-        raise ValueError(f"{key} is {label!r}, not a class index")
+    if type(label) is not int or (label < 0 and key in record) or label >= _MOST_CLASSES:
+        raise ValueError(f"{key} is {shown(label)}, not a class index")
     if several is not None:
         if not isinstance(several, list) or not all(
-            type(number) is int and number >= 0 for number in several
+            type(number) is int and 0 <= number < _MOST_CLASSES for number in several
         ):
-            raise ValueError(f"labels are {several!r}, not a list of class indices")
+            raise ValueError(f"labels are {shown(several)}, not a list of class indices")
         if label != NO_LABEL:
             raise ValueError("a video has either label, one class index, or labels, a list of them")
     labels = None if several is None else tuple(sorted(set(several)))
     captions = record.get("captions", [record["caption"]] if "caption" in record else [])
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise ValueError(f"captions are {captions!r}, not a list of sentences")
-    facts, extra = {}, {}
-    for fact, value in record.items():
-        if fact in _FACTS:
-            kinds, meaning = _FACTS[fact]
-            if value is not None:
-                if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
-                    raise ValueError(f"{fact} is {value!r}, not {meaning}")
-                facts[fact] = value
-        elif fact not in _OTHER_KEYS:
-            extra[fact] = value
-    return Entry(_joined(root, name), label, tuple(captions), **facts, labels=labels, extra=extra)
+        raise ValueError(f"captions are {shown(captions)}, not a list of sentences")
+    known = {name: record[name] for name in _Facts.__struct_fields__ if record.get(name) is not None}
+    convert(known, _Facts)
+    extra = {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
+    return Entry(_joined(root, name), label, tuple(captions), **known, labels=labels, extra=extra)
+
+
+_WRITTEN = (
+    *("start", "end", "duration", "fps", "frames", "width", "height", "rotation"),
+    *("codec", "error", "source", "original"),
+)
 
 
 def to_record(entry: Entry, root: Path) -> dict[str, Any]:
@@ -352,7 +379,7 @@ def to_record(entry: Entry, root: Path) -> dict[str, Any]:
         record["labels"] = entry.labels
     if entry.captions:
         record["captions"] = entry.captions
-    for key in (*_SECONDS, *_COUNTS, *_TEXTS):
+    for key in _WRITTEN:
         if (value := getattr(entry, key)) is not None:
             record[key] = value
     record["ok"] = entry.ok
