@@ -120,11 +120,11 @@ def test_csv_variants(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["a.mp4,1", "b.mp4,dog"], "label of b.mp4 is 'dog', but others are numbers"),
+        (["a.mp4,1", "b.mp4,dog"], "line 2: the label is 'dog', but others are numbers: 'b.mp4,dog'"),
         (["a.mp4,1", "b.mp4,-1"], "classes count from 0"),
-        (["a.mp4"], "no tab, comma, semicolon or space"),
-        (["a.mp4,"], "no tab, comma, semicolon or space"),
-        ([""], "no tab, comma"),
+        (["a.mp4"], "no tab, comma, semicolon, bar or space"),
+        (["a.mp4,"], "no tab, comma, semicolon, bar or space"),
+        ([""], "the list is empty"),
         (["none.mp4,1"], "none of its 1 videos exists, such as .*none.mp4; say with --root"),
     ],
 )

@@ -34,7 +34,7 @@ def _classes(
 
     from fluxvit.checkpoints import save_checkpoint
     from fluxvit.data.class_names import read_class_names
-    from fluxvit.data.layout import text_lines
+    from fluxvit.data.text_files import text_lines
     from fluxvit.dual_checkpoints import load_dual
     from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, text_classifier
     from fluxvit.machine import log_device, usable_device

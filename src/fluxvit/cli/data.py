@@ -120,6 +120,10 @@ def _run_probe(argv: list[str]) -> int:
     add("--split", help="train, val or test; default: what the name of the source says")
     add("--labels", help="file of class names, one a line or with indices; names and numbers the classes")
     add("--like", help="manifest or checkpoint folder: name and number the classes as it does")
+    add(
+        "--columns",
+        help="columns of a CSV file, by name or number, such as path=video,label=3; default: recognised",
+    )
     add("--deep", action="store_true", help="decode every frame")
     add("--workers", type=int, help="processes; default: one per core")
     add("--time_limit", type=float, help="seconds for one file; default: 60, with --deep 600")
@@ -134,6 +138,7 @@ def _probe(
     split: str | None,
     labels: str | None,
     like: str | None,
+    columns: str | None,
     deep: bool,
     workers: int | None,
     time_limit: float | None,
@@ -143,7 +148,8 @@ def _probe(
     from fluxvit.data.probe import probe_manifest
     from fluxvit.data.sources import read_source
 
-    videos = read_source(source, format, root, split, labels, like)
+    chosen = None if columns is None else _columns(columns)
+    videos = read_source(source, format, root, split, labels, like, chosen)
     recognised = "recognised as" if format == "auto" else "read as"
     part = f" {videos.split}" if videos.split else ""
     print(f"{source}: {recognised} {videos.name}{part}, {len(videos.entries)} videos", file=sys.stderr)
@@ -152,6 +158,13 @@ def _probe(
     print(probe_manifest(videos, out, workers, deep=deep, time_limit=time_limit))
     print(f"wrote {out}")
     return 0
+
+
+def _columns(text: str) -> dict[str, str]:
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(role.strip() and name.strip() for role, _, name in parts):
+        raise ValueError(f"--columns {text!r}: give names of columns, such as path=video,label=class")
+    return {role.strip(): name.strip() for role, _, name in parts}
 
 
 def _run_shard(argv: list[str]) -> int:

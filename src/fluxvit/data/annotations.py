@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from fluxvit.data.layout import (
     VideoList,
     files_in,
     find_video,
-    first_line,
     first_of,
     index_videos,
     is_list,
@@ -26,12 +25,11 @@ from fluxvit.data.layout import (
     name_split,
     seconds_of,
     split_in,
-    text_lines,
     wanted_split,
 )
-from fluxvit.data.lists import read_csv
+from fluxvit.data.lists import has_columns, read_csv
 from fluxvit.data.manifest import NO_LABEL, Entry
-from fluxvit.files import read_json
+from fluxvit.data.text_files import dict_rows, read_annotations, text_lines
 
 
 def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -43,17 +41,18 @@ def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoLi
     read as ``path,label`` (see ``csv``), as the release has them for Kinetics-710, too.
     """
     file = list_file(source, split)
-    if "youtube_id" not in first_line(file):
+    if not has_columns(file, "youtube_id", "time_start", "time_end"):
         return read_csv(file, root, split)
     lists = [path for path in files_in(source) if is_list(path)] if source.is_dir() else [file]
-    names = sorted({row["label"] for path in lists for row in _dict_rows(path) if row.get("label")})
+    names = sorted({row["label"] for path in lists for _, row in dict_rows(path) if row.get("label")})
     numbers = {name: number for number, name in enumerate(names)}
     root = root or file.parent
     index = index_videos(root)
     entries = []
-    for row in _dict_rows(file):
-        if None in (row.get("youtube_id"), row.get("time_start"), row.get("time_end")):
-            raise ValueError(f"{file}: a line lacks youtube_id, time_start or time_end: {row}")
+    for line, row in dict_rows(file):
+        missing = [key for key in ("youtube_id", "time_start", "time_end") if not row.get(key)]
+        if missing:
+            raise ValueError(f"{file}, line {line}: no {' and no '.join(missing)}: {row}")
         start, end = (round(seconds_of(row[key], file)) for key in ("time_start", "time_end"))
         clip = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         path = find_video(index, [clip, row["youtube_id"]], root / f"{clip}.mp4")
@@ -78,11 +77,11 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
     long_name = SPLIT_NAMES[wanted][1] if wanted == "val" else wanted
     file = source if source.is_file() else first_of(folder, _ssv2_names(long_name))
     classes = first_of(folder, _ssv2_names("labels"))
-    numbers, names = _numbered(classes, read_json(classes).items())
+    numbers, names = _numbered(classes, read_annotations(classes).items())
     root = root or folder
     index = index_videos(root)
     entries = []
-    for video in read_json(file):
+    for video in read_annotations(file):
         template = video.get("template")
         name = template and template.replace("[", "").replace("]", "")
         if name and name not in numbers:
@@ -238,12 +237,8 @@ def _numbered(
     return numbers, names
 
 
-def _dict_rows(path: Path) -> Iterator[dict[str, str]]:
-    return csv.DictReader(text_lines(path))
-
-
 def _database(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    content = read_annotations(path)
     if not isinstance(content, dict) or not isinstance(content.get("database"), dict):
         raise ValueError(f'{path}: no object "database" of videos')
     return content["database"]

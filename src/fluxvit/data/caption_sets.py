@@ -8,7 +8,6 @@ the order of their times: so DiDeMo and ActivityNet are searched.
 
 from __future__ import annotations
 
-import csv
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,15 +18,13 @@ from fluxvit.data.layout import (
     VideoList,
     files_in,
     find_video,
-    first_line,
     first_of,
     index_videos,
     name_split,
-    text_lines,
     wanted_split,
 )
 from fluxvit.data.manifest import Entry
-from fluxvit.files import read_json
+from fluxvit.data.text_files import dict_rows, first_line, read_annotations, text_lines
 
 DIDEMO_SECONDS = 30.0
 """Of a DiDeMo video, that its sentences are about."""
@@ -46,14 +43,13 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
         file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{wanted}.csv"])
     else:
         file = source
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = [row for _, row in dict_rows(file)]
     captions: dict[str, list[str]] = {row["video_id"]: [] for row in rows}
     if "sentence" in (rows[0] if rows else {}):
         for row in rows:
             captions[row["video_id"]].append(row["sentence"])
     else:
-        for sentence in read_json(first_of(file.parent, ["MSRVTT_data.json"]))["sentences"]:
+        for sentence in read_annotations(first_of(file.parent, ["MSRVTT_data.json"]))["sentences"]:
             if sentence["video_id"] in captions:
                 captions[sentence["video_id"]].append(sentence["caption"])
     return _by_name(captions, file, root, wanted)
@@ -68,7 +64,7 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
     wanted = wanted_split(split, source)
     file = first_of(source, [f"{wanted}_data.json", f"{wanted}.json"]) if source.is_dir() else source
     sentences: dict[str, list[str]] = defaultdict(list)
-    for row in read_json(file):
+    for row in read_annotations(file):
         sentences[row["video"]].append(row["description"])
     root = root or file.parent
     index = index_videos(root)
@@ -93,7 +89,7 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
     root = root or file.parent
     index = index_videos(root)
     entries = []
-    for name, video in read_json(file).items():
+    for name, video in read_annotations(file).items():
         told = sorted(zip(video["timestamps"], video["sentences"], strict=True), key=lambda pair: pair[0])
         key = name.removeprefix("v_")
         path = find_video(index, [f"v_{key}", key], root / f"v_{key}.mp4")
@@ -135,11 +131,10 @@ def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
                 captions[name] = [text if isinstance(text, str) else " ".join(text) for text in texts]
     else:
         table = first_of(folder, ["video_corpus.csv", "MSR Video Description Corpus.csv"])
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            for row in csv.DictReader(lines):
-                name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
-                if row["Language"] == "English" and name in captions and row["Description"]:
-                    captions[name].append(row["Description"].strip())
+        for _, row in dict_rows(table):
+            name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
+            if row["Language"] == "English" and name in captions and row.get("Description"):
+                captions[name].append(row["Description"].strip())
     return _by_name(captions, file, root, wanted)
 
 
@@ -161,7 +156,7 @@ def read_paragraphs(source: Path, root: Path | None, split: str | None) -> Video
 def _read_pairs(source: Path, root: Path | None, split: str | None, paragraphs: bool) -> VideoList:
     root = root or source.parent
     entries = []
-    for row in read_json(source):
+    for row in read_annotations(source):
         captions = [row["caption"]] if isinstance(row["caption"], str) else list(row["caption"])
         path = root / row["video" if "video" in row else "image"]
         entries.append(Entry(path, captions=(_paragraph(captions),) if paragraphs else tuple(captions)))
@@ -214,11 +209,14 @@ def detect_caption_set(path: Path) -> str:
             return "msrvtt"
         return ""
     if path.suffix == ".json":
-        return _detect_json(read_json(path))
+        return _detect_json(read_annotations(path))
     if path.name.startswith("LSMDC"):
         return "lsmdc"
-    if path.suffix == ".csv" and "video_id" in first_line(path).split(","):
-        return "msrvtt"
+    if path.suffix == ".csv":
+        header = first_line(path).split(",")
+        # The list for training has ids alone; other columns mean other lists.
+        if "video_id" in header and ("sentence" in header or len(header) == 1):
+            return "msrvtt"
     return ""
 
 

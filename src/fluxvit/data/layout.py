@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,20 +128,6 @@ def first_of(folder: Path, names: Sequence[str]) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ValueError(f"{folder}: no file {' or '.join(names)}")
-
-
-def text_lines(path: Path) -> Iterator[str]:
-    """Lines that are not empty, without the white space around them."""
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            yield from filter(None, map(str.strip, lines))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a UTF-8 text file") from None
-
-
-def first_line(path: Path) -> str:
-    """The first line that is not empty; an empty text if there is none."""
-    return next(text_lines(path), "")
 
 
 def seconds_of(text: str, path: Path) -> float:

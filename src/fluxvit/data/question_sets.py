@@ -17,14 +17,12 @@ from fluxvit.data.layout import (
     VideoList,
     files_in,
     find_video,
-    first_line,
     index_videos,
     name_split,
-    text_lines,
 )
 from fluxvit.data.manifest import Entry
 from fluxvit.data.questions import DESCRIBE
-from fluxvit.files import read_json
+from fluxvit.data.text_files import first_line, read_annotations, text_lines
 
 _PLACE = ("<video>", "<image>")
 
@@ -77,7 +75,7 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     """
     root = root or source.parent
     asked: dict[Path, list[dict[str, Any]]] = {}
-    for row in read_json(source):
+    for row in read_annotations(source):
         path = root / row["video" if "video" in row else "image"]
         asked.setdefault(path, []).extend(_questions(row))
     entries = [Entry(path, extra={"qa": rows}) for path, rows in asked.items() if rows]
@@ -94,7 +92,7 @@ def read_choices(source: Path, root: Path | None, split: str | None) -> VideoLis
     once.
     """
     root = root or source.parent
-    rows = _json_lines(source) if source.suffix == ".jsonl" else read_json(source)
+    rows = _json_lines(source) if source.suffix == ".jsonl" else read_annotations(source)
     entries, twice = [], 0
     for row in rows:
         texts = [text.strip() for text in row["options" if "options" in row else "caption"]]
@@ -126,7 +124,7 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
         if not file.is_file():
             missing.append(task.name)
             continue
-        for row in read_json(file):
+        for row in read_annotations(file):
             question = {
                 "question": row["question"],
                 "answer": row["answer"],
@@ -218,7 +216,7 @@ def detect_question_set(path: Path) -> str:
             return "dream1k"
         return "choices" if {"clip_name", "options", "answer"} <= keys else ""
     if path.suffix == ".json":
-        content = read_json(path)
+        content = read_annotations(path)
         first = content[0] if isinstance(content, list) and content else None
         keys = set(first) if isinstance(first, dict) else set()
         if {"caption", "answer"} <= keys and keys & {"video", "image"}:

@@ -6,9 +6,9 @@ opened here but lists: a video that is missing on disk stays in the list, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +35,20 @@ from fluxvit.data.caption_sets import (
 from fluxvit.data.class_names import read_class_names
 from fluxvit.data.classes import number_list
 from fluxvit.data.layout import (
-    VIDEO_SUFFIXES,
     VideoList,
     files_in,
-    first_line,
     folders_in,
     is_list,
     split_in,
-    text_lines,
     videos_below,
     wanted_split,
 )
 from fluxvit.data.lists import (
-    SAMPLE,
-    cut_line,
+    ROLES,
     find_delimiter,
+    has_columns,
+    header_of,
+    is_video,
     read_csv,
     read_intervals,
     read_mixture,
@@ -63,8 +62,9 @@ from fluxvit.data.question_sets import (
     read_dream1k,
     read_mvbench,
 )
+from fluxvit.data.tables import TextTable
+from fluxvit.data.text_files import read_annotations, text_lines
 from fluxvit.data.walk import LeftOut
-from fluxvit.files import read_json
 from fluxvit.video.members import may_exist
 
 
@@ -75,6 +75,7 @@ def read_source(
     split: str | None = None,
     labels: str | Path | None = None,
     like: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> VideoList:
     """Read a data set.
 
@@ -87,6 +88,8 @@ def read_source(
         labels: A file of class names (see :func:`~fluxvit.data.class_names.read_class_names`). It names the
             classes of lists that have numbers only; where a list has names, they are numbered as in the file.
         like: Instead of ``labels``, a manifest or a checkpoint folder whose classes and numbers are taken.
+        columns: For lists read as ``csv``, which columns have the ``path``, the ``label`` and so on: names in
+            the first row, or numbers from 1; see `read_csv`. Default: found by their names and content.
 
     Raises:
         ValueError: It is not of that format, lists nothing, not one of its videos exists, or its classes are
@@ -97,11 +100,20 @@ def read_source(
         raise ValueError(f"{source}: no such file or folder")
     if root is not None and not Path(root).is_dir():
         raise ValueError(f"{root}: no such folder of videos")
-    format = detect(source) if format == "auto" else format
+    if format == "auto":
+        format = "csv" if columns else detect(source)
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: choose auto, {', '.join(FORMATS)}")
+    reader = FORMATS[format]
+    if columns:
+        if format != "csv":
+            raise ValueError(f"columns can be chosen for lists read as csv, not as {format}")
+        unknown = sorted(columns.keys() - set(ROLES))
+        if unknown:
+            raise ValueError(f"columns: no {', '.join(unknown)}; choose {', '.join(ROLES)}")
+        reader = partial(read_csv, columns=columns)
     try:
-        videos = FORMATS[format](source, None if root is None else Path(root).absolute(), split)
+        videos = reader(source, None if root is None else Path(root).absolute(), split)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # Annotations of another shape than the reader's description.
         reason = f"no {error}" if isinstance(error, KeyError) else error
@@ -178,7 +190,7 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
 
 def read_motionworld(source: Path, root: Path | None, split: str | None) -> VideoList:
     """What ``fluxvit data make`` has made, such as a MotionWorld: ``dataset.json``, ``<split>.jsonl``."""
-    facts = read_json(source / "dataset.json")
+    facts = read_annotations(source / "dataset.json")
     wanted = wanted_split(split, source)
     names = facts.get("motion_classes") or facts.get("classes") or ()
     videos = read_manifest(source / f"{wanted}.jsonl", labels=tuple(names), root=root)
@@ -236,7 +248,7 @@ _FOLDER_MARKS = {
 
 
 def _detect_json(path: Path) -> str:
-    content = read_json(path)
+    content = read_annotations(path)
     if isinstance(content, list):
         return "ssv2"
     database = content.get("database") if isinstance(content, dict) else None
@@ -249,19 +261,22 @@ def _detect_json(path: Path) -> str:
 
 
 def _detect_list(path: Path) -> str:
-    if "youtube_id" in first_line(path):
+    if has_columns(path, "youtube_id", "time_start", "time_end"):
         return "kinetics"
     for mark, format in (("classInd.txt", "ucf101"), ("moments_categories.txt", "mit")):
         if (path.parent / mark).exists():
             return format
-    lines = list(islice(text_lines(path), SAMPLE))
+    table = TextTable.read(path)
+    header = header_of(table)
+    # Columns in the order of the formats below, or in any other.
+    if header and "totaltime" not in header and not any("frames" in name for name in header):
+        return "csv"
     for format, before, after in (("mixture", 1, 4), ("intervals", 0, 4), ("rawframes", 0, 2)):
-        delimiter = find_delimiter(lines, before, after, numeric=True)
-        if delimiter is None:
+        told = find_delimiter(table, before, after)
+        if told is None:
             continue
-        # The first field of a mixture is a word; what comes before the numbers of the others is a path.
-        first = cut_line(lines[-1], delimiter, before, after)[0]
-        is_video = Path(first).suffix.lower() in VIDEO_SUFFIXES
-        if {"mixture": first.isidentifier(), "intervals": True, "rawframes": not is_video}[format]:
+        # The first cell of a mixture is a word; what comes before the numbers of the others is a path.
+        first = told[1][0]
+        if {"mixture": first.isidentifier(), "intervals": True, "rawframes": not is_video(first)}[format]:
             return format
     return "csv"
