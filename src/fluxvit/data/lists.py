@@ -80,21 +80,14 @@ def read_csv(
     paths, base, notes = _locate([cells["path"] for _, cells in rows], root, table.path.parent)
     if layout.header and _plain(layout.header[layout.roles["path"]]) in _IDS:
         paths = _look_up(paths, base)
-    entries: list[Entry] = [Entry(path) for path in paths]
     names: tuple[str, ...] = ()
+    labels = [NO_LABEL] * len(rows)
     if "label" in layout.roles:
         labels, names = _labels(table, [row for row, _ in rows], [cells["label"] for _, cells in rows])
-        entries = [replace(entry, label=label) for entry, label in zip(entries, labels, strict=True)]
-    for at, (row, cells) in enumerate(rows):
-        facts: dict[str, Any] = {
-            role: _seconds(table, row, cells[role]) for role in ("start", "end") if cells.get(role)
-        }
-        if facts.get("start") == facts.get("end") == -1:  # As in lists of segments.
-            facts = {}
-        if "caption" in cells:
-            facts["captions"] = (cells["caption"],)
-        if facts:
-            entries[at] = replace(entries[at], **facts)
+    entries = [
+        Entry(path, label, **_facts(table, row, cells))
+        for path, label, (row, cells) in zip(paths, labels, rows, strict=True)
+    ]
     if "caption" in layout.roles:
         entries = _join_captions(entries)
     notes = (layout.note(), *notes)
@@ -584,6 +577,14 @@ def _labels(
         if labels[-1] < 0 and not negative:
             raise table.error(row, f"the label is {text}; classes count from 0")
     return [max(label, NO_LABEL) for label in labels], ()
+
+
+def _facts(table: TextTable, row: Row, cells: Mapping[str, str]) -> dict[str, Any]:
+    """What the cells of a row say besides path and label."""
+    facts: dict[str, Any] = {"captions": (cells["caption"],)} if "caption" in cells else {}
+    times = {role: _seconds(table, row, cells[role]) for role in ("start", "end") if cells.get(role)}
+    # -1 means the whole video, as in lists of segments.
+    return facts if set(times.values()) == {-1} else {**facts, **times}
 
 
 def _seconds(table: TextTable, row: Row, text: str) -> float:

@@ -63,7 +63,7 @@ from fluxvit.data.question_sets import (
     read_mvbench,
 )
 from fluxvit.data.tables import TextTable
-from fluxvit.data.text_files import read_annotations, text_lines
+from fluxvit.data.text_files import read_annotations
 from fluxvit.data.walk import LeftOut
 from fluxvit.video.members import may_exist
 
