@@ -62,11 +62,18 @@ def test_links_to_folders_of_videos_are_followed(tmp_path: Path) -> None:
     (data / "jump" / "all").symlink_to(data)
     (data / "all").symlink_to("..")
     (data / "run" / "gone.mp4").symlink_to(disk / "none.mp4")
+    (data / "run" / "part2").symlink_to(disk / "none")
     videos = read_source(data)
     assert videos.labels == ("jump", "run", "walk")
-    assert listed(videos) == {"jump/x.mp4": 0, "jump/part1/j1.mp4": 0, "run/y.mp4": 1, "walk/w.mp4": 2}
+    assert listed(videos) == {
+        "jump/x.mp4": 0,
+        "jump/part1/j1.mp4": 0,
+        "run/gone.mp4": 1,
+        "run/y.mp4": 1,
+        "walk/w.mp4": 2,
+    }
     assert videos.notes == (
-        f"left out 1 links that lead nowhere, such as {data / 'run' / 'gone.mp4'}",
+        f"left out 1 links that lead nowhere, such as {data / 'run' / 'part2'}",
         f"left out 2 links to folders that are listed already, such as {data / 'all'}",
     )
 

@@ -151,14 +151,18 @@ def find_video(index: dict[str, Path], names: Sequence[str], expected: Path) -> 
     return next((index[name] for name in names if name in index), expected)
 
 
-def videos_below(folder: Path, left_out: LeftOut, above: Sequence[Path] = ()) -> list[Path]:
+def videos_below(
+    folder: Path, left_out: LeftOut, above: Sequence[Path] = (), keep_broken: bool = False
+) -> list[Path]:
     """Video files and folders of frames at and below a folder, sorted.
 
     Args:
         left_out: Receives what is no video, or cannot be read.
         above: Folders that links below ``folder`` do not lead into; see `walk`.
+        keep_broken: List links that lead nowhere, too, if they are named like videos.
     """
     videos = []
+    known = len(left_out.broken)
     for parent, folders, files in walk(folder, left_out, above):
         is_video = {name: os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES for name in files}
         if not any(is_video.values()) and any(map(is_image, files)):
@@ -167,4 +171,9 @@ def videos_below(folder: Path, left_out: LeftOut, above: Sequence[Path] = ()) ->
             continue
         videos += [Path(parent, name) for name in files if is_video[name]]
         left_out.others += [os.path.join(parent, name) for name in files if not is_video[name]]
+    if keep_broken:
+        broken = {path: Path(path) for path in left_out.broken[known:]}
+        missing = {path for path, link in broken.items() if link.suffix.lower() in VIDEO_SUFFIXES}
+        left_out.broken[known:] = [path for path in broken if path not in missing]
+        videos += [broken[path] for path in missing]
     return sorted(videos)

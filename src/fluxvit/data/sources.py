@@ -163,7 +163,8 @@ def detect(source: Path) -> str:
 def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A folder for each class, which may lie in folders ``train``, ``val`` and ``test`` or the like.
 
-    Videos may lie deeper, and links are followed; a folder that holds images and no videos is a video itself.
+    Videos may lie deeper, and links are followed; a link that leads nowhere is a missing video if it is named
+    like one. A folder that holds images and no videos is a video itself.
     Classes are numbered in alphabetical order over all splits. ``root`` is not needed: the videos are where
     the classes are.
     """
@@ -183,7 +184,7 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
         Entry(path, numbers[folder.name])
         for home in homes
         for folder in classes[home]
-        for path in videos_below(folder, left_out, above=(source, home))
+        for path in videos_below(folder, left_out, above=(source, home), keep_broken=True)
     ]
     return VideoList("", wanted, source, tuple(entries), tuple(names), left_out.notes)
 
