@@ -49,6 +49,8 @@ class CheckpointInfo:
         provenance: Where the weights come from; free-form.
         plans: Best known sampling per budget; may be empty.
         cascades: Spending by need, for mean budgets; may be empty.
+        multi_label: Whether a clip may show several classes at once: each logit is then a class's own, and
+            its sigmoid is the class's probability.
     """
 
     labels: list[str] = field(default_factory=list)
@@ -58,6 +60,11 @@ class CheckpointInfo:
     provenance: dict[str, Any] = field(default_factory=dict)
     plans: list[Plan] = field(default_factory=list)
     cascades: list[Cascade] = field(default_factory=list)
+    multi_label: bool = False
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probability of each class, float64 like ``logits`` ``[..., classes]``."""
+        return logits.double().sigmoid() if self.multi_label else logits.double().softmax(-1)
 
 
 def save_checkpoint(folder: str | Path, model: nn.Module, info: CheckpointInfo) -> Path:
@@ -87,6 +94,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, info: CheckpointInfo) 
         "format": FORMAT,
         "model": network.config.to_dict(),
         "labels": list(info.labels),
+        "multi_label": info.multi_label,
         "normalization": {"mean": list(info.mean), "std": list(info.std)},
         "grids": [str(grid) for grid in info.grids],
         "provenance": info.provenance,
@@ -144,6 +152,7 @@ class _ConfigFile(msgspec.Struct):
     normalization: _Normalization
     grids: list[str]
     provenance: dict[str, Any]
+    multi_label: bool = False
 
 
 class _PlanRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -203,7 +212,9 @@ def _info(content: Any, where: str) -> tuple[FluxViTConfig, CheckpointInfo]:
     for i, text in enumerate(file.grids):
         with located(where, f"grids[{i}]"):
             grids.append(SamplingGrid.parse(text))
-    return config, CheckpointInfo(file.labels, mean, std, grids, file.provenance)
+    return config, CheckpointInfo(
+        file.labels, mean, std, grids, file.provenance, multi_label=file.multi_label
+    )
 
 
 def _read_plans(content: Any, where: str, config: FluxViTConfig, info: CheckpointInfo) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fluxvit.evaluation.metrics import measure
+from fluxvit.evaluation.metrics import average_precision, mean_of_classes, measure
 
 NAN = math.nan
 
@@ -74,3 +74,30 @@ def test_no_answers_at_all() -> None:
     assert found.mean_class == 0
     assert found.nll == pytest.approx(math.log(4))
     assert found.ece == pytest.approx(0.25)
+
+
+def test_average_precision_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.8, 0.1, 0.5], [0.7, 0.1, 0.5], [0.6, 0.2, 0.5], [NAN] * 3])
+    targets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]]).float()
+    # First: ranks 1 and 3 of its clips. Second: three clips tie for ranks 2 to 4, one of them is right; the
+    # one without an answer is never found. Third: no clip shows it.
+    found = average_precision(scores, targets)
+    assert found == [pytest.approx((1 / 1 + 2 / 3) / 2), pytest.approx((1 / 4) / 2), None]
+    assert mean_of_classes(found) == pytest.approx((5 / 6 + 1 / 8) / 2)
+    assert mean_of_classes([None]) == 0
+
+
+def test_average_precision_does_not_depend_on_the_order_of_clips() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(4, (40, 3), generator=generator).float()
+    targets = torch.randint(2, (40, 3), generator=generator).float()
+    found = average_precision(scores, targets)
+    order = torch.randperm(40, generator=generator)
+    assert average_precision(scores[order], targets[order]) == pytest.approx(found)
+    assert average_precision(scores.sigmoid(), targets) == pytest.approx(found)  # Ranks alone count.
+    assert average_precision(targets, targets) == [1, 1, 1]
+    # Scores that tell nothing are worth the share of the clips that show the class.
+    shares = targets.mean(0).tolist()
+    assert average_precision(torch.zeros(40, 3), targets) == pytest.approx(shares)
+    nothing = average_precision(torch.full((40, 3), NAN), targets)
+    assert nothing == [0, 0, 0]

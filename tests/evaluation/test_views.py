@@ -118,3 +118,18 @@ def test_black_clips_stand_in_for_unreadable_ones() -> None:
     assert bad.label.tolist() == [1, 1]
     assert bad.faults == ("1.mp4: broken",)
     assert clips[ClipRequest(1, GRID)].video.shape == (3, 8, 16, 16)
+
+
+def test_views_of_several_classes_average_the_probability_of_each() -> None:
+    logits = torch.tensor([[2.0, -1.0, 50.0], [-3.0, 1.0, 50.0]])
+    (merged,) = merge_views(logits, 2, multi_label=True)
+    torch.testing.assert_close(merged.sigmoid(), logits.sigmoid().mean(0))
+    assert merged.isfinite().all()
+    assert torch.equal(merge_views(logits, 1, multi_label=True), logits)
+
+
+def test_black_clips_have_the_labels_of_the_video() -> None:
+    entries = (Entry(Path("gone.mp4"), labels=(1,)),)
+    data = ReadableOrBlack(ClipDataset(Manifest(entries, (), ""), classes=3))
+    assert data[ClipRequest(0, GRID)].label.tolist() == [0, 1, 0]
+    assert data[ClipRequest(0, GRID, views=(2, 1))].label.tolist() == [[0, 1, 0]] * 2

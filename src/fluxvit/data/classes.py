@@ -116,6 +116,14 @@ def match_names(
     return numbers, pairs
 
 
+def multi_hot(entries: Sequence[Entry], classes: int) -> np.ndarray:
+    """Which classes videos show: float32 ``[N, classes]`` of zeros and ones."""
+    rows = np.zeros((len(entries), classes), np.float32)
+    for row, entry in zip(rows, entries, strict=True):
+        row[list(entry.classes)] = 1
+    return rows
+
+
 def without_videos(classes: int, manifest: Manifest) -> list[int]:
     """The classes below ``classes`` of which a manifest has no video."""
     used = {number for entry in manifest.entries for number in entry.classes}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from fluxvit.data.cache import FrameCache
+from fluxvit.data.classes import multi_hot
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_scale_crop, random_erase
@@ -47,9 +48,10 @@ class ClipRequest(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip, or a batch of them with a leading axis B: ``video`` uint8 ``[3, T, H, W]``; its class
-    ``label``, number ``item``, and how many unreadable videos it stands in for (``replaced``), int64.
-    ``faults`` are the errors of those videos, ``PATH: reason`` each; of a batch, of all of its clips.
+    """A clip, or a batch of them with a leading axis B: ``video`` uint8 ``[3, T, H, W]``; its ``label``, as
+    :meth:`ClipDataset.label` gives it; its number ``item``, and how many unreadable videos it stands in for
+    (``replaced``), int64. ``faults`` are the errors of those videos, ``PATH: reason`` each; of a batch,
+    of all of its clips.
     """
 
     video: Tensor
@@ -190,6 +192,8 @@ class ClipDataset(Dataset[Clip]):
         jitter: Training clips take frames at random times; False: at those of test clips.
         max_bad_clips: Unreadable training videos, one after the other, that are replaced before it is an
             error. Test videos are never replaced.
+        classes: Give clips multi-hot labels, float32 ``[classes]``, for videos of several classes; None: give
+            class indices.
 
     Raises:
         ValueError: A setting is unknown or out of its range, or dense sampling is asked of cached frames or
@@ -208,6 +212,7 @@ class ClipDataset(Dataset[Clip]):
         sampling: str = "sparse",
         stride: int = 4,
         stride_fps: float | None = None,
+        classes: int | None = None,
     ) -> None:
         if order not in ("normal", "shuffled", "single"):
             raise ValueError(f"order {order!r}: choose normal, shuffled or single")
@@ -229,9 +234,17 @@ class ClipDataset(Dataset[Clip]):
         self.sampling, self.stride, self.stride_fps = sampling, stride, stride_fps
         self.flip_allowed, self.jitter = flip_allowed, jitter
         self.max_bad_clips = max_bad_clips
+        self.classes = classes
 
     def __len__(self) -> int:
         return len(self.manifest)
+
+    def label(self, item: int) -> Tensor:
+        """The label of a video: a class index int64 ``[]``, or multi-hot float32 ``[classes]``."""
+        entry = self.manifest.entries[item]
+        if self.classes is None:
+            return torch.tensor(entry.label)
+        return torch.from_numpy(multi_hot([entry], self.classes)[0])
 
     def __getitem__(self, request: ClipRequest) -> Clip:
         """The clip that is asked for; for more than one sample or view a batch of that many.
@@ -264,7 +277,7 @@ class ClipDataset(Dataset[Clip]):
         size = (request.grid.height, request.grid.width)
         videos = self._sample(request.item, request.grid, rng, train=False, views=times)
         cut = torch.cat([crop_views(resize_to_fit(video, size), size, crops) for video in videos])
-        label, item = torch.tensor(self.manifest.entries[request.item].label), torch.tensor(request.item)
+        label, item = self.label(request.item), torch.tensor(request.item)
         clips = [Clip(video, label, item, torch.tensor(0)) for video in cut]
         return clips[0] if len(clips) == 1 else collate(clips, torch.stack)
 
@@ -273,7 +286,7 @@ class ClipDataset(Dataset[Clip]):
         (video,) = self._sample(item, request.grid, rng, train=True)
         entry, size = self.manifest.entries[item], (request.grid.height, request.grid.width)
         may_flip = self.flip_allowed and not entry.noflip
-        facts = torch.tensor(entry.label), torch.tensor(item), torch.tensor(len(faults)), faults
+        facts = self.label(item), torch.tensor(item), torch.tensor(len(faults)), faults
         clips = [Clip(self.augmentation(video, size, rng, may_flip), *facts) for _ in range(request.samples)]
         return clips[0] if request.samples == 1 else collate(clips, torch.stack)
 

@@ -34,7 +34,8 @@ class Prediction:
     Args:
         path: The clip.
         labels: Class names in the order of the logits.
-        probabilities: float64 ``[classes]``.
+        probabilities: float64 ``[classes]``; they sum to 1, unless the checkpoint tells several classes of a
+            clip.
         plan: How the budget was spent.
         frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``; None where so many clips
             are predicted together that they would fill the memory.
@@ -119,7 +120,9 @@ class Predictor:
         out = self.model(self.clip(frames, plan.grid), plan.keep, plan.head, plan.selector)
         cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
         spent = Spent(plan.keep, cost.total / 1e9)
-        return self.prediction(path, plan, frames, seconds, out.logits.cpu().double().softmax(-1), out, spent)
+        return self.prediction(
+            path, plan, frames, seconds, self.info.probabilities(out.logits.cpu()), out, spent
+        )
 
     def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
         """Frames uint8 ``[T, H, W, 3]`` ready for the network, ``[1, 3, T, height, width]`` on its device."""

@@ -110,11 +110,17 @@ class CascadePredictor:
         cascade: What is run.
 
     Raises:
-        ValueError: The plan table has no cascade that fits.
+        ValueError: The plan table has no cascade that fits, or the checkpoint tells several classes of a
+            clip.
     """
 
     def __init__(self, predictor: Predictor, cascade: Cascade | Budget | int | None = None) -> None:
         self._predictor, self.model = predictor, predictor.model
+        if predictor.info.multi_label:
+            raise ValueError(
+                "a cascade stops where one class is sure enough; this checkpoint tells several classes of a "
+                "clip, so use a single plan"
+            )
         if not isinstance(cascade, Cascade):
             budget = Budget(tokens=cascade) if isinstance(cascade, int) else cascade
             cascade = nearest_cascade(predictor.info.cascades, budget, self._costs_in(budget))
@@ -265,7 +271,7 @@ class CorpusPredictor:
             plan = replace(self.plan, keep=keep, measured=None)
             out = model.read(part, k, plan.head)
             spent = Spent(keep, grid_cost(config.size, grid, keep, plan.selector).total / 1e9)
-            probabilities = out.logits.cpu().double().softmax(-1)
+            probabilities = self._predictor.info.probabilities(out.logits.cpu())
             predictions.append(
                 self._predictor.prediction(look.path, plan, None, look.seconds, probabilities, out, spent)
             )

@@ -166,7 +166,7 @@ class StreamingPredictor:
                     start=seconds - self.window_s,
                     end=seconds,
                     labels=self._predictor.labels,
-                    probabilities=out.logits[0].cpu().double().softmax(-1).numpy(),
+                    probabilities=self._predictor.info.probabilities(out.logits[0].cpu()).numpy(),
                     plan=self.plan,
                     kept=None if out.kept is None else out.kept[0].cpu().numpy(),
                     embedding=out.embedding[0].float().cpu().numpy(),

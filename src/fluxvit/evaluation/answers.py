@@ -22,7 +22,7 @@ class Answers:
     Args:
         path: The ``.npz`` file.
         facts: What the answers depend on; those of a file with other facts are forgotten.
-        labels: int64 ``[N]``.
+        labels: Class indices int64 ``[N]``, or multi-hot ``[N, C]``.
         names: ``[N]`` paths.
         rows: By the request's key, fp32 ``[N, C]``; not numbers where a video could not be read.
         unreadable: Reasons by the video's number.

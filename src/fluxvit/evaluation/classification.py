@@ -51,10 +51,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits ``[N, classes]`` and labels ``[N]`` of a data set, in its order.
+    """Logits ``[N, classes]`` and labels of a data set, in its order.
 
-    Of several views the logits are the logarithms of the mean probabilities. Those of a clip that could not
-    be read are not numbers; ``unreadable`` has the reason by its row.
+    Labels are class indices ``[N]``, or multi-hot ``[N, classes]``. Of several views the logits are the
+    logarithms of the mean probabilities. Those of a clip that could not be read are not numbers;
+    ``unreadable`` has the reason by its row.
     """
 
     logits: Tensor
@@ -63,7 +64,7 @@ class Predictions:
 
     @property
     def score(self) -> Score:
-        """Clips that could not be read count as wrong."""
+        """Accuracy; clips that could not be read count as wrong. Labels must be class indices."""
         right = (self.logits.argmax(-1) == self.labels) & ~self.logits.isnan().any(-1)
         return Score(int(right.sum()), len(self.labels))
 
@@ -148,6 +149,7 @@ def predict_requests(
     indices: Sequence[int] | None = None,
     after_batch: Callable[[], None] | None = None,
     tolerant: bool = False,
+    multi_label: bool = False,
 ) -> list[Predictions]:
     """Run a model over every clip of a data set, read once for all requests of a grid.
 
@@ -163,6 +165,7 @@ def predict_requests(
         indices: Clips to take, at least one; None: all.
         after_batch: Called after each batch; may raise to end it early.
         tolerant: Go on if a video cannot be read, and name it in the predictions.
+        multi_label: Whether logits are those of each class by itself, for the mean over views.
 
     Returns:
         Predictions for each request, in the order of the clips.
@@ -186,7 +189,7 @@ def predict_requests(
             answers = _answer(model, video, requests)
         bad = clip.replaced[:: views.total] > 0
         for rows, answer in zip(logits, answers, strict=True):
-            merged = merge_views(answer.cpu(), views.total)
+            merged = merge_views(answer.cpu(), views.total, multi_label)
             merged[bad] = math.nan
             rows.append(merged)
         for row in bad.nonzero().flatten().tolist():
@@ -230,10 +233,13 @@ def number_for_checkpoint(
     """
     if model.num_classes == 0:
         raise ValueError(f"{checkpoint} has no classifier; train one with: fluxvit probe")
-    if manifest.multi_label:
-        raise ValueError(f"{data}: its videos have several labels each, and {checkpoint} gives one class")
+    if manifest.multi_label and not info.multi_label:
+        raise ValueError(
+            f"{data}: its videos have several labels each, but {checkpoint} was trained to tell one class of "
+            "a video; train it with: --task.loss bce"
+        )
     manifest = numbered_like(manifest, info.labels, model.num_classes, data, checkpoint)
-    highest = max(entry.label for entry in manifest.entries)
+    highest = max((number for entry in manifest.entries for number in entry.classes), default=-1)
     if highest >= model.num_classes:
         raise ValueError(
             f"{data} has a video of class {highest}; {checkpoint} tells {model.num_classes} "

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fluxvit.checkpoints import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
 from fluxvit.data.dataset import ClipDataset
@@ -27,7 +28,7 @@ from fluxvit.evaluation.classification import Predictions, Request, number_for_c
 from fluxvit.evaluation.evaluation_report import write_evaluation_report
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.figures import require_matplotlib
-from fluxvit.evaluation.metrics import Metrics, measure
+from fluxvit.evaluation.metrics import Metrics, average_precision, mean_of_classes, measure
 from fluxvit.evaluation.protocol import Protocol, head_of
 from fluxvit.evaluation.report import Strip
 from fluxvit.evaluation.strips import film_strips
@@ -135,7 +136,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         results, protocol = self.results, self.results["protocol"]
-        head = ("budget", "sampling", "grid", "kept", "top-1 (95 %)", "top-5", "class mean", "GMACs", "ms")
+        scores = ("mAP",) if results["multi_label"] else ("top-1 (95 %)", "top-5", "class mean")
+        head = ("budget", "sampling", "grid", "kept", *scores, "GMACs", "ms")
         table = [head, *map(_row, results["points"])]
         widths = [max(len(row[i]) for row in table) for i in range(len(head))]
         lines = [
@@ -154,17 +156,21 @@ class Evaluation:
 
 
 def _row(point: Mapping[str, Any]) -> tuple[str, ...]:
-    low, high = 100 * point["low"], 100 * point["high"]
     latency = point["latency_ms"]
+    scores: tuple[str, ...]
+    if "map" in point:
+        scores = (_score_of(point).removesuffix(" mAP"),)
+    else:
+        interval = f"({100 * point['low']:.1f} to {100 * point['high']:.1f})"
+        top5 = "" if point["top5"] is None else f"{100 * point['top5']:.1f} %"
+        scores = (f"{_score_of(point)} {interval}", top5, f"{100 * point['mean_class']:.1f} %")
     clips, crops = map(int, point["views"].split("x"))
     return (
         str(point["budget"]),
         point["kind"],
         point["grid"],
         f"{point['keep']} of {point['pool']}",
-        f"{100 * point['top1']:.1f} % ({low:.1f} to {high:.1f})",
-        "" if point["top5"] is None else f"{100 * point['top5']:.1f} %",
-        f"{100 * point['mean_class']:.1f} %",
+        *scores,
         f"{point['gmacs']:.3g}" + (f" x{clips * crops}" if clips * crops > 1 else ""),
         "" if latency is None else f"{latency['p50']:.3g}",
     )
@@ -197,15 +203,24 @@ def _run_evaluation(config: EvaluateConfig, world: World, progress: bool) -> Eva
     manifest = read_manifest(config.data, config.target)
     model, info = load_checkpoint(config.checkpoint, world.device)
     manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
+    if config.report and info.multi_label:
+        raise ValueError(
+            f"--report draws how often one class is right, but {config.checkpoint} tells several classes of "
+            "a video; leave it out, the figures are printed and in results.json"
+        )
     dataset = ClipDataset(
-        manifest, sampling=config.sampling, stride=config.stride, stride_fps=config.stride_fps
+        manifest,
+        sampling=config.sampling,
+        stride=config.stride,
+        stride_fps=config.stride_fps,
+        classes=model.num_classes if info.multi_label else None,
     )
     subjects = _in_main(world, partial(find_subjects, config, model, info))
     protocol = _protocol(config, manifest, model, info)
     answers = Answers(
         Path(config.out) / PREDICTIONS,
-        json.dumps({"version": _VERSION, **protocol.facts}, sort_keys=True),
-        torch.tensor([entry.label for entry in manifest.entries]),
+        json.dumps(_facts(protocol, info), sort_keys=True),
+        torch.stack([dataset.label(i) for i in range(len(dataset))]),
         [to_record(entry, manifest.root)["path"] for entry in manifest.entries],
     )
     _in_main(world, answers.read)
@@ -283,6 +298,12 @@ def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: 
     )
 
 
+def _facts(protocol: Protocol, info: CheckpointInfo) -> dict[str, Any]:
+    """What predictions depend on."""
+    facts = {"version": _VERSION, **protocol.facts}
+    return facts | {"multi_label": True} if info.multi_label else facts
+
+
 def _predict(
     config: EvaluateConfig,
     model: FluxViT,
@@ -293,7 +314,10 @@ def _predict(
     world: World,
     title: str | None,
 ) -> tuple[list[Tensor], dict[int, str]]:
-    """Log-probabilities ``[N, C]`` for each request, and why videos could not be read; in all processes."""
+    """Log-probabilities ``[N, C]`` for each request, and why videos could not be read; in all processes.
+
+    Where videos have several classes, they are those of each class by itself.
+    """
     batch = max(1, config.batch_size // config.views.total)
     entries = dataset.manifest.entries
     readable = [i for i, entry in enumerate(entries) if entry.ok]
@@ -319,6 +343,7 @@ def _predict(
                 progress=title,
                 indices=share,
                 tolerant=True,
+                multi_label=info.multi_label,
             )
     except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
         trouble = error
@@ -326,7 +351,8 @@ def _predict(
     reasons = {share[row]: text for row, text in part[0].unreadable.items()} if part else {}
     rows = [torch.full((len(entries), model.num_classes), torch.nan) for _ in requests]
     unreadable: dict[int, str] = {}
-    gathered = world.gather(([result.logits.log_softmax(-1) for result in part], reasons))
+    normalized = F.logsigmoid if info.multi_label else partial(F.log_softmax, dim=-1)
+    gathered = world.gather(([normalized(result.logits) for result in part], reasons))
     for indices, (tables, why) in zip(shares, gathered, strict=True):
         for whole, table in zip(rows, tables, strict=bool(indices)):
             whole[indices] = table
@@ -348,21 +374,28 @@ def _finish(
     warning: str,
 ) -> Evaluation:
     """Measure, write and report; in the main process alone."""
-    metrics = {key: measure(rows, answers.labels) for key, rows in answers.rows.items()}
     points = []
     for subject in subjects:
-        point = _point(model, subject, config.views, metrics[_key(subject.plan)])
+        point = _point(model, subject, config.views)
+        rows = answers.rows[_key(subject.plan)]
+        if info.multi_label:
+            per_class = average_precision(rows, answers.labels)
+            point |= {"map": mean_of_classes(per_class), "per_class": per_class}
+        else:
+            metrics = measure(rows, answers.labels)
+            point |= _scores(metrics)
+            if subject.budget == subjects[0].budget:
+                point["confusion"] = metrics.confusion.tolist()
         point["latency_ms"] = _latency(config, model, subject.plan) if config.latency else None
-        if subject.budget == subjects[0].budget:
-            point["confusion"] = metrics[_key(subject.plan)].confusion.tolist()
         points.append(point)
     classes = list(info.labels or manifest.labels) or [f"class {i}" for i in range(model.num_classes)]
     results = {
         "title": f"{Path(config.checkpoint).name} on {Path(config.data).name}",
         "checkpoint": config.checkpoint,
         "headline": _headline(points),
-        "chance": 1 / len(classes),
-        "conditions": _conditions(config, model, manifest, answers, subjects, warning),
+        "multi_label": info.multi_label,
+        "chance": float(answers.labels.mean()) if info.multi_label else 1 / len(classes),
+        "conditions": _conditions(config, model, info, manifest, answers, subjects, warning),
         "protocol": protocol.flat([subject.plan for subject in subjects], model.config),
         "classes": classes,
         "unreadable": [
@@ -381,9 +414,9 @@ def _finish(
     return Evaluation(results, warning, wrote)
 
 
-def _point(model: FluxViT, subject: Subject, views: Views, metrics: Metrics) -> dict[str, Any]:
-    plan, config, top1 = subject.plan, model.config, metrics.top1
-    low, high = top1.interval
+def _point(model: FluxViT, subject: Subject, views: Views) -> dict[str, Any]:
+    """A tested plan and its cost, without scores."""
+    plan, config = subject.plan, model.config
     return {
         "kind": subject.kind,
         "budget": subject.budget,
@@ -396,6 +429,13 @@ def _point(model: FluxViT, subject: Subject, views: Views, metrics: Metrics) -> 
         "head": head_of(plan, config),
         "selector": plan.selector,
         "views": str(views),
+        "gmacs": grid_cost(config.size, plan.grid, plan.keep, plan.selector).total / 1e9,
+    }
+
+
+def _scores(metrics: Metrics) -> dict[str, Any]:
+    top1, (low, high) = metrics.top1, metrics.top1.interval
+    return {
         "top1": top1.accuracy,
         "low": low,
         "high": high,
@@ -406,7 +446,6 @@ def _point(model: FluxViT, subject: Subject, views: Views, metrics: Metrics) -> 
         "nll": metrics.nll,
         "ece": metrics.ece,
         "per_class": metrics.per_class,
-        "gmacs": grid_cost(config.size, plan.grid, plan.keep, plan.selector).total / 1e9,
     }
 
 
@@ -420,15 +459,18 @@ def _latency(config: EvaluateConfig, model: FluxViT, plan: Plan) -> dict[str, An
 def _headline(points: Sequence[Mapping[str, Any]]) -> str:
     """The smallest budget, where the sampling matters most."""
     least = [point for point in points if point["budget"] == points[-1]["budget"]]
-    parts = [
-        f"{100 * point['top1']:.1f} % with {point['kind']} sampling ({point['grid']})" for point in least
-    ]
+    parts = [f"{_score_of(point)} with {point['kind']} sampling ({point['grid']})" for point in least]
     return f"At {least[0]['budget']} tokens a clip: {', '.join(parts)}."
+
+
+def _score_of(point: Mapping[str, Any]) -> str:
+    return f"{100 * point['map']:.1f} % mAP" if "map" in point else f"{100 * point['top1']:.1f} %"
 
 
 def _conditions(
     config: EvaluateConfig,
     model: FluxViT,
+    info: CheckpointInfo,
     manifest: Manifest,
     answers: Answers,
     subjects: Sequence[Subject],
@@ -446,7 +488,8 @@ def _conditions(
         "Views": f"{config.views}: times x crops, probabilities averaged",
         "Plain sampling": f"as many whole {size}x{size} frames as the budget pays for",
         "Accuracy": (
-            f"top-1 with Wilson's 95 % interval; {broken or 'no'} videos could not be read"
+            ("mean average precision" if info.multi_label else "top-1 with Wilson's 95 % interval")
+            + f"; {broken or 'no'} videos could not be read"
             + ("; they count as wrong" if broken else "")
         ),
     }

@@ -7,6 +7,7 @@ Where a probability is asked for, it has the same one for each class. N clips, C
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,7 @@ class Metrics:
     @property
     def mean_class(self) -> float:
         """Mean accuracy of the classes that have clips."""
-        present = [share for share in self.per_class if share is not None]
-        return sum(present) / len(present)
+        return mean_of_classes(self.per_class)
 
 
 def measure(log_probabilities: Tensor, labels: Tensor) -> Metrics:
@@ -83,6 +83,45 @@ def measure(log_probabilities: Tensor, labels: Tensor) -> Metrics:
         nll=float(-true.mean()),
         ece=_calibration_error(rows.exp().amax(1), right),
     )
+
+
+def average_precision(scores: Tensor, targets: Tensor) -> list[float | None]:
+    """Average precision of each class: the mean, over its clips, of the precision at the clip's rank.
+
+    Clips of equal score have one rank, that of the last of them, so that their order does not matter. A clip
+    without an answer is never found, and counts among those that there are.
+
+    Args:
+        scores: ``[N, C]``, the higher the surer; rows that are not numbers are clips without an answer.
+        targets: ``[N, C]``, 1 where a clip shows a class, else 0.
+
+    Returns:
+        For each class; None for those that no clip shows.
+    """
+    answered = ~scores.isnan().any(-1)
+    totals = targets.sum(0).tolist()
+    found: list[float | None] = []
+    for values, truth, total in zip(
+        scores[answered].t(), targets[answered].double().t(), totals, strict=True
+    ):
+        if not total:
+            found.append(None)
+            continue
+        values, order = values.sort(descending=True)
+        hits = truth[order].cumsum(0)
+        is_last = torch.ones(len(values), dtype=torch.bool)  # Of those of equal score.
+        is_last[:-1] = values[1:] != values[:-1]
+        ranks = is_last.nonzero()[:, 0] + 1
+        precision = hits[is_last] / ranks
+        gained = hits[is_last].diff(prepend=torch.zeros(1, dtype=torch.float64))
+        found.append(float((precision * gained).sum() / total))
+    return found
+
+
+def mean_of_classes(per_class: Sequence[float | None]) -> float:
+    """The mean of what classes have, without those that have nothing; 0 if none has."""
+    present = [value for value in per_class if value is not None]
+    return sum(present) / len(present) if present else 0.0
 
 
 def _calibration_error(confidence: Tensor, right: Tensor) -> float:

@@ -350,6 +350,11 @@ def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
 def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> Manifest:
     """The videos that choose."""
     manifest = read_manifest(config.data, config.target)
+    if info.multi_label:
+        raise ValueError(
+            f"{config.checkpoint} tells several classes of a video; plans are chosen by how often one class "
+            "is right, which it does not tell"
+        )
     if config.test:
         test = read_manifest(config.test, None)
         shared = shared_videos(manifest, test)

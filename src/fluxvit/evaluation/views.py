@@ -50,14 +50,16 @@ class Views(NamedTuple):
 ONE_VIEW = Views()
 
 
-def merge_views(logits: Tensor, views: int) -> Tensor:
+def merge_views(logits: Tensor, views: int, multi_label: bool = False) -> Tensor:
     """Logits of all views ``[B * views, C]``, those of a video together, to one row a video, fp32 ``[B, C]``.
 
     Of several views it is the logarithm of their mean probabilities (softmax of each, averaged in fp64); one
-    view's logits stay as they are.
+    view's logits stay as they are. With ``multi_label`` it is the logit of the mean of the sigmoids.
     """
     if views == 1:
         return logits.float()
+    if multi_label:
+        return logits.double().sigmoid().unflatten(0, (-1, views)).mean(1).logit(eps=1e-12).float()
     rows = logits.double().log_softmax(-1).unflatten(0, (-1, views))
     return (rows.logsumexp(1) - torch.tensor(float(views), dtype=torch.float64).log()).float()
 
@@ -78,11 +80,11 @@ class ReadableOrBlack(Dataset[Clip]):
         try:
             return self._dataset[request]
         except VideoError as error:
-            grid, (clips, crops) = request.grid, request.views
+            grid, (clips, crops), label = request.grid, request.views, self._dataset.label(request.item)
             shape = [] if clips * crops == 1 else [clips * crops]
             return Clip(
                 torch.zeros(*shape, 3, grid.frames, grid.height, grid.width, dtype=torch.uint8),
-                torch.full(shape, self._dataset.manifest.entries[request.item].label),
+                label.expand([*shape, *label.shape]).clone(),
                 torch.full(shape, request.item),
                 torch.ones(shape, dtype=torch.int64),
                 (str(error),),

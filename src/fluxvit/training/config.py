@@ -185,6 +185,8 @@ class TaskSettings:
         align_weight: Weight of the self-alignment of smaller budgets; 0 for none.
         label_smoothing: Of the cross-entropy.
         selector: Which tokens to keep.
+        loss: ``cross_entropy``, for videos of one class each; or ``bce``, binary cross-entropy of every class
+            by itself, for videos that may show several classes at once, or none.
         class_weights: Weight of each class's clips in the loss: ``none``, 1; ``sqrt``, in inverse proportion
             to the square root of the number of its videos; ``balanced``, in inverse proportion to the number.
             Averaged over the videos the weights are 1.
@@ -193,9 +195,16 @@ class TaskSettings:
     align_weight: float = 1.0
     label_smoothing: float = 0.0
     selector: str = "group_dynamic"
+    loss: str = "cross_entropy"
     class_weights: str = "none"
 
     def __post_init__(self) -> None:
+        if self.loss not in ("cross_entropy", "bce"):
+            raise ValueError(f"task.loss {self.loss!r}: choose cross_entropy or bce")
+        if self.loss == "bce" and (self.label_smoothing or self.class_weights != "none"):
+            raise ValueError(
+                "task.loss bce: label_smoothing and class_weights are for videos of one class each"
+            )
         if self.class_weights not in BALANCES:
             raise ValueError(f"task.class_weights {self.class_weights!r}: choose {', '.join(BALANCES)}")
 
@@ -268,6 +277,15 @@ class Recipe(RunRecipe):
     task: TaskSettings = field(default_factory=TaskSettings)
     mixing: dict[str, Any] | None = None
     evaluation: EvalSettings = field(default_factory=EvalSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task.loss == "bce" and self.data.balance != "none":
+            raise ValueError("data.balance goes by the one class of each video; with task.loss bce use none")
+        if self.task.loss == "bce" and self.mixing is not None and self.mixing.get("label_smoothing", 1):
+            raise ValueError(
+                "mixing.label_smoothing spreads the one class of a video; with task.loss bce set it to 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,10 @@ def progress_line(
 
         def advance(metrics: dict[str, float], figures: dict[str, float]) -> None:
             nonlocal last
-            text = " ".join(f"{name.removeprefix('accuracy')} {value:.2f}" for name, value in metrics.items())
+            text = " ".join(
+                f"{name.removeprefix('accuracy').removeprefix('hit')} {value:.2f}"
+                for name, value in metrics.items()
+            )
             progress.speed = _speed(figures)
             progress.update(task, advance=1, metrics=text)
             if plain and time.monotonic() - last > _PLAIN_LINE_SECONDS:

@@ -46,12 +46,12 @@ class Mixing:
 
         Args:
             video: Floating ``[B, 3, T, H, W]``, on any device; not changed.
-            label: Class indices ``[B]``.
+            label: Class indices ``[B]``; or multi-hot ``[B, classes]``, which is mixed without smoothing.
             seed: All that the mixing depends on besides its input: with (seed of the run, step) a resumed run
                 mixes as it would have. With several ranks append the rank, or all mix alike.
 
         Returns:
-            Clips like ``video``, and soft targets ``[B, classes]``, float32, whose rows sum to 1.
+            Clips like ``video``, and soft targets ``[B, classes]``, float32; those of class indices sum to 1.
 
         Raises:
             ValueError: ``video`` is not floating.
@@ -68,7 +68,7 @@ class Mixing:
         else:
             kept = generator.beta(self.mixup, self.mixup)
             mixed = torch.lerp(video.flip(0), video, kept)
-        target = smooth_one_hot(label, classes, self.label_smoothing)
+        target = label if label.ndim == 2 else smooth_one_hot(label, classes, self.label_smoothing)
         return mixed, torch.lerp(target.flip(0), target, kept)
 
 

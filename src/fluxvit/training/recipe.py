@@ -58,26 +58,30 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     recipe = with_manifests(recipe, world, progress)
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
     train = readable(recipe.data.train, recipe.data.target)
-    val = readable(recipe.data.val, recipe.data.target) if recipe.data.val else None
-    classes, val = _shared_classes(recipe.data, train, val)
+    val = read_manifest(recipe.data.val, recipe.data.target) if recipe.data.val else None
+    multi_label = recipe.task.loss == "bce"
+    classes, val = _shared_classes(recipe.data, train, val, multi_label)
     model, info = start_model(recipe, classes, train.labels)
     model.to(world.device)
     labels = [entry.label for entry in train.entries]
     course = Course(recipe, len(train), model.config.size, world, labels=labels, balance=recipe.data.balance)
-    info = replace(course.describe(info, train, "train"), labels=list(train.labels))
-    task = _task(recipe.task, labels, classes)
-    trainer = course.trainer(model, task, clip_dataset(recipe, train), info)
+    info = course.describe(info, train, "train")
+    info = replace(info, labels=list(train.labels), multi_label=multi_label)
+    width = classes if multi_label else None
+    dataset = clip_dataset(recipe, train, classes=width)
+    trainer = course.trainer(model, _task(recipe.task, labels, classes), dataset, info)
     # The digest of the data knows indices only: other names would be other classes.
     trainer.fingerprint["classes"] = list(train.labels)
     trainer.mixing = Mixing(**recipe.mixing) if recipe.mixing is not None else None
     if val is not None:
-        trainer.fingerprint["validation"] = val.digest
+        shown = _without_broken(recipe.data.val, val)
+        trainer.fingerprint["validation"] = shown.digest
         trainer.after_step = Validation(
             trainer,
             info,
-            ClipDataset(val, **_sampling(recipe)),
+            ClipDataset(shown, classes=width, **_sampling(recipe)),
             SamplingGrid.parse(recipe.evaluation.grid),
-            broken=len(read_manifest(recipe.data.val)) - len(val),
+            broken=[entry for entry in val.entries if not entry.ok],
             every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
             workers=recipe.data.workers,
             progress=progress,
@@ -95,7 +99,13 @@ def _task(settings: TaskSettings, labels: Sequence[int], classes: int) -> FluxTu
     weights = None
     if settings.class_weights != "none":
         weights = torch.from_numpy(class_weights(labels, classes, settings.class_weights)).float()
-    return FluxTuning(settings.align_weight, settings.label_smoothing, settings.selector, weights)
+    return FluxTuning(
+        settings.align_weight,
+        settings.label_smoothing,
+        settings.selector,
+        multi_label=settings.loss == "bce",
+        class_weights=weights,
+    )
 
 
 class Course:
@@ -164,7 +174,14 @@ class Course:
             "recipe": asdict(self._recipe),
             "data": train.digest,
         }
-        return replace(info, grids=list(self.grids), provenance=provenance, plans=[], cascades=[])
+        return replace(
+            info,
+            grids=list(self.grids),
+            provenance=provenance,
+            plans=[],
+            cascades=[],
+            multi_label=False,
+        )
 
     def batches(self, dataset: ClipDataset, steps: int) -> Callable[[int], Iterable[Clip]]:
         """This process's batches of a run of ``steps``, from a first step on."""
@@ -269,7 +286,10 @@ def readable(path: str, target: str | None) -> Manifest:
     Raises:
         ValueError: The manifest cannot be read, or all of its videos are broken.
     """
-    manifest = read_manifest(path, target)
+    return _without_broken(path, read_manifest(path, target))
+
+
+def _without_broken(path: str, manifest: Manifest) -> Manifest:
     rest = manifest.readable()
     if len(rest) < len(manifest):
         _log.warning(
@@ -378,30 +398,41 @@ def _kept_tokens(model: FluxViT) -> Callable[[Tensor], int]:
     return count
 
 
-def _shared_classes(data: DataSettings, train: Manifest, val: Manifest | None) -> tuple[int, Manifest | None]:
+def _shared_classes(
+    data: DataSettings, train: Manifest, val: Manifest | None, multi_label: bool
+) -> tuple[int, Manifest | None]:
     """How many classes there are, and the validation videos with their classes numbered as in training.
 
+    Args:
+        train: The training videos that can be read.
+        val: All validation videos.
+        multi_label: Whether videos may show several classes, or none.
+
     Raises:
-        ValueError: Videos have no label, all training videos are of one class, or validation videos are of
-            classes that the training manifest does not name.
+        ValueError: Videos have no label, or several where one is expected; there is nothing to tell apart; or
+            validation videos are of classes that the training manifest does not name.
     """
-    for manifest, name in ((train, "training"), (val, "validation")):
-        if manifest is not None and any(entry.label < 0 for entry in manifest.entries):
+    for manifest, path in ((train, data.train), (val, data.val)):
+        if manifest is None:
+            continue
+        if manifest.multi_label and not multi_label:
+            raise ValueError(f"{path}: its videos have several labels each; train with --task.loss bce")
+        bare = [entry for entry in manifest.entries if entry.ok and entry.labels is None and entry.label < 0]
+        if bare:
             raise ValueError(
-                f"the {name} manifest has videos without a label; probe it from labelled sources"
+                f"{path}: {len(bare)} videos have no label, such as {bare[0].path}; probe it from labelled "
+                "sources"
             )
-    used = {entry.label for entry in train.entries}
-    if len(used) == 1:
-        raise ValueError(
-            f"{data.train}: all videos are of one class ({name_classes(used, train.labels)}); a classifier "
-            "needs two or more to tell apart"
-        )
+    used = {number for entry in train.entries for number in entry.classes}
+    if not used or (len(used) == 1 and not multi_label):
+        shown = f"all videos are of one class ({name_classes(used, train.labels)})" if used else "no class"
+        raise ValueError(f"{data.train}: {shown}; a classifier needs two or more to tell apart")
     classes = len(train.labels) or 1 + max(used)
     if val is not None:
         val = numbered_like(val, train.labels, classes, data.val, data.train)
-        new = sorted({entry.label for entry in val.entries} - used)
+        new = sorted({number for entry in val.entries for number in entry.classes} - used)
         if new:
-            count = sum(entry.label in new for entry in val.entries)
+            count = sum(not used.issuperset(entry.classes) for entry in val.entries)
             _log.warning(
                 "%s: %d of its %d videos are of classes that %s has no video of, and count as wrong: %s",
                 data.val,

@@ -42,6 +42,8 @@ class FluxTuning:
             release's weight of 1 hardly counts.
         label_smoothing: Of the cross-entropy.
         selector: Which tokens to keep.
+        multi_label: Take binary cross-entropy, averaged over the classes, in place of cross-entropy: labels
+            are then multi-hot ``[B, classes]``.
         class_weights: Weights ``[classes]`` of the clips of each class in the cross-entropy, whose mean over
             the training clips should be 1; None: all weigh 1. A clip with soft labels has the mean of their
             weights. Weights do not depend on the batch, so that any number of processes computes the same.
@@ -50,6 +52,7 @@ class FluxTuning:
     align_weight: float = 1.0
     label_smoothing: float = 0.0
     selector: str | Selector = "group_dynamic"
+    multi_label: bool = False
     class_weights: Tensor | None = None
 
     def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
@@ -63,7 +66,12 @@ class FluxTuning:
             pooled = model.forward_head(model.encode(tokens), head, pre_logits=True)
             logits = model.classify(pooled, head).float()
             loss = loss + self._classification_loss(logits, label)
-            result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()
+            if self.multi_label:
+                # How often the likeliest class is one of the clip's.
+                hits = label.gather(1, logits.argmax(-1, keepdim=True)) > 0
+                result[f"hit@{budget}"] = hits.float().mean()
+            else:
+                result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()
             if anchor is None:
                 anchor = F.normalize(pooled.detach().float(), dim=-1)
             else:
@@ -73,7 +81,9 @@ class FluxTuning:
         return {"loss": loss, **result}
 
     def _classification_loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy of logits ``[B, classes]``, a scalar."""
+        """The loss of logits ``[B, classes]``, a scalar."""
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(logits, label)
         if self.class_weights is None:
             return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")

@@ -13,8 +13,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import Entry
 from fluxvit.evaluation.classification import Predictions, predict_dataset
+from fluxvit.evaluation.metrics import average_precision, mean_of_classes
 from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT
@@ -28,7 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 class Validation:
-    """Scores a trainer's model every so often and keeps the best.
+    """Scores a trainer's model every so often and keeps the best, by accuracy or, where videos have several
+    classes, by mean average precision.
 
     Each video is predicted once, by one of the processes. A validation that was cut off leaves no trace and
     is done again when the run goes on; one that is in ``validation.jsonl`` is not, and ``best`` is the first
@@ -39,7 +43,7 @@ class Validation:
         info: What goes with the checkpoint.
         dataset: The videos.
         grid: Sampling of each.
-        broken: Further videos that cannot be read; they count as wrong.
+        broken: Further videos that cannot be read; they count as wrong, and are never found.
         every: Steps between two; the last step is validated too.
         workers: Processes that prepare clips, for each process.
         progress: Show a bar.
@@ -56,7 +60,7 @@ class Validation:
         grid: SamplingGrid,
         every: int,
         *,
-        broken: int = 0,
+        broken: Sequence[Entry] = (),
         workers: int = 0,
         progress: bool = True,
     ) -> None:
@@ -91,8 +95,17 @@ class Validation:
     def _score(self, model: FluxViT) -> dict[str, float]:
         """A figure for each budget, in all processes; the larger, the better."""
         budgets = model.config.budgets
-        videos = len(self._dataset) + self._broken
         results = self._predict(model, budgets)
+        if self._info.multi_label:
+            missed = torch.from_numpy(multi_hot(self._broken, model.num_classes))
+            lost = torch.full(missed.shape, torch.nan)
+            return {
+                f"map@{budget}": mean_of_classes(
+                    average_precision(torch.cat([result.logits, lost]), torch.cat([result.labels, missed]))
+                )
+                for budget, result in zip(budgets, results, strict=True)
+            }
+        videos = len(self._dataset) + len(self._broken)
         return {
             f"accuracy@{budget}": result.score.correct / videos
             for budget, result in zip(budgets, results, strict=True)
@@ -141,7 +154,7 @@ class Validation:
         if world.any(stopped):
             raise Stopped("stopped while validating")
         parts = world.gather(part)
-        labels = torch.tensor([entry.label for entry in self._dataset.manifest.entries])
+        labels = torch.stack([self._dataset.label(i) for i in range(len(self._dataset))])
         return [
             Predictions(_interleave([p[i] for p in parts if p], len(self._dataset)), labels)
             for i in range(len(budgets))
