@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,6 @@ def encode(
         stream.codec_context.thread_count = 1
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
         if sound:
             audio: Any = container.add_stream("aac", rate=16000)
             tone = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
@@ -78,7 +78,20 @@ def encode(
         if sound:
             container.mux(audio.encode(tone))
             container.mux(audio.encode())
+    if rotation is not None:
+        _rotate(path, rotation)
     return path
+
+
+def _rotate(path: Path, degrees: float) -> None:
+    """Set the display rotation of an MP4 file; PyAV can from version 16 on only."""
+    content = bytearray(path.read_bytes())
+    angle = math.radians(degrees)
+    a, b = round(math.cos(angle) * 2**16), round(math.sin(angle) * 2**16)
+    matrix = struct.pack(">9i", a, -b, 0, b, a, 0, 0, 0, 2**30)
+    place = content.index(b"tkhd") + 44
+    content[place : place + len(matrix)] = matrix
+    path.write_bytes(content)
 
 
 def encode_sound(path: Path) -> Path:

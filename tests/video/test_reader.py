@@ -180,10 +180,13 @@ def test_a_truncated_file_gives_the_frames_it_has(tmp_path: Path, name: str) -> 
     cut_short(path, 0.6)
     with open_video(path) as reader:
         assert 40 < len(reader.times) < 110
-        last = number_of(reader.read([100.0])[0])
+        # FFmpeg 7 gives the key frame that is cut in two, too, as far as it goes.
+        cut_frame = name == "cut.ts" and av.library_versions["libavcodec"][0] < 62
+        late = reader.times[-2] if cut_frame else 100.0
+        last = number_of(reader.read([late])[0])
         # Frames are stored in decoding order, so some just before the last one may be missing.
         assert abs(last - len(reader.times)) <= 3
-        wanted = [0.0, 0.8, 1.0, 60.0, 100.0]
+        wanted = [0.0, 0.8, 1.0, late, late]
         jumping = reader.read(wanted)
     assert numbers_of(jumping) == [0, 20, 25, last, last]
     with PyAVReader(path) as reader:

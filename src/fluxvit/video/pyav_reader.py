@@ -55,6 +55,7 @@ class _Contents:
         end: Seconds at which the last frame stops being shown.
         origin: Seconds on the stream's own clock at which the first frame is shown.
         counts: Ticks are frame numbers, so frames must be counted from the beginning of the file.
+        key_times: Presentation times of the key frames, in the stream's time base.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class _Contents:
         self.origin = float(starts[0] * time_base)
         self._position = np.array(shown)[first_seen]
         self._keys = [i for i, packet in enumerate(packets) if packet.is_key]
+        self.key_times = {packets[i].pts for i in self._keys}
         last = packets[self._position[-1]].duration
         if last:
             shown_for = last * time_base
@@ -244,6 +246,8 @@ class PyAVReader(TimedReader):
             landed = next((packet for packet in packets if packet.is_keyframe), None)
             if landed is None or landed.pts is None or target.pts is None:
                 break
+            if landed.pts not in self.contents.key_times:
+                break  # FFmpeg 7 numbers the frames of MPEG-PS files in another way after a jump.
             if landed.pts <= target.pts:
                 return chain([landed], packets)
         # Reopening costs a few milliseconds and, unlike seeking, is sure to find the first packet.
