@@ -66,7 +66,7 @@ def test_a_checkpoint_names_classes(checkpoint: Path) -> None:
         ("x.txt", "a\n\nb\n", "line 2 is empty"),
         ("x.txt", "a\nb\na\n", "classes 0 and 2 are both 'a'"),
         ("x.txt", "\n \n", "names no classes"),
-        ("x.txt", b"\xff\xfe\xff", "not a UTF-8 text file"),
+        ("x.txt", b"\xff\xfe\xff", "starts like UTF-16 text, but is damaged"),
         ("x.txt", "1 a\n2 b\n", "numbered from 1 to 2; number them from 0"),
         ("x.txt", "0 a\n2 b\n", "indices go up to 2, but there is no class 1"),
         ("x.txt", "0 a\n0 b\n", "'a' and 'b' both have the index 0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxvit.data.manifest import read_manifest
+from fluxvit.data.text_files import read_text
 from fluxvit.files import read_json
 
 _LEADING = re.compile(r"\s*(\d+)\s*[\s,:;]\s*(\S.*)")
@@ -46,7 +46,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     elif path.suffix == ".json":
         names = _from_json(read_json(path), path)
     else:
-        lines = _decoded(path).splitlines()
+        lines = read_text(path)[0].split("\n")
         while lines and not lines[-1].strip():
             del lines[-1]
         table = path.suffix in (".csv", ".tsv")
@@ -62,15 +62,6 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
             first = names.index(name)
             raise ValueError(f"{path}: classes {first} and {names.index(name, first + 1)} are both {name!r}")
     return tuple(names)
-
-
-def _decoded(path: Path) -> str:
-    data = path.read_bytes()
-    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return data.decode("utf-16" if is_wide else "utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a UTF-8 text file") from None
 
 
 def _from_lines(lines: Sequence[str], path: Path) -> list[str]:

@@ -55,6 +55,12 @@ from fluxvit.data.lists import (
     read_rawframes,
 )
 from fluxvit.data.manifest import Entry, read_manifest
+from fluxvit.data.multi_label import (
+    CHARADES_COLUMNS,
+    has_label_lists,
+    read_charades,
+    read_multi_label,
+)
 from fluxvit.data.question_sets import (
     detect_question_set,
     read_choices,
@@ -221,6 +227,8 @@ FORMATS: dict[str, Reader] = {
     "coin": read_coin,
     "activitynet": read_activitynet,
     "hacs": read_hacs,
+    "charades": read_charades,
+    "multi_label": read_multi_label,
     "msrvtt": read_msrvtt,
     "didemo": read_didemo,
     "activitynet_captions": read_activitynet_captions,
@@ -245,6 +253,7 @@ _FOLDER_MARKS = {
     "classInd.txt": "ucf101",
     "*_test_split1.txt": "hmdb51",
     "moments_categories.txt": "mit",
+    "Charades*_classes.txt": "charades",
 }
 
 
@@ -264,6 +273,10 @@ def _detect_json(path: Path) -> str:
 def _detect_list(path: Path) -> str:
     if has_columns(path, "youtube_id", "time_start", "time_end"):
         return "kinetics"
+    if has_columns(path, *CHARADES_COLUMNS):
+        return "charades"
+    if has_columns(path, "labels") and has_label_lists(path):
+        return "multi_label"
     for mark, format in (("classInd.txt", "ucf101"), ("moments_categories.txt", "mit")):
         if (path.parent / mark).exists():
             return format

@@ -1,0 +1,133 @@
+"""Data sets whose videos show several classes at once: Charades, and lists with a column of labels.
+
+The readers take the annotations, the folder of the videos and the split; see `fluxvit.data.sources`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fluxvit.data.layout import (
+    VIDEO_SUFFIXES,
+    VideoList,
+    files_in,
+    find_video,
+    first_of,
+    index_videos,
+    list_file,
+    name_split,
+    seconds_of,
+    wanted_split,
+)
+from fluxvit.data.manifest import Entry
+from fluxvit.data.text_files import dict_rows, shown, text_lines
+
+CHARADES_COLUMNS = ("id", "script", "actions")
+_PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "id", "video_id", "name")
+_ACTION = re.compile(r"c(\d+) ([\d.]+) ([\d.]+)")
+
+
+def read_charades(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """Charades: ``Charades_v1_train.csv``, ``Charades_v1_test.csv`` and ``Charades_v1_classes.txt``.
+
+    A video is one entry of its whole length, labelled with all of its actions (``c092 11.90 21.20;...``), of
+    which there may be none; their times are kept. Its script becomes the caption. The test split is what is
+    evaluated. Videos are ``ID`` with any suffix in any folder below ``root``. Charades-Ego is read, too.
+    """
+    if source.is_dir():
+        found = [
+            path for path in files_in(source) if re.fullmatch(r"Charades\w*_(train|test)\.csv", path.name)
+        ]
+        wanted = wanted_split(split, source, found=("train", "test"))
+        file = next((path for path in found if path.stem.endswith(wanted)), None)
+        if file is None:
+            raise ValueError(f"{source}: no file Charades_v1_{wanted}.csv")
+    else:
+        file, wanted = source, name_split(split, source)
+    classes = first_of(file.parent, ["Charades_v1_classes.txt"])
+    names = []
+    for number, line in enumerate(text_lines(classes)):
+        code, _, name = line.partition(" ")
+        if code != f"c{number:03d}" or not name:
+            raise ValueError(f"{classes}: {shown(line)} is not the class c{number:03d} and its name")
+        names.append(name)
+    root = root or file.parent
+    index = index_videos(root)
+    entries = []
+    for line_number, row in dict_rows(file):
+        missing = [name for name in CHARADES_COLUMNS if name not in row]
+        if missing:
+            raise ValueError(f"{file}, line {line_number}: no {' and no '.join(missing)}")
+        actions, labels = [], set[int]()
+        for text in filter(None, row["actions"].split(";")):
+            action = _ACTION.fullmatch(text.strip())
+            if action is None or int(action[1]) >= len(names):
+                raise ValueError(
+                    f"{file}, line {line_number}: {shown(text)} is not an action such as c092 11.90 21.20"
+                )
+            start, end = (seconds_of(time, file) for time in action.group(2, 3))
+            labels.add(int(action[1]))
+            actions.append({"label": int(action[1]), "start": start, "end": end})
+        path = find_video(index, [row["id"]], root / f"{row['id']}.mp4")
+        captions = (row["script"],) if row["script"] else ()
+        entries.append(
+            Entry(path, captions=captions, labels=tuple(sorted(labels)), extra={"actions": actions})
+        )
+    return VideoList("", wanted, root, tuple(entries), tuple(names))
+
+
+def read_multi_label(source: Path, root: Path | None, split: str | None) -> VideoList:
+    """A table with a header and a column ``labels`` of any number of labels each: ``run;jump`` or ``3;17``.
+
+    Labels are separated by semicolons or bars, or are a JSON list. They are class indices, or else class
+    names, which are numbered in alphabetical order. An empty cell says that a video shows no class.
+    The column ``path`` (or ``video``, ``file``, ``id``, ...; else the first) holds the paths, relative to
+    ``root``; an id is looked up in all folders below it.
+    """
+    file = list_file(source, split)
+    root = root or file.parent
+    rows = [(line, _cells(file, line, row)) for line, row in dict_rows(file)]
+    used = {label for _, (_, labels) in rows for label in labels}
+    is_index = {label.isdecimal() for label in used}
+    if len(is_index) > 1:
+        words = sorted(label for label in used if not label.isdecimal())
+        raise ValueError(f"{file}: {shown(words[0])} is a label, but others are numbers")
+    names: Sequence[str] = () if is_index == {True} else sorted(used)
+    numbers = {name: number for number, name in enumerate(names)}
+    index: dict[str, Path] = {}
+    if not all(Path(name).suffix.lower() in VIDEO_SUFFIXES for _, (name, _) in rows):
+        index = index_videos(root)
+    entries = []
+    for _, (name, labels) in rows:
+        found = {numbers[label] if names else int(label) for label in labels}
+        path = root / name
+        if path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir():
+            path = find_video(index, [name], root / f"{name}.mp4")
+        entries.append(Entry(path, labels=tuple(sorted(found))))
+    return VideoList("", name_split(split, file), root, tuple(entries), tuple(names))
+
+
+def has_label_lists(file: Path) -> bool:
+    """Whether the column ``labels`` of a table holds more than one label anywhere."""
+    return any(re.search(r"[;|\[]", row.get("labels", "")) for _, row in dict_rows(file))
+
+
+def _cells(file: Path, line: int, row: dict[str, str]) -> tuple[str, list[str]]:
+    """Path and labels of a row."""
+    named = [row[key] for key in _PATH_COLUMNS if key in row]
+    path = next((text.strip() for text in [*named, *row.values()] if text is not row.get("labels")), "")
+    if "labels" not in row or not path:
+        raise ValueError(f"{file}, line {line}: expected a path and a column labels, as in path,labels")
+    text = row["labels"].strip()
+    if not text.startswith("["):
+        return path, [label.strip() for label in re.split(r"[;|]", text) if label.strip()]
+    try:
+        labels = json.loads(text.replace("'", '"'))
+    except json.JSONDecodeError:
+        labels = None
+    if not isinstance(labels, list) or not all(isinstance(label, (int, str)) for label in labels):
+        raise ValueError(f"{file}, line {line}: {shown(text)} is not a list of labels")
+    return path, [str(label) for label in labels]
