@@ -51,6 +51,7 @@ def encode(
     rotation: float | None = None,
     muxer: dict[str, str] | None = None,
     sound: bool = False,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Write ``count`` numbered frames of ``size`` = (width, height) to ``path``.
 
@@ -62,6 +63,7 @@ def encode(
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
         stream.options = options or {}
+        container.metadata.update(metadata or {})
         stream.codec_context.thread_count = 1
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

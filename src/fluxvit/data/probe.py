@@ -30,7 +30,7 @@ from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifes
 from fluxvit.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.machine import usable_cores
 from fluxvit.video.members import may_exist
-from fluxvit.video.pyav_reader import open_container
+from fluxvit.video.pyav_reader import open_video_file
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
@@ -415,7 +415,7 @@ def _expect_whole(reader: PyAVReader) -> None:
     # Matroska and WebM promise no frames, but a length; it may be that of the sound.
     seconds = reader.info.duration
     if promised is None and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
-        with open_container(reader.info.path) as container:
+        with open_video_file(reader.info.path) as container:
             promise = "matroska" in container.format.name and not container.streams.audio
         if promise:
             raise VideoError.of(reader.info.path, f"cut short: {reader.end:.1f} of {seconds:.1f} s are there")
@@ -424,7 +424,7 @@ def _expect_whole(reader: PyAVReader) -> None:
 def _count_intact(path: Path) -> int:
     """Frames that decode without damage."""
     intact = 0
-    with open_container(path) as container:
+    with open_video_file(path) as container:
         videos = container.streams.video
         # Cover art of a song is a video stream, too.
         stream = next(s for s in videos if not s.disposition & Disposition.attached_pic)

@@ -11,6 +11,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.container import open_container
 from fluxvit.video.rgb import RGBConverter, quarter_turns
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -84,9 +85,7 @@ class FolderReader(TimedReader):
 
 def _decode_image(path: Path) -> av.VideoFrame:
     try:
-        # Without this option a % in the name is taken for the pattern of a numbered sequence.
-        options = {"pattern_type": "none"}
-        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+        with open_container(path) as container:
             return next(container.decode(video=0))
     except (FFmpegError, IndexError, StopIteration):
         raise VideoError.of(path, "not an image, or it is damaged") from None

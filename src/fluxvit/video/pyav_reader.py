@@ -7,6 +7,7 @@ and, at each, either decodes on or seeks, whichever is nearer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.container import open_container, script_kind
 from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import RGBConverter, quarter_turns
 
 # Seeking flushes the decoder, which then needs a few packets before its first frame comes out.
 _SEEK_COST_IN_PACKETS = 3
+
+_SCRIPT_BYTES = 1024
 
 _MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
 
@@ -305,21 +309,16 @@ class PyAVReader(TimedReader):
         return VideoError.of(self._path, f"not one {codec} frame could be decoded; the file is damaged")
 
 
-def open_container(path: Path, file: IO[bytes] | None = None) -> InputContainer:
+def open_video_file(path: Path, file: IO[bytes] | None = None) -> InputContainer:
     """Open a video file, or one in a shard, with FFmpeg, whose errors it raises.
 
     Args:
-        file: The video in the shard, if it is open already; read from its beginning.
+        file: The video in the shard, if it is open already; it is read from its beginning.
     """
     member = TarMember.parse(path) if file is None else None
     if member is not None:
         file = member.open()
-    if file is not None:
-        file.seek(0)
-        return av.open(file, "r", metadata_errors="replace")
-    # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
-    # Titles and the like may be in any encoding, and nobody here reads them.
-    return av.open(f"file:{path}", metadata_errors="replace")
+    return open_container(path if file is None else file)
 
 
 def _open_stream(path: Path, file: IO[bytes] | None) -> tuple[InputContainer, VideoStream]:
@@ -332,7 +331,7 @@ def _open_stream(path: Path, file: IO[bytes] | None) -> tuple[InputContainer, Vi
         if path.stat().st_size == 0:
             raise VideoError.of(path, "the file is empty (0 bytes)")
     try:
-        container = open_container(path, file)
+        container = open_video_file(path, file)
     except (FFmpegError, OSError) as error:
         raise VideoError.of(path, _why_not_opened(path, file, error)) from None
     # Cover art of a song is a video stream, too.
@@ -354,16 +353,25 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
     if isinstance(error, PermissionError):
         return "permission denied"
     with nullcontext(file) if file is not None else path.open("rb") as opened:
-        is_cut = _is_mp4_without_index(opened)
-    if is_cut:
-        return "cut short: its index (moov atom) is missing; copy or download the file again"
+        opened.seek(0)
+        kind = script_kind(opened.read(_SCRIPT_BYTES))
+        if kind is not None:
+            return (
+                f"not a video but {kind}, which names other files or addresses; if you trust it, open it "
+                "as a stream: fluxvit predict --stream"
+            )
+        if _is_mp4_without_index(opened):
+            return "cut short: its index (moov atom) is missing; copy or download the file again"
+    if isinstance(error, av.error.ArgumentError):
+        # FFmpeg knows what it is, and it is none of the containers that are opened as files.
+        return "not a video"
     detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
     return f"not a video, or its header is damaged (FFmpeg: {detail})"
 
 
 def _is_mp4_without_index(file: IO[bytes]) -> bool:
     """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box."""
-    position = 0
+    position, length = 0, file.seek(0, os.SEEK_END)
     file.seek(0)
     while len(header := file.read(16)) >= 8:
         size, kind = int.from_bytes(header[:4], "big"), header[4:8]
@@ -374,5 +382,7 @@ def _is_mp4_without_index(file: IO[bytes]) -> bool:
         if size < 8:
             break
         position += size
+        if position >= length:
+            break
         file.seek(position)
     return position > 0

@@ -25,6 +25,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from fluxvit.video.base import CLOCK_SLACK, VideoError
+from fluxvit.video.container import open_address, open_container, script_kind
 from fluxvit.video.reader import open_video
 from fluxvit.video.rgb import RGBConverter
 
@@ -171,9 +172,20 @@ def open_stream(address: str, *, raw: str | None = None, live: bool | None = Non
         return _encoded(address, is_live, address, options=options, timeout=_PATIENCE)
     if address == "-":
         return _encoded(address, bool(live), _standard_input())
+    if _is_script(address):
+        return _encoded(address, bool(live), address)
     if live:
         raise ValueError(f"{address}: a file waits, and none of it is skipped; live is for streams")
     return FileFrames(address)
+
+
+def _is_script(address: str) -> bool:
+    """Whether an address is a file that names what is to be opened, such as a playlist."""
+    try:
+        with open(address, "rb") as file:
+            return script_kind(file.read(1024)) is not None
+    except OSError:
+        return False
 
 
 def parse_raw(text: str) -> tuple[int, int, Fraction]:
@@ -251,7 +263,7 @@ def _encoded(address: str, live: bool, opened: str | IO[bytes], **how: Any) -> T
     """A stream that FFmpeg demuxes as it comes."""
     name = _title(address)
     try:
-        container = av.open(opened, "r", metadata_errors="replace", **how)
+        container = open_address(opened, **how) if isinstance(opened, str) else open_container(opened)
     except (FFmpegError, OSError, ValueError) as error:
         raise VideoError.of(name, _why_not_opened(address, how.get("format"), error)) from None
     if not container.streams.video:

@@ -1,0 +1,96 @@
+"""Opening files, shards, uploads and streams with FFmpeg: the one place where that happens.
+
+FFmpeg reads far more than videos. Playlists, session descriptions and scripts make it open other files or
+sockets, so that a file from a stranger could read what its receiver may read. What is opened here as a file
+is therefore limited to containers that hold their pictures themselves. Only what the user names as a stream
+may be anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+import av
+from av.container import InputContainer
+
+# Demuxers, by FFmpeg's names, of files that hold their pictures themselves. Sound is among them, so that a
+# song is told to be one.
+_CONTAINERS = """
+    mov mp4 m4a 3gp 3g2 mj2 matroska webm avi mpegts mpeg flv live_flv kux gif apng webp webp_anim asf asf_o
+    ogg mxf nut dv rm nsv nuv gxf lxf wtv ty pva dhav film_cpk amv ivf obu av1 avif
+    h261 h263 h264 hevc vvc evc m4v mpegvideo cavsvideo avs2 avs3 vc1 vc1test dirac dnxhd mjpeg mjpeg_2000
+    mpjpeg smjpeg yuv4mpegpipe flic roq smk bink jpegxl_anim
+    aac mp3 wav flac aiff ac3 eac3 dts amr w64 caf au ape wv
+    bmp_pipe gif_pipe jpeg_pipe jpegls_pipe jpegxl_pipe j2k_pipe png_pipe webp_pipe tiff_pipe ppm_pipe
+    pgm_pipe pbm_pipe pam_pipe qoi_pipe image2
+"""
+
+# Without pattern_type a % in the name of an image is taken for the pattern of a numbered sequence.
+_LIMITED = {
+    "format_whitelist": ",".join(_CONTAINERS.split()),
+    "protocol_whitelist": "file",
+    "pattern_type": "none",
+}
+
+# PyAV 19 leaves text that is not UTF-8 alone; before it, the text of titles had to be told to be harmless.
+_METADATA: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
+
+# How files begin that name other files or addresses instead of holding pictures.
+_SCRIPTS = (
+    (b"#EXTM3U", "an HLS playlist (m3u8)"),
+    (b"ffconcat", "an ffconcat script"),
+    (b"v=0", "a session description (SDP)"),
+    (b"<?xml", "an XML file, such as a DASH manifest"),
+    (b"<MPD", "a DASH manifest"),
+    (b"<smil", "a SMIL playlist"),
+    (b"<asx", "an ASX playlist"),
+    (b"[playlist]", "a playlist"),
+    (b"[reference]", "a playlist"),
+    (b"rtsptext", "an RTSP link"),
+)
+
+
+def open_container(source: Path | IO[bytes]) -> InputContainer:
+    """Open a file or a pipe, which may not make FFmpeg open anything else.
+
+    Args:
+        source: A path or a binary file. One that can be sought in is read from its beginning.
+
+    Raises:
+        av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
+    """
+    if isinstance(source, Path):
+        # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
+        return av.open(f"file:{source}", "r", options=dict(_LIMITED), **_METADATA)
+    if source.seekable():
+        source.seek(0)
+    return av.open(source, "r", options=dict(_LIMITED), **_METADATA)
+
+
+def open_address(
+    address: str,
+    *,
+    format: str | None = None,
+    options: dict[str, str] | None = None,
+    timeout: float | None = None,
+) -> InputContainer:
+    """Open what the user has named as a stream: a camera, an address, or a playlist with all that it names.
+
+    Args:
+        format: FFmpeg's input device of a camera.
+        options: Options of FFmpeg's demuxer or protocol.
+        timeout: Seconds after which an address that sends nothing is given up.
+
+    Raises:
+        av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
+    """
+    return av.open(address, "r", format=format, options=options or {}, timeout=timeout, **_METADATA)
+
+
+def script_kind(start: bytes) -> str | None:
+    """What kind of playlist or script a file is that begins with ``start``; None if it does not look so."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((kind for sign, kind in _SCRIPTS if text[: len(sign)].lower() == sign.lower()), None)
