@@ -44,7 +44,7 @@ def test_msrvtt(tmp_path: Path) -> None:
     dump(tmp_path / "MSRVTT_data.json", {"videos": [], "sentences": sentences})
     train = read_source(tmp_path, root=tmp_path / "videos", split="train")
     assert told(train) == {"all/video7.mp4": ("a car is driving", "someone drives")}
-    assert train.notes == ("1 videos without a caption were passed over",)
+    assert train.notes == ("left out 1 videos without a caption",)
 
 
 def test_didemo(tmp_path: Path) -> None:
@@ -155,3 +155,57 @@ def test_files_of_another_shape_are_named(tmp_path: Path, format: str) -> None:
                 tmp_path / "videos",
                 "test" if format == "msrvtt" else "val",
             )
+
+
+GOOD = {"video": "a.mp4", "caption": "A dog."}
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"video": "a.mp4", "caption": None}, "caption is null, not a text"),
+        ({"video": "a.mp4", "caption": " "}, "caption is ' ', not a text"),
+        ({"video": "a.mp4", "caption": []}, "caption is empty"),
+        ({"video": "a.mp4", "caption": ["A cat.", None]}, "caption is null, not a text"),
+        ({"caption": "A cat."}, "no video or image; its keys are caption"),
+        ({"video": ["a.mp4", "b.mp4"], "caption": "A cat."}, "2 videos, where one is read of each row"),
+        (["a.mp4", "A cat."], "an object is expected, not a list of 2"),
+    ],
+)
+def test_odd_pairs_are_left_out_and_the_first_is_named(tmp_path: Path, odd: object, reason: str) -> None:
+    touch(tmp_path / "a.mp4")
+    videos = read_source(dump(tmp_path / "x.json", [GOOD, odd, odd, {**GOOD, "video": ["a.mp4"]}]), "pairs")
+    assert [entry.captions for entry in videos.entries] == [("A dog.",), ("A dog.",)]
+    assert videos.notes == (f"left out 2 of 4 rows of x.json, the first is row 2: {reason}",)
+    # The first row may be odd, too.
+    assert len(read_source(dump(tmp_path / "y.json", [odd, GOOD])).entries) == 1
+    with pytest.raises(ValueError, match=re.escape(f"none of its 1 rows can be used; row 1: {reason}")):
+        read_source(dump(tmp_path / "z.json", [odd]), "pairs")
+
+
+def test_odd_rows_of_other_sets_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path / "v_a.mp4", tmp_path / "a.mp4")
+    content = {
+        "v_b": {"timestamps": [[0, 1]], "sentences": ["One.", "Two."]},
+        "v_a": {"timestamps": [[0, 1]], "sentences": ["One."]},
+        "v_c": {"timestamps": ["0"], "sentences": ["One."]},
+    }
+    videos = read_source(dump(tmp_path / "val_1.json", content))
+    assert told(videos) == {"v_a.mp4": ("One.",)}
+    (note,) = videos.notes
+    assert note.startswith(
+        "left out 2 of 3 rows of val_1.json, the first is v_b: timestamps are a list of 1, "
+    )
+    rows = [{"video": "a.mp4", "description": "One.", "times": []}, {"video": "a.mp4", "times": []}]
+    videos = read_source(dump(tmp_path / "val_data.json", rows))
+    reason = "no description; its keys are video, times"
+    assert videos.notes == (f"left out 1 of 2 rows of val_data.json, the first is row 2: {reason}",)
+    row = "a\t0\t1\t0\t1\tSOMEONE looks up."
+    videos = read_source(write(tmp_path / "LSMDC16_annos_val.csv", "a\tb", row), root=tmp_path)
+    assert told(videos) == {"a.mp4": ("SOMEONE looks up.",)}
+    assert "the first is line 1: 'a\\tb' does not have six columns" in videos.notes[0]
+    header = "key,vid_key,video_id,sentence"
+    videos = read_source(write(tmp_path / "MSRVTT_JSFUSION_test.csv", header, "0,1,a,One.", "1,2,a,"))
+    assert videos.notes[0].startswith(
+        "left out 1 of 2 rows of MSRVTT_JSFUSION_test.csv, the first is line 3: "
+    )

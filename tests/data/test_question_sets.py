@@ -34,7 +34,7 @@ def test_conversations_in_all_their_forms(tmp_path: Path) -> None:
         ("What is it?", "A cat."),
         ("Where?", "On a mat."),
     ]
-    assert videos.notes == ("1 videos without a question were passed over",)
+    assert videos.notes == ("left out 1 videos without a question",)
 
     videochat = [
         {
@@ -75,7 +75,7 @@ def test_captions_to_choose_from(tmp_path: Path) -> None:
     (entry,) = read_source(dump(tmp_path / "val.jsonl", line)).entries
     assert (entry.path.name, questions_of(entry)[0].answer) == ("7.webm", "opening it")
     dump(tmp_path / "val.jsonl", {**line, "answer": 2})
-    with pytest.raises(ValueError, match=r"7\.webm has answer 2, but 2 captions, from 0"):
+    with pytest.raises(ValueError, match="row 1: its answer is 2, but there are 2 captions, counted from 0"):
         read_source(tmp_path / "val.jsonl")
 
 
@@ -107,7 +107,9 @@ def test_mvbench(tmp_path: Path) -> None:
     bad = {**sequence, "options": sequence["candidates"]}
     del bad["candidates"]
     (tmp_path / "json" / "action_sequence.json").write_text(json.dumps([bad]))
-    with pytest.raises(ValueError, match="not as mvbench ships"):
+    with pytest.raises(
+        ValueError, match=r"action_sequence.json: none of its 1 rows can be used; row 1: no candid"
+    ):
         read_source(tmp_path, root=tmp_path / "video")
 
 
@@ -131,5 +133,5 @@ def test_dream1k(tmp_path: Path) -> None:
     (question,) = questions_of(entry)
     assert (question.question, question.task) == ("Describe the video in detail.", "movie_animation")
     source.write_text(source.read_text() + "{\n")
-    with pytest.raises(ValueError, match=r"DREAM-1k\.jsonl: a line that is not JSON"):
+    with pytest.raises(ValueError, match=r"DREAM-1k\.jsonl, line 2: not JSON"):
         read_source(source, root=tmp_path / "video")

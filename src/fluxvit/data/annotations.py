@@ -88,7 +88,7 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
             raise ValueError(f"{file}: video {video['id']} has the template {template!r}, which is no class")
         extra = {key: video[key] for key in ("template", "placeholders") if key in video}
         captions = (video["label"],) if "label" in video else ()
-        path = find_video(index, [video["id"]], root / f"{video['id']}.webm")
+        path = find_video(index, [str(video["id"])], root / f"{video['id']}.webm")
         label = numbers[name] if name else NO_LABEL
         entries.append(Entry(path, label, captions, noflip=True, extra=extra))
     return VideoList("", wanted, root, tuple(entries), names)

@@ -24,7 +24,22 @@ from fluxvit.data.layout import (
     wanted_split,
 )
 from fluxvit.data.manifest import Entry
-from fluxvit.data.text_files import dict_rows, first_line, read_annotations, text_lines
+from fluxvit.data.rows import (
+    RECOGNISED_ROWS,
+    VIDEO_KEYS,
+    OddRowError,
+    OddRows,
+    as_object,
+    described,
+    first_keys,
+    numbered_rows,
+    text_of,
+    texts_of,
+    value_of,
+    video_of,
+)
+from fluxvit.data.tables import TextTable
+from fluxvit.data.text_files import dict_rows, first_line, read_annotations, shown, text_lines
 
 DIDEMO_SECONDS = 30.0
 """Of a DiDeMo video, that its sentences are about."""
@@ -43,16 +58,22 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
         file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{wanted}.csv"])
     else:
         file = source
-    rows = [row for _, row in dict_rows(file)]
-    captions: dict[str, list[str]] = {row["video_id"]: [] for row in rows}
-    if "sentence" in (rows[0] if rows else {}):
-        for row in rows:
-            captions[row["video_id"]].append(row["sentence"])
+    rows = list(dict_rows(file))
+    odd = OddRows(file)
+    captions: dict[str, list[str]] = {row["video_id"]: [] for _, row in rows if row.get("video_id")}
+    if rows and "sentence" in rows[0][1]:
+        lines = ((f"line {number}", row) for number, row in rows)
+        for _, (name, text) in odd.parse(lines, lambda row: _pair(row, "video_id", "sentence")):
+            captions[name].append(text)
     else:
-        for sentence in read_annotations(first_of(file.parent, ["MSRVTT_data.json"]))["sentences"]:
-            if sentence["video_id"] in captions:
-                captions[sentence["video_id"]].append(sentence["caption"])
-    return _by_name(captions, file, root, wanted)
+        data = first_of(file.parent, ["MSRVTT_data.json"])
+        odd = OddRows(data)
+        sentences = enumerate(read_annotations(data)["sentences"], start=1)
+        rows_of = ((f"sentence {number}", row) for number, row in sentences)
+        for _, (name, text) in odd.parse(rows_of, lambda row: _pair(row, "video_id", "caption")):
+            if name in captions:
+                captions[name].append(text)
+    return _by_name(captions, file, root, wanted, odd.notes)
 
 
 def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -64,8 +85,9 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
     wanted = wanted_split(split, source)
     file = first_of(source, [f"{wanted}_data.json", f"{wanted}.json"]) if source.is_dir() else source
     sentences: dict[str, list[str]] = defaultdict(list)
-    for row in read_annotations(file):
-        sentences[row["video"]].append(row["description"])
+    odd = OddRows(file)
+    for _, (name, text) in odd.parse(numbered_rows(file), lambda row: _pair(row, "video", "description")):
+        sentences[name].append(text)
     root = root or file.parent
     index = index_videos(root)
     entries = []
@@ -73,7 +95,7 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
         # Some are downloaded with a suffix behind their own, such as ``.mov.mp4``.
         path = find_video(index, [name, Path(name).stem], root / name)
         entries.append(Entry(path, captions=(_paragraph(told),), end=DIDEMO_SECONDS))
-    return VideoList("", wanted, root, tuple(entries))
+    return VideoList("", wanted, root, tuple(entries), notes=odd.notes)
 
 
 def read_activitynet_captions(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -89,12 +111,15 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
     root = root or file.parent
     index = index_videos(root)
     entries = []
-    for name, video in read_annotations(file).items():
-        told = sorted(zip(video["timestamps"], video["sentences"], strict=True), key=lambda pair: pair[0])
+    content = read_annotations(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: an object of videos is expected, not {described(content)}")
+    odd = OddRows(file)
+    for name, sentences in odd.parse(content.items(), _timed_sentences):
         key = name.removeprefix("v_")
         path = find_video(index, [f"v_{key}", key], root / f"v_{key}.mp4")
-        entries.append(Entry(path, captions=(_paragraph(text for _, text in told),)))
-    return VideoList("", wanted, root, tuple(entries))
+        entries.append(Entry(path, captions=(_paragraph(sentences),)))
+    return VideoList("", wanted, root, tuple(entries), notes=odd.notes)
 
 
 def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -105,13 +130,12 @@ def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
     ``source`` is one of these. Videos are ``NAME`` with any suffix in any folder below ``root``.
     """
     captions: dict[str, list[str]] = defaultdict(list)
-    for line in text_lines(source):
-        cells = line.split("\t")
-        if len(cells) < 6:
-            raise ValueError(f"{source}: {line[:60]!r} does not have six columns with tabs between them")
-        captions[cells[0]].append(cells[-1])
+    odd = OddRows(source)
+    lines = ((f"line {number}", line) for number, line in TextTable.read(source).lines)
+    for _, (name, sentence) in odd.parse(lines, _lsmdc_clip):
+        captions[name].append(sentence)
     told = "test" if "challenge" in source.name else ""
-    return _by_name(captions, source, root, split or told or name_split(None, source))
+    return _by_name(captions, source, root, split or told or name_split(None, source), odd.notes)
 
 
 def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -135,7 +159,7 @@ def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
             name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
             if row["Language"] == "English" and name in captions and row.get("Description"):
                 captions[name].append(row["Description"].strip())
-    return _by_name(captions, file, root, wanted)
+    return _by_name(captions, file, root, wanted, ())
 
 
 def read_pairs(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -155,16 +179,47 @@ def read_paragraphs(source: Path, root: Path | None, split: str | None) -> Video
 
 def _read_pairs(source: Path, root: Path | None, split: str | None, paragraphs: bool) -> VideoList:
     root = root or source.parent
-    entries = []
-    for row in read_annotations(source):
-        captions = [row["caption"]] if isinstance(row["caption"], str) else list(row["caption"])
-        path = root / row["video" if "video" in row else "image"]
-        entries.append(Entry(path, captions=(_paragraph(captions),) if paragraphs else tuple(captions)))
-    return VideoList("", name_split(split, source), root, tuple(entries))
+    odd = OddRows(source)
+
+    def parse(row: Any) -> tuple[str, list[str]]:
+        return video_of(as_object(row)), texts_of(row, "caption", "captions")
+
+    entries = [
+        Entry(root / name, captions=(_paragraph(texts),) if paragraphs else tuple(texts))
+        for _, (name, texts) in odd.parse(numbered_rows(source), parse)
+    ]
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=odd.notes)
 
 
-def _by_name(captions: dict[str, list[str]], file: Path, root: Path | None, split: str) -> VideoList:
-    """Videos by their names; those without a caption are told and left out."""
+def _pair(row: Any, video: str, caption: str) -> tuple[str, str]:
+    """The texts under two keys of a row."""
+    return text_of(as_object(row), video), text_of(row, caption)
+
+
+def _timed_sentences(video: Any) -> list[str]:
+    """The sentences about a video, in the order of their times."""
+    times = value_of(as_object(video), "timestamps")
+    sentences = texts_of(video, "sentences")
+    if not isinstance(times, list) or len(times) != len(sentences):
+        raise OddRowError(f"timestamps are {described(times)}, where it has {len(sentences)} sentences")
+    try:
+        starts = [float(start) for start, _ in times]
+    except (TypeError, ValueError):
+        raise OddRowError("its timestamps are not pairs of seconds") from None
+    return [text for _, text in sorted(zip(starts, sentences, strict=True), key=lambda pair: pair[0])]
+
+
+def _lsmdc_clip(line: str) -> tuple[str, str]:
+    cells = [cell.strip() for cell in line.split("\t")]
+    if len(cells) < 6 or not cells[0] or not cells[-1]:
+        raise OddRowError(f"{shown(line)} does not have six columns with tabs between them")
+    return cells[0], cells[-1]
+
+
+def _by_name(
+    captions: dict[str, list[str]], file: Path, root: Path | None, split: str, notes: tuple[str, ...]
+) -> VideoList:
+    """Videos by their names; those without a caption are counted and left out."""
     root = root or file.parent
     index = index_videos(root)
     entries = [
@@ -173,7 +228,7 @@ def _by_name(captions: dict[str, list[str]], file: Path, root: Path | None, spli
         if texts
     ]
     bare = len(captions) - len(entries)
-    notes = (f"{bare} videos without a caption were passed over",) if bare else ()
+    notes += (f"left out {bare} videos without a caption",) if bare else ()
     return VideoList("", split, root, tuple(entries), notes=notes)
 
 
@@ -221,14 +276,13 @@ def detect_caption_set(path: Path) -> str:
 
 
 def _detect_json(content: Any) -> str:
-    first = content[0] if isinstance(content, list) and content else None
-    if isinstance(first, dict):
-        if "description" in first and "times" in first:
+    for keys in first_keys(content):
+        if {"description", "times"} <= keys:
             return "didemo"
-        if "caption" in first and ("image" in first or "video" in first):
+        if keys & {"caption", "captions"} and keys & set(VIDEO_KEYS):
             return "pairs"
     if isinstance(content, dict):
-        video = next(iter(content.values()), None)
-        if isinstance(video, dict) and {"timestamps", "sentences"} <= set(video):
-            return "activitynet_captions"
+        for video in list(content.values())[:RECOGNISED_ROWS]:
+            if isinstance(video, dict) and {"timestamps", "sentences"} <= set(video):
+                return "activitynet_captions"
     return ""

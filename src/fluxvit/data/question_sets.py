@@ -7,24 +7,38 @@ The readers take the annotations (a file or a folder), the folder of the videos 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluxvit.data.layout import (
-    VideoList,
-    files_in,
-    find_video,
-    index_videos,
-    name_split,
+from fluxvit.data.conversations import (
+    TURN_KEYS,
+    has_turns,
+    questions_of_turns,
+    video_of_turns,
+    without_places,
 )
+from fluxvit.data.layout import VideoList, files_in, find_video, index_videos, name_split
 from fluxvit.data.manifest import Entry
 from fluxvit.data.questions import DESCRIBE
-from fluxvit.data.text_files import first_line, read_annotations, text_lines
-
-_PLACE = ("<video>", "<image>")
+from fluxvit.data.rows import (
+    VIDEO_KEYS,
+    OddRowError,
+    OddRows,
+    as_object,
+    as_text,
+    described,
+    first_keys,
+    numbered_rows,
+    text_of,
+    texts_of,
+    value_of,
+    video_of,
+)
+from fluxvit.data.text_files import first_line, read_annotations, shown
 
 
 class _Task(NamedTuple):
@@ -63,24 +77,39 @@ _FOLDER_FPS = 25.0
 
 
 def read_conversations(source: Path, root: Path | None, split: str | None) -> VideoList:
-    """A JSON list of videos (or images) with what is asked and answered about them, in one of these forms:
+    """A JSON list (or JSON lines) of videos or images with what is asked and answered about them, in one of
+    these forms:
 
     * ``{"video": PATH, "conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``
-      (LLaVA). Turns are taken in their order; the mark ``<video>`` or ``<image>`` is cut out.
+      (LLaVA), or ``{"videos": [PATH], "messages": [{"role": "user", "content": ...}, ...]}`` (Qwen,
+      LLaMA-Factory), where the content may be a list of ``{"type": "text", "text": ...}`` and videos. Who
+      speaks is read from the turn: a human (``human``, ``user``), the model (``gpt``, ``assistant``, ...) or
+      the system, whose turns are left out. Marks such as ``<video>`` are cut out.
     * ``{"video": PATH, "QA": [{"i": INSTRUCTION, "q": QUESTION, "a": ANSWER}, ...]}`` (VideoChat2-IT).
       Instruction and question become one text.
-    * ``{"video": PATH, "question": ..., "answer": ..., "choices" or "candidates": [...]}`` (UMT and others).
+    * ``{"video": PATH, "question": ..., "answer": ..., "choices" or "candidates" or "options": [...]}`` (UMT
+      and others). The answer is one of the choices, its index from 0, or its letter.
 
-    Paths are relative to ``root``, by default the folder of the list. Rows of the same video are joined.
+    Paths are relative to ``root``, by default the folder of the list. Rows of the same video are joined. A
+    row that has no video, several videos, or is of another form is left out.
     """
     root = root or source.parent
     asked: dict[Path, list[dict[str, Any]]] = {}
-    for row in read_annotations(source):
-        path = root / row["video" if "video" in row else "image"]
-        asked.setdefault(path, []).extend(_questions(row))
+    left_out: Counter[str] = Counter()
+    odd = OddRows(source)
+
+    def parse(row: Any) -> tuple[str, list[dict[str, Any]]]:
+        row = as_object(row)
+        if has_turns(row):
+            return video_of_turns(row), questions_of_turns(row, left_out)
+        return video_of(row), _questions(row)
+
+    for _, (name, questions) in odd.parse(numbered_rows(source), parse):
+        asked.setdefault(root / name, []).extend(questions)
     entries = [Entry(path, extra={"qa": rows}) for path, rows in asked.items() if rows]
-    notes = _passed_over(len(asked) - len(entries))
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=notes)
+    left_out["videos without a question"] = len(asked) - len(entries)
+    notes = tuple(f"left out {count} {what}" for what, count in left_out.items() if count)
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd.notes, *notes))
 
 
 def read_choices(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -92,20 +121,24 @@ def read_choices(source: Path, root: Path | None, split: str | None) -> VideoLis
     once.
     """
     root = root or source.parent
-    rows = _json_lines(source) if source.suffix == ".jsonl" else read_annotations(source)
+    odd = OddRows(source)
     entries, twice = [], 0
-    for row in rows:
-        texts = [text.strip() for text in row["options" if "options" in row else "caption"]]
-        path = root / row[next(key for key in ("video", "image", "clip_name") if key in row)]
-        number = int(row["answer"])
-        if not 0 <= number < len(texts):
-            raise ValueError(f"{source}: {path.name} has answer {number}, but {len(texts)} captions, from 0")
+
+    def parse(row: Any) -> tuple[str, list[str], int]:
+        row = as_object(row)
+        texts = texts_of(row, "options", "caption")
+        number = as_text(value_of(row, "answer"), "answer")
+        if not number.isdecimal() or int(number) >= len(texts):
+            raise OddRowError(f"its answer is {number}, but there are {len(texts)} captions, counted from 0")
+        return video_of(row, (*VIDEO_KEYS, "clip_name")), texts, int(number)
+
+    for _, (name, texts, number) in odd.parse(numbered_rows(source), parse):
         choices = list(dict.fromkeys(texts))
         twice += len(choices) < len(texts)
         question = {"question": DESCRIBE, "answer": texts[number], "choices": choices}
-        entries.append(Entry(path, extra={"qa": [question]}))
+        entries.append(Entry(root / name, extra={"qa": [question]}))
     notes = (f"{twice} videos have a caption twice, which was taken once",) if twice else ()
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=notes)
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd.notes, *notes))
 
 
 def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -118,26 +151,34 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
     """
     folder = source / "json" if (source / "json").is_dir() else source
     root = root or source
-    entries, missing = [], []
+    entries, missing, notes = [], [], list[str]()
+
+    def parse(row: Any) -> tuple[str, dict[str, Any], float | None, float | None]:
+        row = as_object(row)
+        question = _with_choices(row, texts_of(row, "candidates"))
+        times = [row.get(key) for key in ("start", "end")]
+        if None not in times and not all(type(time) in (int, float) for time in times):
+            raise OddRowError(
+                f"start and end are {described(times[0])} and {described(times[1])}, not seconds"
+            )
+        return video_of(row), question, *times
+
     for task in _MVBENCH:
         file = folder / f"{task.file}.json"
         if not file.is_file():
             missing.append(task.name)
             continue
-        for row in read_annotations(file):
-            question = {
-                "question": row["question"],
-                "answer": row["answer"],
-                "choices": list(row["candidates"]),
-                "task": task.name,
-            }
-            entry = Entry(root / task.folder / row["video"], extra={"qa": [question]})
-            if "start" in row and "end" in row:
+        odd = OddRows(file)
+        for _, (name, question, start, end) in odd.parse(numbered_rows(file), parse):
+            entry = Entry(root / task.folder / name, extra={"qa": [{**question, "task": task.name}]})
+            if start is not None and end is not None:
                 stretch = (task.frames_per_second or _FOLDER_FPS) / _FOLDER_FPS
-                entry = replace(entry, start=row["start"] * stretch, end=row["end"] * stretch)
+                entry = replace(entry, start=start * stretch, end=end * stretch)
             entries.append(entry)
-    notes = (f"no file of {', '.join(missing)}",) if missing else ()
-    return VideoList("", split or "test", root, tuple(entries), notes=notes)
+        notes += odd.notes
+    if missing:
+        notes.append(f"no file of {', '.join(missing)}")
+    return VideoList("", split or "test", root, tuple(entries), notes=tuple(notes))
 
 
 def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -149,58 +190,55 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
     """
     root = root or source.parent
     index = index_videos(root)
+    odd = OddRows(source)
     entries = []
-    for row in _json_lines(source):
-        text, name = row["text"], str(row["vid"])
+
+    def parse(row: Any) -> tuple[str, dict[str, Any], list[str]]:
+        row = as_object(row)
+        text = as_object(value_of(row, "text"))
         question = {
-            "question": _bare(text["prompt"]),
-            "answer": text["response"],
-            "task": row["dataset"].rpartition("/")[2],
+            "question": without_places(text_of(text, "prompt")),
+            "answer": text_of(text, "response"),
+            "task": text_of(row, "dataset").rpartition("/")[2],
         }
+        return text_of(row, "vid"), question, texts_of(as_object(value_of(row, "extra_info")), "events")
+
+    for _, (name, question, events) in odd.parse(numbered_rows(source), parse):
         path = find_video(index, [name], root / f"{name}.mp4")
-        extra = {"qa": [question], "events": list(row["extra_info"]["events"])}
-        entries.append(Entry(path, captions=(text["response"],), extra=extra))
-    return VideoList("", split or "test", root, tuple(entries))
+        extra = {"qa": [question], "events": events}
+        entries.append(Entry(path, captions=(question["answer"],), extra=extra))
+    return VideoList("", split or "test", root, tuple(entries), notes=odd.notes)
 
 
-def _json_lines(source: Path) -> list[Any]:
-    """The lines of a file, each read as JSON.
-
-    Raises:
-        ValueError: One is none.
-    """
-    try:
-        return [json.loads(line) for line in text_lines(source)]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: a line that is not JSON: {error}") from error
-
-
-def _questions(row: dict[str, Any]) -> list[dict[str, Any]]:
-    if "conversations" in row:
-        turns = row["conversations"]
-        pairs = zip(turns[::2], turns[1::2], strict=False)
-        return [{"question": _bare(one["value"]), "answer": other["value"].strip()} for one, other in pairs]
+def _questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The questions of a row without turns."""
     if "QA" in row:
-        return [
-            {"question": _joined((qa.get("i", ""), qa["q"])), "answer": qa["a"].strip()} for qa in row["QA"]
-        ]
-    question = {"question": row["question"].strip(), "answer": row["answer"]}
-    choices = row.get("choices", row.get("candidates"))
-    return [question if choices is None else {**question, "choices": list(choices)}]
+        asked = row["QA"] if isinstance(row["QA"], list) else [row["QA"]]
+        return [_asked(as_object(qa)) for qa in asked]
+    if not {"question", "answer"} <= row.keys():
+        value_of(row, *TURN_KEYS, "QA", "question and answer")  # There is none of them, which this tells.
+    given = [key for key in ("choices", "candidates", "options") if row.get(key) is not None]
+    if given:
+        return [_with_choices(row, texts_of(row, *given))]
+    return [{"question": text_of(row, "question"), "answer": text_of(row, "answer")}]
 
 
-def _bare(text: str) -> str:
-    for place in _PLACE:
-        text = text.replace(place, " ")
-    return text.strip()
+def _asked(qa: Mapping[str, Any]) -> dict[str, Any]:
+    instruction = qa.get("i", qa.get("instruction")) or ""
+    question = " ".join(filter(None, (str(instruction).strip(), text_of(qa, "q", "question"))))
+    return {"question": without_places(question), "answer": text_of(qa, "a", "answer")}
 
 
-def _joined(parts: Sequence[str]) -> str:
-    return " ".join(part.strip() for part in parts if part.strip())
-
-
-def _passed_over(count: int) -> tuple[str, ...]:
-    return (f"{count} videos without a question were passed over",) if count else ()
+def _with_choices(row: Mapping[str, Any], choices: list[str]) -> dict[str, Any]:
+    """A question whose answer is one of the choices, given as their text, their index or their letter."""
+    question, answer = text_of(row, "question"), text_of(row, "answer")
+    if answer not in choices:
+        letter = re.fullmatch(r"\(?([A-Z])[).:]?", answer)
+        number = int(answer) if answer.isdecimal() else ord(letter[1]) - ord("A") if letter else -1
+        if not 0 <= number < len(choices):
+            raise OddRowError(f"the answer {shown(answer)} is not among its {len(choices)} choices")
+        answer = choices[number]
+    return {"question": question, "answer": answer, "choices": choices}
 
 
 def detect_question_set(path: Path) -> str:
@@ -210,26 +248,17 @@ def detect_question_set(path: Path) -> str:
             file.stem for folder in (path, path / "json") if folder.is_dir() for file in files_in(folder)
         }
         return "mvbench" if len(names & {task.file for task in _MVBENCH}) > 1 else ""
-    if path.suffix == ".jsonl":
-        keys = set(_first_row(path))
+    if path.suffix not in (".json", ".jsonl"):
+        return ""
+    if path.suffix == ".jsonl" and not first_line(path).startswith(("{", "[")):
+        return ""  # Whoever reads manifests says what is wrong.
+    for keys in first_keys(read_annotations(path)):
         if {"extra_info", "vid"} <= keys:
             return "dream1k"
-        return "choices" if {"clip_name", "options", "answer"} <= keys else ""
-    if path.suffix == ".json":
-        content = read_annotations(path)
-        first = content[0] if isinstance(content, list) and content else None
-        keys = set(first) if isinstance(first, dict) else set()
-        if {"caption", "answer"} <= keys and keys & {"video", "image"}:
+        if {"clip_name", "options", "answer"} <= keys:
             return "choices"
-        asked = keys & {"conversations", "QA"} or {"question", "answer"} <= keys
-        if asked and keys & {"video", "image"}:
+        if {"caption", "answer"} <= keys and keys & set(VIDEO_KEYS):
+            return "choices"
+        if keys & {*TURN_KEYS, "QA"} or ({"question", "answer"} <= keys and keys & set(VIDEO_KEYS)):
             return "conversations"
     return ""
-
-
-def _first_row(path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(first_line(path))
-    except json.JSONDecodeError:
-        return {}
-    return row if isinstance(row, dict) else {}

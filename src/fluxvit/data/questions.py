@@ -40,7 +40,7 @@ def questions_of(entry: Entry) -> list[Asked]:
     """
     rows: Any = entry.extra.get("qa", [])
     try:
-        return [
+        asked = [
             Asked(row["question"], row["answer"], tuple(row.get("choices", ())), row.get("task", ""))
             for row in rows
         ]
@@ -48,6 +48,11 @@ def questions_of(entry: Entry) -> list[Asked]:
         raise ValueError(
             f'{entry.path}: qa must be a list of {{"question": ..., "answer": ...}}, not {str(rows)[:80]}'
         ) from None
+    for question in asked:
+        texts = (question.question, question.answer, question.task, *question.choices)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{entry.path}: a question of its qa has something else than texts: {question}")
+    return asked
 
 
 def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], apart: Sequence[bool] = ()) -> Tensor:

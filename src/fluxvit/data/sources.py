@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fluxvit.data.annotations import (
     read_activitynet,
@@ -68,6 +67,7 @@ from fluxvit.data.question_sets import (
     read_dream1k,
     read_mvbench,
 )
+from fluxvit.data.rows import RECOGNISED_ROWS, described, first_keys
 from fluxvit.data.tables import TextTable
 from fluxvit.data.text_files import read_annotations
 from fluxvit.data.walk import LeftOut
@@ -259,15 +259,26 @@ _FOLDER_MARKS = {
 
 def _detect_json(path: Path) -> str:
     content = read_annotations(path)
-    if isinstance(content, list):
+    rows = first_keys(content)
+    if any("id" in keys and keys <= {"id", "label", "template", "placeholders"} for keys in rows):
         return "ssv2"
     database = content.get("database") if isinstance(content, dict) else None
-    first: Any = next(iter(database.values()), {}) if isinstance(database, dict) else {}
-    if "recipe_type" in first:
-        return "coin"
-    if "annotations" in first:
-        return "hacs" if "hacs" in path.name.lower() else "activitynet"
-    raise ValueError(f"{path}: its format is not recognised; choose one with --format")
+    for video in list(database.values())[:RECOGNISED_ROWS] if isinstance(database, dict) else ():
+        keys = set(video) if isinstance(video, dict) else set()
+        if "recipe_type" in keys:
+            return "coin"
+        if "annotations" in keys:
+            return "hacs" if "hacs" in path.name.lower() else "activitynet"
+    if rows:
+        what = f"its rows have the keys {', '.join(sorted(map(str, rows[0])))}"
+    else:
+        what = f"it is {described(content)}"
+    raise ValueError(
+        f"{path}: its format is not recognised; choose one with --format. It was searched for rows with a "
+        "video or image and a caption, conversations, messages, QA, or question and answer, for rows of SSv2 "
+        "(id, template) and DiDeMo (video, description, times), and for the database of ActivityNet, HACS "
+        f"and COIN; but {what}"
+    )
 
 
 def _detect_list(path: Path) -> str:

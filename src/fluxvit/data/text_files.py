@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,47 +170,3 @@ def _fault(text: str, error: json.JSONDecodeError) -> str:
     if not after or error.msg.startswith("Unterminated string"):
         return f"it ends in the middle, {place}; it was cut short, so download or write it again"
     return f"{place}: {error.msg} ({shown(after.partition(chr(10))[0])})"
-
-
-class OddRowError(ValueError):
-    """One row of the annotations cannot be used; the message says why."""
-
-
-class OddRows:
-    """Counts the rows of a file that are left out, and keeps why the first of them was.
-
-    Args:
-        file: The file, for messages.
-        what: What a row is called in messages.
-    """
-
-    def __init__(self, file: Path, what: str = "row") -> None:
-        self._file, self._what = file, what
-        self._count = self._total = 0
-        self._first = ""
-
-    def each(self, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield every row with its number, from 1."""
-        for number, row in enumerate(rows, start=1):
-            self._total = number
-            yield number, row
-
-    def leave_out(self, number: int | str, reason: object) -> None:
-        """Count a row, by its number or name."""
-        self._count += 1
-        self._first = self._first or f"{self._what} {number}: {reason}"
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One sentence, if rows were left out.
-
-        Raises:
-            ValueError: All of them were.
-        """
-        if self._count and self._count == self._total:
-            raise ValueError(
-                f"{self._file}: none of its {self._total} {self._what}s can be used; {self._first}"
-            )
-        if not self._count:
-            return ()
-        return (f"left out {self._count} of {self._total} {self._what}s, the first is {self._first}",)

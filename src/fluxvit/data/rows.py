@@ -1,0 +1,175 @@
+"""Rows of annotations in JSON: what they hold is checked, and odd ones are left out, counted and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fluxvit.data.text_files import read_annotations, shown
+
+Parsed = TypeVar("Parsed")
+
+VIDEO_KEYS = ("video", "videos", "video_path", "image", "images")
+"""Keys of a row that name its video, or the image that is shown like one; the first one counts."""
+
+RECOGNISED_ROWS = 20
+"""First rows of a list that tell its format: the very first may be odd."""
+
+
+class OddRowError(ValueError):
+    """One row of annotations cannot be used; the message says why."""
+
+
+class OddRows:
+    """Goes through the rows of a file, and leaves out those that cannot be used.
+
+    Args:
+        file: The file, for messages.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._odd = self._all = 0
+        self._first = ""
+
+    def parse(
+        self, rows: Iterable[tuple[str, Any]], parse: Callable[[Any], Parsed]
+    ) -> Iterator[tuple[str, Parsed]]:
+        """Yield the rows that can be used as ``parse`` returns them, each with its name.
+
+        Args:
+            rows: Each with its name, such as ``row 3``.
+            parse: Called with a row; it raises an `OddRowError` for one that is to be left out.
+
+        Raises:
+            ValueError: Not one row can be used; the message names the first.
+        """
+        for name, row in rows:
+            self._all += 1
+            try:
+                result = parse(row)
+            except OddRowError as error:
+                self._odd += 1
+                self._first = self._first or f"{name}: {error}"
+            else:
+                yield name, result
+        if self._odd and self._odd == self._all:
+            raise ValueError(f"{self._file}: none of its {self._all} rows can be used; {self._first}")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence if rows were left out, with their number and the first of them."""
+        if not self._odd:
+            return ()
+        return (f"left out {self._odd} of {self._all} rows of {self._file.name}, the first is {self._first}",)
+
+
+def numbered_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a JSON list, or of a file of JSON lines, with their names: ``row 1`` and so on.
+
+    Raises:
+        ValueError: The file is not JSON, or no list.
+    """
+    content = read_annotations(file)
+    if not isinstance(content, list):
+        raise ValueError(f"{file}: a JSON list of rows is expected, not {described(content)}")
+    return ((f"row {number}", row) for number, row in enumerate(content, start=1))
+
+
+def first_keys(content: Any) -> list[set[str]]:
+    """The keys of the first rows of a list; empty if it is no list of objects."""
+    rows = content[:RECOGNISED_ROWS] if isinstance(content, list) else []
+    return [set(row) for row in rows if isinstance(row, dict)]
+
+
+def described(value: Any) -> str:
+    """A value of JSON in a message."""
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(map(str, list(value)[:8])) or '(none)'}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "null" if value is None else shown(value) if isinstance(value, str) else str(value)[:40]
+
+
+# --- What a row holds --------------------------------------------------------------------------------------
+
+
+def as_object(row: Any) -> Mapping[str, Any]:
+    """A row that is an object.
+
+    Raises:
+        OddRowError: It is none.
+    """
+    if not isinstance(row, dict):
+        raise OddRowError(f"an object is expected, not {described(row)}")
+    return row
+
+
+def value_of(row: Mapping[str, Any], *keys: str) -> Any:
+    """The value of the first of the keys that a row has.
+
+    Raises:
+        OddRowError: It has none of them.
+    """
+    for key in keys:
+        if key in row:
+            return row[key]
+    raise OddRowError(
+        f"no {' or '.join(keys)}; its keys are {', '.join(map(str, list(row)[:8])) or '(none)'}"
+    )
+
+
+def text_of(row: Mapping[str, Any], *keys: str) -> str:
+    """The text of the first of the keys that a row has, without white space around it.
+
+    Raises:
+        OddRowError: It has none of them, or no text there.
+    """
+    return as_text(value_of(row, *keys), next(key for key in keys if key in row))
+
+
+def as_text(value: Any, what: str) -> str:
+    """A text that is not empty; numbers become texts.
+
+    Raises:
+        OddRowError: It is something else.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise OddRowError(f"{what} is {described(value)}, not a text")
+    return value.strip()
+
+
+def texts_of(row: Mapping[str, Any], *keys: str) -> list[str]:
+    """The texts of the first of the keys that a row has: a list of some, or one alone.
+
+    Raises:
+        OddRowError: It has none of them, or something else there.
+    """
+    value, key = value_of(row, *keys), next(key for key in keys if key in row)
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise OddRowError(f"{key} is empty")
+    return [as_text(text, key) for text in texts]
+
+
+def video_of(row: Mapping[str, Any], keys: Sequence[str] = VIDEO_KEYS) -> str:
+    """The path of the video of a row; a list of one counts as that one.
+
+    Raises:
+        OddRowError: There is none, or there are several.
+    """
+    if not any(key in row for key in keys):
+        value_of(row, "video or image")  # There is no such key, so that this tells which there are.
+    value = value_of(row, *keys)
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise OddRowError(f"{len(value) or 'no'} videos, where one is read of each row")
+        (value,) = value
+    if not isinstance(value, str) or not value.strip():
+        raise OddRowError(f"the video is {described(value)}, not a path")
+    if "\0" in value:
+        raise OddRowError(f"the video is {described(value)}, which no file can be called")
+    return value.strip().removeprefix("file://")
