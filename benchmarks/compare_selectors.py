@@ -35,7 +35,7 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.demo import environment
-from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.classification import Score, number_for_checkpoint
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.token_optimization import plain_grid
 from fluxvit.files import write_json
@@ -82,6 +82,8 @@ def main() -> None:
         parser.error(f"--methods: {REFERENCE} must be among them, since all are compared with it")
     manifest = read_manifest(args.data)
     models = [load_checkpoint(checkpoint, args.device) for checkpoint in args.checkpoints]
+    for path, (model, info) in zip(args.checkpoints, models, strict=True):
+        manifest = number_for_checkpoint(str(args.data), manifest, str(path), model, info)
     config = models[0][0].config
     if any(model.config.size != config.size for model, _ in models):
         parser.error("the checkpoints are of different sizes; give those of one recipe at a time")

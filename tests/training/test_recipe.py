@@ -15,12 +15,15 @@ import fluxvit
 from fluxvit import files
 from fluxvit.cli import main
 from fluxvit.cli.recipes import parse_recipe
+from fluxvit.data.dataset import ClipRequest
+from fluxvit.data.loader import TrainingBatches
 from fluxvit.data.manifest import read_manifest, write_manifest
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import DataSettings, ModelSettings, Recipe
-from fluxvit.training.recipe import start_model
+from fluxvit.training.distributed import World
+from fluxvit.training.recipe import _Share, start_model
 from fluxvit.training.state import find_state
 from fluxvit.video.writer import write_video
 
@@ -238,6 +241,29 @@ def test_one_class_is_nothing_to_learn(world: Path, tmp_path: Path, capsys: pyte
     options = ["--data.train", str(tmp_path / "one.jsonl")]
     assert train(CONFIGS[-1], world, tmp_path / "run", *options) == 2
     assert "one.jsonl: all videos are of one class" in capsys.readouterr().err
+
+
+def test_classes_of_the_same_name_are_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = ["a", "b", "a", *(f"c{i}" for i in range(13))]
+    twice = rewrite(world / "train.jsonl", tmp_path / "train.jsonl", list(range(16)), names)
+    assert train(CONFIGS[-1], world, tmp_path / "run", "--data.train", str(twice), "--data.val", "") == 2
+    assert "train.jsonl: several classes have the same name: 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_out_the_balanced_batches_of_one(processes: int) -> None:
+    labels = [0] * 30 + [1] * 8 + [2] * 2
+
+    def requests(rank: int, size: int) -> list[list[ClipRequest]]:
+        batches = TrainingBatches(40, [SamplingGrid(4, 16, 16)], 8, 20, 0, labels=labels, balance="balanced")
+        return list(_Share(batches, World(rank, size, torch.device("cpu"))))
+
+    parts = [requests(rank, processes) for rank in range(processes)]
+    for whole, *shares in zip(requests(0, 1), *parts, strict=True):
+        assert {request for share in shares for request in share} == set(whole)
+        assert {len(share) for share in shares} == {8 // processes}
 
 
 def test_a_run_does_not_go_on_with_other_class_names(

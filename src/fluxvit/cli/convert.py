@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     add("source", help="their .pth file; its tensors tell which kind it is")
     add("out", help="folder to write")
     add("--activation", default="gelu_tanh", help="gelu_tanh, as the published weights were trained, or gelu")
-    add("--labels", help="text file of class names, one a line, in the order of the classes")
+    add("--labels", help="file of class names, one a line or with indices, in the order of the classes")
     add("--allow_mismatch", action="store_true", help="take the tensors that fit, leave the others at random")
     add("--exact", action="store_true", help="InternVideo2: leave out what would change what it computes")
     add("--budgets", help="InternVideo2: tokens that get a head each; default 3072,2048,1024")
@@ -45,13 +45,11 @@ def _convert(
     from pathlib import Path
 
     from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+    from fluxvit.data.class_names import read_class_names
     from fluxvit.flux.grid import SamplingGrid, legal_grids
     from fluxvit.releases import convert_internvideo2, convert_release, is_internvideo2, read_release
 
-    try:
-        names = Path(labels).read_text(encoding="utf-8").splitlines() if labels else []
-    except UnicodeDecodeError:
-        raise ValueError(f"--labels {labels}: not a UTF-8 text file") from None
+    names = list(read_class_names(labels)) if labels else []
     try:
         counts = [int(text) for text in (budgets or "3072,2048,1024").split(",")]
     except ValueError:

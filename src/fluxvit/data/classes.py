@@ -100,8 +100,10 @@ def match_names(
         ValueError: A name stands twice in either list, so that it does not say which class is meant.
     """
     for names, where in ((theirs, data), (ours, other)):
-        if twice := [repr(name) for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"{where}: several classes have the same name: {_listed(twice)}")
+        if twice := repeated(names):
+            raise ValueError(
+                f"{where}: several classes have the same name: {_listed(list(map(repr, twice)))}"
+            )
     places = {name: number for number, name in enumerate(ours)}
     numbers = {number: places[name] for number, name in enumerate(theirs) if name in places}
     pairs = []
@@ -114,6 +116,11 @@ def match_names(
                 taken.add(place)
                 pairs.append((name, ours[place]))
     return numbers, pairs
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that several classes have."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def multi_hot(entries: Sequence[Entry], classes: int) -> np.ndarray:

@@ -17,7 +17,14 @@ from torch import Tensor
 from fluxvit import __version__
 from fluxvit.checkpoints import CheckpointInfo, compare_keys, load_checkpoint
 from fluxvit.data.cache import FrameCache
-from fluxvit.data.classes import class_weights, match_names, name_classes, numbered_like, without_videos
+from fluxvit.data.classes import (
+    class_weights,
+    match_names,
+    name_classes,
+    numbered_like,
+    repeated,
+    without_videos,
+)
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest, read_manifest
@@ -423,6 +430,8 @@ def _shared_classes(
                 f"{path}: {len(bare)} videos have no label, such as {bare[0].path}; probe it from labelled "
                 "sources"
             )
+    if twice := repeated(train.labels):
+        raise ValueError(f"{data.train}: several classes have the same name: {', '.join(map(repr, twice))}")
     used = {number for entry in train.entries for number in entry.classes}
     if not used or (len(used) == 1 and not multi_label):
         shown = f"all videos are of one class ({name_classes(used, train.labels)})" if used else "no class"
