@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -16,6 +18,7 @@ from fluxvit.deploy.predictor import default_plans
 from fluxvit.flux.budget import Measured
 from fluxvit.flux.cost import grid_cost
 from fluxvit.models.config import preset
+from fluxvit.video.reader import open_video
 
 
 def test_prediction(checkpoint: Path, clip: Path) -> None:
@@ -25,7 +28,6 @@ def test_prediction(checkpoint: Path, clip: Path) -> None:
     top = result.top(3)
     assert [p for _, p in top] == sorted(result.probabilities, reverse=True)[:3]
     assert top[0][0] == "abcde"[result.probabilities.argmax()]
-    assert result.frames.shape == (8, 48, 64, 3)
     assert result.kept.shape == (12,)
     assert result.fps == pytest.approx(4, rel=0.01)
 
@@ -33,8 +35,9 @@ def test_prediction(checkpoint: Path, clip: Path) -> None:
 def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Path) -> None:
     from fluxvit.video.transforms import eval_transform
 
-    predictor = Predictor(checkpoint, 12)
+    predictor = Predictor(checkpoint, 12, keep_frames=True)
     result = predictor(clip)
+    assert result.frames.shape == (8, 48, 64, 3)
     video = eval_transform(result.frames, 16, 32)
     with torch.no_grad():
         logits = predictor.model(video[None], 12).logits[0]
@@ -112,6 +115,38 @@ def test_models_without_classifier_or_head(checkpoint: Path, tmp_path: Path) -> 
         Predictor(checkpoint, head=3)
 
 
+# Inputs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_video_may_be_given_in_many_ways(checkpoint: Path, clip: Path) -> None:
+    predictor = Predictor(checkpoint, 12)
+    wanted = predictor(clip)
+    with open_video(clip) as reader:
+        frames = reader.read(reader.times)
+    with clip.open("rb") as file:
+        files = [str(clip), clip.read_bytes(), io.BytesIO(clip.read_bytes()), file]
+        for video in files:
+            found = predictor(video)
+            np.testing.assert_array_equal(found.probabilities, wanted.probabilities)
+            assert found.path == (clip if video is files[0] else None)
+    for video in (frames, torch.from_numpy(frames), list(frames)):
+        found = predictor(video, fps=10)
+        np.testing.assert_array_equal(found.probabilities, wanted.probabilities)
+        assert (found.path, found.fps) == (None, pytest.approx(wanted.fps))
+
+
+def test_predictions_keep_no_frames_unless_asked(checkpoint: Path) -> None:
+    # 60 frames of 6 MB that take up the memory of one.
+    video = np.broadcast_to(np.zeros((1080, 1920, 3), np.uint8), (60, 1080, 1920, 3))
+    predictor = Predictor(checkpoint, 12)
+    tracemalloc.start()
+    result = predictor(video)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.frames is None
+    assert peak < 20e6
+
+
 # Explanation -----------------------------------------------------------------------------------------------
 
 
@@ -138,8 +173,18 @@ def test_explanation_follows_the_motion(checkpoint: Path, clip: Path, tmp_path: 
     # The square is 16 px high, on rows 16 to 32; everything else is still.
     assert mask[:, 2:4].sum() == mask.sum()
     picture = explain(prediction, 8, 2)
+    kept = Predictor(checkpoint, 8, grid=SamplingGrid(8, 48, 64), keep_frames=True)(clip.read_bytes())
+    np.testing.assert_array_equal(picture, explain(kept, 8, 2))
     assert picture.dtype == np.uint8
     assert picture.shape[0] == 8
     write_explanation(tmp_path / "out.mp4", prediction, 8, 2)
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 8
+
+
+def test_what_cannot_be_read_again_is_not_explained(checkpoint: Path, clip: Path) -> None:
+    prediction = Predictor(checkpoint, 8)(clip.read_bytes())
+    with pytest.raises(
+        ValueError, match=r"were not kept; predict it by a Predictor\(\.\.\., keep_frames=True"
+    ):
+        explain(prediction, 8, 2)

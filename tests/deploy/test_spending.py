@@ -13,7 +13,7 @@ from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
 from fluxvit.checkpoints import load_checkpoint, save_plans
 from fluxvit.cli import main
-from fluxvit.deploy.explain import explain
+from fluxvit.deploy.explain import shown_frames
 from fluxvit.deploy.spending import CascadePredictor, CorpusPredictor, measure_chains, prefixes, run_stages
 from fluxvit.flux.budget import Cascade
 from fluxvit.flux.cost import grid_cost
@@ -135,7 +135,7 @@ def with_cascades(checkpoint: Path, *cascades: Cascade) -> Path:
 
 
 def test_a_cascade_stops_where_it_is_sure(checkpoint: Path, clip: Path) -> None:
-    predictor = Predictor(checkpoint)
+    predictor = Predictor(checkpoint, keep_frames=True)
     lazy = CascadePredictor(predictor, Cascade((SMALL, LARGE), 0.0, (1.0, 1.0)))(clip)
     assert lazy.plan == SMALL
     assert lazy.spent.passes == 1
@@ -147,7 +147,7 @@ def test_a_cascade_stops_where_it_is_sure(checkpoint: Path, clip: Path) -> None:
     assert keen.spent.tokens == 32
     assert keen.spent.gmacs == pytest.approx(chain_gmacs(predictor.model.config.size, [SMALL, LARGE])[1])
     # As if the second plan had been asked alone, on the same frames of a file that is decoded once.
-    alone = Predictor(checkpoint, 20, grid=LARGE.grid)(clip)
+    alone = Predictor(checkpoint, 20, grid=LARGE.grid, keep_frames=True)(clip)
     assert (keen.frames == alone.frames).all()
     assert (keen.kept == alone.kept).all()
     softer = np.exp(np.log(alone.probabilities) / 2)
@@ -234,11 +234,13 @@ def test_only_selectors_that_score_embeddings_share(checkpoint: Path) -> None:
         CorpusPredictor(predictor)
 
 
-def test_shared_predictions_cannot_be_explained(checkpoint: Path, clip: Path) -> None:
-    corpus = CorpusPredictor(Predictor(checkpoint, 8))
-    (prediction,) = corpus.spend([corpus.look(clip)])
-    with pytest.raises(ValueError, match="frames were not kept"):
-        explain(prediction, 8, 2)
+def test_shared_predictions_are_explained_from_their_videos(checkpoint: Path, clip: Path) -> None:
+    predictor = Predictor(checkpoint, 8)
+    corpus = CorpusPredictor(predictor)
+    path, memory = corpus.spend([corpus.look(clip), corpus.look(clip.read_bytes())])
+    np.testing.assert_array_equal(shown_frames(path), shown_frames(predictor(clip)))
+    with pytest.raises(ValueError, match="were not kept"):
+        shown_frames(memory)
 
 
 def test_an_unreadable_clip_is_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.hub import transformers_library
+from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
-from fluxvit.video.transforms import eval_transform
+from fluxvit.video.transforms import eval_transform, read_clips
 
 
 class Chat:
@@ -50,10 +51,13 @@ class Chat:
         self._turns = 0
 
     @torch.inference_mode()
-    def watch(self, path: str | Path, clips: int = 1) -> int:
+    def watch(self, video: VideoInput, clips: int = 1, *, fps: float | None = None) -> int:
         """Take up a video, and forget what was said of another.
 
         Args:
+            video: The path of a video file or of a folder of frames, the bytes of a file, a file opened in
+                binary mode, or frames; see :func:`~fluxvit.video.reader.open_video`.
+            fps: Frames per second of a folder of frames or of frames in memory; None: 25.
             clips: Equal parts of a long video, each of which the plan is spent on.
 
         Returns:
@@ -66,11 +70,15 @@ class Chat:
         if clips < 1:
             raise ValueError(f"{clips} clips of a video: at least one is needed")
         grid, info = self.plan.grid, self.info.video
-        with open_video(path) as reader:
+        with open_video(video, fps=fps) as reader:
             starts, length = np.linspace(0, reader.end, clips, endpoint=False), reader.end / clips
-            parts = [
-                reader.read(segment_times(start, start + length, grid.frames)) for start in starts.tolist()
-            ]
+            parts = read_clips(
+                reader,
+                [
+                    (segment_times(start, start + length, grid.frames), (grid.height, grid.width))
+                    for start in starts.tolist()
+                ],
+            )
         videos = [
             eval_transform(part, grid.height, grid.width, info.mean, info.std)[None].to(self.device)
             for part in parts

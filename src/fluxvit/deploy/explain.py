@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fluxvit.deploy.predictor import Prediction
-from fluxvit.video.transforms import resize_and_crop, to_tensor
+from fluxvit.video.reader import open_video
+from fluxvit.video.sampling import segment_times
+from fluxvit.video.transforms import read_clips, resize_and_crop, to_tensor
 from fluxvit.video.writer import write_video
 
 _DIM = 0.22  # Brightness left to dropped patches: dark enough to tell at a glance, light enough to follow.
@@ -59,18 +61,27 @@ def _shifted(mask: np.ndarray, step: int, axis: int) -> np.ndarray:
 def shown_frames(prediction: Prediction, min_height: int = 336) -> np.ndarray:
     """The sampled frames, cropped as the network saw them but from the original pixels.
 
+    Frames that the prediction has not kept are read from its video again.
+
     Returns:
         uint8 ``[T, H, W, 3]``; H and W are a whole multiple of the grid's, H at least ``min_height``.
 
     Raises:
-        ValueError: The prediction has no frames.
+        VideoError: The video cannot be read again.
+        ValueError: The prediction has no frames, and its video was given in memory.
     """
-    if prediction.frames is None:
-        raise ValueError(f"{prediction.path}: its frames were not kept; predict it by itself to explain it")
     grid = prediction.plan.grid
     zoom = -(-min_height // grid.height)
     size = (grid.height * zoom, grid.width * zoom)
-    return resize_and_crop(to_tensor(prediction.frames), size).permute(1, 2, 3, 0).contiguous().numpy()
+    if prediction.frames is not None:
+        return resize_and_crop(to_tensor(prediction.frames), size).permute(1, 2, 3, 0).contiguous().numpy()
+    if prediction.path is None:
+        raise ValueError(
+            "the frames of a video in memory were not kept; predict it by a Predictor(..., keep_frames=True)"
+        )
+    with open_video(prediction.path) as reader:
+        (frames,) = read_clips(reader, [(segment_times(0, reader.end, grid.frames), size)])
+    return frames
 
 
 def explain(prediction: Prediction, patch_size: int, tubelet_size: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,30 @@ from fluxvit.flux.spending import Spent
 from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
+from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
-from fluxvit.video.transforms import eval_transform
+from fluxvit.video.transforms import eval_transform, read_clips
 
 # Without a plan table: published searches end at pools of 1.3 to 4 times the budget (paper tables 1 and 11).
 _USUAL_POOL = 2.5
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Frames of a video for the network.
+
+    Args:
+        path: The video; None if it was given in memory.
+        seconds: Its length.
+        frames: For each grid, frames of its size, uint8 ``[T, height, width, 3]``.
+        originals: The same frames at the video's own size, uint8 ``[T, H, W, 3]``, if they are to be kept.
+    """
+
+    path: Path | None
+    seconds: float
+    frames: Mapping[SamplingGrid, np.ndarray]
+    originals: Mapping[SamplingGrid, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,20 +50,20 @@ class Prediction:
     """What a model says of a clip.
 
     Args:
-        path: The clip.
+        path: The clip; None if it was given in memory.
         labels: Class names in the order of the logits.
         probabilities: float64 ``[classes]``; they sum to 1, unless the checkpoint tells several classes of a
             clip.
         plan: How the budget was spent.
-        frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``; None where so many clips
-            are predicted together that they would fill the memory.
+        frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``, if the predictor was asked
+            to keep them, else None.
         fps: Sampled frames per second of video.
         kept: int64 ``[K]`` indices of the kept tokens in the pool; None when nothing was dropped.
         embedding: float32 ``[P]``, the clip's pooled vector.
         spent: What the clip has cost.
     """
 
-    path: Path
+    path: Path | None
     labels: Sequence[str]
     probabilities: np.ndarray
     plan: Plan
@@ -77,6 +95,8 @@ class Predictor:
         grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
         head: Head to read; None: the one trained nearest to the number of kept tokens.
         device: Where to run; None: the accelerator if there is one.
+        keep_frames: Keep the sampled frames in the predictions, at the video's own size: 25 MB for each frame
+            of a 4K video. Needed to explain predictions of videos that are given in memory.
 
     Raises:
         ValueError: The checkpoint, the budget, the grid or the head cannot be used; the message says why.
@@ -90,7 +110,9 @@ class Predictor:
         grid: SamplingGrid | None = None,
         head: int | None = None,
         device: str | torch.device | None = None,
+        keep_frames: bool = False,
     ) -> None:
+        self.keep_frames = keep_frames
         self.device = usable_device(device)
         self.model, self.info = load_checkpoint(checkpoint, self.device)
         config = self.model.config
@@ -109,19 +131,50 @@ class Predictor:
         self.plan = plan
 
     @torch.inference_mode()
-    def __call__(self, path: str | Path) -> Prediction:
-        """Classify a video file or a folder of frames.
+    def __call__(self, video: VideoInput, *, fps: float | None = None) -> Prediction:
+        """Classify a video.
+
+        Args:
+            video: The path of a video file or of a folder of frames, the bytes of a file, a file opened in
+                binary mode, or frames; see :func:`~fluxvit.video.reader.open_video`.
+            fps: Frames per second of a folder of frames or of frames in memory; None: 25. It changes the
+                prediction's ``fps`` only.
 
         Raises:
             VideoError: It cannot be read.
+            ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
         plan = self.plan
-        (frames,), seconds = read_frames(path, [plan.grid.frames])
-        out = self.model(self.clip(frames, plan.grid), plan.keep, plan.head, plan.selector)
+        sampled = self.sample(video, [plan.grid], fps)
+        frames = self.clip(sampled.frames[plan.grid], plan.grid)
+        out = self.model(frames, plan.keep, plan.head, plan.selector)
         cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
         spent = Spent(plan.keep, cost.total / 1e9)
-        return self.prediction(
-            path, plan, frames, seconds, self.info.probabilities(out.logits.cpu()), out, spent
+        return self.prediction(sampled, plan, self.info.probabilities(out.logits.cpu()), out, spent)
+
+    def sample(self, video: VideoInput, grids: Sequence[SamplingGrid], fps: float | None = None) -> Sampled:
+        """Frames of a video on each of ``grids``, evenly spread over it.
+
+        Args:
+            video: As in a call.
+            fps: As in a call.
+
+        Raises:
+            VideoError: It cannot be read.
+            ValueError: Frames have another shape or type, or ``fps`` cannot be used.
+        """
+        with open_video(video, fps=fps) as reader:
+            seconds = reader.end
+            times = {grid: segment_times(0, seconds, grid.frames) for grid in grids}
+            requests: list[tuple[np.ndarray, tuple[int, int] | None]] = [
+                (moments, (grid.height, grid.width)) for grid, moments in times.items()
+            ]
+            if self.keep_frames:
+                requests += [(moments, None) for moments in times.values()]
+            clips = read_clips(reader, requests)
+        originals = dict(zip(times, clips[len(times) :], strict=True)) if self.keep_frames else {}
+        return Sampled(
+            given_path(video), seconds, dict(zip(times, clips[: len(times)], strict=True)), originals
         )
 
     def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
@@ -130,40 +183,20 @@ class Predictor:
         return video[None].to(self.device)
 
     def prediction(
-        self,
-        path: str | Path,
-        plan: Plan,
-        frames: np.ndarray | None,
-        seconds: float,
-        probabilities: Tensor,
-        out: FluxViTOutput,
-        spent: Spent,
+        self, sampled: Sampled, plan: Plan, probabilities: Tensor, out: FluxViTOutput, spent: Spent
     ) -> Prediction:
         """What the network gave for one clip, with ``probabilities`` ``[1, classes]``, as a prediction."""
         return Prediction(
-            path=Path(path),
+            path=sampled.path,
             labels=self.labels,
             probabilities=probabilities[0].numpy(),
             plan=plan,
-            frames=frames,
-            fps=plan.grid.frames / seconds,
+            frames=sampled.originals.get(plan.grid),
+            fps=plan.grid.frames / sampled.seconds,
             kept=None if out.kept is None else out.kept[0].cpu().numpy(),
             embedding=out.embedding[0].float().cpu().numpy(),
             spent=spent,
         )
-
-
-def read_frames(path: str | Path, counts: Sequence[int]) -> tuple[list[np.ndarray], float]:
-    """Frames of a video, evenly spread over it: for each of ``counts`` so many, uint8 ``[T, H, W, 3]``; and
-    its length in seconds. What several counts need is decoded once.
-
-    Raises:
-        VideoError: It cannot be read.
-    """
-    with open_video(path) as reader:
-        times = [segment_times(0, reader.end, count) for count in counts]
-        frames = reader.read(np.concatenate(times))
-        return np.split(frames, np.cumsum(counts)[:-1]), reader.end
 
 
 def choose_plan(

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fluxvit.deploy.latency import milliseconds, time_in_turns
-from fluxvit.deploy.predictor import Prediction, Predictor, read_frames
+from fluxvit.deploy.predictor import Prediction, Predictor, Sampled
 from fluxvit.flux.budget import Budget, Cascade, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector, keep_best
 from fluxvit.flux.spending import NEEDS, Spent, chain_gmacs, chain_tokens, share_tokens, stage_answer
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
+from fluxvit.video.inputs import VideoInput
 
 # Cascades --------------------------------------------------------------------------------------------------
 
@@ -135,16 +136,22 @@ class CascadePredictor:
         return lambda cascade: chain_gmacs(self.model.config.size, cascade.stages)
 
     @torch.inference_mode()
-    def __call__(self, path: str | Path) -> Prediction:
-        """Classify a video file or a folder of frames; the prediction's plan is the last stage that was run.
+    def __call__(self, video: VideoInput, *, fps: float | None = None) -> Prediction:
+        """Classify a video; the prediction's plan is the last stage that was run.
+
+        Args:
+            video: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
+            fps: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
 
         Raises:
             VideoError: It cannot be read.
+            ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
         cascade, predictor = self.cascade, self._predictor
-        clips, seconds = read_frames(path, [plan.grid.frames for plan in cascade.stages])
-        frames = {plan.grid: clip for plan, clip in zip(cascade.stages, clips, strict=True)}
-        stages = run_stages(self.model, cascade.stages, lambda grid: predictor.clip(frames[grid], grid))
+        sampled = predictor.sample(video, [plan.grid for plan in cascade.stages], fps)
+        stages = run_stages(
+            self.model, cascade.stages, lambda grid: predictor.clip(sampled.frames[grid], grid)
+        )
         logits: list[Tensor] = []
         for out in stages:
             logits.append(out.logits)
@@ -154,7 +161,7 @@ class CascadePredictor:
         run = len(logits)
         plan = replace(cascade.stages[run - 1], measured=None)
         spent = Spent(chain_tokens(cascade.stages)[run - 1], self._gmacs[run - 1], run)
-        return predictor.prediction(path, plan, frames[plan.grid], seconds, answer, out, spent)
+        return predictor.prediction(sampled, plan, answer, out, spent)
 
 
 # A mean budget, shared -------------------------------------------------------------------------------------
@@ -165,14 +172,14 @@ class Look:
     """What a first look at a clip leaves: enough to answer at any number of tokens.
 
     Args:
-        path: The clip.
+        path: The clip; None if it was given in memory.
         embeddings: Of its pool, ``[1, T, L, C]``, on the CPU.
         scores: What the selector says of them, ``[1, T, L]``.
         seconds: Length of the video.
         need: Its need of tokens; see :data:`~fluxvit.flux.spending.NEEDS`.
     """
 
-    path: Path
+    path: Path | None
     embeddings: Tensor
     scores: Tensor
     seconds: float
@@ -228,24 +235,30 @@ class CorpusPredictor:
         share_tokens([], mean, *self._limits)  # Fails now if it ever will.
 
     @torch.inference_mode()
-    def look(self, path: str | Path) -> Look:
+    def look(self, video: VideoInput, *, fps: float | None = None) -> Look:
         """Decode, embed and score a clip.
+
+        Args:
+            video: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
+            fps: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
 
         Raises:
             VideoError: It cannot be read.
+            ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
         grid = self.plan.grid
-        (frames,), seconds = read_frames(path, [grid.frames])
-        embeddings, shape = self.model.patch_embed(self._predictor.clip(frames, grid))
+        sampled = self._predictor.sample(video, [grid], fps)
+        embeddings, shape = self.model.patch_embed(self._predictor.clip(sampled.frames[grid], grid))
         scores = self._selector.scores(embeddings, shape[1:])
-        return Look(Path(path), embeddings.cpu(), scores.cpu(), seconds, self._need(scores))
+        return Look(sampled.path, embeddings.cpu(), scores.cpu(), sampled.seconds, self._need(scores))
 
     def shares(self, looks: Sequence[Look]) -> list[int]:
         """Tokens of each clip, the mean times their number in all."""
         return share_tokens([look.need for look in looks], self.plan.keep, *self._limits)
 
     def spend(self, looks: Sequence[Look], at_once: int = 8) -> Iterator[Prediction]:
-        """Predictions in the order of the looks; their plans tell the tokens of each. They have no frames.
+        """Predictions in the order of the looks; their plans tell the tokens of each. They keep no
+        frames.
 
         Args:
             at_once: Clips that are encoded in one pass, packed without padding.
@@ -272,7 +285,6 @@ class CorpusPredictor:
             out = model.read(part, k, plan.head)
             spent = Spent(keep, grid_cost(config.size, grid, keep, plan.selector).total / 1e9)
             probabilities = self._predictor.info.probabilities(out.logits.cpu())
-            predictions.append(
-                self._predictor.prediction(look.path, plan, None, look.seconds, probabilities, out, spent)
-            )
+            sampled = Sampled(look.path, look.seconds, {}, {})
+            predictions.append(self._predictor.prediction(sampled, plan, probabilities, out, spent))
         return predictions

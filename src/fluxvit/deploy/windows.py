@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import resize_and_crop, to_tensor
 
@@ -38,17 +38,18 @@ class Window:
     video: Tensor
 
 
-def windows(path: str | Path, grid: SamplingGrid, seconds: float, *, shots: bool = True) -> Iterator[Window]:
+def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: bool = True) -> Iterator[Window]:
     """Cut a video into windows of about ``seconds``.
 
     Args:
+        video: Whatever :func:`~fluxvit.video.reader.open_video` takes.
         grid: Of the clips.
         shots: Windows end where shots do.
 
     Raises:
         VideoError: It cannot be read.
     """
-    with open_video(path, short_side=max(grid.height, grid.width)) as reader:
+    with open_video(video, short_side=max(grid.height, grid.width)) as reader:
         end = reader.end
         rate = max(_LEAST_RATE, grid.frames / min(seconds, end))
         times = np.arange(max(1, int(np.ceil(end * rate)))) / rate

@@ -10,14 +10,15 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.base import VideoError, VideoInfo
 from fluxvit.video.container import open_container
+from fluxvit.video.frames_reader import DEFAULT_FPS, FixedRateReader
 from fluxvit.video.rgb import RGBConverter, quarter_turns
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
-class FolderReader(TimedReader):
+class FolderReader(FixedRateReader):
     """Reads the images of a folder, in natural order of their names (``2.png`` before ``10.png``).
 
     Other and hidden files are passed over; sub-folders are not entered.
@@ -29,9 +30,10 @@ class FolderReader(TimedReader):
 
     Raises:
         VideoError: The folder does not exist or holds no images, or an image cannot be read.
+        ValueError: ``fps`` is out of range.
     """
 
-    def __init__(self, path: str | Path, *, fps: float = 25.0, short_side: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, fps: float = DEFAULT_FPS, short_side: int | None = None) -> None:
         path = Path(path)
         if not path.is_dir():
             raise VideoError.of(path, "no such folder")
@@ -41,6 +43,7 @@ class FolderReader(TimedReader):
         )
         if not self._files:
             raise VideoError.of(path, f"a folder without images ({', '.join(sorted(_SUFFIXES))})")
+        super().__init__(len(self._files), fps)
         first = _decode_image(self._files[0])
         self._convert = RGBConverter(first, short_side)
         self._size = first.width, first.height
@@ -51,25 +54,12 @@ class FolderReader(TimedReader):
             width=width,
             height=height,
             frames=len(self._files),
-            fps=fps,
-            duration=len(self._files) / fps,
+            fps=self._fps,
+            duration=self._end,
             rotation=90 * turns,
             codec=self._files[0].suffix.lower().lstrip("."),
             pixel_format=first.format.name,
         )
-        self._times = np.arange(len(self._files)) / fps
-        self._end = len(self._files) / fps
-
-    @property
-    def times(self) -> np.ndarray:
-        return self._times
-
-    @property
-    def end(self) -> float:
-        return self._end
-
-    def close(self) -> None:
-        """Nothing stays open between reads."""
 
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
         for index in indices:

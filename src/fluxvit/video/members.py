@@ -83,7 +83,7 @@ class TarMember:
         except VideoError:
             tar.close()
             raise
-        return io.BufferedReader(_Window(tar, self.offset, self.size))
+        return io.BufferedReader(Window(tar, self.offset, self.size))
 
     def _open_remote(self) -> IO[bytes]:
         try:
@@ -106,7 +106,7 @@ class TarMember:
             self._expect(tar.size)
             tar.seek(start)
             self._expect_header(tar.read(_BLOCK))
-            return io.BufferedReader(_Window(tar, self.offset, self.size))
+            return io.BufferedReader(Window(tar, self.offset, self.size))
         except VideoError:
             raise
         except ImportError as error:
@@ -134,7 +134,7 @@ class TarMember:
         return VideoError.of(str(self), reason)
 
 
-class _Window(io.RawIOBase):
+class Window(io.RawIOBase):
     """``size`` bytes of a file from ``offset`` on, as a file of their own, which owns the other."""
 
     def __init__(self, file: IO[bytes] | Any, offset: int, size: int) -> None:

@@ -115,15 +115,25 @@ class _Contents:
 class PyAVReader(TimedReader):
     """Reads a video file, or one in a shard, by PyAV; see `fluxvit.video.reader.open_video` for arguments.
 
+    Args:
+        file: The content of the video, if it is open already; ``path`` is then its name in messages.
+
     Raises:
         VideoError: The file is missing, empty, cut short before its index, no video, sound only, or holds no
             frame that can be decoded.
     """
 
-    def __init__(self, path: str | Path, *, short_side: int | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        short_side: int | None = None,
+        threads: int = 1,
+        file: IO[bytes] | None = None,
+    ) -> None:
         self._path = Path(path)
-        member = TarMember.parse(path)
-        self._file = None if member is None else member.open()
+        member = TarMember.parse(path) if file is None else None
+        self._file = file if member is None else member.open()
         self._threads = threads
         self._packets: list[_Packet] = []
         self._seeks = True

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.video.base import VideoReader
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_BLANK = np.empty(0, np.uint8)
 
 
 def to_tensor(frames: np.ndarray | Tensor) -> Tensor:
@@ -192,6 +196,39 @@ def eval_transform(
         ValueError: A size is not positive, or ``frames`` has another shape.
     """
     return normalize(resize_and_crop(to_tensor(frames), (height, width)), mean, std)
+
+
+def read_clips(
+    reader: VideoReader, requests: Sequence[tuple[np.ndarray, tuple[int, int] | None]]
+) -> list[np.ndarray]:
+    """Read several clips of a video at once, each resized and cropped as by `resize_and_crop`.
+
+    The pixels are those of ``resize_and_crop(to_tensor(reader.read(times)), size)``. But frames are resized
+    one by one, so that no more than one is held at its own size, and what several clips need is decoded once.
+
+    Args:
+        requests: For each clip, seconds ``[T]`` in any order and (height, width); None: the frames' own size.
+
+    Returns:
+        For each request, uint8 RGB ``[T, height, width, 3]``.
+
+    Raises:
+        ValueError: A size is not positive, or times are missing or not finite.
+        VideoError: Nothing can be decoded.
+    """
+    moments = np.unique(np.concatenate([times for times, _ in requests]))
+    clips: list[list[np.ndarray]] = [[_BLANK] * len(times) for times, _ in requests]
+    for moment, image in zip(moments, reader.walk(moments), strict=True):
+        frame = torch.as_tensor(np.ascontiguousarray(image))
+        for clip, (times, size) in zip(clips, requests, strict=True):
+            places = np.flatnonzero(times == moment)
+            if len(places):
+                video = to_tensor(frame[None])
+                fitted = video if size is None else resize_and_crop(video, size)
+                pixels = fitted[:, 0].permute(1, 2, 0).contiguous().numpy()
+                for place in places:
+                    clip[place] = pixels
+    return [np.stack(clip) for clip in clips]
 
 
 def _size(video: Tensor) -> tuple[int, int]:

@@ -1,0 +1,103 @@
+"""Frames at a fixed rate as a video: what readers of images share, and the reader of frames in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from pathlib import Path
+
+import av
+import numpy as np
+
+from fluxvit.video.base import TimedReader, VideoInfo
+from fluxvit.video.rgb import RGBConverter
+
+DEFAULT_FPS = 25.0
+"""Frames per second of images and arrays, which do not know their own."""
+
+# An image a day, and the fastest rate at which rounded times still tell frames apart.
+_SLOWEST, _FASTEST = 1 / 86_400, 100_000.0
+
+
+def checked_fps(fps: float, name: str = "fps") -> float:
+    """A rate in frames per second.
+
+    Raises:
+        ValueError: It is not a number, or not between one frame a day and 100 000 a second.
+    """
+    # Rates may be fractions, so the comparison is with a slack.
+    if not isinstance(fps, Real) or not _SLOWEST * 0.999 <= fps <= _FASTEST:
+        raise ValueError(f"{name} must be a number of frames per second, above 0 and up to 100000, got {fps}")
+    return float(fps)
+
+
+class FixedRateReader(TimedReader):
+    """A reader of ``count`` frames, ``fps`` a second.
+
+    Raises:
+        ValueError: ``fps`` is out of range.
+    """
+
+    def __init__(self, count: int, fps: float) -> None:
+        self._fps = checked_fps(fps)
+        self._times = np.arange(count) / self._fps
+        self._end = count / self._fps
+
+    @property
+    def times(self) -> np.ndarray:
+        return self._times
+
+    @property
+    def end(self) -> float:
+        return self._end
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+
+class ArrayReader(FixedRateReader):
+    """Reads frames that are in memory already.
+
+    Args:
+        frames: uint8 RGB, each ``[H, W, 3]``, all of one size; see `fluxvit.video.inputs.as_frames`.
+        fps: Frames per second.
+        short_side: As in `fluxvit.video.reader.open_video`.
+
+    Raises:
+        ValueError: ``fps`` is out of range.
+    """
+
+    def __init__(
+        self,
+        frames: np.ndarray | Sequence[np.ndarray],
+        *,
+        fps: float = DEFAULT_FPS,
+        short_side: int | None = None,
+    ) -> None:
+        super().__init__(len(frames), fps)
+        self._frames = frames
+        height, width = frames[0].shape[:2]
+        self._shrinks = short_side is not None and short_side < min(height, width)
+        self._short_side = short_side
+        self.info = VideoInfo(
+            path=Path("<frames>"),
+            width=width,
+            height=height,
+            frames=len(frames),
+            fps=self._fps,
+            duration=self._end,
+            rotation=0,
+            codec="rawvideo",
+            pixel_format="rgb24",
+        )
+
+    def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
+        convert: RGBConverter | None = None
+        for index in indices:
+            # Tensors are made of it later, which wants memory that is writable.
+            image = np.require(self._frames[index], requirements=["C", "W"])
+            if self._shrinks:
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                convert = convert or RGBConverter(frame, self._short_side)
+                image = convert(frame)
+            yield image

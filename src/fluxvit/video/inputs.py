@@ -1,0 +1,230 @@
+"""What may be given as a video: a path, the bytes of a file, an open file, or its frames."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from fluxvit.video.base import VideoError
+from fluxvit.video.members import TarMember, Window
+
+if TYPE_CHECKING:
+    import torch
+
+VideoInput: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | torch.Tensor | "
+    "Sequence[Any]"
+)
+"""A video, as `fluxvit.video.reader.open_video` takes it:
+
+- the path of a video file or of a folder of images;
+- the content of a video file, as bytes, or as a file opened in binary mode that can be sought in;
+- frames: an array or tensor, uint8 ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL images.
+"""
+
+# A Path keeps one of the two slashes. A single letter would be a drive of Windows.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+_LONGEST_NAME = 4096  # Longer bytes are no path of any system.
+
+
+def given_path(video: VideoInput) -> Path | None:
+    """The path that a video was given as; None if it was given in memory.
+
+    Raises:
+        VideoError: The path is empty, or an address of a network.
+    """
+    if not isinstance(video, str | os.PathLike):
+        return None
+    text = os.fsdecode(video)
+    if not text:
+        raise VideoError("the path of the video is empty")
+    address = _ADDRESS.fullmatch(text)
+    if address and TarMember.parse(text) is None and not os.path.exists(text):
+        if address[1].lower() == "file":
+            raise VideoError.of(text, f"give the path alone: /{address[2]}")
+        raise VideoError.of(
+            text, "this is an address, not a file; download it first, or open it as a stream (--stream)"
+        )
+    return Path(text)
+
+
+def as_file(video: Any) -> tuple[str, IO[bytes]]:
+    """A name for messages, and a file to read, of a video that is given as bytes or as a file.
+
+    The file is read from its beginning, wherever it stands. It is not closed with the returned one.
+
+    Raises:
+        VideoError: It is empty, or cannot be read or sought in.
+        ValueError: It is nothing of the kind.
+    """
+    if isinstance(video, bytes | bytearray | memoryview):
+        if len(video) == 0:
+            raise VideoError.of("<bytes>", "there are none")
+        if isinstance(video, bytes) and len(video) < _LONGEST_NAME and _is_path(video):
+            raise VideoError.of("<bytes>", "this is a path, not a video; give it as str or Path")
+        return "<bytes>", io.BytesIO(video)
+    if not callable(getattr(video, "read", None)):
+        raise ValueError(
+            "a video is a path, bytes, a file opened in binary mode, frames uint8 [T, H, W, 3] or a list of "
+            f"frames, not {_kind(video)}"
+        )
+    label = getattr(video, "name", None)
+    name = f"<file {label}>" if isinstance(label, str) else "<file>"
+    if getattr(video, "closed", False):
+        raise VideoError.of(name, "the file is closed")
+    try:
+        nothing = video.read(0)
+    except (OSError, ValueError) as error:
+        raise VideoError.of(name, f"cannot be read ({error})") from None
+    if isinstance(nothing, str):
+        raise VideoError.of(name, "the file is opened as text; open it in binary mode: open(path, 'rb')")
+    if inspect.iscoroutine(nothing):
+        nothing.close()
+    if not isinstance(nothing, bytes):
+        raise VideoError.of(name, f"its read() gives {type(nothing).__name__}, not bytes")
+    try:
+        video.seek(0, os.SEEK_END)
+        size = video.tell()
+    except (AttributeError, OSError, ValueError):
+        raise VideoError.of(name, "cannot be sought in; read it first: io.BytesIO(file.read())") from None
+    if size == 0:
+        raise VideoError.of(name, "the file is empty (0 bytes)")
+    return name, io.BufferedReader(_Borrowed(video, size, name))
+
+
+class _Borrowed(Window):
+    """A file of the caller, who closes it, and whose errors may be of any kind."""
+
+    def __init__(self, file: IO[bytes], size: int, name: str) -> None:
+        super().__init__(file, 0, size)
+        self._name = name
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return super().readinto(buffer)
+        except Exception as error:
+            raise VideoError.of(self._name, f"cannot be read ({type(error).__name__}: {error})") from error
+
+    def close(self) -> None:
+        io.RawIOBase.close(self)
+
+
+def as_frames(video: Any) -> np.ndarray | list[np.ndarray] | None:
+    """The frames of a video that is given as such, each uint8 ``[H, W, 3]``; None if it is not.
+
+    Raises:
+        ValueError: They are of another type or shape, of several sizes, or there are none.
+    """
+    if isinstance(video, str | bytes | bytearray | memoryview | os.PathLike):
+        return None
+    if isinstance(video, list | tuple):
+        return _from_list(video)
+    if _is_image(video):
+        raise ValueError("a single PIL image is not a video; give a list of images")
+    if _is_tensor(video) or hasattr(video, "__array__"):
+        array = _as_array(video)
+        _check_pixels(array, "frames", ("T", "H", "W", "3"))
+        return array
+    return None
+
+
+def _from_list(items: Sequence[Any]) -> list[np.ndarray]:
+    if not items:
+        raise ValueError("a list without frames is not a video")
+    frames: list[np.ndarray] = []
+    for number, item in enumerate(items):
+        if isinstance(item, str | bytes | os.PathLike):
+            raise ValueError(
+                f"item {number} of the list is {_kind(item)}, not a frame; give videos one by one, and image "
+                "files by their folder"
+            )
+        # An alpha channel is left out, as of image files.
+        if _is_image(item):
+            image = np.asarray(item if item.mode == "RGB" else item.convert("RGB"))
+        elif _is_tensor(item) or hasattr(item, "__array__"):
+            image = _as_array(item)
+        else:
+            raise ValueError(f"frame {number} is {_kind(item)}; frames are arrays [H, W, 3] or PIL images")
+        _check_pixels(image, f"frame {number}", ("H", "W", "3"))
+        if frames and image.shape != frames[0].shape:
+            height, width = frames[0].shape[:2]
+            raise ValueError(
+                f"frame {number} is {image.shape[1]}x{image.shape[0]}, the first is {width}x{height}; resize "
+                "them to one size"
+            )
+        frames.append(image)
+    return frames
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if _is_tensor(value):
+        return np.asarray(value.detach().cpu())
+    return np.asarray(value)
+
+
+def _check_pixels(array: np.ndarray, name: str, axes: tuple[str, ...]) -> None:
+    """Raise a ValueError that says how to mend frames of another shape or type."""
+    shape, wanted = list(array.shape), f"[{', '.join(axes)}]"
+    if array.ndim != len(axes) or array.shape[-1] != 3:
+        cure = ""
+        if array.ndim == len(axes):
+            order = None
+            if array.shape[-3] == 3:
+                order = (0, 2, 3, 1) if array.ndim == 4 else (1, 2, 0)
+            elif array.shape[0] == 3:
+                order = (1, 2, 3, 0)
+            if order:
+                cure = f"; the channels come last: permute{order} of a tensor, transpose{order} of an array"
+            elif array.shape[-1] == 1:
+                cure = "; repeat the grey channel three times"
+            elif array.shape[-1] == 4:
+                cure = "; leave out the alpha channel: frames[..., :3]"
+        elif array.ndim == len(axes) - 1:
+            cure = (
+                "; of one image make a clip of one frame: image[None]"
+                if array.shape[-1:] == (3,)
+                else ("; repeat grey frames three times along a last axis")
+            )
+        elif array.ndim == len(axes) + 1:
+            cure = "; give the clips of a batch one by one"
+        elif array.ndim == 1:
+            cure = "; give the content of a file as bytes"
+        raise ValueError(f"{name} must be uint8 {wanted}, got {array.dtype} {shape}{cure}")
+    if array.dtype != np.uint8:
+        cure = "convert them to 0..255 and uint8"
+        if np.issubdtype(array.dtype, np.floating):
+            cure = "for values from 0 to 1: (255 * frames).round() as uint8"
+        raise ValueError(f"{name} must be uint8 {wanted}, got {array.dtype}; {cure}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} must be uint8 {wanted} with at least one frame and pixel, got {shape}")
+
+
+def _is_tensor(value: Any) -> bool:
+    # Nobody has a tensor before torch is imported; and it need not be imported for other inputs.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_image(value: Any) -> bool:
+    images = sys.modules.get("PIL.Image")
+    return images is not None and isinstance(value, images.Image)
+
+
+def _is_path(content: bytes) -> bool:
+    try:
+        return os.path.exists(content)
+    except ValueError:
+        return False
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
