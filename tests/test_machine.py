@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 from fluxvit import machine
 from fluxvit.cli import main
 from fluxvit.deploy.predictor import Predictor
-from fluxvit.machine import default_device, log_device, usable_device
+from fluxvit.machine import default_device, log_device, signals_held_back, usable_device
 from fluxvit.training.distributed import join_world
 
 
@@ -120,3 +123,19 @@ def test_every_command_that_runs_a_model_has_the_same_option(capsys: pytest.Capt
         assert "default: the accelerator if there is one" in " ".join(capsys.readouterr().out.split()), (
             command
         )
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no such signals")
+def test_worker_processes_start_without_being_interrupted() -> None:
+    code = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    with signals_held_back():
+        held = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "SIGINT" in held.stdout
+    assert "SIGTERM" in held.stdout
+    let_in = "from fluxvit.machine import let_signals_in; let_signals_in(); "
+    with signals_held_back():
+        free = subprocess.run(
+            [sys.executable, "-c", let_in + code], capture_output=True, text=True, check=True
+        )
+    assert free.stdout == "[]\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -179,7 +179,7 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
         console.print(f"{row['budget']:>4} tokens: {plain_text}, {best_text}")
     for control in controls:
         console.print(f"{control['name']}: {100 * control['accuracy']:.1f} %")
-    console.print(f"report      {out / 'report.html'}\ncheckpoint  {folder}")
+    console.print(f"report      {out / 'report.html'}\ncheckpoint  {folder}", markup=False)
     return out / "report.html"
 
 

@@ -10,6 +10,8 @@ import platform
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,9 +134,35 @@ def _accelerator() -> tuple[str, str]:
     return "cpu", ""
 
 
+HELD_BACK = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Worker processes that are started within are not interrupted before they have chosen how to answer.
+
+    They inherit that signals wait. Each calls :func:`let_signals_in` when it is ready for them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where there are no such signals.
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def let_signals_in() -> None:
+    """In a worker process: the signals that were held back may come."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+
+
 def follow_parent() -> None:
     """In a worker process: leave Ctrl-C to the parent, and end with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    let_signals_in()
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in worker processes only"
     sentinel = parent.sentinel

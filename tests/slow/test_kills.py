@@ -225,9 +225,14 @@ def interrupt(run: Run, out: Path, moment: Moment, seconds: float) -> None:
     """Send the signal at its moment; the run may have ended before."""
     if run.finish(moment.share * seconds) is not None:
         return
-    while moment.in_write and run.process.poll() is None and not leftovers(out):
+    while moment.in_write and run.process.poll() is None and not being_written(out):
         time.sleep(0.0005)
     run.send(moment.number, moment.group)
+
+
+def being_written(out: Path) -> list[str]:
+    """Partial files and folders."""
+    return [name for name in leftovers(out) if Path(name).name.startswith(".") and "partial" in name]
 
 
 def leftovers(out: Path) -> list[str]:
@@ -268,7 +273,7 @@ class Campaign:
         run = self.start("first.txt")
         interrupt(run, self.out, moment, self.seconds)
         code = run.finish(60)
-        struck = leftovers(self.out)
+        struck = being_written(self.out)
         found = []
         if code is None:
             found.append("it did not end within 60 s of the signal")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from fluxvit.terminal import printable, say
 
 COMMANDS = {
     "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
@@ -36,19 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
+        say(_usage())
         return 0 if argv else 2
     name = argv[0]
     if name == "--version":
         from fluxvit import __version__
 
-        print(f"fluxvit {__version__}")
+        say(f"fluxvit {__version__}")
         return 0
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
     _show_log()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Some terminals know few letters: the others are spelt.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return import_module(f"fluxvit.cli.{name}").run(argv[1:])
     except ValueError as error:
@@ -67,7 +72,7 @@ class _Lines(logging.Handler):
     """Log records as one line each on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"fluxvit: {record.getMessage()}", file=sys.stderr)
+        say(f"fluxvit: {printable(record.getMessage())}", error=True)
 
 
 def _show_log() -> None:
@@ -95,5 +100,5 @@ def _usage() -> str:
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"fluxvit: {message}", file=sys.stderr)
+    say(f"fluxvit: {printable(message)}", error=True)
     return code

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -59,13 +60,13 @@ def _chat(
     vectors = chat.watch(clip, clips)
     log_device(chat.device)
     plan, parts = chat.plan, f"{clips} clips, each " if clips > 1 else ""
-    print(f"{clip}: {parts}{plan.keep} tokens of {plan.grid}, {vectors} vectors for {chat.language.source}")
+    say(f"{clip}: {parts}{plan.keep} tokens of {plan.grid}, {vectors} vectors for {chat.language.source}")
     for question in ask or _typed():
         if ask:
-            print(f"> {question}")
+            say(f"> {question}")
         for piece in chat.ask(question, limit=limit, temperature=temperature):
-            print(piece, end="", flush=True)
-        print()
+            say(piece, end="", flush=True)
+        say()
     return 0
 
 
@@ -73,7 +74,7 @@ def _typed() -> Iterator[str]:
     """Lines from the keyboard, up to an empty one."""
     while True:
         if sys.stdin.isatty():
-            print("> ", end="", flush=True)
+            say("> ", end="", flush=True)
         line = sys.stdin.readline()
         if not line.strip():
             return

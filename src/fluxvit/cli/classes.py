@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -52,5 +53,5 @@ def _classes(
     folder = save_checkpoint(
         to, text_classifier(encoder, vectors), replace(info.video, labels=labels, provenance=provenance)
     )
-    print(f"checkpoint  {folder}: {len(labels)} classes, {len(sentences)} templates averaged as {average}")
+    say(f"checkpoint  {folder}: {len(labels)} classes, {len(sentences)} templates averaged as {average}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from fluxvit.cli.parser import Parser, values
+from fluxvit.terminal import say
 
 if TYPE_CHECKING:
     from fluxvit.releases import KeyReport, TowerReport
@@ -83,7 +84,7 @@ def _convert(
         )
         # The grids of the authors' fine-tuning scripts.
         grids = list(legal_grids(range(6, 26, 2), range(112, 364, 28), 2048, 6144))
-    print(report)
+    say(report)
     info = CheckpointInfo(labels=names, grids=grids, provenance=provenance)
-    print(f"wrote {save_checkpoint(out, model, info)}")
+    say(f"wrote {save_checkpoint(out, model, info)}")
     return 0

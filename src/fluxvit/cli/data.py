@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluxvit.cli.parser import Parser, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -21,7 +22,7 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["make"] and argv[1:2] in (["metaworld"], ["mocap"]):
         return _run_simulated(argv[1], argv[2:])
     if not argv or argv[0] in ("-h", "--help") or argv[1:2] in (["-h"], ["--help"]):
-        print(usage)
+        say(usage)
         return 0
     known = (
         "fluxvit data probe SOURCE, fluxvit data shard MANIFEST OUT, "
@@ -60,7 +61,7 @@ def _make_motionworld(
 
     chosen = {} if factors is None else {"factors": tuple(factors.split(","))}
     config = MotionWorldConfig(videos, seed, difficulty, val=val, test=test, **chosen)
-    print(f"wrote {make_motionworld(out, config, workers=workers)}")
+    say(f"wrote {make_motionworld(out, config, workers=workers)}")
     return 0
 
 
@@ -99,10 +100,10 @@ def _make_simulated(
         raise ValueError(f"--short_sides {short_sides!r}: give whole numbers, such as 128,160") from None
     if name == "metaworld":
         arm = simulated.MetaworldConfig(videos, seed, sides, val, test)
-        print(f"wrote {simulated.make_metaworld(out, arm, workers=workers)}")
+        say(f"wrote {simulated.make_metaworld(out, arm, workers=workers)}")
     else:
         human = simulated.MocapConfig(videos, seed, sides, val, test)
-        print(f"wrote {simulated.make_mocap(out, human, workers=workers)}")
+        say(f"wrote {simulated.make_mocap(out, human, workers=workers)}")
     return 0
 
 
@@ -143,8 +144,6 @@ def _probe(
     workers: int | None,
     time_limit: float | None,
 ) -> int:
-    import sys
-
     from fluxvit.data.probe import probe_manifest
     from fluxvit.data.sources import read_source
 
@@ -152,11 +151,11 @@ def _probe(
     videos = read_source(source, format, root, split, labels, like, chosen)
     recognised = "recognised as" if format == "auto" else "read as"
     part = f" {videos.split}" if videos.split else ""
-    print(f"{source}: {recognised} {videos.name}{part}, {len(videos.entries)} videos", file=sys.stderr)
+    say(f"{source}: {recognised} {videos.name}{part}, {len(videos.entries)} videos", error=True)
     for note in videos.notes:
-        print(f"fluxvit: {note}", file=sys.stderr)
-    print(probe_manifest(videos, out, workers, deep=deep, time_limit=time_limit))
-    print(f"wrote {out}")
+        say(f"fluxvit: {note}", error=True)
+    say(probe_manifest(videos, out, workers, deep=deep, time_limit=time_limit))
+    say(f"wrote {out}")
     return 0
 
 
@@ -191,7 +190,7 @@ def _shard(manifest: str, out: str, size: str, max_videos: int | None, url: str 
     videos = read_manifest(manifest, target=None)
     if Path(out).resolve() == Path(manifest).resolve().parent:
         raise ValueError(f"{out}: {manifest} lies there and would be replaced; choose another folder")
-    print(write_shards(videos, out, Path(manifest).stem, _bytes(size), max_videos=max_videos, url=url))
+    say(write_shards(videos, out, Path(manifest).stem, _bytes(size), max_videos=max_videos, url=url))
     return 0
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from fluxvit.cli.parser import Parser, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -33,6 +33,6 @@ def _demo(**settings: Any) -> int:
     try:
         run_demo(DemoConfig(**{name: value for name, value in settings.items() if value is not None}))
     except Stopped as stop:
-        print(f"fluxvit: {stop}", file=sys.stderr)
+        say(f"fluxvit: {stop}", error=True)
         return 130
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -65,13 +66,13 @@ def _describe(
     log_device(chat.device)
     described = describe_videos(chat, manifest, out, limit=limit)
     lost = len(manifest) - len(described)
-    print(f"{len(described)} videos described" + (f", {lost} cannot be read" if lost else ""))
-    print(f"wrote   {Path(out) / DESCRIPTIONS}")
+    say(f"{len(described)} videos described" + (f", {lost} cannot be read" if lost else ""))
+    say(f"wrote   {Path(out) / DESCRIPTIONS}")
     if judge:
         model = load_language_model(judge)
         model.network.to(chat.device)
         score = score_descriptions(described, LanguageModelJudge(model))
-        print(
+        say(
             f"F1 {100 * score.f1:.1f} %, recall {100 * score.recall:.1f} %, precision "
             f"{100 * score.precision:.1f} %, judged by {judge}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -62,5 +63,5 @@ def _evaluate(device: str | None, no_latency: bool, **settings: Any) -> int:
     finally:
         leave_world(world)
     if evaluation is not None:
-        print(evaluation)
+        say(evaluation)
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 if TYPE_CHECKING:
     from fluxvit.deploy.index import IndexSettings
@@ -107,11 +107,11 @@ def _index_locked(
         make_database(db, index=asdict(settings), encoder=embedder.digest)
     try:
         with VideoDatabase(db) as database:
-            print(update_index(database, folder, embedder))
+            say(update_index(database, folder, embedder))
     except KeyboardInterrupt:
-        print("fluxvit: interrupted; the same command goes on", file=sys.stderr)
+        say("fluxvit: interrupted; the same command goes on", error=True)
         return 130
-    print(f"database  {db}, {settings}")
+    say(f"database  {db}, {settings}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fluxvit.cli.parser import Parser, values
+from fluxvit.terminal import printable, say
 
 if TYPE_CHECKING:
     from fluxvit.flux.budget import Plan
@@ -54,20 +55,20 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
 
     count = sum(p.numel() for p in network.parameters())
     tables = sum(p.numel() for p in network.pos_embed.parameters())
-    print(f"{model}: {config.depth} blocks, width {config.embed_dim}, {config.num_heads} heads, ", end="")
-    print(f"patch {config.patch_size}, tubelet {config.tubelet_size}, {config.num_classes} classes")
-    print(f"parameters {count / 1e6:.2f} M (of these {tables / 1e6:.2f} M positions)")
-    print("GMACs of one clip (papers write GFLOPs); 'published' is what the paper counts, kept tokens only;")
-    print(f"'left out' is embedding the dropped tokens of {grid or 'a pool twice the budget'} and selection")
-    print(f"{'tokens':>8} {'pool':>8} {'published':>10} {'left out':>9} {'total':>8}")
+    say(f"{model}: {config.depth} blocks, width {config.embed_dim}, {config.num_heads} heads, ", end="")
+    say(f"patch {config.patch_size}, tubelet {config.tubelet_size}, {config.num_classes} classes")
+    say(f"parameters {count / 1e6:.2f} M (of these {tables / 1e6:.2f} M positions)")
+    say("GMACs of one clip (papers write GFLOPs); 'published' is what the paper counts, kept tokens only;")
+    say(f"'left out' is embedding the dropped tokens of {grid or 'a pool twice the budget'} and selection")
+    say(f"{'tokens':>8} {'pool':>8} {'published':>10} {'left out':>9} {'total':>8}")
     for budget in budgets:
         sampled = 2 * budget if pool is None else pool
         if budget > sampled:
-            print(f"{budget:>8} {sampled:>8}  (the grid has fewer tokens)")
+            say(f"{budget:>8} {sampled:>8}  (the grid has fewer tokens)")
             continue
         cost = clip_cost(config.size, budget, sampled)
         row = (cost.published, cost.unpublished, cost.total)
-        print(f"{budget:>8} {sampled:>8} {row[0] / 1e9:>10.3f} {row[1] / 1e9:>9.3f} {row[2] / 1e9:>8.3f}")
+        say(f"{budget:>8} {sampled:>8} {row[0] / 1e9:>10.3f} {row[1] / 1e9:>9.3f} {row[2] / 1e9:>8.3f}")
     if plans:
         _print_plans(plans, config.size)
     return 0
@@ -77,8 +78,8 @@ def _print_plans(plans: list[Plan], size: NetworkSize) -> None:
     from fluxvit.flux.budget import Measured
     from fluxvit.flux.cost import grid_cost
 
-    print("its plan table; accuracy on held-out data, latency where it was measured")
-    print(
+    say("its plan table; accuracy on held-out data, latency where it was measured")
+    say(
         f"{'tokens':>8} {'grid':>12} {'pool':>8} {'head':>5} {'accuracy':>9} {'GMACs':>8} {'ms':>8}  selector"
     )
     for plan in sorted(plans, key=lambda plan: -plan.keep):
@@ -89,6 +90,6 @@ def _print_plans(plans: list[Plan], size: NetworkSize) -> None:
             f"{'-' if known.accuracy is None else f'{100 * known.accuracy:.1f} %':>9}",
             f"{grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9:>8.3f}",
             f"{'-' if known.latency_ms is None else f'{known.latency_ms:.3g}':>8}",
-            f" {plan.selector}{f' ({known.device})' if known.device else ''}",
+            f" {plan.selector}{f' ({printable(known.device)})' if known.device else ''}",
         ]
-        print(" ".join(cells))
+        say(" ".join(cells))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 _NUMBERS = ("budgets", "frames", "sizes", "heights", "widths")
 
@@ -58,8 +58,8 @@ def _optimize(**settings: Any) -> int:
         from fluxvit.evaluation.retrieve import optimize_dual
 
         config = OptimizeConfig(**given)
-        print(optimize_dual(config) if is_dual(config.checkpoint) else run_optimize(config))
+        say(optimize_dual(config) if is_dual(config.checkpoint) else run_optimize(config))
     except KeyboardInterrupt:
-        print("fluxvit: interrupted; the same command goes on", file=sys.stderr)
+        say("fluxvit: interrupted; the same command goes on", error=True)
         return 130
     return 0

@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from fluxvit.terminal import printable
+
 
 class Parser(ArgumentParser):
     """jsonargparse's parser, with errors as one line of plain text and exit code 2."""
@@ -14,7 +16,7 @@ class Parser(ArgumentParser):
         super().__init__(prog=f"fluxvit {command}", description=description)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        cause = " ".join(message.split())
+        cause = printable(" ".join(message.split()))
         self.exit(
             2, f"{self.prog}: {cause}\n(fluxvit {self.prog.split(' ', 1)[1]} --help lists the options)\n"
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import json_line, printable, say
 
 if TYPE_CHECKING:
     from fluxvit.deploy.predictor import Prediction, Predictor
@@ -107,14 +106,14 @@ def _predict(
     def show(prediction: Prediction) -> None:
         log_device(predictor.device)
         spent.append(prediction.spent)
-        print(_as_json(prediction, top) if json else _as_text(prediction, top, predictor), flush=True)
+        say(_as_json(prediction, top) if json else _as_text(prediction, top, predictor), flush=True)
 
     for clip in clips:
         try:
             found = answer(clip)
         except VideoError as error:
             # One bad clip must not keep the others from their answers.
-            print(f"fluxvit: {error}", file=sys.stderr)
+            say(f"fluxvit: {printable(error)}", error=True)
             failed += 1
             continue
         if isinstance(found, Look):
@@ -126,14 +125,14 @@ def _predict(
 
             config = predictor.model.config
             write_explanation(explain, found, config.patch_size, config.tubelet_size)
-            print(f"wrote {explain}", file=sys.stderr)
+            say(f"wrote {explain}", error=True)
     if corpus:
         for prediction in corpus.spend(looks):
             show(prediction)
     if (cascade or corpus) and spent:
         tokens, gmacs = mean(one.tokens for one in spent), mean(one.gmacs for one in spent)
         clips_ = f"{len(spent)} clip{'s' if len(spent) > 1 else ''}"
-        print(f"fluxvit: {clips_}: {tokens:.4g} tokens and {gmacs:.3g} GMACs in the mean", file=sys.stderr)
+        say(f"fluxvit: {clips_}: {tokens:.4g} tokens and {gmacs:.3g} GMACs in the mean", error=True)
     return 2 if failed else 0
 
 
@@ -150,10 +149,10 @@ def _load(checkpoint: str | None, budget: str | None, grid: str | None, device: 
         device=device,
     )
     if checkpoint is None:
-        print(
+        say(
             f"fluxvit: answering with {DEFAULT_CHECKPOINT}, which comes with the package and tells "
             f"{len(predictor.labels)} motions of drawn objects; --checkpoint names another",
-            file=sys.stderr,
+            error=True,
         )
     return predictor
 
@@ -190,7 +189,7 @@ def _stream(
     still = _load(checkpoint, budget, grid, device)
     predictor = StreamingPredictor(still, window, hop, token_rate=token_rate)
     log_device(still.device)
-    print(f"fluxvit: {source.name}: {predictor}", file=sys.stderr)
+    say(f"fluxvit: {printable(source.name)}: {predictor}", error=True)
     steps = dropped = 0
     try:
         with closing(predictor(source)) as answers:
@@ -198,31 +197,30 @@ def _stream(
                 steps += 1
                 dropped += answer.dropped
                 line = _step_as_json(clips[0], answer, top) if json else _step_as_text(answer, top)
-                print(line, flush=True)
+                say(line, flush=True)
     finally:
         if dropped:
-            print(
-                f"fluxvit: {source.name}: {steps} steps; {dropped} more were skipped to keep up",
-                file=sys.stderr,
+            say(
+                f"fluxvit: {printable(source.name)}: {steps} steps; {dropped} more were skipped to keep up",
+                error=True,
             )
     return 0
 
 
 def _step_as_json(clip: str, answer: StreamAnswer, top: int) -> str:
-    return json.dumps(
+    return json_line(
         {
             "clip": clip,
             "start": round(answer.start, 6),
             "end": round(answer.end, 6),
             **_found(answer, top),
             "dropped": answer.dropped,
-        },
-        ensure_ascii=False,
+        }
     )
 
 
 def _step_as_text(answer: StreamAnswer, top: int) -> str:
-    classes = "   ".join(f"{100 * p:5.1f} %  {label}" for label, p in answer.top(top))
+    classes = "   ".join(f"{100 * p:5.1f} %  {printable(label)}" for label, p in answer.top(top))
     skipped = f"   ({answer.dropped} skipped)" if answer.dropped else ""
     return f"{answer.start:8.2f} to {answer.end:.2f} s  {classes}{skipped}"
 
@@ -242,7 +240,7 @@ def _as_json(prediction: Prediction, top: int) -> str:
         spent["latency_ms"] = round(plan.measured.latency_ms, 3)
     answer = {"clip": str(prediction.path), **_found(prediction, top), "spent": spent}
     answer |= {"head": plan.head, "selector": plan.selector}
-    return json.dumps(answer, ensure_ascii=False)
+    return json_line(answer)
 
 
 def _as_text(prediction: Prediction, top: int, predictor: Any) -> str:
@@ -257,6 +255,6 @@ def _as_text(prediction: Prediction, top: int, predictor: Any) -> str:
     spent.append(f"{prediction.spent.gmacs:.3g} GMACs")
     if plan.measured is not None and plan.measured.latency_ms is not None:
         spent.append(f"{plan.measured.latency_ms:.3g} ms")
-    lines = [f"{prediction.path}  ({', '.join(spent)})"]
-    lines += [f"  {100 * p:5.1f} %  {label}" for label, p in prediction.top(top)]
+    lines = [f"{printable(prediction.path)}  ({', '.join(spent)})"]
+    lines += [f"  {100 * p:5.1f} %  {printable(label)}" for label, p in prediction.top(top)]
     return "\n".join(lines)

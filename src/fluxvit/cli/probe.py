@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -45,5 +46,5 @@ def _probe(lrs: str | None, weight_decays: str | None, **settings: Any) -> int:
                 given[name] = tuple(float(part) for part in str(text).split(","))
             except ValueError:
                 raise ValueError(f"--{name} {text!r}: give numbers, such as 1e-4,1e-3") from None
-    print(run_probe(ProbeConfig(**given)))
+    say(run_probe(ProbeConfig(**given)))
     return 0

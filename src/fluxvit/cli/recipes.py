@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from fluxvit.cli.parser import Parser, add_device
+from fluxvit.terminal import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,10 +46,10 @@ def run_recipe(recipe: R, device: str | None, work: Callable[[R, World], Path]) 
         folder = work(recipe, world)
     except Stopped as stop:
         if world.is_main:
-            print(f"fluxvit: {stop}", file=sys.stderr)
+            say(f"fluxvit: {stop}", error=True)
         return 130
     finally:
         leave_world(world)
     if world.is_main:
-        print(f"checkpoint  {folder}")
+        say(f"checkpoint  {folder}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import say
 
 
 def run(argv: list[str]) -> int:
@@ -37,5 +38,5 @@ def _retrieve(**settings: Any) -> int:
         given["budgets"] = tuple(map(parse_budget, str(given["budgets"]).split(",")))
     if "grid" in given:
         given["grid"] = SamplingGrid.parse(given["grid"])
-    print(run_retrieve(RetrieveConfig(**given)))
+    say(run_retrieve(RetrieveConfig(**given)))
     return 0

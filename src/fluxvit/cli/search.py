@@ -6,6 +6,7 @@ from typing import Any
 
 from fluxvit.cli.index import DB
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.terminal import printable, say
 
 
 def run(argv: list[str]) -> int:
@@ -60,15 +61,15 @@ def _search(
         indexed, matching = database.count_files(), database.count_files(only.path)
     if not hits:
         if path and not matching:
-            print(f"nothing found: --path {path!r} is in the path of none of the {indexed} indexed files")
+            say(f"nothing found: --path {path!r} is in the path of none of the {indexed} indexed files")
         else:
-            print("nothing found: no window passes the filters")
+            say("nothing found: no window passes the filters")
         return 1
     for place, hit in enumerate(hits, start=1):
-        print(f"{place:3}  {hit.score:.3f}  {_clock(hit.start)}-{_clock(hit.end)}  {hit.path}")
+        say(f"{place:3}  {hit.score:.3f}  {_clock(hit.start)}-{_clock(hit.end)}  {printable(hit.path)}")
     if sheet:
         write_image(sheet, thumbnail_sheet(hits))
-        print(f"wrote   {sheet}")
+        say(f"wrote   {sheet}")
     return 0
 
 

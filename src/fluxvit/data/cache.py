@@ -15,7 +15,7 @@ from rich.progress import track
 
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.files import atomic_path, clear_leftovers
-from fluxvit.machine import follow_parent, usable_cores
+from fluxvit.machine import follow_parent, signals_held_back, usable_cores
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 
@@ -54,7 +54,8 @@ class FrameCache:
         with atomic_path(self._pixels_path) as partial, partial.open("wb") as out:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(workers, context, follow_parent) as pool:
-                decoded = pool.map(_decode, jobs, chunksize=16)
+                with signals_held_back():
+                    decoded = pool.map(_decode, jobs, chunksize=16)
                 for clip in track(
                     decoded, "Decoding frames", len(jobs), transient=True, disable=not progress
                 ):

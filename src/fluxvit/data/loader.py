@@ -8,7 +8,6 @@ import random
 import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from fluxvit.data.classes import class_weights
 from fluxvit.data.dataset import Clip, ClipRequest, collate
 from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid, draw_grid
+from fluxvit.machine import HELD_BACK, let_signals_in, signals_held_back
 
 # Steps whose grids one generator draws: seeding takes as long as a hundred draws.
 _BLOCK = 1024
@@ -200,7 +200,7 @@ class ClipLoader(DataLoader[Clip]):
     def _clips(self) -> Generator[Clip, None, None]:
         known = set() if self.report is None else {row["error"] for row in read_json_lines(self.report)}
         trouble: Exception | None = None
-        with _signals_held_back():
+        with signals_held_back():
             batches = super().__iter__()
         try:
             for batch in batches:
@@ -264,7 +264,6 @@ def loader(
     return clips
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _running: weakref.WeakSet[Generator[Clip, None, None]] = weakref.WeakSet()
 
 
@@ -275,26 +274,12 @@ def _end_workers() -> None:
         clips.close()
 
 
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Workers that are started inherit it: none can be ended by a signal before it ignores them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, where there are no such signals.
-        yield
-        return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
 def _settle_worker(_: int) -> None:
     torch.set_num_threads(1)
     # A signal to the whole process group is the parent's to answer: it stops the workers when it is ready.
-    for number in _SIGNALS:
+    for number in HELD_BACK:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    let_signals_in()
 
 
 def epoch_batches(

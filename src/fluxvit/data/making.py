@@ -19,7 +19,7 @@ import numpy as np
 
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, clear_leftovers, lock_folder, write_json
-from fluxvit.machine import follow_parent, usable_cores
+from fluxvit.machine import follow_parent, signals_held_back, usable_cores
 
 SPLITS = ("train", "val", "test")
 
@@ -194,7 +194,9 @@ def _write_all(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent)
     try:
-        for done in as_completed([pool.submit(_write_chunk, out, chunk, write) for chunk in chunks]):
+        with signals_held_back():
+            jobs = [pool.submit(_write_chunk, out, chunk, write) for chunk in chunks]
+        for done in as_completed(jobs):
             yield done.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -28,7 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
 from fluxvit.files import lock_file, read_json_lines, write_json_lines
-from fluxvit.machine import usable_cores
+from fluxvit.machine import let_signals_in, signals_held_back, usable_cores
+from fluxvit.terminal import printable
 from fluxvit.video.members import may_exist
 from fluxvit.video.pyav_reader import open_video_file
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
@@ -216,7 +217,7 @@ class _Worker:
         self.deadline = math.inf
         self._time_limit = time_limit
         self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        with _one_thread_each():
+        with _one_thread_each(), signals_held_back():
             self._process.start()
         theirs.close()
 
@@ -257,6 +258,7 @@ def _due(team: list[_Worker]) -> list[_Worker]:
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Answer jobs until the parent process ends. Ctrl-C is left to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    let_signals_in()
     threading.Thread(target=_follow_parent, daemon=True).start()
     # The other end closes when the parent is killed, too.
     with suppress(EOFError, ConnectionError):
@@ -343,7 +345,7 @@ class Summary:
             f"frames per second  {_shares(rates)}",
         ]
         for reason, paths in self.broken.items():
-            lines += [f"{len(paths)} broken: {reason}", *_named(paths)]
+            lines += [f"{len(paths)} broken: {printable(reason)}", *_named(paths)]
         if self.damaged:
             lines += [
                 f"{len(self.damaged)} usable, with frames that cannot be decoded",
@@ -359,9 +361,7 @@ def _shares(counts: Counter[str], shown: int = 5) -> str:
 
 def _named(paths: list[Path], shown: int = 20) -> list[str]:
     more = [f"  and {len(paths) - shown} more, in the manifest"] if len(paths) > shown else []
-    # A name that is not Unicode could not be printed.
-    names = (str(path).encode(errors="backslashreplace").decode() for path in paths[:shown])
-    return [f"  {name}" for name in names] + more
+    return [f"  {printable(path)}" for path in paths[:shown]] + more
 
 
 def _resume(log: Path, deep: bool) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from typing import IO, Any
 from fluxvit.data.manifest import Entry, Manifest, content_digest, to_record, write_manifest
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, lock_file
+from fluxvit.terminal import printable
 from fluxvit.video.members import TarMember, is_url
 
 _BLOCK = 512
@@ -57,7 +58,9 @@ class ShardSummary:
             f"{self.videos} videos in {len(self.shards)} shards{kept}, {self.size / 1e9:.3f} GB; "
             f"digest {self.digest}"
         ]
-        lines += [f"left out: {path}: {reason}" for path, reason in self.left_out.items()]
+        lines += [
+            f"left out: {printable(path)}: {printable(reason)}" for path, reason in self.left_out.items()
+        ]
         return "\n".join([*lines, f"wrote {self.manifest}"])
 
 

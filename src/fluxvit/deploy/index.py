@@ -26,6 +26,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.schema import convert
+from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
@@ -146,8 +147,8 @@ class Indexed:
             f"{self.new} new, {self.changed} changed, {self.removed} gone, {self.same} as they were; "
             f"{self.windows} windows in all"
         ]
-        lines += [f"not readable: {error}" for error in self.unreadable.values()]
-        lines += self.notes
+        lines += [f"not readable: {printable(error)}" for error in self.unreadable.values()]
+        lines += map(printable, self.notes)
         return "\n".join(lines)
 
 

@@ -41,6 +41,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.terminal import printable
 from fluxvit.training.distributed import ALONE, World, fail_together, lock_run
 
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
@@ -148,7 +149,7 @@ class Evaluation:
         unreadable = results["unreadable"]
         if unreadable:
             lines.append(f"{len(unreadable)} videos cannot be read and count as wrong:")
-            lines += [f"  {row['path']}: {row['error']}" for row in unreadable[:_NAMED]]
+            lines += [f"  {printable(row['path'])}: {printable(row['error'])}" for row in unreadable[:_NAMED]]
             if len(unreadable) > _NAMED:
                 lines.append(f"  and {len(unreadable) - _NAMED} more, which {RESULTS} names")
         lines += [f"wrote   {path}" for path in self.wrote]

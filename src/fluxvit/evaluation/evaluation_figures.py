@@ -26,6 +26,7 @@ from fluxvit.evaluation.figures import (
     chance_line,
     percent_axis,
 )
+from fluxvit.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,7 +218,8 @@ def confusion_figure(classes: Sequence[str], confusion: Sequence[Sequence[int]])
 
 
 def short_name(name: str) -> str:
-    """A class name, cut where it is long."""
+    """A class name on one line, cut where it is long."""
+    name = printable(name)
     return name if len(name) <= _NAME else f"{name[: _NAME - 1].rstrip()}…"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,6 +34,7 @@ from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Plan
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.terminal import printable
 from fluxvit.video.transforms import normalize
 
 KINDS = ("linear", "attentive")
@@ -173,7 +175,12 @@ def _compute(
     with partial.open("r+b") as out:
         out.seek(done * row_bytes)
         for clip in track(
-            clips, progress or "", len(batches), console=console, transient=True, disable=hidden
+            clips,
+            escape(printable(progress or "")),
+            len(batches),
+            console=console,
+            transient=True,
+            disable=hidden,
         ):
             rows = backbone(clip.video).cpu()
             finite = rows.flatten(1).isfinite().all(1)

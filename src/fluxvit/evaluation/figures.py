@@ -44,6 +44,9 @@ _DOTS_PER_INCH = 200  # Of a PNG file.
 _ACROSS = 3  # Panels beside each other.
 _CURVE_POINTS = 300  # More points a line would only make the page larger.
 
+# What XML 1.0 does not allow anywhere.
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
 Row = Mapping[str, Any]
 
 
@@ -102,7 +105,17 @@ class Picture:
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
             self.draw(figure)
-            figure.savefig(file, format=kind, **options)
+            if kind != "svg":
+                figure.savefig(file, format=kind, **options)
+                return
+            document = io.StringIO()
+            figure.savefig(document, format=kind, **options)
+        # Matplotlib escapes what has a meaning in XML, but not what is no part of it at all.
+        whole = _NO_XML.sub("\ufffd", document.getvalue())
+        if isinstance(file, Path):
+            file.write_text(whole, encoding="utf-8")
+        else:
+            file.write(whole)
 
 
 def accuracy_figure(curve: Sequence[Row], controls: Sequence[Row], chance: float | None) -> Picture:

@@ -18,6 +18,7 @@ import numpy as np
 
 from fluxvit.evaluation import figures
 from fluxvit.files import atomic_path
+from fluxvit.terminal import printable
 
 _FRAMES_A_ROW = 12
 _IMAGE_BYTES = 2_000_000  # What all film strips together may weigh, to keep the page easy to mail.
@@ -150,7 +151,7 @@ def signed(value: float) -> str:
 
 
 def text(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(value))
 
 
 def _encode_within(rows: Sequence[np.ndarray], limit: int) -> list[list[str]]:

@@ -38,6 +38,7 @@ from fluxvit.files import write_json, write_json_lines
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import device_name, log_device, usable_device
+from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
@@ -106,7 +107,8 @@ class Quiz:
             lines.append(f"{what:24} {score}")
             if len(row["tasks"]) > 1:
                 lines += [
-                    f"    {name:36} {100 * a / n:.1f} % of {n}" for name, (a, n) in row["tasks"].items()
+                    f"    {printable(name):36} {100 * a / n:.1f} % of {n}"
+                    for name, (a, n) in row["tasks"].items()
                 ]
         if results["unreadable"]:
             lines.append(

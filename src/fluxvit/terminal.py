@@ -1,0 +1,57 @@
+"""Text that comes from files, for people to read: labels, names and captions cannot command a terminal.
+
+A name may hold escape sequences that clear the screen or set the title of a window, characters that turn the
+direction of what follows, line breaks, and bytes that are no Unicode. They are shown, not sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+# Control characters, separators of lines, marks of direction, and halves of surrogate pairs, which also stand
+# for the bytes of names that are not UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""Text in which characters that a terminal would obey, or could not show, are written as ``\x1b``.
+
+    Args:
+        text: Anything; its ``str`` is taken.
+        keep: Characters that stay as they are, such as line breaks.
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        character = match[0]
+        if character in keep:
+            return character
+        number = ord(character)
+        if 0xDC80 <= number <= 0xDCFF:  # A byte that is no UTF-8.
+            number -= 0xDC00
+        return _SHORT.get(character, f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
+
+    return _UNPRINTABLE.sub(shown, str(text))
+
+
+def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:
+    """Print text of one or more lines with nothing in it that a terminal would obey.
+
+    Args:
+        error: To standard error.
+        end: Printed behind it.
+        flush: At once.
+    """
+    file = sys.stderr if error else sys.stdout
+    print(printable(text, keep="\n\t"), end=end, file=file, flush=flush)
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON; what a terminal would obey is written as JSON's own escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
