@@ -174,7 +174,7 @@ GOOD = {"video": "a.mp4", "caption": "A dog."}
 )
 def test_odd_pairs_are_left_out_and_the_first_is_named(tmp_path: Path, odd: object, reason: str) -> None:
     touch(tmp_path / "a.mp4")
-    videos = read_source(dump(tmp_path / "x.json", [GOOD, odd, odd, {**GOOD, "video": ["a.mp4"]}]), "pairs")
+    videos = read_source(dump(tmp_path / "x.json", [GOOD, odd, odd, {**GOOD, "video": ["b.mp4"]}]), "pairs")
     assert [entry.captions for entry in videos.entries] == [("A dog.",), ("A dog.",)]
     assert videos.notes == (f"left out 2 of 4 rows of x.json, the first is row 2: {reason}",)
     # The first row may be odd, too.

@@ -51,21 +51,49 @@ class SplitNeeded(ValueError):
     """The data set has splits, and none was asked for."""
 
 
+class NoSuchSplit(ValueError):
+    """The data set has no split of that name."""
+
+
+_SPLIT = re.compile(
+    r"(?<![a-z])(train|val|test)(?:ing|idation|idate|id)?"
+    r"(?:sets?|splits?|lists?|data|videos?|clips?|frames?|images?|files?)?(?![a-z])"
+)
+
+
+def splits_in(name: str) -> list[str]:
+    """The splits that the name of a file or folder mentions: ``train`` and ``val`` for ``trainval``."""
+    plain = name.lower().replace("trainval", "train_val")
+    return list(dict.fromkeys(_SPLIT.findall(plain)))
+
+
 def split_in(name: str) -> str | None:
-    """The split that the name of a file or folder tells: ``val`` for ``validationSet``."""
-    found = re.search(r"(?<![a-z])(train|val|test)", name.lower())
-    return found[1] if found else None
+    """The split that the name of a file or folder tells: ``val`` for ``validationSet``; None if it tells
+    none, or several.
+    """
+    found = splits_in(name)
+    return found[0] if len(found) == 1 else None
 
 
 def wanted_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
-    """The split that is asked for, or that the name of the source tells."""
+    """The split that is asked for, or that the name of the source tells, or the only one that there is.
+
+    Args:
+        found: The splits that there are.
+
+    Raises:
+        SplitNeeded: There are several.
+        NoSuchSplit: There is no such split.
+    """
     told = split_in(source.stem) if source.is_file() else None
     for name, others in SPLIT_NAMES.items():
         if name in found and (split in others or (split is None and told == name)):
             return name
+    if split is None and len(found) == 1:
+        return found[0]
     if split is None:
         raise SplitNeeded(f"{source}: which of its splits? Choose with --split {' or '.join(found)}")
-    raise ValueError(f"{source}: no split {split!r}; choose {' or '.join(found)}")
+    raise NoSuchSplit(f"{source}: no split {split!r}; choose {' or '.join(found)}")
 
 
 def name_split(split: str | None, file: Path) -> str:

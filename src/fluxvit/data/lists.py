@@ -11,11 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from fluxvit.data.layout import VIDEO_SUFFIXES, VideoList, find_video, index_videos, list_file, name_split
 from fluxvit.data.manifest import NO_LABEL, Entry
+from fluxvit.data.roots import TRIED, exists, locate
 from fluxvit.data.tables import DELIMITERS, SAMPLE, Row, TextTable
 from fluxvit.data.text_files import shown
 
@@ -45,7 +46,6 @@ _IDS = ("name", "videoid", "youtubeid", "ytid", "vidid", "clipid", "vid", "id")
 _VIDEO_SUFFIX = "(?i:" + "|".join(map(re.escape, sorted(VIDEO_SUFFIXES, key=len, reverse=True))) + ")"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _INDEX = re.compile(r"([+-]?\d+)(\.0*)?")
-_LOOKED_UP = 50  # Rows whose files are looked for to tell how a list is meant.
 
 
 def read_csv(
@@ -77,7 +77,7 @@ def read_csv(
     home = root or table.path.parent
     layout = _by_header(table, columns or {}) or _by_content(table, home, columns or {})
     rows = list(layout.records(home))
-    paths, base, notes = _locate([cells["path"] for _, cells in rows], root, table.path.parent)
+    paths, base, notes = locate([cells["path"] for _, cells in rows], root, table.path.parent)
     if layout.header and _plain(layout.header[layout.roles["path"]]) in _IDS:
         paths = _look_up(paths, base)
     names: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ def _read_segments(source: Path, root: Path | None, split: str | None, before: i
     table = TextTable.read(list_file(source, split))
     rows = _fixed(table, before, after=4)
     labels, names = _labels(table, [row for row, _ in rows], [cells[-1] for _, cells in rows], before > 0)
-    paths, root, notes = _locate([cells[before] for _, cells in rows], root, table.path.parent)
+    paths, root, notes = locate([cells[before] for _, cells in rows], root, table.path.parent)
     entries = []
     for (row, cells), path, label in zip(rows, paths, labels, strict=True):
         total, start, end = (_seconds(table, row, text) for text in cells[-4:-1])
@@ -219,13 +219,13 @@ class _Layout:
             ValueError: A row has no path or no label, or too few or too many cells; the message names it.
         """
         for row in self.rows:
-            if (row.is_comment and not _exists(home, self.path(row))) or not any(map(str.strip, row.fields)):
+            if (row.is_comment and not exists(home, self.path(row))) or not any(map(str.strip, row.fields)):
                 continue
             cells = self.cells(row)
             if cells is None:
                 raise self.table.error(row, self._mismatch(row))
             record = {role: cells[at] for role, at in self.roles.items()}
-            if not row.unquoted and record["path"].startswith('"') and not _exists(home, record["path"]):
+            if not row.unquoted and record["path"].startswith('"') and not exists(home, record["path"]):
                 raise self.table.error(row, "a quotation mark that is never closed")
             for role in ("path", "label", "caption"):
                 if not record.get(role, "-"):
@@ -408,7 +408,7 @@ def _fitness(layout: _Layout, home: Path) -> tuple[bool, float, bool, float, boo
     paths = [layout.path(row) for row in rows]
     label = layout.roles.get("label", layout.roles["path"])
     return (
-        any(_exists(home, path) for path in paths[:_LOOKED_UP]),
+        any(exists(home, path) for path in paths[:TRIED]),
         round(sum(map(is_video, paths)) / len(layout.rows), 1),
         len(rows) == len(layout.rows),
         len(rows) / len(layout.rows),
@@ -425,7 +425,7 @@ def _is_header(layout: _Layout, table: TextTable, home: Path) -> bool:
         return False
     _, videos, *_, numbers = _fitness(layout, home)
     is_odd = videos == 1 or (numbers and not _NUMBER.fullmatch(cells[layout.roles.get("label", 0)]))
-    return is_odd and not _exists(home, cells[layout.roles["path"]])
+    return is_odd and not exists(home, cells[layout.roles["path"]])
 
 
 def _names_video(row: Row) -> bool:
@@ -605,58 +605,6 @@ def _join_captions(entries: Sequence[Entry]) -> list[Entry]:
         known = joined.get(key)
         joined[key] = replace(known, captions=known.captions + entry.captions) if known else entry
     return list(joined.values())
-
-
-# --- Files -------------------------------------------------------------------------------------------------
-
-
-def _place(home: Path, name: str) -> Path:
-    """Where the video of a list is: without a suffix it is a folder of frames or an mp4."""
-    path = home / name
-    if "." not in os.path.basename(name) and not path.is_dir():
-        path = path.with_name(path.name + ".mp4") if path.name else path
-    return path
-
-
-def _exists(home: Path, name: str) -> bool:
-    try:
-        return bool(name) and os.path.exists(_place(home, name))
-    except (OSError, ValueError):
-        return False
-
-
-def _locate(names: Sequence[str], root: Path | None, home: Path) -> tuple[list[Path], Path, tuple[str, ...]]:
-    """Where videos are, the folder that holds them, and notes on what was changed to find them.
-
-    Args:
-        root: The folder that was given for them.
-        home: The folder of the list.
-    """
-    base = root or home
-    sample = [name for name in names if "\\" in name][:_LOOKED_UP]
-    if os.sep == "/" and sample and not any(_exists(base, name) for name in sample):
-        # A list from Windows.
-        names = [PureWindowsPath(name).as_posix() if "\\" in name else name for name in names]
-    if not names or not all(os.path.isabs(name) or PureWindowsPath(name).drive for name in names):
-        return [_place(base, name) for name in names], base, ()
-    sample = list(names[:_LOOKED_UP])
-    if root is not None and not any(_exists(root, name) for name in sample):
-        cuts = (matching_part(name, root) for name in sample)
-        if cut := next(filter(None, cuts), None):
-            former = PurePath(*PurePath(sample[0]).parts[:cut])
-            parts = [PurePath(name).parts for name in names]
-            paths = [_place(root, str(PurePath(*(part[cut:] or part)))) for part in parts]
-            return paths, root, (f"the paths of the list begin with {former}, which {root} replaces",)
-    paths = [_place(base, name) for name in names]
-    if all(path.is_absolute() for path in map(Path, names)):
-        base = Path(os.path.commonpath([path.parent for path in paths]))
-    return paths, base, ()
-
-
-def matching_part(name: str, root: Path) -> int | None:
-    """How many of the first parts of an absolute path ``root`` replaces, so that the rest exists below it."""
-    parts = PurePath(name).parts
-    return next((cut for cut in range(1, len(parts)) if _exists(root, str(PurePath(*parts[cut:])))), None)
 
 
 def _look_up(paths: Sequence[Path], root: Path) -> list[Path]:

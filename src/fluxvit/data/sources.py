@@ -6,7 +6,7 @@ opened here but lists: a video that is missing on disk stays in the list, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from fluxvit.data.layout import (
     folders_in,
     is_list,
     split_in,
+    splits_in,
     videos_below,
     wanted_split,
 )
@@ -67,6 +68,7 @@ from fluxvit.data.question_sets import (
     read_dream1k,
     read_mvbench,
 )
+from fluxvit.data.roots import suggest_root
 from fluxvit.data.rows import RECOGNISED_ROWS, described, first_keys
 from fluxvit.data.tables import TextTable
 from fluxvit.data.text_files import read_annotations
@@ -127,16 +129,34 @@ def read_source(
     if not videos.entries:
         raise ValueError("; ".join((f"{source}: read as {format}, it lists no videos", *videos.notes)))
     if not any(may_exist(entry.path) for entry in videos.entries):
-        raise ValueError(
-            f"{source}: none of its {len(videos.entries)} videos exists, such as {videos.entries[0].path}; "
-            "say with --root where they are"
-        )
+        first = [entry.path for entry in videos.entries]
+        near = suggest_root(first, videos.root, source)
+        hint = f"; --root {near} finds them" if near else "; say with --root where they are"
+        raise ValueError(f"{source}: none of its {len(first)} videos exists, such as {first[0]}{hint}")
     if labels is not None and like is not None:
         raise ValueError("give --labels or --like, not both: each names the classes")
     names = labels if like is None else like
     if names is not None:
         videos = number_list(videos, read_class_names(names), str(source), str(names))
-    return replace(videos, name=videos.name or format)
+    return replace(videos, name=videos.name or format, notes=(*videos.notes, *_repeated(videos.entries)))
+
+
+def _repeated(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Notes on videos and segments that a list has more than once."""
+    labels: dict[tuple[Path, float | None, float | None], int] = {}
+    same, other = list[Path](), list[Path]()
+    for entry in entries:
+        if "qa" in entry.extra:  # Each question is an entry.
+            continue
+        key = (entry.path, entry.start, entry.end)
+        if key not in labels:
+            labels[key] = entry.label
+        else:
+            (same if labels[key] == entry.label else other).append(entry.path)
+    counts = {"more than once": same, "again with another label": other}
+    return tuple(
+        f"{len(paths)} rows list a video {how}, such as {paths[0]}" for how, paths in counts.items() if paths
+    )
 
 
 def detect(source: Path) -> str:
@@ -177,13 +197,14 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
     if root is not None and root != source:
         raise ValueError(f"{root}: of a folder of classes, the folder itself is the source; leave --root out")
     left_out = LeftOut()
-    parts = {path: split_in(path.name) for path in folders_in(source, left_out)}
-    if parts and all(parts.values()):
-        wanted = wanted_split(split, source, found=sorted(set(filter(None, parts.values()))))
+    folders = folders_in(source, left_out)
+    parts = _splits(folders)
+    if parts:
+        wanted = wanted_split(split, source, found=sorted(set(parts.values())))
         classes = {path: folders_in(path, left_out) for path in parts}
         homes = [path for path, part in parts.items() if part == wanted]
     else:
-        wanted, classes, homes = split or "", {source: list(parts)}, [source]
+        wanted, classes, homes = split or "", {source: folders}, [source]
     names = sorted({folder.name for folders in classes.values() for folder in folders})
     numbers = {name: number for number, name in enumerate(names)}
     entries = [
@@ -192,7 +213,29 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
         for folder in classes[home]
         for path in videos_below(folder, left_out, above=(source, home), keep_broken=True)
     ]
-    return VideoList("", wanted, source, tuple(entries), tuple(names), left_out.notes)
+    others = [path.name for path in folders if parts and path not in parts]
+    notes = (f"left out the folders {', '.join(others)}, which are no splits",) if others else ()
+    return VideoList("", wanted, source, tuple(entries), tuple(names), (*notes, *left_out.notes))
+
+
+def _splits(folders: Sequence[Path]) -> dict[Path, str]:
+    """The folders that are splits, with their names; none if these are folders of classes.
+
+    Raises:
+        ValueError: They may be either.
+    """
+    told = {path: split for path in folders if (split := split_in(path.name))}
+    if len(told) == len(folders):
+        return told
+    # Beside splits there are often folders of annotations; beside classes, one may be called "test".
+    nested = {path for path in told if any(child.is_dir() for child in path.iterdir())}
+    if nested != told.keys() or len(set(told.values())) < 2:
+        return {}
+    rest = {path: names for path in folders if path not in told and (names := splits_in(path.name))}
+    if rest:
+        path, names = next(iter(rest.items()))
+        raise ValueError(f"{path}: is it {' or '.join(names)}? Give its name one of them, or move it away")
+    return told
 
 
 def read_motionworld(source: Path, root: Path | None, split: str | None) -> VideoList:
