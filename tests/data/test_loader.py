@@ -294,21 +294,35 @@ def test_a_worker_that_is_killed_leaves_no_other(film: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+_settle_worker = loader_module._settle_worker
+
+
+def _settle_signalled_worker(number: int) -> None:
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), sent)
+    _settle_worker(number)
+
+
 def test_workers_outlive_signals_from_their_first_moment_on(
     film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle = loader_module._settle_worker
-
-    def signalled(number: int) -> None:
-        for sent in (signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), sent)
-        settle(number)
-
-    monkeypatch.setattr(loader_module, "_settle_worker", signalled)
+    monkeypatch.setattr(loader_module, "_settle_worker", _settle_signalled_worker)
     data = ClipDataset(manifest(Entry(film, 0)))
     batches = list(loader(data, [[ClipRequest(0, SamplingGrid(4, 16, 16))]] * 3, workers=2))
     assert len(batches) == 3
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
+
+
+def test_workers_need_not_be_forked(film: Path) -> None:
+    # Python 3.14 starts them by forkserver on Linux; macOS and Windows spawn them.
+    former = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        data = ClipDataset(manifest(Entry(film, 0)))
+        (batch,) = loader(data, [[ClipRequest(0, SamplingGrid(4, 16, 16))]], workers=1)
+    finally:
+        multiprocessing.set_start_method(former, force=True)
+    assert torch.equal(batch.video[0], data[ClipRequest(0, SamplingGrid(4, 16, 16))].video)
 
 
 HELD = """

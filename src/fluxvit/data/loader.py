@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import random
 import signal
 import weakref
@@ -257,6 +258,7 @@ def loader(
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_settle_worker if workers else None,
+        multiprocessing_context=_start_method() if workers else None,
         prefetch_factor=4 if workers else None,
     )
     clips.report = None if report is None else Path(report)
@@ -272,6 +274,14 @@ def _end_workers() -> None:
     # At its exit Python ends worker processes by a signal, which ours ignore, and waits for them.
     for clips in list(_running):
         clips.close()
+
+
+def _start_method() -> str:
+    """How workers are started: the usual way, but not by a fork server, from which they would inherit another
+    mask of signals than this process's.
+    """
+    method = multiprocessing.get_start_method()
+    return "spawn" if method == "forkserver" else method  # Python 3.14 has the fork server on Linux.
 
 
 def _settle_worker(_: int) -> None:
