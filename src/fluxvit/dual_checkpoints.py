@@ -134,6 +134,11 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
         texts = Texts.from_json(tokenizer, facts.context)
     except ValueError as error:
         raise ValueError(f"{folder / TOKENIZER}: {error}") from error
+    rows = language.text.vocab_size
+    if texts.largest_id >= rows:
+        raise ValueError(
+            f"{folder}: {TOKENIZER} has token ids up to {texts.largest_id}, and the text tower knows {rows}"
+        )
     return DualEncoder(video, language).eval(), DualInfo(video_info, texts, facts.provenance)
 
 

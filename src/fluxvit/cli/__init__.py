@@ -99,6 +99,11 @@ def _usage() -> str:
     )
 
 
+_LONGEST = 1000  # Characters of an error; a value of any length may be quoted in it.
+
+
 def _fail(message: str, code: int = 2) -> int:
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
     say(f"fluxvit: {printable(message)}", error=True)
     return code

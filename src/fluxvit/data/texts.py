@@ -38,15 +38,25 @@ class Texts:
         """Number of token ids."""
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id; the ids may have gaps."""
+        return max(self._tokenizer.get_vocab().values(), default=-1)
+
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids int64 ``[B, N]``, 0 behind a text's end, and lengths int64 ``[B]``.
 
         Raises:
-            ValueError: A text is empty.
+            ValueError: A text is empty, or the tokenizer makes nothing of it.
         """
         if not all(text.strip() for text in texts):
             raise ValueError("a text is empty; leave it out")
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        try:
+            rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        except Exception as error:  # The library raises nothing more special.
+            raise ValueError(f"the tokenizer cannot read the texts: {error}") from error
+        if not all(rows):
+            raise ValueError(f"the tokenizer makes no tokens of {texts[[*map(bool, rows)].index(False)]!r}")
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
         for i, row in enumerate(rows):

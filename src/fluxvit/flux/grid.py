@@ -14,7 +14,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from fluxvit.schema import check, located
+from fluxvit.schema import check, located, shown
 
 # Far beyond any video: they stop typing errors before anything is allocated.
 _Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -43,7 +43,9 @@ class SamplingGrid:
         """
         match = _GRID.fullmatch(text.strip().lower())
         if not match:
-            raise ValueError(f"grid {text!r} is neither FRAMESxSIZE nor FRAMESxHEIGHTxWIDTH, such as 16x224")
+            raise ValueError(
+                f"grid {shown(text)} is neither FRAMESxSIZE nor FRAMESxHEIGHTxWIDTH, such as 16x224"
+            )
         frames, height, width = match.groups()
         return cls(int(frames), int(height), int(width or height))
 

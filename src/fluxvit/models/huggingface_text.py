@@ -87,6 +87,10 @@ class HuggingFaceText(TextTower):
             for parameter in module.parameters()
         ]
 
+    @property
+    def vocab_size(self) -> int:
+        return self.network.get_input_embeddings().num_embeddings
+
     def describe(self) -> dict[str, Any]:
         config = json.loads(self.network.config.to_json_string(use_diff=False))
         shape = {"pooling": self.pooling, "context": self.context, "pad": self.pad}

@@ -85,6 +85,11 @@ class TextTower(nn.Module):
     def stem(self) -> list[Tensor]:
         """What comes before the blocks: embeddings, and what belongs to them."""
 
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Token ids that it knows, from 0."""
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain values from which a tower of this shape can be made again."""
@@ -161,6 +166,10 @@ class TextTransformer(TextTower):
 
     def stem(self) -> list[Tensor]:
         return [self.tokens.weight, self.positions]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "transformer", **asdict(self.config)}

@@ -33,6 +33,7 @@ from fluxvit.schema import load as load_json
 from fluxvit.training.distributed import World, local
 from fluxvit.training.ema import Ema
 from fluxvit.training.sharded_state import StateReader, read_metadata
+from fluxvit.weights import kind_of
 
 STATE = "state.pt"
 ABOUT = "about.json"
@@ -105,10 +106,13 @@ def find_state(folder: Path) -> Saved | None:
 
 
 def _open_file(path: Path) -> Saved:
+    kind = kind_of(path)
     try:
+        if kind != "PyTorch":
+            raise ValueError("its end is missing" if kind == "cut" else "it is something else")
         file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # A broken pickle can fail in any way.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
     if not isinstance(file, dict) or "tensors" not in file:
         raise ValueError(f"{path} is of another version of fluxvit; choose another folder or remove it")

@@ -1,0 +1,453 @@
+"""Hostile files, made from good ones by seeds, and the commands that read them.
+
+A :class:`Case` is a command line and a change of one file that it reads. :func:`run_case` runs it in this
+process and says what is wrong with how the command took it: it must refuse in one line, with exit code 2, and
+leave every file as it was. Values that happen to be allowed are counted apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from conftest import small_model
+from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.cli import main
+from fluxvit.flux.budget import Cascade, Measured, Plan
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.video.writer import write_video
+from language import saved_encoder
+from talking import saved_chat
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # A changed name of a language model is not looked for on the hub.
+SECONDS = 20
+"""A command that takes longer hangs."""
+
+_DEEP = "__deep__"  # Stands for JSON that is nested 100 000 times.
+VALUES: list[Any] = [
+    *(None, True, False, -1, 0, 1.5, 128.0, 10**6, 10**18, 10**400, -(10**30), 1e308, -1e308, 1e-320),
+    *(float("nan"), float("inf"), float("-inf"), "", "x", "4", "\ud800", "\x1b[31m", "a\0b", "9" * 5000),
+    *(
+        [],
+        [1],
+        ["x"],
+        [None],
+        [[[]]],
+        [1, 2, 3, 4],
+        list(range(10**5, 0, -1)),
+        {},
+        {"a": 1},
+        {"": None},
+        _DEEP,
+    ),
+    *("../../../etc/passwd", "1000000x1000000", "4x0", "١x٢", "x" * 10**6),
+]
+WHOLE: list[bytes] = [
+    *(b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe{}", b"<!DOCTYPE html><html></html>", b"\0" * 100),
+    *(b"[" * 100_000, b'{"a":' * 100_000, b"[NaN]", b"{} {}", b"9" * 5000, bytes(range(256)), b"PK\x03\x04"),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file that is changed, and the command that is to refuse it.
+
+    Attributes:
+        kind: What is changed, such as ``config.json``.
+        name: What is done to it.
+        change: Gets the folder with copies of all good files.
+        command: Words of the command line; ``{}`` stands for that folder.
+        refuse: Whether nothing but a refusal is right.
+    """
+
+    kind: str
+    name: str
+    change: Callable[[Path], None]
+    command: tuple[str, ...]
+    refuse: bool = False
+
+
+def good_files(folder: Path) -> Path:
+    """One of each kind of file that commands read, small."""
+    measured = Measured(correct=3, total=4, gmacs=0.1, latency_ms=2.0, device="x")
+    plans = [Plan(SamplingGrid(8, 24, 24), 24, 0, measured=measured), Plan(SamplingGrid(8, 16, 32), 12)]
+    info = CheckpointInfo(
+        labels=["a", "b", "c", "d", "e"],
+        grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
+        plans=plans,
+        cascades=[Cascade((plans[1], plans[0]), 0.5, (1.0, 1.2), measured, reach=(1.0, 0.5))],
+    )
+    save_checkpoint(folder / "model", small_model(), info)
+    saved_encoder(folder / "dual")
+    saved_chat(folder)
+    rng = np.random.default_rng(0)
+    (folder / "videos").mkdir()
+    for i in range(2):
+        write_video(folder / "videos" / f"{i}.mp4", rng.integers(0, 255, (8, 16, 16, 3), dtype=np.uint8), 8)
+    rows = [
+        {"path": f"videos/{i}.mp4", "label": i, "captions": ["a ball"], "start": 0.0, "end": 0.5}
+        for i in range(2)
+    ]
+    facts = {
+        "frames": 8,
+        "fps": 8.0,
+        "width": 16,
+        "height": 16,
+        "duration": 1.0,
+        "rotation": 0,
+        "codec": "h264",
+    }
+    header = {
+        "manifest": 1,
+        "name": "x",
+        "split": "val",
+        "root": ".",
+        "classes": ["a", "b", "c", "d", "e"],
+    }
+    lines = [header, *({**row, **facts, "ok": True, "noflip": False} for row in rows)]
+    (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    (folder / "names.txt").write_text("ball\ncube\n")
+    command = [
+        "index",
+        "videos",
+        "--db",
+        "videos.db",
+        "--checkpoint",
+        "dual",
+        "--device",
+        "cpu",
+        "--seconds",
+        "1",
+    ]
+    recipe = [
+        *("train", "--data.train", "train.jsonl", "--data.workers", "0", "--model.name", "fluxvit_nano"),
+        *("--model.settings", '{"budgets": [8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16}'),
+        *("--grids.frames", "[4,5,2]", "--grids.sizes", "[16,17,8]", "--grids.min_tokens", "4"),
+        *("--grids.max_tokens", "30", "--epochs", "1", "--warmup_epochs", "0.5", "--optim.batch_size", "2"),
+        *("--optim.precision", "fp32", "--device", "cpu", "--out", "run", "--evaluation.grid", "4x16"),
+    ]
+    with _inside(folder):
+        for words in (command, recipe):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+                assert main(words) == 0, err.getvalue()
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return folder
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    former = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(former)
+
+
+# Cases -----------------------------------------------------------------------------------------------------
+
+CHECKPOINT = (
+    ("info", "model"),
+    ("predict", "videos/0.mp4", "--checkpoint", "model", "--device", "cpu"),
+    ("evaluate", "model", "list.jsonl", "--out", "out", "--no_latency", "--device", "cpu"),
+)
+DUAL = (
+    ("classes", "dual", "names.txt", "--to", "out"),
+    ("search", "ball", "--db", "videos.db", "--checkpoint", "dual", "--device", "cpu"),
+)
+CHAT = (("chat", "videos/0.mp4", "--checkpoint", "chat", "--ask", "what", "--limit", "1", "--device", "cpu"),)
+MANIFEST = (
+    ("evaluate", "model", "list.jsonl", "--out", "out", "--no_latency", "--device", "cpu"),
+    ("data", "shard", "list.jsonl", "out"),
+)
+TRAIN = (("train",),)
+DATABASE = (
+    ("search", "ball", "--db", "videos.db", "--checkpoint", "dual", "--device", "cpu"),
+    ("index", "videos", "--db", "videos.db", "--device", "cpu"),
+)
+JSON_FILES = {
+    "model/config.json": CHECKPOINT,
+    "model/plans.json": CHECKPOINT,
+    "dual/language.json": DUAL,
+    "dual/tokenizer.json": DUAL,
+    "dual/video/config.json": DUAL,
+    "chat/chat.json": CHAT,
+}
+
+
+def cases(seed: int, count: int) -> list[Case]:
+    """``count`` cases of all kinds, the same for the same seed."""
+    rng = random.Random(seed)
+    makers = [_json_case, _json_case, _json_case, _manifest_case, _manifest_case, _database_case, _run_case]
+    return [makers[i % len(makers)](rng, i) for i in range(count)]
+
+
+def _json_case(rng: random.Random, number: int) -> Case:
+    path = rng.choice([*JSON_FILES, "model/config.json", "model/plans.json"])
+    command = rng.choice(JSON_FILES[path])
+    if rng.random() < 0.15:
+        content = rng.choice([w for w in WHOLE if not (w == b"[]" and "plans" in path)])
+        return Case(path, f"whole {content[:20]!r}", lambda f: _write(f / path, content), command, True)
+    seed = rng.random()
+
+    def change(folder: Path) -> None:
+        value = json.loads((folder / path).read_text())
+        (folder / path).write_bytes(dumped(_mutated(value, random.Random(seed))))
+
+    return Case(path, f"value {number} {seed}", change, command)
+
+
+def _manifest_case(rng: random.Random, number: int) -> Case:
+    command = rng.choice(MANIFEST)
+    if rng.random() < 0.1:
+        content = rng.choice(WHOLE)
+        return Case(
+            "manifest", f"whole {content[:20]!r}", lambda f: _write(f / "list.jsonl", content), command
+        )
+    seed = rng.random()
+
+    def change(folder: Path) -> None:
+        inner = random.Random(seed)
+        lines = [json.loads(line) for line in (folder / "list.jsonl").read_text().splitlines()]
+        place = inner.randrange(len(lines))
+        lines[place] = _mutated(lines[place], inner)
+        (folder / "list.jsonl").write_bytes(b"".join(dumped(line) + b"\n" for line in lines))
+
+    return Case("manifest", f"value {number} {seed}", change, command)
+
+
+def _database_case(rng: random.Random, number: int) -> Case:
+    command = rng.choice(DATABASE)
+    seed = rng.random()
+    kind = rng.choice(["statement", "statement", "setting", "bytes", "whole", "foreign"])
+    if kind == "whole":
+        content = rng.choice([w for w in WHOLE if w])
+        return Case(
+            "database", f"whole {content[:20]!r}", lambda f: _write(f / "videos.db", content), command, True
+        )
+    if kind == "statement":
+        statement = rng.choice(STATEMENTS)
+        return Case("database", statement, lambda f: _execute(f / "videos.db", statement), command)
+    if kind == "foreign":
+        return Case("database", "foreign", _foreign, command, True)
+    return Case("database", f"{kind} {number} {seed}", lambda f: _spoil(f / "videos.db", kind, seed), command)
+
+
+STATEMENTS = [
+    *("DROP TABLE settings", "DROP TABLE files", "DROP TABLE windows", "DELETE FROM settings"),
+    "UPDATE settings SET value = 'x'",
+    "UPDATE settings SET value = '[' || value",
+    "UPDATE settings SET value = x'ff00ff'",
+    "UPDATE settings SET value = 3",
+    *(
+        "UPDATE windows SET vector = x'00'",
+        "UPDATE windows SET vector = 'text'",
+        "UPDATE windows SET vector = 3",
+    ),
+    *("UPDATE windows SET start = 'x'", "UPDATE windows SET end = x'00'", "UPDATE windows SET start = 1e999"),
+    *("UPDATE windows SET file = 999", "UPDATE files SET mark = x'00'"),
+    *("UPDATE files SET modified = 'x'", "UPDATE files SET error = 3", "UPDATE files SET path = id"),
+    *("ALTER TABLE windows RENAME COLUMN vector TO v", "ALTER TABLE files DROP COLUMN error"),
+    *(
+        "PRAGMA application_id = 7",
+        "PRAGMA user_version = 99",
+        "CREATE TRIGGER t AFTER INSERT ON files BEGIN SELECT 1; END",
+    ),
+]
+
+
+def _run_case(rng: random.Random, number: int) -> Case:
+    seed = rng.random()
+    if rng.random() < 0.3:
+        content = rng.choice(WHOLE)
+        return Case(
+            "state.pt",
+            f"whole {content[:20]!r}",
+            lambda f: _write(f / "run/state.pt", content),
+            TRAIN[0],
+            True,
+        )
+
+    def change(folder: Path) -> None:
+        inner = random.Random(seed)
+        state = torch.load(folder / "run/state.pt", weights_only=True)
+        key = inner.choice(
+            ["step", "fingerprint", "precision", "skipped", "tensors", "tensor", "tensor", "cut"]
+        )
+        if key == "cut":
+            whole = (folder / "run/state.pt").read_bytes()
+            (folder / "run/state.pt").write_bytes(whole[: inner.randrange(len(whole))])
+            return
+        value = inner.choice([v for v in VALUES if v != _DEEP])
+        if key == "tensor":
+            name = inner.choice(list(state["tensors"]))
+            shape = tuple(inner.randrange(1, 4) for _ in range(inner.randrange(4)))
+            state["tensors"][name] = inner.choice([value, torch.zeros(shape), torch.zeros(shape).long()])
+        elif inner.random() < 0.3:
+            del state[key]
+        else:
+            state[key] = value
+        torch.save(state, folder / "run/state.pt")
+
+    return Case("state.pt", f"value {number} {seed}", change, TRAIN[0])
+
+
+def _mutated(document: Any, rng: random.Random) -> Any:
+    """A document with one value replaced, removed or added."""
+    places = list(_places(document))
+    if not places:
+        return rng.choice(VALUES)
+    holder, key = rng.choice(places)
+    if rng.random() < 0.15:
+        del holder[key]
+    elif rng.random() < 0.1 and isinstance(holder, dict):
+        holder[rng.choice(["extra", "", "\x1b", "__class__"])] = rng.choice(VALUES)
+    else:
+        holder[key] = rng.choice(VALUES)
+    return document
+
+
+def _places(document: Any) -> Iterator[tuple[Any, Any]]:
+    items: Any = ()
+    if isinstance(document, dict):
+        items = list(document.items())
+    elif isinstance(document, list):
+        items = list(enumerate(document))[:8]
+    for key, value in items:
+        yield document, key
+        yield from _places(value)
+
+
+def dumped(document: Any) -> bytes:
+    """JSON, with what the standard allows not."""
+    return json.dumps(document).replace(f'"{_DEEP}"', "[" * 100_000 + "]" * 100_000).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _execute(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(statement)
+        database.commit()
+
+
+def _foreign(folder: Path) -> None:
+    (folder / "videos.db").unlink()
+    _execute(folder / "videos.db", "CREATE TABLE moz_places (id INTEGER, url TEXT)")
+
+
+def _spoil(path: Path, kind: str, seed: float) -> None:
+    rng = random.Random(seed)
+    if kind == "bytes":
+        content = bytearray(path.read_bytes())
+        for _ in range(rng.choice([1, 10, 100, 1000])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+        return
+    with closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT name, value FROM settings").fetchall()
+        name, text = rng.choice(rows)
+        value = _mutated(json.loads(text), rng)
+        database.execute("UPDATE settings SET value = ? WHERE name = ?", (dumped(value).decode(), name))
+        database.commit()
+
+
+# Running ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command took a case: ``fault`` says what is wrong with that, and is empty if nothing is."""
+
+    refused: bool
+    line: str
+    seconds: float
+    fault: str
+
+
+class _Hang(BaseException):
+    pass
+
+
+def run_case(case: Case, good: Path, folder: Path) -> Outcome:
+    """Run a case in a new copy of the good files."""
+    shutil.copytree(good, folder)
+    case.change(folder)
+    words = json.loads((good / "recipe.json").read_text()) if case.command == ("train",) else [*case.command]
+    before = listing(folder)
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = None
+    fault = ""
+
+    def hang(*_: Any) -> None:
+        raise _Hang
+
+    former = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(SECONDS)
+    start = time.monotonic()
+    try:
+        with _inside(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    except _Hang:
+        fault = f"took more than {SECONDS} s"
+    except BaseException as error:
+        fault = f"traceback: {type(error).__name__}: {str(error)[:200]}"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, former)
+    seconds = time.monotonic() - start
+    lines = [
+        line for line in err.getvalue().split("\n") if line and not line.startswith("fluxvit: running on ")
+    ]
+    line = lines[-1] if lines else ""
+    refused = code not in (0, 1)
+    if not fault and refused:
+        if code != 2:
+            fault = f"exit code {code}: {line}"
+        elif len(lines) != 1 or not line.startswith("fluxvit: "):
+            fault = f"{len(lines)} lines: {lines[:3]}"
+        elif not line.isprintable():
+            fault = f"control characters: {line!r}"
+        elif len(line) > 1000:
+            fault = f"a line of {len(line)} characters"
+        elif any(word in line for word in ("Traceback", "NoneType", "'int' object", "unsupported operand")):
+            fault = f"Python's words: {line}"
+        elif listing(folder) != before:
+            fault = f"files changed: {_difference(before, listing(folder))}; {line}"
+    if not fault and not refused and case.refuse:
+        fault = f"accepted, with exit code {code}"
+    return Outcome(refused, line, seconds, fault)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Every file and folder below a folder, with what is in it. Locks, which are empty, do not count."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+        if not path.name.endswith((".lock", "-wal", "-shm"))
+    }
+
+
+def _difference(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
