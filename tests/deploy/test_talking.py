@@ -92,7 +92,7 @@ def test_a_language_model_of_another_width_is_refused(checkpoint: Path, tmp_path
     with pytest.raises(ValueError, match=r"its words are 64 wide, and the connector .* makes 32"):
         load_chat(checkpoint, str(other))
     (checkpoint / "connector.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="damaged or missing"):
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
         load_chat(checkpoint)
 
 
