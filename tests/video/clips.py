@@ -52,8 +52,9 @@ def encode(
     muxer: dict[str, str] | None = None,
     sound: bool = False,
     metadata: dict[str, str] | None = None,
+    start: int = 0,
 ) -> Path:
-    """Write ``count`` numbered frames of ``size`` = (width, height) to ``path``.
+    """Write ``count`` numbered frames, from number ``start`` on, of ``size`` = (width, height) to ``path``.
 
     ``pts`` are hand-set times in milliseconds, otherwise frames come at `FPS`. ``rotation`` is the display
     rotation in FFmpeg's counter-clockwise degrees.
@@ -72,7 +73,7 @@ def encode(
             tone = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
             tone.sample_rate = 16000
         for number in range(count):
-            frame = av.VideoFrame.from_ndarray(numbered(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(numbered(start + number, *size), format="rgb24")
             if pts is not None:
                 frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))

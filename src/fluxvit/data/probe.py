@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import av
 from av.error import FFmpegError
-from av.stream import Disposition
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,7 +30,7 @@ from fluxvit.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.machine import let_signals_in, signals_held_back, usable_cores
 from fluxvit.terminal import printable
 from fluxvit.video.members import may_exist
-from fluxvit.video.pyav_reader import open_video_file
+from fluxvit.video.pyav_reader import choose_stream, open_video_file
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
@@ -141,6 +140,8 @@ def inspect_video(path: Path, *, deep: bool = False) -> dict[str, Any]:
                 "rotation": info.rotation,
                 "codec": info.codec,
             }
+            if info.pixel_aspect != 1:
+                facts["pixel_aspect"] = round(info.pixel_aspect, 4)
             lost = 0
             if isinstance(reader, PyAVReader):
                 _expect_whole(reader)
@@ -425,9 +426,7 @@ def _count_intact(path: Path) -> int:
     """Frames that decode without damage."""
     intact = 0
     with open_video_file(path) as container:
-        videos = container.streams.video
-        # Cover art of a song is a video stream, too.
-        stream = next(s for s in videos if not s.disposition & Disposition.attached_pic)
+        stream = choose_stream(path, container)
         for packet in _until_damage(container.demux(stream)):
             try:
                 intact += sum(not frame.is_corrupt for frame in stream.decode(packet))

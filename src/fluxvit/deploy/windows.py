@@ -52,12 +52,16 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
     with open_video(video, short_side=max(grid.height, grid.width)) as reader:
         end = reader.end
         rate = max(_LEAST_RATE, grid.frames / min(seconds, end))
-        times = np.arange(max(1, int(np.ceil(end * rate)))) / rate
+        times = _sampled_times(reader.times, end, rate, seconds)
         shot: list[tuple[float, np.ndarray]] = []
         former: _Look | None = None
         done = 0.0  # Up to where the shot's windows reach; its start while it has none.
         for time, frame in zip(times.tolist(), reader.walk(times), strict=True):
             look = _Look.of(frame)
+            if shot and time - shot[-1][0] > 1.5 / rate:
+                # The rest of a still picture was left out.
+                yield from _last(shot, done, shot[-1][0] + 1 / rate, seconds, grid)
+                shot, done, former = [], time, None
             # After a short shot, such as a flash, a cut is none.
             long = bool(shot) and time - shot[0][0] >= _SHORTEST * seconds
             if shots and long and former is not None and look.is_cut_from(former):
@@ -72,6 +76,20 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
             former = look
             shot.append((time, frame))
         yield from _last(shot, done, end, seconds, grid)
+
+
+def _sampled_times(starts: np.ndarray, end: float, rate: float, seconds: float) -> np.ndarray:
+    """Times at ``rate`` a second, ``[T]``; of a picture that stays for longer than a window, only those of
+    its first window. A clock that leaps thus costs no more than a window.
+
+    Args:
+        starts: Seconds at which frames start, ``[N]``, rising from 0.
+        end: Seconds at which the last frame ends.
+    """
+    first, last = (np.ceil(edges * rate).astype(np.int64) for edges in (starts, np.append(starts[1:], end)))
+    counts = (last - first).clip(0, int(np.ceil(seconds * rate)) + 1)
+    offsets = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    return (np.repeat(first, counts) + offsets) / rate
 
 
 def _last(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
+
+from fluxvit.video.limits import VideoLimits
 
 # A time may miss a frame's start by rounding (3 * 0.04 < 0.12); video clocks tick no faster than this.
 CLOCK_SLACK = 1e-6
@@ -30,7 +33,7 @@ class VideoInfo:
 
     Attributes:
         path: The file, or the folder of images.
-        width: Pixels as displayed, after rotation. Pixels are taken as square.
+        width: Pixels as displayed: after rotation, and with pixels that are not square stretched to squares.
         height: Pixels as displayed, after rotation.
         frames: Number of frames the header claims, None if it makes no claim.
         fps: Average frames per second, None if unknown.
@@ -38,6 +41,7 @@ class VideoInfo:
         rotation: Clockwise degrees (0, 90, 180, 270) that the stored frames are turned for display.
         codec: Name of the codec, such as ``h264``.
         pixel_format: FFmpeg's name of the stored pixel format, such as ``yuv420p10le``.
+        pixel_aspect: Width of a stored pixel over its height; 1 for square pixels.
     """
 
     path: Path
@@ -49,6 +53,24 @@ class VideoInfo:
     rotation: int
     codec: str
     pixel_format: str
+    pixel_aspect: float = 1.0
+
+
+@contextmanager
+def decoding(path: str | Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into a `VideoError` for ``path``, since no list of it is complete."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except MemoryError as error:
+        raise VideoError.of(path, "decoding it needs more memory than there is") from error
+    except Exception as error:
+        raise VideoError.of(path, f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+class DamageFound(Exception):
+    """Random access met damage. The frames have to be read again, in stored order from the beginning."""
 
 
 class VideoReader(Protocol):
@@ -114,13 +136,24 @@ class TimedReader(ABC):
 
         Raises:
             ValueError: There are no times, or one is not a finite number.
-            VideoError: Nothing can be decoded.
+            VideoError: Nothing can be decoded, or the frames are larger than `fluxvit.video.limits` allows.
         """
         indices, places = np.unique(self._shown(times), return_inverse=True)
+        with decoding(self.info.path):
+            try:
+                return self._gather(indices, places)
+            except DamageFound:
+                # What was read so far came by another way, on which frames may differ.
+                return self._gather(indices, places)
+
+    def _gather(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Frames ``indices[places]``, uint8 ``[T, H, W, 3]``."""
         clip = np.empty((0,), dtype=np.uint8)
         count = 0
         for image in self._decode(indices.tolist()):
             if count == 0:
+                if reason := VideoLimits.current().too_much(len(places), *image.shape[:2]):
+                    raise VideoError.of(self.info.path, reason)
                 clip = np.empty((len(places), *image.shape), dtype=np.uint8)
             clip[places == count] = image
             count += 1
@@ -141,9 +174,16 @@ class TimedReader(ABC):
         if (np.diff(shown) < 0).any():
             raise ValueError(f"{self.info.path}: times must not fall; read takes them in any order")
         indices, repeats = np.unique(shown, return_counts=True)
-        for image, count in zip(self._decode(indices.tolist()), repeats, strict=True):
-            for _ in range(count):
-                yield image
+        done = 0
+        while done < len(indices):
+            with decoding(self.info.path):
+                try:
+                    for image in self._decode(indices[done:].tolist()):
+                        for _ in range(repeats[done]):
+                            yield image
+                        done += 1
+                except DamageFound:
+                    continue
 
     def _shown(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Number of the frame shown at each time."""

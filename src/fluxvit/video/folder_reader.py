@@ -13,7 +13,8 @@ from av.error import FFmpegError
 from fluxvit.video.base import VideoError, VideoInfo
 from fluxvit.video.container import open_container
 from fluxvit.video.frames_reader import DEFAULT_FPS, FixedRateReader
-from fluxvit.video.rgb import RGBConverter, quarter_turns
+from fluxvit.video.limits import VideoLimits, image_size
+from fluxvit.video.rgb import RGBConverter
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -47,7 +48,7 @@ class FolderReader(FixedRateReader):
         first = _decode_image(self._files[0])
         self._convert = RGBConverter(first, short_side)
         self._size = first.width, first.height
-        turns = quarter_turns(first)
+        turns = self._convert.turns
         width, height = self._size if turns % 2 == 0 else self._size[::-1]
         self.info = VideoInfo(
             path=path,
@@ -75,8 +76,14 @@ class FolderReader(FixedRateReader):
 
 def _decode_image(path: Path) -> av.VideoFrame:
     try:
+        with path.open("rb") as file:
+            size = image_size(file)
+        if size is not None and (reason := VideoLimits.current().too_large(*size)):
+            raise VideoError.of(path, reason)
         with open_container(path) as container:
             return next(container.decode(video=0))
+    except VideoError:
+        raise
     except (FFmpegError, IndexError, StopIteration):
         raise VideoError.of(path, "not an image, or it is damaged") from None
 

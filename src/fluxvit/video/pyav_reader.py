@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,20 +23,29 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from fluxvit.video.base import TimedReader, VideoError, VideoInfo
+from fluxvit.video.base import DamageFound, TimedReader, VideoError, VideoInfo, decoding
+from fluxvit.video.clock import Clock
 from fluxvit.video.container import open_container, script_kind
+from fluxvit.video.limits import VideoLimits, image_size
 from fluxvit.video.members import TarMember
-from fluxvit.video.rgb import RGBConverter, quarter_turns
+from fluxvit.video.rgb import RGBConverter, display_width
 
 # Seeking flushes the decoder, which then needs a few packets before its first frame comes out.
 _SEEK_COST_IN_PACKETS = 3
 
 _SCRIPT_BYTES = 1024
+_INDEX_BYTES = 1 << 20
+
+# Pixels of real videos are at most about twice as wide as high, or the reverse.
+_LARGEST_ASPECT = 8.0
+_LONGEST_LAST_FRAME_S = 3600.0
+_STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_IMAGE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls"}
 
 _MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Packet:
     """What a demuxed packet says about its frame; times in ticks of the stream's clock."""
 
@@ -59,6 +68,7 @@ class _Contents:
         end: Seconds at which the last frame stops being shown.
         origin: Seconds on the stream's own clock at which the first frame is shown.
         counts: Ticks are frame numbers, so frames must be counted from the beginning of the file.
+        repeats: Several packets claim the same presentation time.
         key_times: Presentation times of the key frames, in the stream's time base.
     """
 
@@ -75,6 +85,7 @@ class _Contents:
                 step = 1 / (time_base * (fps or 25.0))
                 clock = [round(n * step) for n in range(len(shown))]
         starts, first_seen = np.unique(np.array(clock, dtype=np.int64), return_index=True)
+        self.repeats = len(starts) < len(clock)
         self.ticks = np.arange(len(starts)) if self.counts else starts
         self.times = (starts - starts[0]) * time_base
         self.origin = float(starts[0] * time_base)
@@ -82,7 +93,7 @@ class _Contents:
         self._keys = [i for i, packet in enumerate(packets) if packet.is_key]
         self.key_times = {packets[i].pts for i in self._keys}
         last = packets[self._position[-1]].duration
-        if last:
+        if last and 0 < last * time_base <= _LONGEST_LAST_FRAME_S:
             shown_for = last * time_base
         elif len(starts) > 1:
             shown_for = float(np.median(np.diff(self.times)))
@@ -119,8 +130,8 @@ class PyAVReader(TimedReader):
         file: The content of the video, if it is open already; ``path`` is then its name in messages.
 
     Raises:
-        VideoError: The file is missing, empty, cut short before its index, no video, sound only, or holds no
-            frame that can be decoded.
+        VideoError: The file is missing, empty, cut short before its index, no video, sound only, larger than
+            `fluxvit.video.limits` allows, or holds no such stream or no frame that can be decoded.
     """
 
     def __init__(
@@ -129,30 +140,35 @@ class PyAVReader(TimedReader):
         *,
         short_side: int | None = None,
         threads: int = 1,
+        stream: int | None = None,
         file: IO[bytes] | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path, self._limits = Path(path), VideoLimits.current()
         member = TarMember.parse(path) if file is None else None
         self._file = file if member is None else member.open()
-        self._threads = threads
+        self._threads, self._stream_number = threads, stream
         self._packets: list[_Packet] = []
+        # Random access is given up for good where it may give other frames than reading in stored order.
         self._seeks = True
+        self._cut_off = False
+        self._container: InputContainer | None = None
         try:
-            self._open()
-        except VideoError:
-            self._close_file()
-            raise
-        # One demuxing pass serves both the first frame, now, and the table of contents, if it is wanted.
-        self._first_pass = self._recorded(self._demux())
-        try:
-            first = next(self._frames(self._first_pass), None)
-            if first is None:
-                raise self._nothing_decoded()
-        except VideoError:
+            with decoding(self._path):
+                self._open()
+                # One demuxing pass serves both the first frame, now, and the table of contents, if wanted.
+                self._first_pass = self._recorded(self._demux())
+                first = next(self._frames(self._first_pass), None)
+                if first is None:
+                    raise self._nothing_decoded()
+                aspect = pixel_aspect(self._stream)
+                shown = display_width(first.width, aspect), first.height
+                if reason := self._limits.too_large(*shown):
+                    raise VideoError.of(self._path, reason)
+                self._convert = RGBConverter(first, short_side, aspect)
+                self.info = self._describe(first, aspect)
+        except BaseException:
             self.close()
             raise
-        self._convert = RGBConverter(first, short_side)
-        self.info = self._describe(first)
 
     @property
     def times(self) -> np.ndarray:
@@ -164,35 +180,43 @@ class PyAVReader(TimedReader):
 
     @cached_property
     def contents(self) -> _Contents:
-        for _ in self._first_pass:
-            pass
-        # AVI has no presentation times: FFmpeg numbers its packets as if they were shown in stored order.
-        reorders_silently = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
-        assert self._stream.time_base is not None
-        return _Contents(self._packets, float(self._stream.time_base), self.info.fps, bool(reorders_silently))
+        with decoding(self._path):
+            for _ in self._first_pass:
+                pass
+            # AVI has no presentation times: FFmpeg numbers its packets as if they were shown in stored order.
+            is_avi = self._opened.format.name == "avi"
+            reorders_silently = is_avi and bool(self._stream.codec_context.has_b_frames)
+            found = _Contents(self._packets, self._time_base, self.info.fps, reorders_silently)
+            if found.counts or found.repeats or self._cut_off:
+                self._seeks = False
+            return found
 
     def close(self) -> None:
-        self._container.close()
-        self._close_file()
-
-    def _close_file(self) -> None:
+        if self._container is not None:
+            self._container.close()
         if self._file is not None:
             self._file.close()
 
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
+        contents = self.contents
+        if not self._seeks:
+            yield from map(self._convert, self._run(0, contents.ticks[indices].tolist()))
+            return
         pending = indices
-        self._seeks = self._seeks and not self.contents.counts
         while pending:
-            start, run = self.contents.next_run(pending) if self._seeks else (0, pending)
+            start, run = contents.next_run(pending)
             done = 0
-            for frame in self._run(start, self.contents.ticks[run].tolist()):
+            for frame in self._run(start, contents.ticks[run].tolist()):
                 yield self._convert(frame)
                 done += 1
             if done < len(run):
                 # Damage, or timestamps that change with the entry point: only a full pass is to be trusted.
-                assert self._seeks
-                self._seeks = False
+                self._give_up_seeking()
             pending = pending[done:]
+
+    def _give_up_seeking(self) -> None:
+        self._seeks = False
+        raise DamageFound
 
     def _run(self, start: int, targets: list[int]) -> Iterator[av.VideoFrame]:
         """Frames at the ticks ``targets`` (rising), decoding from packet ``start`` on.
@@ -202,7 +226,8 @@ class PyAVReader(TimedReader):
         """
         left = targets[::-1]
         previous: av.VideoFrame | None = None
-        for number, frame in enumerate(self._frames(self._packets_from(start), skip_unless=set(targets))):
+        wanted = set(targets) if self._seeks else None
+        for number, frame in enumerate(self._frames(self._packets_from(start), skip_unless=wanted)):
             tick = number if self.contents.counts else frame.pts
             if tick is None:
                 continue
@@ -212,6 +237,8 @@ class PyAVReader(TimedReader):
                 yield previous or frame
                 left.pop()
             if left and left[-1] == tick:
+                if self._seeks and frame.is_corrupt:
+                    return
                 yield frame
                 left.pop()
             if not left:
@@ -233,16 +260,18 @@ class PyAVReader(TimedReader):
         """
         codec = self._stream.codec_context
         for packet in packets:
-            needed = skip_unless is None or self.contents.counts or packet.pts in skip_unless
+            needed = skip_unless is None or packet.pts in skip_unless
             codec.skip_frame = "DEFAULT" if needed else "NONREF"
-            yield from self._decoded(packet)
-        yield from self._decoded(None)
+            yield from self._decoded(packet, skip_unless is not None)
+        yield from self._decoded(None, skip_unless is not None)
 
-    def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+    def _decoded(self, packet: av.Packet | None, after_jump: bool) -> list[av.VideoFrame]:
         """Frames that come out when ``packet`` goes in; None asks for those still held back."""
         try:
             return self._stream.decode(packet)
-        except FFmpegError:
+        except (FFmpegError, ValueError):
+            if after_jump:
+                self._give_up_seeking()
             return []
 
     def _packets_from(self, start: int) -> Iterator[av.Packet]:
@@ -253,7 +282,7 @@ class PyAVReader(TimedReader):
             if timestamp is None:
                 continue
             try:
-                self._container.seek(timestamp, stream=self._stream)
+                self._opened.seek(timestamp, stream=self._stream)
             except FFmpegError:
                 break
             packets = self._demux()
@@ -265,41 +294,61 @@ class PyAVReader(TimedReader):
             if landed.pts <= target.pts:
                 return chain([landed], packets)
         # Reopening costs a few milliseconds and, unlike seeking, is sure to find the first packet.
-        self._container.close()
         self._open()
         return self._demux()
 
     def _open(self) -> None:
-        self._container, self._stream = _open_stream(self._path, self._file)
+        if self._container is not None:
+            self._container.close()
+        self._container, self._stream = _open_stream(
+            self._path, self._file, self._stream_number, self._limits
+        )
+        assert self._stream.time_base is not None
+        self._time_base = float(self._stream.time_base)
         self._stream.codec_context.thread_count = self._threads
         if self._threads != 1:
             self._stream.codec_context.thread_type = "AUTO"
 
+    @property
+    def _opened(self) -> InputContainer:
+        assert self._container is not None
+        return self._container
+
     def _demux(self) -> Iterator[av.Packet]:
-        """Packets up to the end of the file, or to the point where it is too damaged to go on."""
+        """Packets up to the end of the file, or to the point where it is too damaged to go on.
+
+        Where the clock has jumped, random access is given up, so that packets always come in stored order
+        from the first on, and the clock's parts add up.
+        """
+        fps = float(self._stream.average_rate) if self._stream.average_rate else None
+        clock = Clock(self._time_base, fps, int(self._opened.format.flags))
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:
-                    yield packet
-        except FFmpegError:
-            return
+            for packet in self._opened.demux(self._stream):
+                if not packet.size:
+                    continue
+                clock.mend(packet)
+                if clock.jumps or packet.is_corrupt:
+                    self._seeks = False
+                yield packet
+        except (FFmpegError, ValueError):
+            self._cut_off = True
 
     def _recorded(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
         for packet in packets:
+            if reason := self._limits.too_many(len(self._packets) + 1):
+                raise VideoError.of(self._path, reason)
             self._packets.append(
                 _Packet(packet.pts, packet.dts, packet.duration, packet.is_keyframe, not packet.is_discard)
             )
             yield packet
 
-    def _describe(self, first: av.VideoFrame) -> VideoInfo:
-        stream, container = self._stream, self._container
-        width, height = first.width, first.height
-        turns = quarter_turns(first)
-        if turns % 2:
-            width, height = height, width
+    def _describe(self, first: av.VideoFrame, aspect: float) -> VideoInfo:
+        stream, container = self._stream, self._opened
+        # With the picture stretched and turned, but not shrunk.
+        height, width = RGBConverter(first, None, aspect).size
         duration = None
-        if stream.duration is not None and stream.time_base is not None:
-            duration = float(stream.duration * stream.time_base)
+        if stream.duration is not None:
+            duration = float(stream.duration * self._time_base)
         elif container.duration is not None:
             duration = container.duration / av.time_base
         return VideoInfo(
@@ -309,14 +358,29 @@ class PyAVReader(TimedReader):
             frames=stream.frames or None,
             fps=float(stream.average_rate) if stream.average_rate else None,
             duration=duration,
-            rotation=90 * turns,
+            rotation=90 * self._convert.turns,
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
+            pixel_aspect=aspect,
         )
 
     def _nothing_decoded(self) -> VideoError:
         codec = self._stream.codec_context.name
-        return VideoError.of(self._path, f"not one {codec} frame could be decoded; the file is damaged")
+        reason = f"not one {codec} frame could be decoded; the file is damaged"
+        with _bytes_of(self._path, self._file) as file:
+            if _is_animated_webp(file.read(32)):
+                reason = "this FFmpeg cannot decode animated WebP; convert it to MP4, GIF or APNG"
+            elif not self._packets:
+                reason = f"its {codec} stream is empty: it holds no frame"
+            elif _is_encrypted(file):
+                reason = "its pictures are encrypted"
+        return VideoError.of(self._path, reason)
+
+
+def pixel_aspect(stream: VideoStream) -> float:
+    """Width of a stored pixel over its height, 1 where the file does not say or says nonsense."""
+    aspect = float(stream.sample_aspect_ratio or 0)
+    return aspect if 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT else 1.0
 
 
 def open_video_file(path: Path, file: IO[bytes] | None = None) -> InputContainer:
@@ -331,39 +395,106 @@ def open_video_file(path: Path, file: IO[bytes] | None = None) -> InputContainer
     return open_container(path if file is None else file)
 
 
-def _open_stream(path: Path, file: IO[bytes] | None) -> tuple[InputContainer, VideoStream]:
+def _open_stream(
+    path: Path, file: IO[bytes] | None, number: int | None, limits: VideoLimits
+) -> tuple[InputContainer, VideoStream]:
     """Open ``path`` at its main video stream, or raise a VideoError that says what it is instead."""
     if file is None:
         if not path.exists():
             raise VideoError.of(path, "no such file")
         if path.is_dir():
             raise VideoError.of(path, "a folder, not a video file")
+        if not path.is_file():
+            raise VideoError.of(path, "neither a file nor a folder")
         if path.stat().st_size == 0:
             raise VideoError.of(path, "the file is empty (0 bytes)")
     try:
+        with _bytes_of(path, file) as opened:
+            size = image_size(opened)
+        if size is not None and (reason := limits.too_large(*size)):
+            raise VideoError.of(path, reason)
         container = open_video_file(path, file)
-    except (FFmpegError, OSError) as error:
+    except VideoError:
+        raise
+    except (FFmpegError, OSError, ValueError) as error:
         raise VideoError.of(path, _why_not_opened(path, file, error)) from None
-    # Cover art of a song is a video stream, too.
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not videos:
-        # FFmpeg takes some noise for a container: one without any stream.
-        reason = "not a video: no picture stream in it"
-        if container.streams.audio:
-            reason = "holds sound but no pictures"
+    try:
+        stream = choose_stream(path, container, number)
+        context = stream.codec_context
+        if reason := limits.too_large(context.width, context.height):
+            raise VideoError.of(path, reason)
+    except BaseException:
         container.close()
-        raise VideoError.of(path, reason)
-    if videos[0].codec_context is None:
-        container.close()
+        raise
+    return container, stream
+
+
+def choose_stream(path: Path, container: InputContainer, number: int | None = None) -> VideoStream:
+    """The picture stream of that number, or the default one, or else the largest that is not a still.
+
+    Raises:
+        VideoError: There is no such stream.
+    """
+    streams = container.streams.video
+    if not streams:
+        sound = container.streams.audio
+        raise VideoError.of(
+            path, "holds sound but no pictures" if sound else "not a video: no pictures in it"
+        )
+    if number is not None:
+        if not 0 <= number < len(streams):
+            raise VideoError.of(path, f"has no picture stream {number}; there are {len(streams)}, from 0 on")
+        chosen = streams[number]
+    else:
+        moving = [stream for stream in streams if not stream.disposition & _STILLS]
+        # Covers and thumbnails are not always marked as such.
+        moving = [s for s in moving if s.codec_context is None or not _looks_still(s)] or moving
+        if not moving:
+            raise VideoError.of(path, "holds sound and a cover picture, but no video")
+        known = [stream for stream in moving if stream.codec_context is not None] or moving
+        chosen = max(known, key=_preference)
+    if chosen.codec_context is None:
         raise VideoError.of(path, "this build of FFmpeg has no decoder for its codec")
-    return container, videos[0]
+    return chosen
+
+
+def _looks_still(stream: VideoStream) -> bool:
+    # Matroska does not say how many frames there are (0).
+    return stream.codec_context.name in _IMAGE_CODECS and stream.frames <= 1
+
+
+def _preference(stream: VideoStream) -> tuple[bool, int, int]:
+    context = stream.codec_context
+    pixels = context.width * context.height if context is not None else 0
+    return bool(stream.disposition & Disposition.default), pixels, -stream.index
+
+
+@contextmanager
+def _bytes_of(path: Path, file: IO[bytes] | None) -> Iterator[IO[bytes]]:
+    """The bytes of a video, from the first on."""
+    with nullcontext(file) if file is not None else path.open("rb") as opened:
+        opened.seek(0)
+        yield opened
+
+
+def _is_animated_webp(start: bytes) -> bool:
+    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) > 20 and bool(start[20] & 2)
+
+
+def _is_encrypted(file: IO[bytes]) -> bool:
+    """Whether an MP4 describes its pictures as encrypted (the sample entry encv of ISO/IEC 23001-7)."""
+    length = file.seek(0, os.SEEK_END)
+    for position in (0, max(0, length - _INDEX_BYTES)):
+        file.seek(position)
+        if b"encv" in file.read(_INDEX_BYTES):
+            return True
+    return False
 
 
 def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
-    with nullcontext(file) if file is not None else path.open("rb") as opened:
-        opened.seek(0)
+    with _bytes_of(path, file) as opened:
         kind = script_kind(opened.read(_SCRIPT_BYTES))
         if kind is not None:
             return (

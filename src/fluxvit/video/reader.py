@@ -36,6 +36,7 @@ def open_video(
     short_side: int | None = None,
     threads: int = 1,
     fps: float | None = None,
+    stream: int | None = None,
 ) -> VideoReader:
     """Open a video for reading frames by time.
 
@@ -57,6 +58,9 @@ def open_video(
         threads: Decoding threads; 0 lets FFmpeg choose. Leave 1 where several processes read.
         fps: Frames per second of a folder of images or of frames in memory, 25 by default. Video files know
             theirs.
+        stream: Number of the picture stream in a file that has several, from 0 on. By default stills such as
+            covers are left out, and of the others the one that the file marks as its default is read, or else
+            the largest.
 
     Raises:
         VideoError: The video cannot be read; the message is one line and names the file and the reason.
@@ -81,7 +85,7 @@ def open_video(
             f"{name}: fps is only for folders of images and frames in memory; a video file knows its own"
         )
     if backend == "pyav":
-        return PyAVReader(name, short_side=short_side, threads=threads, file=file)
+        return PyAVReader(name, short_side=short_side, threads=threads, stream=stream, file=file)
     if file is not None or TarMember.parse(name) is not None:
         where = "shards" if file is None else "videos in memory"
         raise ValueError(f"{name}: torchcodec does not read {where} here; use backend='pyav'")

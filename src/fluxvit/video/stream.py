@@ -25,6 +25,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from fluxvit.video.base import CLOCK_SLACK, VideoError
+from fluxvit.video.clock import Clock
 from fluxvit.video.container import open_address, open_container, script_kind
 from fluxvit.video.reader import open_video
 from fluxvit.video.rgb import RGBConverter
@@ -285,9 +286,11 @@ def _decoded(container: InputContainer, name: str, cure: str) -> Iterator[tuple[
     stream = container.streams.video[0]
     period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
     seconds, started = -period, False
+    clock = Clock(float(stream.time_base or 1 / 90000), 1 / period, int(container.format.flags))
     with container:
         try:
             for packet in _packets(container):
+                clock.mend(packet)
                 for frame in _frames(stream, packet):
                     seconds, started = seconds + period if frame.time is None else frame.time, True
                     yield seconds, frame

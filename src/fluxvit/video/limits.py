@@ -1,0 +1,147 @@
+"""Bounds on what a video may make this process allocate; they are checked before anything is decoded.
+
+A header of a few bytes can ask for gigabytes. The bounds are far above any video that people have. They are
+read from the environment each time, so that worker processes share them:
+
+========================  =============================================  ==========================
+variable                  what it bounds                                 default
+========================  =============================================  ==========================
+FLUXVIT_MAX_PIXELS        width times height of a frame                  67 108 864 (8192 x 8192)
+FLUXVIT_MAX_FRAMES        frames of one file or folder                   4 000 000 (18 h at 60 a second)
+FLUXVIT_MAX_READ_BYTES    decoded frames that one read returns           4 294 967 296 (4 GiB)
+FLUXVIT_MAX_FILE_BYTES    a video that is given as bytes or by a pipe    4 294 967 296 (4 GiB)
+========================  =============================================  ==========================
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import IO
+
+_PREFIX = "FLUXVIT_MAX_"
+
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """Bounds on a video; see the module's table.
+
+    Args:
+        pixels: Width times height of a frame.
+        frames: Frames of one file or folder.
+        read_bytes: Decoded frames that one read returns, in bytes.
+        file_bytes: Bytes of a video that is given in memory.
+
+    Raises:
+        ValueError: A bound is not a positive integer.
+    """
+
+    pixels: int = 1 << 26
+    frames: int = 4_000_000
+    read_bytes: int = 1 << 32
+    file_bytes: int = 1 << 32
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"the limit {field.name} must be a positive integer, got {value!r}")
+
+    @classmethod
+    def current(cls, environment: Mapping[str, str] = os.environ) -> VideoLimits:
+        """The bounds that hold in this process.
+
+        Raises:
+            ValueError: A variable is not a positive integer; the message names it.
+        """
+        found = {}
+        for field in fields(cls):
+            text = environment.get(_PREFIX + field.name.upper())
+            if text is None:
+                continue
+            if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text)):
+                raise ValueError(
+                    f"{_PREFIX}{field.name.upper()}={text}: a limit is a positive integer of up to 18 digits"
+                )
+            found[field.name] = int(text)
+        return cls(**found)
+
+    def too_large(self, width: int, height: int) -> str | None:
+        """Why frames of this size are not decoded; None if they may be."""
+        if width * height <= self.pixels:
+            return None
+        return (
+            f"its frames have {width}x{height} pixels, more than the limit of {self.pixels}; set "
+            f"{_PREFIX}PIXELS={width * height} to read it all the same"
+        )
+
+    def too_many(self, frames: int) -> str | None:
+        """Why a video of so many frames is not read; None if it may be."""
+        if frames <= self.frames:
+            return None
+        return (
+            f"it has more frames than the limit of {self.frames}; set {_PREFIX}FRAMES to a larger number to "
+            "read it all the same"
+        )
+
+    def too_much(self, frames: int, height: int, width: int) -> str | None:
+        """Why so many decoded frames are not read at once; None if they may be."""
+        wanted = frames * height * width * 3
+        if wanted <= self.read_bytes:
+            return None
+        return (
+            f"{frames} frames of {width}x{height} at once take {wanted / 1e9:.1f} GB, more than the limit of "
+            f"{self.read_bytes / 1e9:.1f} GB; read fewer or smaller ones (short_side), or set "
+            f"{_PREFIX}READ_BYTES={wanted}"
+        )
+
+
+def set_limits(limits: VideoLimits) -> None:
+    """Set the bounds of this process and of the processes that it starts from now on."""
+    for field in fields(limits):
+        os.environ[_PREFIX + field.name.upper()] = str(getattr(limits, field.name))
+
+
+def image_size(file: IO[bytes]) -> tuple[int, int] | None:
+    """Width and height that the header of a GIF, PNG, BMP, WebP or JPEG file claims; None for other files.
+
+    FFmpeg decodes the first image of such a file while it opens it, so that its size has to be known before.
+    The file is left at its beginning.
+    """
+    file.seek(0)
+    start = file.read(32)
+    try:
+        if start[:2] == b"\xff\xd8":
+            return _jpeg_size(file)
+        if start[:4] == b"GIF8":
+            return struct.unpack_from("<HH", start, 6)
+        if start[:8] == b"\x89PNG\r\n\x1a\n":
+            return struct.unpack_from(">II", start, 16)
+        if start[:2] == b"BM":
+            width, height = struct.unpack_from("<ii", start, 18)
+            return abs(width), abs(height)
+        if start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X":
+            width, height = (int.from_bytes(start[at : at + 3], "little") + 1 for at in (24, 27))
+            return width, height
+    except struct.error:  # The header is cut short.
+        return None
+    finally:
+        file.seek(0)
+    return None
+
+
+def _jpeg_size(file: IO[bytes]) -> tuple[int, int] | None:
+    """The size in the frame header of a JPEG file."""
+    position = 2
+    for _ in range(1000):
+        file.seek(position)
+        marker = file.read(9)
+        if len(marker) < 9 or marker[0] != 0xFF:
+            return None
+        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", marker, 5)
+            return width, height
+        position += 2 + int.from_bytes(marker[2:4], "big")
+    return None

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clips import encode, numbered, save_image
+
+from fluxvit.data.probe import inspect_video
+from fluxvit.video.limits import VideoLimits, image_size, set_limits
+from fluxvit.video.reader import VideoError, open_video
+
+
+def gif_of(width: int, height: int) -> bytes:
+    """A GIF of 43 bytes that claims so many pixels."""
+    head = b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\x00\x00" + bytes(3) + b"\xff\xff\xff"
+    control = b"\x21\xf9\x04\x01\x00\x00\x00\x00"
+    image = b"\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\x00\x02\x02\x44\x01\x00"
+    return head + control + image + b"\x3b"
+
+
+def png_of(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+def bmp_of(width: int, height: int) -> bytes:
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, *[0] * 6)
+    )
+
+
+@pytest.mark.parametrize(("suffix", "make"), [(".gif", gif_of), (".png", png_of), (".bmp", bmp_of)])
+@pytest.mark.parametrize("size", [(16000, 16000), (65535, 1100)])
+def test_a_giant_in_a_few_bytes_is_refused(tmp_path: Path, suffix: str, make, size: tuple[int, int]) -> None:
+    path = tmp_path / f"giant{suffix}"
+    path.write_bytes(make(*size))
+    with path.open("rb") as file:
+        assert image_size(file) == size
+        assert file.tell() == 0
+    with pytest.raises(
+        VideoError, match=f"{size[0]}x{size[1]} pixels, more than the limit of.*FLUXVIT_MAX_PIXELS"
+    ):
+        open_video(path)
+    with pytest.raises(VideoError, match="FLUXVIT_MAX_PIXELS"):
+        open_video(make(*size))
+    assert "FLUXVIT_MAX_PIXELS" in inspect_video(path)["error"]
+
+
+def test_an_image_of_a_folder_is_bounded_too(tmp_path: Path) -> None:
+    save_image(tmp_path / "1.png", numbered(1))
+    (tmp_path / "2.png").write_bytes(png_of(16000, 16000))
+    with open_video(tmp_path) as reader, pytest.raises(VideoError, match=r"2\.png.*FLUXVIT_MAX_PIXELS"):
+        reader.read(reader.times)
+
+
+def test_sizes_of_images_are_read_from_their_headers(tmp_path: Path) -> None:
+    for suffix in (".jpg", ".png", ".bmp"):
+        path = save_image(tmp_path / f"image{suffix}", numbered(1, 120, 90))
+        with path.open("rb") as file:
+            assert image_size(file) == (120, 90)
+    with encode(tmp_path / "clip.mp4", count=2).open("rb") as file:
+        assert image_size(file) is None
+    for start in (b"", b"GIF89a\x01", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0"):
+        path.write_bytes(start)
+        with path.open("rb") as file:
+            assert image_size(file) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (
+            VideoLimits(pixels=128 * 96 - 1),
+            "128x96 pixels.*limit of 12287; set FLUXVIT_MAX_PIXELS=12288",
+        ),
+        (VideoLimits(frames=9), "more frames than the limit of 9; set FLUXVIT_MAX_FRAMES"),
+        (
+            VideoLimits(read_bytes=128 * 96 * 3 * 10 - 1),
+            "10 frames of 128x96.*FLUXVIT_MAX_READ_BYTES=368640",
+        ),
+    ],
+)
+def test_every_bound_is_one_line_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: VideoLimits, reason: str
+) -> None:
+    path = encode(tmp_path / "clip.mp4", count=10)
+    for name in ("PIXELS", "FRAMES", "READ_BYTES", "FILE_BYTES"):
+        monkeypatch.setenv(f"FLUXVIT_MAX_{name}", "1")  # Put back at the end.
+    set_limits(limits)
+    with pytest.raises(VideoError, match=reason) as caught, open_video(path) as reader:
+        reader.read(reader.times)
+    assert "\n" not in str(caught.value)
+    set_limits(VideoLimits(pixels=128 * 96, frames=10, read_bytes=128 * 96 * 3 * 10))
+    with open_video(path) as reader:
+        assert len(reader.read(reader.times)) == 10
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1e9", "", "9" * 30, "٣"])
+def test_a_bad_bound_names_its_variable(text: str) -> None:
+    with pytest.raises(ValueError, match="FLUXVIT_MAX_PIXELS"):
+        VideoLimits.current({"FLUXVIT_MAX_PIXELS": text})
+
+
+def test_bounds_are_positive_integers() -> None:
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="pixels"):
+            VideoLimits(pixels=bad)
+
+
+def test_stretched_pixels_count_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "wide.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = 2
+        container.mux(
+            stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24"))
+        )
+        container.mux(stream.encode())
+    monkeypatch.setenv("FLUXVIT_MAX_PIXELS", str(128 * 48 - 1))
+    with pytest.raises(VideoError, match="128x48"):
+        open_video(path)
