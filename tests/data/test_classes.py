@@ -74,13 +74,16 @@ def test_a_class_that_no_video_uses_may_be_unknown() -> None:
         (
             manifest([0, 2]),
             ["a", "b"],
-            "val numbers its classes without naming them and uses class 2, but train names 2;",
+            "val numbers its classes without naming them, 0 to 2, but train names 2, so that the two may "
+            "differ; name them with: fluxvit data probe --like",
         ),
         (
             manifest([0, 1], "a", "b", "c"),
             [],
-            "train numbers its classes without naming them and has 2 classes, but val names 3;",
+            "train numbers its classes without naming them, 0 to 1, but val names 3",
         ),
+        # A list that lacks the last class, or has been numbered without another one.
+        (manifest([0]), ["a", "b"], "val numbers its classes without naming them, 0 to 0, but train names 2"),
     ],
 )
 def test_what_cannot_be_carried_over_is_named(val: Manifest, names: list[str], message: str) -> None:

@@ -225,7 +225,7 @@ def test_classes_that_the_checkpoint_does_not_have(config: EvaluateConfig, data:
     with pytest.raises(ValueError, match=r"9 videos of 2 classes that .*checkpoint does not name: 'A', 'f'"):
         run_evaluation(replace(config, data=str(other)), progress=False)
     other.write_text("\n".join([*rows, '{"path": "1.mp4", "label": 5}']))
-    with pytest.raises(ValueError, match=r"uses class 5, but .*checkpoint names 5;"):
+    with pytest.raises(ValueError, match=r"0 to 5, but .*checkpoint names 5, so"):
         run_evaluation(replace(config, data=str(other)), progress=False)
 
 

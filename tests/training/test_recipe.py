@@ -151,7 +151,8 @@ def test_a_termination_does_not_wait_for_the_validation(world: Path, tmp_path: P
     rows = [json.loads(line) for line in (world / "val.jsonl").read_text().splitlines()]
     for row in rows:
         row["path"] = str(world / row["path"])
-    val.write_text("".join(json.dumps(row) + "\n" for row in rows * 5000))
+    header = {"manifest": 1, "classes": read_manifest(world / "val.jsonl").labels}
+    val.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows * 5000]))
     options = ["--data.val", str(val), "--data.workers", "1", "--epochs", "2"]
     command = arguments(CONFIGS[-1], world, out, *options)
     screen = tmp_path / "screen"
@@ -433,9 +434,10 @@ def test_known_broken_videos_count_as_wrong_in_validation(world: Path, tmp_path:
         for i, row in enumerate(rows)
     ]
     means = []
+    header = {"manifest": 1, "classes": read_manifest(world / "val.jsonl").labels}
     for name, listed in (("whole", rows), ("half", rows + broken)):
         val = tmp_path / f"{name}.jsonl"
-        val.write_text("".join(json.dumps(row) + "\n" for row in listed))
+        val.write_text("".join(json.dumps(row) + "\n" for row in [header, *listed]))
         assert train(CONFIGS[-1], world, tmp_path / name, "--data.val", str(val)) == 0
         means.append(json.loads((tmp_path / name / "validation.jsonl").read_text().splitlines()[-1])["mean"])
     assert means[1] == means[0] / 2

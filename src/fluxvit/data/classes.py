@@ -4,8 +4,8 @@ A class index means nothing without the list of names that it counts in, and eve
 checkpoint has a list of its own. So wherever two of them meet, indices are carried over by name:
 
 * Names are the same if they are equal, letter by letter.
-* Where only one side has names, the indices of the other are taken as they are if they fit its number of
-  classes, and a warning says so. Otherwise it is an error.
+* Where only one side has names, the indices of the other are taken as they are if both have as many classes,
+  and a warning says so. Otherwise it is an error.
 * A class that videos use and the other side does not have is an error that names it. If a name over there
   differs only in case, spaces, underscores or punctuation, the error says so; ``fluxvit data probe --like``
   takes such names over.
@@ -170,13 +170,13 @@ def _renumbered(entry: Entry, numbers: Mapping[int, int]) -> Entry:
 def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: str, other: str) -> None:
     """Whether indices without names can be trusted to mean the same on both sides; says that they are."""
     with_names, without = (other, data) if names else (data, other)
-    highest = max((number for entry in manifest.entries for number in entry.classes), default=-1)
-    fits = highest < len(names) if names else classes == len(manifest.labels)
-    if not fits:
-        uses = f"uses class {highest}" if names else f"has {classes} classes"
+    named = len(names or manifest.labels)
+    if names:
+        classes = max((1 + number for entry in manifest.entries for number in entry.classes), default=named)
+    if classes != named:
         raise ValueError(
-            f"{without} numbers its classes without naming them and {uses}, but {with_names} names "
-            f"{len(names or manifest.labels)}; name them with: fluxvit data probe --labels or --like"
+            f"{without} numbers its classes without naming them, 0 to {classes - 1}, but {with_names} names "
+            f"{named}, so that the two may differ; name them with: fluxvit data probe --like or --labels"
         )
     _log.warning(
         "%s numbers its classes without naming them; the numbers are taken to be those of %s",
