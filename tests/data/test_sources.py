@@ -60,6 +60,7 @@ def test_links_to_folders_of_videos_are_followed(tmp_path: Path) -> None:
     (data / "walk").symlink_to(disk / "walk")
     # Neither may put the videos of another class into this one.
     (data / "jump" / "all").symlink_to(data)
+    (data / "jump" / "above").symlink_to("../..")
     (data / "all").symlink_to("..")
     (data / "run" / "gone.mp4").symlink_to(disk / "none.mp4")
     (data / "run" / "part2").symlink_to(disk / "none")
@@ -74,7 +75,7 @@ def test_links_to_folders_of_videos_are_followed(tmp_path: Path) -> None:
     }
     assert videos.notes == (
         f"left out 1 links that lead nowhere, such as {data / 'run' / 'part2'}",
-        f"left out 2 links to folders that are listed already, such as {data / 'all'}",
+        f"left out 3 links back to folders that were entered already or lie above, such as {data / 'all'}",
     )
 
     (tmp_path / "videos").mkdir()

@@ -64,7 +64,7 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     if rows and "sentence" in rows[0][1]:
         lines = ((f"line {number}", row) for number, row in rows)
         for _, (name, text) in odd.parse(lines, lambda row: _pair(row, "video_id", "sentence")):
-            captions[name].append(text)
+            captions.setdefault(name, []).append(text)
     else:
         data = first_of(file.parent, ["MSRVTT_data.json"])
         odd = OddRows(data)

@@ -117,7 +117,7 @@ def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:
     """
     folders = []
     names = next(walk(folder, left_out), ("", [], []))[1]
-    above = {folder_identity(path) for path in (folder, *folder.parents)}
+    above = {folder_identity(path) for path in (folder, *folder.parents, *folder.resolve().parents)}
     for path in (folder / name for name in names):
         if folder_identity(path) in above:
             left_out.again.append(str(path))
@@ -179,19 +179,16 @@ def find_video(index: dict[str, Path], names: Sequence[str], expected: Path) -> 
     return next((index[name] for name in names if name in index), expected)
 
 
-def videos_below(
-    folder: Path, left_out: LeftOut, above: Sequence[Path] = (), keep_broken: bool = False
-) -> list[Path]:
+def videos_below(folder: Path, left_out: LeftOut, keep_broken: bool = False) -> list[Path]:
     """Video files and folders of frames at and below a folder, sorted.
 
     Args:
         left_out: Receives what is no video, or cannot be read.
-        above: Folders that links below ``folder`` do not lead into; see `walk`.
         keep_broken: List links that lead nowhere, too, if they are named like videos.
     """
     videos = []
     known = len(left_out.broken)
-    for parent, folders, files in walk(folder, left_out, above):
+    for parent, folders, files in walk(folder, left_out):
         is_video = {name: os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES for name in files}
         if not any(is_video.values()) and any(map(is_image, files)):
             videos.append(Path(parent))

@@ -72,7 +72,7 @@ def suggest_root(paths: Sequence[Path], root: Path, source: Path) -> Path | None
     names = [str(path.relative_to(root)) for path in sample]
     is_moved = root != home and not root.is_dir()
     for folder in _near(home, root):
-        if any(exists(folder, name) for name in names):
+        if folder != root and any(os.path.exists(folder / name) for name in names):
             return folder
         if is_moved and any(_parts_to_cut(str(path), folder) for path in sample):
             return folder

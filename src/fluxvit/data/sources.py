@@ -126,6 +126,9 @@ def read_source(
         # Annotations of another shape than the reader's description.
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{source}: not as {format} ships ({reason}); choose another --format") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{error.filename or source}: cannot be read as {format}: {reason}") from error
     if not videos.entries:
         raise ValueError("; ".join((f"{source}: read as {format}, it lists no videos", *videos.notes)))
     if not any(may_exist(entry.path) for entry in videos.entries):
@@ -190,9 +193,8 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
     """A folder for each class, which may lie in folders ``train``, ``val`` and ``test`` or the like.
 
     Videos may lie deeper, and links are followed; a link that leads nowhere is a missing video if it is named
-    like one. A folder that holds images and no videos is a video itself.
-    Classes are numbered in alphabetical order over all splits. ``root`` is not needed: the videos are where
-    the classes are.
+    like one. A folder that holds images and no videos is a video itself. Classes are numbered in alphabetical
+    order over all splits. ``root`` is not needed: the videos are where the classes are.
     """
     if root is not None and root != source:
         raise ValueError(f"{root}: of a folder of classes, the folder itself is the source; leave --root out")
@@ -211,7 +213,7 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
         Entry(path, numbers[folder.name])
         for home in homes
         for folder in classes[home]
-        for path in videos_below(folder, left_out, above=(source, home), keep_broken=True)
+        for path in videos_below(folder, left_out, keep_broken=True)
     ]
     others = [path.name for path in folders if parts and path not in parts]
     notes = (f"left out the folders {', '.join(others)}, which are no splits",) if others else ()

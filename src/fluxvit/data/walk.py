@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class LeftOut:
     Attributes:
         broken: Links that lead nowhere, or to themselves.
         unreadable: Folders and files that may not be looked at.
-        again: Links to folders that were searched already, such as the folder that holds the link.
+        again: Links to folders that were entered already, or that hold the one that is searched.
         others: Files that are not what was searched for.
     """
 
@@ -31,7 +31,7 @@ class LeftOut:
         reasons = {
             "links that lead nowhere": self.broken,
             "folders or files that cannot be read": self.unreadable,
-            "links to folders that are listed already": self.again,
+            "links back to folders that were entered already or lie above": self.again,
             "files that are not named like videos": self.others,
         }
         return tuple(
@@ -47,26 +47,26 @@ class LeftOut:
         )
 
 
-def walk(
-    top: str | Path, left_out: LeftOut, above: Iterable[str | Path] = ()
-) -> Iterator[tuple[str, list[str], list[str]]]:
+def walk(top: str | Path, left_out: LeftOut) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield the folders at and below a folder, with their files, like ``os.walk`` with ``followlinks=True``.
 
     Links to folders are followed after all real folders, and every folder is entered once, however many ways
-    lead to it. So links that form a loop end, and a video that a folder and a link to it both show is listed
-    once, by its own path. Hidden files and folders (``.name``), devices, pipes and sockets are skipped. What
-    cannot be read is added to ``left_out`` instead of being raised.
+    lead to it; links to folders that hold ``top`` are not followed. So links that form a loop end, and a
+    video that a folder and a link to it both show is listed once, by its own path. Hidden files and folders
+    (``.name``), devices, pipes and sockets are skipped. What cannot be read is added to ``left_out`` instead
+    of being raised.
 
     Args:
         top: The folder to start from.
         left_out: Receives what is left out.
-        above: More folders that links do not lead into, such as those that hold ``top``.
 
     Yields:
         The folder, the names of the folders in it, and the names of the files in it, both sorted. Names that
         the caller removes from the list of folders are not entered.
     """
-    seen = {folder_identity(folder) for folder in above}
+    # A link to a folder that holds this one would lead back here, by way of everything else in it.
+    path = Path(os.path.abspath(top))
+    seen = {folder_identity(folder) for folder in {*path.parents, *path.resolve().parents}}
     real, linked = deque([os.fspath(top)]), deque[str]()
     while real or linked:
         folder = real.popleft() if real else linked.popleft()
