@@ -224,6 +224,8 @@ def test_what_any_program_writes_is_read_back(
 ) -> None:
     paths = [f"{stem}.mp4" for stem, _ in rows]
     labels = [len(str(label)) if as_numbers else f"c{label}" for _, label in rows]
+    if ending == "\r":  # Before Python 3.13 the writer leaves other line ends without quotes.
+        labels = [label if isinstance(label, int) else label.replace("\n", " ") for label in labels]
     text = io.StringIO()
     writer = csv.writer(text, delimiter=delimiter, quoting=quoting, lineterminator=ending)
     writer.writerow(header)
@@ -238,7 +240,7 @@ def test_what_any_program_writes_is_read_back(
     if as_numbers:
         assert [entry.label for entry in videos.entries] == labels
     else:
-        assert [videos.labels[entry.label] for entry in videos.entries] == [str(label) for label in labels]
+        assert [videos.labels[entry.label] for entry in videos.entries] == labels
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
