@@ -172,7 +172,7 @@ def test_splits_are_numbered_as_training_is(tmp_path: Path) -> None:
         entries = tuple(Entry(tmp_path / f"{role}{i}.mp4", label) for i, label in enumerate(labels))
         write_manifest(tmp_path / f"{role}.jsonl", Manifest(entries, names, "", root=tmp_path))
     found = read_splits(*(str(tmp_path / f"{role}.jsonl") for role in splits))
-    assert [split.labels.tolist() for split in found.values()] == [[0, 1, 2], [2, 0], [0, 2]]
+    assert [split.labels(3).tolist() for split in found.values()] == [[0, 1, 2], [2, 0], [0, 2]]
 
 
 def test_no_labels(tmp_path: Path) -> None:

@@ -20,6 +20,16 @@ _BINS = 15
 
 
 @dataclass(frozen=True)
+class MeanPrecision:
+    """Mean average precision over classes, 0 to 1; see :func:`average_precision`."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % mAP"
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Figures of a data set.
 

@@ -8,8 +8,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from fluxvit.data.classes import name_classes, numbered_like
-from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
+from fluxvit.data.classes import multi_hot, name_classes, numbered_like
+from fluxvit.data.manifest import Entry, Manifest, read_manifest, shared_videos
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,39 @@ class Split:
         manifest: Those that can be read.
         name: The manifest's file.
         digest: Of the whole manifest.
-        unreadable: How many cannot be read.
+        missed: Those that cannot be read.
     """
 
     manifest: Manifest
     name: str
     digest: str
-    unreadable: int
+    missed: tuple[Entry, ...]
 
     @property
-    def labels(self) -> Tensor:
-        """int64 ``[N]``, of those that can be read."""
+    def multi_label(self) -> bool:
+        """Whether videos may show several classes at once."""
+        return self.manifest.multi_label
+
+    @property
+    def unreadable(self) -> int:
+        """How many videos cannot be read."""
+        return len(self.missed)
+
+    @property
+    def used(self) -> set[int]:
+        """The classes of the videos that can be read."""
+        return {number for entry in self.manifest.entries for number in entry.classes}
+
+    def labels(self, classes: int) -> Tensor:
+        """Those of the videos that can be read: int64 ``[N]``, or multi-hot float32 ``[N, classes]``."""
+        if self.multi_label:
+            return torch.from_numpy(multi_hot(self.manifest.entries, classes))
         return torch.tensor([entry.label for entry in self.manifest.entries])
 
     @property
     def classes(self) -> int:
         """As many as are named or, if that is more, as the largest label asks for."""
-        return max(len(self.manifest.labels), 1 + int(self.labels.max()))
+        return max(len(self.manifest.labels), 1 + max(self.used, default=-1))
 
     @property
     def total(self) -> int:
@@ -56,8 +72,16 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
     """
     paths = {"train": train, "val": val} | ({"test": test} if test else {})
     splits = {role: _read(path, target) for role, path in paths.items()}
-    if len(splits["train"].labels.unique()) == 1:
+    if not splits["train"].multi_label and len(splits["train"].used) == 1:
         raise ValueError(f"{train}: all videos are of one class; a probe needs two or more to tell apart")
+    if not splits["train"].used:
+        raise ValueError(f"{train}: no video shows any class")
+    for split in splits.values():
+        if split.multi_label != splits["train"].multi_label:
+            single, several = (train, split.name) if split.multi_label else (split.name, train)
+            raise ValueError(
+                f"{several} has several labels a video, and {single} has one; give both the same kind"
+            )
     for role in paths:
         if role != "train":
             splits[role] = _numbered(splits[role], splits["train"])
@@ -73,17 +97,18 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
 
 def _read(path: str, target: str) -> Split:
     manifest = read_manifest(path, target)
-    if manifest.multi_label:
-        raise ValueError(f"{path}: its videos have several labels each; probes tell one class of a video")
     readable = manifest.readable()
-    return Split(readable, path, manifest.digest, len(manifest) - len(readable))
+    return Split(readable, path, manifest.digest, tuple(entry for entry in manifest.entries if not entry.ok))
 
 
 def _numbered(split: Split, train: Split) -> Split:
     """A split whose classes are numbered as those of the training videos, which must show all of them."""
-    manifest = numbered_like(split.manifest, train.manifest.labels, train.classes, split.name, train.name)
-    split = replace(split, manifest=manifest)
-    unknown = sorted(set(split.labels.tolist()) - set(train.labels.tolist()))
+    whole = replace(split.manifest, entries=split.manifest.entries + split.missed)
+    whole = numbered_like(whole, train.manifest.labels, train.classes, split.name, train.name)
+    count = len(split.manifest)
+    manifest = replace(split.manifest, entries=whole.entries[:count], labels=whole.labels)
+    split = replace(split, manifest=manifest, missed=whole.entries[count:])
+    unknown = sorted(split.used - train.used)
     if unknown:
         shown = name_classes(unknown, train.manifest.labels)
         raise ValueError(f"{split.name} has classes that {train.name} has no video of: {shown}")

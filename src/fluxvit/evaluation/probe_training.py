@@ -19,6 +19,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fluxvit.evaluation.metrics import average_precision, mean_of_classes
+
 # Features of the videos of these numbers ``[B]``, on the device of the probes.
 Fetch = Callable[[Tensor], Tensor]
 
@@ -138,7 +140,7 @@ def train_probes(
     """Train every setting, in place, on the same batches. None has an influence on another.
 
     Args:
-        labels: Classes ``[N]``.
+        labels: Classes ``[N]``, or multi-hot ``[N, O]`` for binary cross-entropy of each class by itself.
         settings: One for each probe.
         epochs: Passes over the videos.
         batch_size: Videos a step.
@@ -185,7 +187,13 @@ def train_probes(
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits ``[B, S, O]``, averaged over the batch: ``[S]``."""
+    """Cross-entropy of logits ``[B, S, O]``, averaged over the batch: ``[S]``.
+
+    With multi-hot labels ``[B, O]`` it is the binary one, averaged over the classes, too.
+    """
+    if labels.ndim == 2:
+        targets = labels[:, None].expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((0, 2))
     targets = labels[:, None].expand(-1, logits.shape[1])
     return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(0)
 
@@ -206,3 +214,22 @@ def score_probes(
         hits.append((logits.argmax(-1) == target[:, None]).sum(0))
         sums.append(losses(logits, target).cpu().double() * len(batch))
     return torch.stack(hits).sum(0).tolist(), (torch.stack(sums).sum(0) / len(labels)).tolist()
+
+
+@torch.no_grad()
+def rank_probes(
+    probes: Probes, fetch: Fetch, labels: Tensor, missed: Tensor, batch_size: int
+) -> tuple[list[float], list[float]]:
+    """Mean average precision and mean binary cross-entropy of each setting.
+
+    Args:
+        labels: Multi-hot ``[N, O]``.
+        missed: The same of videos that cannot be read, and are never found, ``[M, O]``.
+    """
+    rows = [probes(fetch(batch)).cpu() for batch in torch.arange(len(labels)).split(batch_size)]
+    logits, targets = torch.cat(rows), torch.cat([labels, missed])
+    lost = torch.full(missed.shape, torch.nan)
+    figures = [
+        mean_of_classes(average_precision(torch.cat([one, lost]), targets)) for one in logits.unbind(1)
+    ]
+    return figures, losses(logits, labels).tolist()

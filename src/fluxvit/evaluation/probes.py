@@ -25,9 +25,11 @@ import torch
 
 from fluxvit import __version__
 from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.evaluation.classification import Score
 from fluxvit.evaluation.features import KINDS, USUAL_SELECTOR, Backbone, backbone_digest, cached_features
+from fluxvit.evaluation.metrics import MeanPrecision, average_precision, mean_of_classes
 from fluxvit.evaluation.probe_readouts import Readout, merge, readouts
 from fluxvit.evaluation.probe_splits import Split, read_splits
 from fluxvit.evaluation.probe_training import (
@@ -35,6 +37,7 @@ from fluxvit.evaluation.probe_training import (
     LinearProbes,
     Probes,
     Setting,
+    rank_probes,
     score_probes,
     train_probes,
 )
@@ -125,13 +128,14 @@ class Trial:
     Args:
         readout: What it reads: ``pooled``, ``mean`` or ``attentive``.
         setting: How it was trained.
-        val: Its score on validation data; videos that cannot be read count as wrong.
+        val: Its score on validation data, mean average precision where videos have several classes; videos
+            that cannot be read count as wrong.
         val_loss: Mean cross-entropy there; not finite if it diverged.
     """
 
     readout: str
     setting: Setting
-    val: Score
+    val: Score | MeanPrecision
     val_loss: float
 
     @property
@@ -140,8 +144,12 @@ class Trial:
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """The larger, the better: by accuracy, then by loss; behind all others if it diverged."""
-        return (False, 0.0, 0.0) if self.diverged else (True, self.val.accuracy, -self.val_loss)
+        """The larger, the better: by score, then by loss; behind all others if it diverged."""
+        return (False, 0.0, 0.0) if self.diverged else (True, _figure(self.val), -self.val_loss)
+
+
+def _figure(score: Score | MeanPrecision) -> float:
+    return score.value if isinstance(score, MeanPrecision) else score.accuracy
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,8 @@ class ProbeResult:
         trials: Every probe.
         best: The one with the best validation accuracy; of equals, the one with the lower loss.
         test: Score of the best on the test videos; None without any.
-        commonest: Score on the validation videos of always answering the commonest training class.
+        commonest: Score on the validation videos of always answering the commonest training class; where
+            videos have several classes, of telling nothing.
         checkpoint: Folder of the merged model; None if no checkpoint can hold it.
         lines: Conditions of the run, for people.
     """
@@ -160,8 +169,8 @@ class ProbeResult:
     config: ProbeConfig
     trials: list[Trial]
     best: Trial
-    test: Score | None
-    commonest: Score
+    test: Score | MeanPrecision | None
+    commonest: Score | MeanPrecision
     checkpoint: Path | None
     lines: list[str]
 
@@ -236,9 +245,9 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     for readout in readouts(backbone, features, str(device)):
         probes = _train(config, backbone, readout, splits["train"], progress)
         stacks.append((readout, probes))
-        correct, losses = score_probes(probes, readout.fetch["val"], splits["val"].labels, config.batch_size)
-        for setting, hits, loss in zip(config.settings, correct, losses, strict=True):
-            trials.append(Trial(readout.name, setting, Score(hits, splits["val"].total), loss))
+        scores, losses = _score(config, probes, readout, splits, "val")
+        for setting, score, loss in zip(config.settings, scores, losses, strict=True):
+            trials.append(Trial(readout.name, setting, score, loss))
     choice = max(range(len(trials)), key=lambda i: trials[i].rank)
     best = trials[choice]
     if best.diverged:
@@ -248,19 +257,42 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     test = None
     if "test" in splits:
         # Only the chosen one is looked at.
-        correct, _ = score_probes(probes, readout.fetch["test"], splits["test"].labels, config.batch_size)
-        test = Score(correct[place], splits["test"].total)
+        test = _score(config, probes, readout, splits, "test")[0][place]
     checkpoint = None
     if config.selector == USUAL_SELECTOR or plan.keep == backbone.pool:
         merged = merge(backbone, readout, probes.one(place))
         facts = _checkpoint_info(config, backbone, splits["train"], best)
         checkpoint = save_checkpoint(out / "best", merged, facts)
-    commonest = splits["train"].labels.bincount().argmax()
-    guessed = Score(int((splits["val"].labels == commonest).sum()), splits["val"].total)
+    guessed = _guessed(splits["train"], splits["val"])
     lines = _conditions(config, backbone, splits, guessed)
     result = ProbeResult(config, trials, best, test, guessed, checkpoint, lines)
     write_json(out / "probe.json", _record(result, backbone, splits))
     return result
+
+
+def _score(
+    config: ProbeConfig, probes: Probes, readout: Readout, splits: dict[str, Split], role: str
+) -> tuple[list[Score | MeanPrecision], list[float]]:
+    """Score and loss of each setting on the videos of a role."""
+    split, fetch, classes = splits[role], readout.fetch[role], splits["train"].classes
+    labels = split.labels(classes)
+    if split.multi_label:
+        missed = torch.from_numpy(multi_hot(split.missed, classes))
+        figures, losses = rank_probes(probes, fetch, labels, missed, config.batch_size)
+        return [MeanPrecision(figure) for figure in figures], losses
+    correct, losses = score_probes(probes, fetch, labels, config.batch_size)
+    return [Score(hits, split.total) for hits in correct], losses
+
+
+def _guessed(train: Split, val: Split) -> Score | MeanPrecision:
+    """What is right on ``val`` without looking."""
+    labels = val.labels(train.classes)
+    if val.multi_label:
+        missed = torch.from_numpy(multi_hot(val.missed, train.classes))
+        scores = torch.cat([torch.zeros_like(labels), torch.full(missed.shape, torch.nan)])
+        return MeanPrecision(mean_of_classes(average_precision(scores, torch.cat([labels, missed]))))
+    commonest = train.labels(train.classes).bincount().argmax()
+    return Score(int((labels == commonest).sum()), val.total)
 
 
 def _plan(model: FluxViT, info: CheckpointInfo, config: ProbeConfig) -> Plan:
@@ -291,7 +323,7 @@ def _train(config: ProbeConfig, backbone: Backbone, readout: Readout, train: Spl
     train_probes(
         probes.to(config.device),
         readout.fetch["train"],
-        train.labels,
+        train.labels(train.classes),
         settings,
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -302,13 +334,14 @@ def _train(config: ProbeConfig, backbone: Backbone, readout: Readout, train: Spl
 
 
 def _conditions(
-    config: ProbeConfig, backbone: Backbone, splits: dict[str, Split], guessed: Score
+    config: ProbeConfig, backbone: Backbone, splits: dict[str, Split], guessed: Score | MeanPrecision
 ) -> list[str]:
     plan, classes = backbone.plan, splits["train"].classes
     videos = ", ".join(f"{role} {split.total}" for role, split in splits.items())
+    blind = "telling nothing" if splits["val"].multi_label else "the commonest class of training alone"
     lines = [
         f"{config.checkpoint}: {plan.keep} of {backbone.pool} tokens of {plan.grid} ({config.selector})",
-        f"{videos} videos of {classes} classes; the commonest class of training alone: {guessed} of val",
+        f"{videos} videos of {classes} classes; {blind}: {guessed} of val",
     ]
     for role, split in splits.items():
         if split.unreadable:
@@ -324,6 +357,7 @@ def _checkpoint_info(config: ProbeConfig, backbone: Backbone, train: Split, best
         labels=list(names) if len(names) == train.classes else [],
         grids=[backbone.plan.grid],
         plans=[Plan(backbone.plan.grid, backbone.plan.keep)],
+        multi_label=train.multi_label,
         provenance={
             "made_by": f"fluxvit {__version__} probe",
             "probe": {"readout": best.readout, **asdict(best.setting), "epochs": config.epochs},
@@ -336,7 +370,9 @@ def _checkpoint_info(config: ProbeConfig, backbone: Backbone, train: Split, best
 def _record(result: ProbeResult, backbone: Backbone, splits: dict[str, Split]) -> dict[str, Any]:
     """What ``probe.json`` holds."""
 
-    def score(value: Score) -> dict[str, Any]:
+    def score(value: Score | MeanPrecision) -> dict[str, Any]:
+        if isinstance(value, MeanPrecision):
+            return {"map": value.value}
         return {**asdict(value), "accuracy": value.accuracy, "interval": value.interval}
 
     def trial(value: Trial) -> dict[str, Any]:
