@@ -10,10 +10,20 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fluxvit import files
-from fluxvit.files import atomic_folder, atomic_path, clear_leftovers, lock_file, lock_folder, writer_tag
+from fluxvit.files import (
+    atomic_folder,
+    atomic_path,
+    clear_leftovers,
+    lock_file,
+    lock_folder,
+    read_json,
+    read_json_lines,
+    writer_tag,
+)
 
 HOST, PID, START = writer_tag().split("-")
 DEAD = f"{HOST}-99999999-{START}"  # No system gives such a number.
@@ -210,3 +220,38 @@ def test_a_lock_holds_while_others_come_and_go(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
         assert pool.starmap(_lock_many, [(str(tmp_path), 100)] * 2) == [0, 0]
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+class Row(msgspec.Struct):
+    step: int
+    mean: float = 0.0
+
+
+def test_rows_that_do_not_fit_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [
+        '{"step": 1}',
+        '{"step": "2"}',
+        "[]",
+        "{}",
+        "[" * 100_000,
+        "9" * 5000,
+        '{"st',
+        '{"step": 3, "mean": 1}',
+    ]
+    path.write_text("\n".join(lines))
+    assert read_json_lines(path, Row) == [{"step": 1}, {"step": 3, "mean": 1}]
+    assert [len(row) for row in read_json_lines(path)] == [1, 1, 0, 2]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, "{", "\ufffe\ud800"])
+def test_text_that_is_no_json_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content.encode("utf-16-le", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"a\.json: cannot be read as JSON"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(content.encode("utf-8", "replace"))
+    with pytest.raises(ValueError, match=r"a\.json: cannot be read as JSON"):
+        read_json(tmp_path / "a.json")

@@ -28,6 +28,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fluxvit.schema import convert
+
 LOCK = ".lock"
 LOCK_SECONDS = 3.0
 """How long a lock is waited for: a killed process may take a moment until it has really ended."""
@@ -297,7 +299,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # Of too many digits, or nested too deeply.
         raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
 
 
@@ -312,16 +314,22 @@ def append_json(path: Path, row: dict[str, Any]) -> None:
         file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, without what a crash left of some; none if there is no file."""
+def read_json_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, without what a crash left of some; none if there is no file.
+
+    Args:
+        kind: What msgspec must take a row for, such as a Struct of the keys that are read; others are left
+            out, too.
+    """
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+            convert(row, dict[str, Any])
+            convert(row, kind)
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
-            rows.append(row)
+        rows.append(row)
     return rows
 
 

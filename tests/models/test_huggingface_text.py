@@ -175,3 +175,27 @@ def test_a_real_text_tower_hardly_tells_left_from_right() -> None:
         left, right, dog = F.normalize(tower.eval()(*texts(sentences)), dim=-1)
     assert (left @ right).item() == pytest.approx(0.997, abs=0.002)
     assert (left @ dog).item() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": 3}'),
+        ("config.json", '{"model_type": "bert", "hidden_size": "x"}'),
+        ("config.json", '{"model_type": "bert", "num_attention_heads": 0}'),
+        ("config.json", '{"model_type": "bert", "max_position_embeddings": null}'),
+        ("model.safetensors", "cut"),
+        ("model.safetensors", ""),
+        ("1_Pooling/config.json", "[]"),
+        ("1_Pooling/config.json", "{"),
+    ],
+)
+def test_damaged_folders_are_one_line(name: str, content: str, tmp_path: Path) -> None:
+    save("BertModel", transformers.BertConfig(**SIZE), tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        huggingface_text(str(tmp_path))
+    assert "\n" not in str(error.value)

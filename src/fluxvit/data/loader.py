@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -184,6 +185,12 @@ class TrainingBatches:
             first += counts[choice]
 
 
+class _Fault(msgspec.Struct):
+    """What a line of the report must have."""
+
+    error: str
+
+
 class ClipLoader(DataLoader[Clip]):
     """Batches of clips; names every file that could not be read, once, in this process.
 
@@ -199,7 +206,9 @@ class ClipLoader(DataLoader[Clip]):
         return clips
 
     def _clips(self) -> Generator[Clip, None, None]:
-        known = set() if self.report is None else {row["error"] for row in read_json_lines(self.report)}
+        known = (
+            set() if self.report is None else {row["error"] for row in read_json_lines(self.report, _Fault)}
+        )
         trouble: Exception | None = None
         with signals_held_back():
             batches = super().__iter__()

@@ -20,6 +20,7 @@ import numpy as np
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, clear_leftovers, lock_folder, write_json
 from fluxvit.machine import follow_parent, signals_held_back, usable_cores
+from fluxvit.schema import convert, load
 
 SPLITS = ("train", "val", "test")
 
@@ -167,7 +168,7 @@ def _claim(out: Path, recipe: Recipe[Spec]) -> None:
         write_json(record, wanted)
         return
     # The first folders, all of them MotionWorlds, did not tell whose they are.
-    found = {"name": "MotionWorld", **json.loads(record.read_text(encoding="utf-8"))}
+    found = {"name": "MotionWorld", **convert(load(record), dict[str, Any], str(record))}
     differences = [
         f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
         for name in sorted(wanted.keys() | found.keys())

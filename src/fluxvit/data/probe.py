@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import av
+import msgspec
 from av.error import FFmpegError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -203,6 +204,14 @@ def guarded(
             worker.stop()
 
 
+class _Checked(msgspec.Struct):
+    """What a line of the log of an unfinished check must have."""
+
+    path: str
+    facts: dict[str, Any]
+    deep: bool = False
+
+
 class _LostError(Exception):
     """A worker gave no answer; the message says why."""
 
@@ -373,8 +382,8 @@ def _resume(log: Path, deep: bool) -> dict[str, dict[str, Any]]:
     """
     rows = [
         row
-        for row in read_json_lines(log)
-        if row.get("facts", {}).get("ok")
+        for row in read_json_lines(log, _Checked)
+        if row["facts"].get("ok")
         and row.get("deep", False) >= deep
         and row.get("state") == _state(Path(row["path"]))
     ]

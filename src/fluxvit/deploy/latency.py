@@ -188,7 +188,7 @@ class LatencyTable:
             try:
                 p10, p50, p90 = (float(row[name]) for name in _FIGURES[:3])
                 latency = Latency(p10, p50, p90, int(row["runs"]))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 continue
             if 0 < latency.p50 < float("inf"):
                 self._known[_key(row)] = latency

@@ -44,7 +44,7 @@ class Answers:
                 rows = torch.from_numpy(file["log_probabilities"])
                 self.rows = dict(zip(map(str, file["requests"]), rows, strict=True))
                 self.unreadable = {int(i): text for i, text in json.loads(str(file["unreadable"])).items()}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
             # There is none, or it is another program's or damaged: all is computed.
             self.rows, self.unreadable = {}, {}
 

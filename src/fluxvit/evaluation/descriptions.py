@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -28,6 +29,13 @@ from fluxvit.video.base import VideoError
 DESCRIPTIONS = "descriptions.jsonl"
 QUESTION = "Describe the video in detail."
 _MOST_EVENTS = 10
+
+
+class _Row(msgspec.Struct):
+    """What a line of the file must have."""
+
+    path: str
+    told: str = ""
 
 
 class Judge(Protocol):
@@ -158,7 +166,7 @@ def _describe_videos(
     chat: Chat, manifest: Manifest, path: Path, limit: int, progress: bool
 ) -> list[Described]:
     names = [to_record(entry, manifest.root)["path"] for entry in manifest.entries]
-    rows = read_json_lines(path)
+    rows = read_json_lines(path, _Row)
     if [row.get("path") for row in rows] != names[: len(rows)]:
         raise ValueError(f"{path} holds descriptions of other videos; choose another folder or remove it")
     console = Console(stderr=True)

@@ -41,6 +41,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.schema import convert, load
 from fluxvit.terminal import printable
 from fluxvit.training.distributed import ALONE, World, fail_together, lock_run
 
@@ -511,13 +512,7 @@ def _known_broken(manifest: Manifest) -> dict[int, str]:
 def _search(config: EvaluateConfig) -> dict[str, Any]:
     """The account of the search that the plan table comes from; empty if there is none."""
     path = checkpoint_folder(config.checkpoint) / SEARCH
-    try:
-        account = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
-    return account if isinstance(account, dict) else {}
+    return convert(load(path), dict[str, Any], str(path)) if path.exists() else {}
 
 
 def _warning(config: EvaluateConfig, manifest: Manifest) -> str:

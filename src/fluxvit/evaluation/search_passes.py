@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from rich.console import Console
@@ -24,6 +25,7 @@ from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.schema import Natural, Share, convert, located
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
@@ -77,6 +79,27 @@ def split_grids(video: Tensor, grids: Sequence[SamplingGrid]) -> Iterator[Tensor
     """A batch's pixels ``[B, all]`` as clips ``[B, 3, T, H, W]`` of each grid."""
     for part, grid in zip(video.split([_pixels(grid) for grid in grids], dim=1), grids, strict=True):
         yield part.unflatten(1, (3, grid.frames, grid.height, grid.width))
+
+
+class _Tried(msgspec.Struct):
+    """What a sampling gave on a batch."""
+
+    grid: str
+    keep: Natural
+    selector: str
+    truth: list[list[Share]]
+    right: list[list[int]]
+
+
+class _Row(msgspec.Struct):
+    """A batch in the log of a search."""
+
+    batch: tuple[Natural, Natural]
+    clips: list[Natural]
+    unreadable: list[tuple[Natural, str]]
+    gmacs: float
+    seconds: float
+    tried: list[_Tried]
 
 
 class Search:
@@ -154,7 +177,19 @@ class Search:
                 "choose another folder with --out, or remove it"
             )
         # Entered when their turn comes: what was dropped must be judged by the clips that were seen then.
+        for row in rows[1:]:
+            with located(str(log)):
+                self._check(convert(row, _Row))
         self._logged = {tuple(row["batch"]): row for row in rows[1:]}
+
+    def _check(self, row: _Row) -> None:
+        """Refuse a row that does not fit the search."""
+        clips = [*row.clips, *(clip for clip, _ in row.unreadable)]
+        shapes = {(len(x), *map(len, x)) for tried in row.tried for x in (tried.truth, tried.right)}
+        if max(clips, default=0) >= len(self.table.usable) or shapes - {
+            (len(row.clips), *(self.heads,) * len(row.clips))
+        }:
+            raise ValueError("a row is of another search; choose another folder with --out, or remove it")
 
     def _enter(self, row: dict[str, Any]) -> None:
         for clip, error in row["unreadable"]:

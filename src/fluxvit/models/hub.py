@@ -46,8 +46,10 @@ def explained(what: str, source: str, types: Sequence[str] = ()) -> Iterator[Non
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # A stranger's folder can make the library fail in any way.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if not isinstance(error, (OSError, ValueError)):
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
         supported = f", of a supported type: {', '.join(types)}" if types else ""
         raise ValueError(
             f"no {what} from {source!r}: {reason} Give a folder with config.json and weights, or a name on "

@@ -19,11 +19,9 @@ off.
 from __future__ import annotations
 
 import importlib
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 
 from fluxvit.models.hub import blocks_of, check_source, explained, load_network, quiet, transformers_library
 from fluxvit.models.teachers import ImageTeacher, Maps, MapTeacher, Teacher, TokenShape, energy
+from fluxvit.schema import Finite, Positive, convert, load
 
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -355,10 +354,13 @@ def _pixels(transformers: Any, source: str) -> tuple[Sequence[float], Sequence[f
             path = transformers.utils.cached_file(source, name)
         except OSError:
             continue
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = convert(load(path), dict[str, Any], str(path))
         settings = settings.get("image_processor") or settings.get("video_processor") or settings
-        if settings.get("image_mean") and settings.get("image_std"):
-            return settings["image_mean"], settings["image_std"]
+        if isinstance(settings, dict) and settings.get("image_mean") and settings.get("image_std"):
+            mean = convert(settings["image_mean"], tuple[Finite, Finite, Finite], str(path), "image_mean")
+            return mean, convert(
+                settings["image_std"], tuple[Positive, Positive, Positive], str(path), "image_std"
+            )
     return None
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fluxvit.models.hub import blocks_of, check_source, explained, load_network, quiet, transformers_library
 from fluxvit.models.text import TextTower
+from fluxvit.schema import convert, load
 
 POOLINGS = ("mean", "first", "last", "pooler")
 
@@ -183,7 +184,7 @@ def _told_pooling(folder: Path) -> str:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return ""
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = convert(load(path), dict[str, Any], str(path))
     for key, pooling in (
         ("pooling_mode_cls_token", "first"),
         ("pooling_mode_lasttoken", "last"),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import torch
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -178,6 +179,12 @@ def require_loggers(names: Sequence[str]) -> None:
             raise ValueError(f"logger {name} is not installed: pip install 'fluxvit[{name}]'")
 
 
+class _Row(msgspec.Struct):
+    """What a line of the file must have."""
+
+    step: int
+
+
 class Logs:
     """``log.jsonl``, and other loggers by name.
 
@@ -191,7 +198,9 @@ class Logs:
     def __init__(self, folder: Path, names: Sequence[str], settings: dict[str, Any], first: int) -> None:
         self._path = folder / LOG
         if self._path.exists():
-            write_json_lines(self._path, [row for row in read_json_lines(self._path) if row["step"] < first])
+            write_json_lines(
+                self._path, [row for row in read_json_lines(self._path, _Row) if row["step"] < first]
+            )
         self._others: list[Logger] = []
         if "tensorboard" in names:
             self._others.append(_TensorBoard(folder, first))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -28,6 +29,13 @@ VALIDATION = "validation.jsonl"
 BEST = "best"
 
 _log = logging.getLogger(__name__)
+
+
+class _Row(msgspec.Struct):
+    """What a line of the file must have."""
+
+    step: int
+    mean: float
 
 
 class Validation:
@@ -119,7 +127,7 @@ class Validation:
         """Take up what former runs did; a run from the start forgets what another left in the folder."""
         world = self._trainer.world
         if world.is_main:
-            rows = read_json_lines(self._path) if taken else []
+            rows = read_json_lines(self._path, _Row) if taken else []
             if self._path.exists():
                 write_json_lines(self._path, rows)
             self._done = {row["step"] for row in rows}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from fluxvit.data.making import SPLITS, balanced, split_counts
 from fluxvit.data.motionworld.textures import draw_texture, texture, tone
 from fluxvit.files import write_json
+from fluxvit.schema import convert, load
 
 ASPECTS = ((4, 3), (1, 1), (16, 9))
 """Aspect ratios, width to height."""
@@ -149,7 +149,7 @@ def read_notes(path: Path, spec: ClipSpec) -> dict[str, Any]:
     notes = path.with_suffix(".json")
     if not notes.is_file():
         raise ValueError(f"{notes} is missing; delete {path.name} beside it and repeat the command")
-    return dict(json.loads(notes.read_text(encoding="utf-8")))
+    return convert(load(notes), dict[str, Any], str(notes))
 
 
 def label_of(spec: ClipSpec) -> int:
