@@ -49,6 +49,8 @@ AS_NUMBERS = {"a.mp4": 0, "b.mp4": 1}
         "0,a.mp4,0\n1,b.mp4,1\n",
         '"path","label"\n"1","a.mp4",0\n"2","b.mp4",1\n',  # R's names of rows
         "path,label,split\na.mp4,0,train\nb.mp4,1,train\n",
+        "path,label,subset\na.mp4,0,kinetics\nb.mp4,1,kinetics\n",
+        "sep=;\npath;label\na.mp4;0\nb.mp4;1\n",
         "a.mp4,0,train\nb.mp4,1,train\n",
         "0,a.mp4\n1,b.mp4\n",
         "clip of mine,what happens\na.mp4,0\nb.mp4,1\n",  # a header of unknown names
@@ -128,6 +130,36 @@ def test_columns_can_be_chosen(folder: Path) -> None:
     for text in ("path", "path=", "=x", "path=a,,label=b"):
         with pytest.raises(ValueError, match="give names of columns, such as path=video,label=class"):
             _columns(text)
+
+
+def test_a_column_of_splits_chooses_rows_and_classes_are_numbered_over_all(folder: Path) -> None:
+    content = "path,label,Split\na.mp4,run,Train\nb.mp4,jump,validation\nx.mp4,walk,test\ny.mp4,walk,\n"
+    with pytest.raises(ValueError, match=r"which of its splits\? Choose with --split train or val or test"):
+        read(folder, content, "all.csv")
+    videos = read(folder, content, "all.csv", split="val")
+    assert (listed(videos), videos.labels, videos.split) == ({"b.mp4": 0}, ("jump", "run", "walk"), "val")
+    assert videos.notes[1:] == ("took the 1 of 4 rows that are of split val",)
+    # The name of the list tells it, too.
+    assert listed(read(folder, content, "train.csv")) == {"a.mp4": 1}
+    with pytest.raises(ValueError, match=r"no split 'dev'; choose train or val or test"):
+        read(folder, content, split="dev")
+
+
+def test_numbers_and_names_of_classes_in_two_columns(folder: Path) -> None:
+    for header in ("path,label,class_name", "path,label_id,label", "path,class,category"):
+        videos = read(folder, f"{header}\na.mp4,1,jump\nb.mp4,0,run\na.mp4,1,jump\n")
+        assert ([entry.label for entry in videos.entries], videos.labels) == ([1, 0, 1], ("run", "jump"))
+        assert "classes have their numbers from" in videos.notes[1]
+    # Coarse numbers beside fine names, and numbers with gaps, are not those of the names.
+    videos = read(folder, "path,label,category_id\na.mp4,jump,0\nb.mp4,run,0\n")
+    assert ([entry.label for entry in videos.entries], videos.labels) == ([0, 1], ("jump", "run"))
+    videos = read(folder, "path,label,class_name\na.mp4,3,jump\nb.mp4,7,run\n")
+    assert ([entry.label for entry in videos.entries], videos.labels) == ([3, 7], ())
+
+
+def test_suffixes_in_capital_letters(folder: Path) -> None:
+    assert listed(read(folder, "path,label\na.mp4,0\nb.mp4,1\n", "TRAIN.CSV")) == AS_NUMBERS
+    assert len(read(folder, '[{"video": "a.mp4", "caption": "x"}]', "TRAIN.JSON").entries) == 1
 
 
 def test_captions_and_segments_are_read_by_their_columns(folder: Path) -> None:

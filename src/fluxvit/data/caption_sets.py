@@ -54,7 +54,9 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     """
     wanted = wanted_split(split, source, found=("train", "test"))
     if source.is_dir():
-        names = [path.name for path in files_in(source) if path.suffix == ".csv" and wanted in path.name]
+        names = [
+            path.name for path in files_in(source) if path.suffix.lower() == ".csv" and wanted in path.name
+        ]
         file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{wanted}.csv"])
     else:
         file = source
@@ -263,11 +265,11 @@ def detect_caption_set(path: Path) -> str:
         if any(name.startswith("MSRVTT") for name in names):
             return "msrvtt"
         return ""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _detect_json(read_annotations(path))
     if path.name.startswith("LSMDC"):
         return "lsmdc"
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         header = first_line(path).split(",")
         # The list for training has ids alone; other columns mean other lists.
         if "video_id" in header and ("sentence" in header or len(header) == 1):

@@ -85,6 +85,8 @@ def wanted_split(split: str | None, source: Path, found: Sequence[str] = tuple(S
         SplitNeeded: There are several.
         NoSuchSplit: There is no such split.
     """
+    if split is not None and split in found:
+        return split
     told = split_in(source.stem) if source.is_file() else None
     for name, others in SPLIT_NAMES.items():
         if name in found and (split in others or (split is None and told == name)):
@@ -133,7 +135,7 @@ def is_image(name: str) -> bool:
 
 def is_list(path: Path) -> bool:
     """Whether a file is named like a list of videos."""
-    return path.suffix in (".csv", ".tsv", ".txt")
+    return path.suffix.lower() in (".csv", ".tsv", ".txt")
 
 
 def list_file(source: Path, split: str | None) -> Path:

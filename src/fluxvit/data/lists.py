@@ -14,13 +14,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fluxvit.data.layout import VIDEO_SUFFIXES, VideoList, find_video, index_videos, list_file, name_split
+from fluxvit.data.layout import (
+    SPLIT_NAMES,
+    VIDEO_SUFFIXES,
+    VideoList,
+    find_video,
+    index_videos,
+    list_file,
+    name_split,
+    split_in,
+    wanted_split,
+)
 from fluxvit.data.manifest import NO_LABEL, Entry
 from fluxvit.data.roots import TRIED, exists, locate
 from fluxvit.data.tables import DELIMITERS, SAMPLE, Row, TextTable
 from fluxvit.data.text_files import shown
 
-ROLES = ("path", "label", "caption", "start", "end")
+ROLES = ("path", "label", "caption", "start", "end", "split")
 """What a column of a list may be: the keys of ``columns``."""
 
 # Names of columns without spaces, hyphens and underscores. Of several that fit, the first here is taken.
@@ -38,6 +48,7 @@ _WORDS = {
     "path": _PATHS.split(),
     "label": _LABELS.split(),
     "caption": ["caption", "captions", "title", "sentence", "text", "description"],
+    "split": ["split", "subset", "partition", "phase"],
     "start": ["start", "starttime", "timestart", "startsec", "startsecond", "startseconds", "begin"],
     "end": ["end", "endtime", "timeend", "endsec", "endsecond", "endseconds"],
 }
@@ -57,12 +68,14 @@ def read_csv(
     Cells are separated by tabs, commas, semicolons, bars or spaces; those that hold separators or line ends
     are in double quotes. Columns are found by the names in the first row (``path``, ``video``, ``filename``,
     ``youtube_id``, ...; ``label``, ``class``, ``category``, ``target``, ...; also ``caption``, ``start``,
-    ``end``), or else by their content: a path ends like a video file, and its label comes next. Other columns
-    are ignored. A line without a header may also be cut at its last separator alone, so that paths may hold
-    some. Lines that begin with ``#`` are comments, unless there is a file of that name.
+    ``end``, ``split``), or else by their content: a path ends like a video file, and its label comes next.
+    Other columns are ignored. A line without a header may also be cut at its last separator alone, so that
+    paths may hold some. Lines that begin with ``#`` are comments, unless there is a file of that name.
 
     Labels are class indices (``3`` or ``3.0``), or else class names, which are numbered in alphabetical
-    order. A table with captions and no labels gives captions. ``.mp4`` is added to a name without a dot,
+    order; of a column with indices and one with their names both are taken. Classes are numbered over all
+    rows, of which those of one split are taken if there is a column of splits. A table with captions and no
+    labels gives captions. ``.mp4`` is added to a name without a dot,
     unless there is a folder of that name (frames); ids are looked up in all folders below ``root``.
 
     ``source`` is the list, or a folder with ``train.csv``, ``val.csv`` and so on. Paths are relative to
@@ -77,21 +90,27 @@ def read_csv(
     home = root or table.path.parent
     layout = _by_header(table, columns or {}) or _by_content(table, home, columns or {})
     rows = list(layout.records(home))
-    paths, base, notes = locate([cells["path"] for _, cells in rows], root, table.path.parent)
-    if layout.header and _plain(layout.header[layout.roles["path"]]) in _IDS:
-        paths = _look_up(paths, base)
+    notes = [layout.note()]
     names: tuple[str, ...] = ()
     labels = [NO_LABEL] * len(rows)
     if "label" in layout.roles:
-        labels, names = _labels(table, [row for row, _ in rows], [cells["label"] for _, cells in rows])
+        labels, names, told = _labels_and_names(layout, rows)
+        notes += told
+    split = name_split(split, table.path)
+    if "split" in layout.roles:
+        kept, split, told = _of_split(layout, rows, split, table.path)
+        rows, labels = [rows[at] for at in kept], [labels[at] for at in kept]
+        notes += told
+    paths, base, told = locate([cells["path"] for _, cells in rows], root, table.path.parent)
+    if layout.header and _plain(layout.header[layout.roles["path"]]) in _IDS:
+        paths = _look_up(paths, base)
     entries = [
         Entry(path, label, **_facts(table, row, cells))
         for path, label, (row, cells) in zip(paths, labels, rows, strict=True)
     ]
     if "caption" in layout.roles:
         entries = _join_captions(entries)
-    notes = (layout.note(), *notes)
-    return VideoList("", name_split(split, table.path), base, tuple(entries), names, notes)
+    return VideoList("", split, base, tuple(entries), names, (*notes, *told))
 
 
 def read_intervals(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -173,6 +192,7 @@ class _Layout:
         roles: The numbers of the columns that are read, by what they are.
         width: Cells of a row; None: two, the path and what stands behind the last delimiter.
         header: Names of the columns, if the list has some.
+        other_labels: The numbers of more columns that are named like labels.
         behind_suffix: Instead of the last delimiter the one that follows the suffix of a video counts.
     """
 
@@ -183,6 +203,7 @@ class _Layout:
     width: int | None = None
     header: list[str] | None = None
     behind_suffix: bool = False
+    other_labels: tuple[int, ...] = ()
 
     def cells(self, row: Row) -> list[str] | None:
         """The cells of a row; None if it has more or fewer than expected."""
@@ -341,7 +362,8 @@ def _with_header(
             raise _unclear(table, "labels", "label", header)
         roles["label"] = free[0]
     roles = {role: roles[role] for role in ROLES if role in roles}
-    return _Layout(table, delimiter, rows, roles, len(header), header)
+    others = () if "label" in chosen else [at for at in free if _plain(header[at]) in _WORDS["label"]]
+    return _Layout(table, delimiter, rows, roles, len(header), header, other_labels=tuple(others))
 
 
 def _by_content(table: TextTable, home: Path, columns: Mapping[str, str]) -> _Layout:
@@ -585,6 +607,43 @@ def _facts(table: TextTable, row: Row, cells: Mapping[str, str]) -> dict[str, An
     times = {role: _seconds(table, row, cells[role]) for role in ("start", "end") if cells.get(role)}
     # -1 means the whole video, as in lists of segments.
     return facts if set(times.values()) == {-1} else {**facts, **times}
+
+
+def _labels_and_names(
+    layout: _Layout, rows: Sequence[tuple[Row, dict[str, str]]]
+) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
+    """The class indices of rows, the names of the classes, and a note if these are in two columns."""
+    texts = [cells["label"] for _, cells in rows]
+    for at in layout.other_labels:
+        columns = {layout.roles["label"]: texts, at: [(layout.cells(row) or [])[at] for row, _ in rows]}
+        index, name = sorted(columns, key=lambda column: not all(map(_INDEX.fullmatch, columns[column])))
+        both = {*zip(columns[index], columns[name], strict=True)}
+        pairs = {int(match[1]): text for one, text in both if (match := _INDEX.fullmatch(one))}
+        # Every number has its own name, none is left out, and the names are no numbers.
+        if (
+            sorted(pairs) == list(range(len(set(columns[index]))))
+            and len(both) == len(set(columns[name])) == len(pairs)
+            and not any(map(_INDEX.fullmatch, columns[name]))
+        ):
+            header = layout.header or []
+            note = f"classes have their numbers from {header[index]!r} and their names from {header[name]!r}"
+            labels, _ = _labels(layout.table, [row for row, _ in rows], columns[index])
+            return labels, tuple(pairs[number] for number in sorted(pairs)), (note,)
+    return *_labels(layout.table, [row for row, _ in rows], texts), ()
+
+
+def _of_split(
+    layout: _Layout, rows: Sequence[tuple[Row, dict[str, str]]], split: str, file: Path
+) -> tuple[list[int], str, tuple[str, ...]]:
+    """The numbers of the rows of a split by a column of splits, its name, and a note if there are others."""
+    told = [split_in(cells["split"]) or cells["split"].casefold() for _, cells in rows]
+    if not any(name in SPLIT_NAMES for name in told):
+        return list(range(len(rows))), split, ()
+    found = [name for name in dict.fromkeys(told) if name]
+    wanted = wanted_split(split or None, file, found)
+    kept = [at for at, name in enumerate(told) if name == wanted]
+    note = f"took the {len(kept)} of {len(rows)} rows that are of split {wanted}"
+    return kept, wanted, (note,) if len(kept) < len(rows) else ()
 
 
 def _seconds(table: TextTable, row: Row, text: str) -> float:

@@ -250,7 +250,7 @@ def detect_question_set(path: Path) -> str:
         return "mvbench" if len(names & {task.file for task in _MVBENCH}) > 1 else ""
     if path.suffix not in (".json", ".jsonl"):
         return ""
-    if path.suffix == ".jsonl" and not first_line(path).startswith(("{", "[")):
+    if path.suffix.lower() == ".jsonl" and not first_line(path).startswith(("{", "[")):
         return ""  # Whoever reads manifests says what is wrong.
     for keys in first_keys(read_annotations(path)):
         if {"extra_info", "vid"} <= keys:

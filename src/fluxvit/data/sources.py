@@ -180,9 +180,9 @@ def detect(source: Path) -> str:
             return _detect_list(lists[0])
         if any(child.is_dir() for child in source.iterdir()):
             return "folder"
-    elif source.suffix == ".jsonl":
+    elif source.suffix.lower() == ".jsonl":
         return "manifest"
-    elif source.suffix == ".json":
+    elif source.suffix.lower() == ".json":
         return _detect_json(source)
     elif is_list(source):
         return _detect_list(source)

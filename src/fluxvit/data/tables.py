@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from fluxvit.data.text_files import read_text, shown
 
 DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar", " ": "space"}
 SAMPLE = 200  # Rows that decide on the delimiter and the columns.
+_EXCEL_HINT = re.compile(r'"?sep=.?"?')  # A first line that tells Excel the delimiter.
 _RECORD_LINES = 100  # A quoted text that spans more lines is a quotation mark that was never closed.
 
 
@@ -74,6 +76,8 @@ class TextTable:
         """
         text, encoding = read_text(path)
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        if lines and _EXCEL_HINT.fullmatch(lines[0][1].strip()):
+            del lines[0]
         if not lines:
             raise ValueError(f"{path}: the list is empty")
         return cls(path, encoding, lines)

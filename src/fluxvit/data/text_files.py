@@ -130,7 +130,7 @@ def read_annotations(path: Path) -> Any:
     text = read_text(path)[0].lstrip("\ufeff")
     if not text.strip():
         raise ValueError(f"{path}: cannot be read as JSON: the file is empty")
-    by_line = path.suffix == ".jsonl"
+    by_line = path.suffix.lower() == ".jsonl"
     try:
         content = _parse(text)
     except RecursionError:
