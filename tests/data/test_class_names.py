@@ -36,6 +36,10 @@ def names(folder: Path, file: str, content: str | bytes | list | dict) -> tuple[
         ("x.csv", 'class,label_id,videos\narchery,0,many\nbrush hair,1,few\n"catch, then throw",2,few\n'),
         ("x.csv", "id;name\n0;archery\n1;brush hair\n2;catch, then throw\n"),
         ("x.csv", 'name\narchery\nbrush hair\n"catch, then throw"\n'),
+        (
+            "x.csv",
+            ',name,id\n0,brush hair,1.0\n1,archery,0.0\n2,"catch, then throw",2.0\n',
+        ),
         ("x.tsv", "0\tarchery\n1\tbrush hair\n2\tcatch, then throw\n"),
         ("x.json", list(ABC)),
         ("x.json", {"0": ABC[0], "1": ABC[1], "2": ABC[2]}),

@@ -38,7 +38,7 @@ def test_several_classes_of_a_video_are_carried_over() -> None:
     entries = (Entry(Path("a"), labels=(0, 1)), Entry(Path("b"), labels=()))
     val = numbered_like(Manifest(entries, ("x", "y"), ""), ["y", "z", "x"], 3, "val", "train")
     assert [entry.labels for entry in val.entries] == [(0, 2), ()]
-    with pytest.raises(ValueError, match="val has 1 videos of 1 classes that train does not name: 'y'"):
+    with pytest.raises(ValueError, match=r"val uses classes that train does not name: 'y' \(videos: 1\)"):
         numbered_like(Manifest(entries, ("x", "y"), ""), ["x"], 1, "val", "train")
 
 
@@ -60,7 +60,7 @@ def test_a_class_that_no_video_uses_may_be_unknown() -> None:
         (
             manifest([0, 1, 1, 2], "a", "x", "y"),
             ["a", "b"],
-            "val has 3 videos of 2 classes that train does not name: 'x', 'y'; that names 2 classes: 'a'",
+            "val uses classes that train does not name: 'x', 'y' (videos: 3); train names 2: 'a', 'b'",
         ),
         (manifest([0, 1], "a", "a"), ["a", "b"], "val: several classes have the same name: 'a'"),
         (manifest([0, 1], "a", "b"), ["c", "c"], "train: several classes have the same name: 'c'"),
@@ -121,11 +121,10 @@ def test_lists_of_videos_take_names_over() -> None:
     assert labels(numbered) == [2, 1, NO_LABEL]
     assert numbered.labels == ("jump", "run", "brush_hair")
     assert numbered.notes == (
-        "1 class names are taken over as train.jsonl writes them: 'brush hair' as 'brush_hair'",
+        "class names that train.jsonl writes differently are taken over from there: "
+        "'brush hair' as 'brush_hair'",
     )
-    with pytest.raises(
-        ValueError, match=r"val\.csv has 1 videos of 1 classes that train\.jsonl does not name: 'run'"
-    ):
+    with pytest.raises(ValueError, match=r"val\.csv uses classes that train\.jsonl does not name: 'run'"):
         number_list(videos, ["brush hair", "jump"], "val.csv", "train.jsonl")
 
 
@@ -170,7 +169,7 @@ def test_one_split_is_numbered_like_another(
     capsys.readouterr()
     (lists / "val.jsonl").unlink()
     assert probe(lists, "val", "--like", str(checkpoint)) == 2
-    assert "does not name: 'apple', 'cup'; that names 5 classes: 'a', 'b'" in capsys.readouterr().err
+    assert "does not name: 'apple', 'cup' (videos: 2);" in capsys.readouterr().err
     assert not (lists / "val.jsonl").exists()
 
 

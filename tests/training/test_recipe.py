@@ -322,7 +322,7 @@ def test_a_checkpoint_of_the_same_classes_keeps_its_classifiers(
     ("names", "message"),
     [
         (["a", "b", "c", "d", "f"], "only 4 of its 5 classes are named as in the data"),
-        (["A", "b", "c", "d", "e"], "1 names differ only in how they are written, such as 'A' and 'a'"),
+        (["A", "b", "c", "d", "e"], "'A' in the data and 'a' there differ only in how they are written"),
     ],
 )
 def test_a_checkpoint_of_as_many_other_classes_gets_new_classifiers(

@@ -15,6 +15,8 @@ from fluxvit.files import read_json
 
 _LEADING = re.compile(r"\s*(\d+)\s*[\s,:;]\s*(\S.*)")
 _TRAILING = re.compile(r"(.*\S)\s*([\s,:;])\s*(\d+)\s*")
+_INDEX = re.compile(r"\d{1,9}(\.0*)?")
+_INDEX_COLUMNS = ("id", "index", "idx", "class_id", "label_id", "class_index", "label_index", "number")
 _NAME_COLUMNS = ("name", "class_name", "display_name", "class", "label", "category")
 _NAME_KEYS = ("id2label", "labels", "classes", "class_names")
 
@@ -101,14 +103,16 @@ def _from_rows(lines: Sequence[str], path: Path) -> list[str]:
         odd = next(row for row in rows if len(row) != len(rows[0]))
         raise ValueError(f"{path}: {delimiter.join(odd)!r} has {len(odd)} columns, others {len(rows[0])}")
     header, body = rows[0], rows[1:] or rows
-    index = next((i for i in range(len(header)) if all(row[i].isdecimal() for row in body)), None)
-    if index is None:
+    whole = [i for i in range(len(header)) if all(_INDEX.fullmatch(row[i]) for row in body)]
+    if not whole:
         raise ValueError(f"{path}: no column of class indices, as in id,name")
-    if header[index].isdecimal():
+    # The column without a name is the index that pandas writes, which numbers the rows.
+    index = min(whole, key=lambda i: (header[i].lower() not in _INDEX_COLUMNS, not header[i], i))
+    if _INDEX.fullmatch(header[index]):
         header, body = [""] * len(header), rows
     known = [i for name in _NAME_COLUMNS for i, cell in enumerate(header) if cell.lower() == name]
     others = [i for i in (*known, *range(len(header))) if i != index]
-    return _in_order([(int(row[index]), row[others[0]]) for row in body], path)
+    return _in_order([(int(float(row[index])), row[others[0]]) for row in body], path)
 
 
 def _from_json(content: Any, path: Path) -> list[str]:

@@ -78,7 +78,7 @@ def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) 
     notes = list(videos.notes)
     if loose:
         pairs = _listed([f"{one!r} as {two!r}" for one, two in loose])
-        notes.append(f"{len(loose)} class names are taken over as {other} writes them: {pairs}")
+        notes.append(f"class names that {other} writes differently are taken over from there: {pairs}")
     entries = tuple(_renumbered(entry, numbers) for entry in videos.entries)
     return replace(videos, entries=entries, labels=tuple(names), notes=tuple(notes))
 
@@ -200,8 +200,8 @@ def _check_known(
         return
     videos = sum(used[number] for number in unknown)
     text = (
-        f"{data} has {videos} videos of {len(unknown)} classes that {other} does not name: "
-        f"{name_classes(unknown, theirs)}; that names {len(ours)} classes: {_listed(list(map(repr, ours)))}"
+        f"{data} uses classes that {other} does not name: {name_classes(unknown, theirs)} "
+        f"(videos: {videos}); {other} names {len(ours)}: {_listed(list(map(repr, ours)))}"
     )
     plain = _plain_places(ours)
     alike = [

@@ -498,6 +498,9 @@ def _fit_classifier(
 ) -> None:
     """Keep a checkpoint's classifiers if its classes are those of the data, whatever their order."""
     if model.num_classes != classes:
+        if model.num_classes and classes:
+            text = "%s: the classifier starts anew, since it tells %d classes and the data have %d"
+            _log.info(text, checkpoint, model.num_classes, classes)
         model.reset_classifier(classes)
     elif not info.labels or not names:
         if classes and (info.labels or names):
@@ -515,8 +518,8 @@ def _fit_classifier(
         model.reset_classifier(classes)
         same = len(numbers) - len(alike)
         hint = (
-            f"; {len(alike)} names differ only in how they are written, such as {alike[0][0]!r} and "
-            f"{alike[0][1]!r}: fluxvit data probe --like {checkpoint} takes them over"
+            f"; {alike[0][0]!r} in the data and {alike[0][1]!r} there differ only in how they are written: "
+            f"fluxvit data probe --like {checkpoint} takes such names over"
             if alike
             else ""
         )
