@@ -286,9 +286,14 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which JSON does not know.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -304,14 +309,19 @@ def read_json(path: Path) -> Any:
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a file of JSON lines; half a line that a crash left at its end is shut off first."""
+    """Append a row to a file of JSON lines; half a line that a crash left at its end is shut off first.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which JSON does not know.
+    """
+    line = json.dumps(row, allow_nan=False).encode()
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
         else:
             torn = False
-        file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
+        file.write(b"\n" * torn + line + b"\n")
 
 
 def read_json_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
@@ -336,4 +346,4 @@ def read_json_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, An
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a file of JSON lines anew, atomically."""
     with atomic_path(path) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        partial.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")

@@ -9,7 +9,7 @@ from statistics import mean, median
 import pytest
 import torch
 
-from fluxvit.evaluation.retrieval import answers_of, dual_softmax, recall
+from fluxvit.evaluation.retrieval import answers_of, dual_softmax, recall, right_videos
 
 
 def plain_rank(row: list[float], right: set[int]) -> int:
@@ -68,3 +68,28 @@ def test_dual_softmax_is_its_formula_and_calls_off_what_is_near_to_everything() 
 def test_what_cannot_be_ranked_is_named(belongs: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recall(torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]), belongs)
+
+
+def test_equal_captions_of_several_videos_are_all_right() -> None:
+    captions = [["A red ball."], ["a  red BALL."], ["a blue ball.", "a red ball."], ["a cube"]]
+    belongs = right_videos(captions)
+    assert belongs == [[0, 1, 2], [0, 1, 2], [2], [0, 1, 2], [3]]
+    # A perfect encoder, for which the videos of one caption look alike.
+    texts = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    videos = torch.tensor([[1.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]])
+    assert recall(texts @ videos.T, belongs).at(1) == 1
+    assert recall(videos @ texts.T, answers_of(belongs, 4)).at(1) == 1
+    alone = [[0], [1], [2], [2], [3]]
+    assert recall(texts @ videos.T, alone).at(1) < 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_right_videos_are_those_of_a_plain_search(seed: int) -> None:
+    draw = random.Random(seed)
+    captions = [[draw.choice("abcde") for _ in range(draw.randint(0, 3))] for _ in range(12)]
+    expected = [
+        [number for number, others in enumerate(captions) if caption in others]
+        for row in captions
+        for caption in row
+    ]
+    assert right_videos(captions) == expected

@@ -65,7 +65,9 @@ def test_figures_are_those_of_the_vectors(encoder: Path, videos: Path, tmp_path:
     both, info = load_dual(encoder)
     manifest = read_manifest(videos, None)
     sentences = [text for entry in manifest.entries for text in entry.captions]
-    owners = [i for i, entry in enumerate(manifest.entries) for _ in entry.captions]
+    # Equal captions are right for each of their videos.
+    shows = [{i for i, entry in enumerate(manifest.entries) if text in entry.captions} for text in sentences]
+    assert found["shared_captions"] == sum(len(videos) > 1 for videos in shows) > 0
     words = both.embed_text(*info.texts(sentences)).detach()
     for row in found["rows"]:
         grid = SamplingGrid.parse(row["grid"])
@@ -75,12 +77,13 @@ def test_figures_are_those_of_the_vectors(encoder: Path, videos: Path, tmp_path:
             vectors = both.embed_video(video, row["keep"])
         cosines = (words @ vectors.t()).double().numpy()  # [captions, videos]
         to_video, to_text = cosines, cosines.T
+        shown_by = [{q for q, shown in enumerate(shows) if v in shown} for v in range(10)]
         if row["dual_softmax"]:
             to_video = cosines * np.exp(cosines) / np.exp(cosines).sum(0, keepdims=True)
             to_text = cosines.T * np.exp(cosines.T) / np.exp(cosines.T).sum(0, keepdims=True)
         for way, similarity, right in (
-            ("text_to_video", to_video, [{owner} for owner in owners]),
-            ("video_to_text", to_text, [{q for q, o in enumerate(owners) if o == v} for v in range(10)]),
+            ("text_to_video", to_video, shows),
+            ("video_to_text", to_text, shown_by),
         ):
             ranks = np.array(ranks_by_hand(similarity, right))
             for count in (1, 5, 10):

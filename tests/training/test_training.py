@@ -283,6 +283,25 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
     assert not torch.equal(weights(run), before)
 
 
+def test_a_run_that_was_mostly_skipped_fails_however_often_it_is_called(tmp_path: Path) -> None:
+    def poisoned(batches, first):
+        for number, batch in enumerate(batches, start=first):
+            # Two of three, so that no streak of bad steps ends the run before.
+            yield batch._replace(label=batch.label * 0 + 999) if number % 3 else batch
+
+    class Picky(FluxTuning):
+        def __call__(self, model, video, label):
+            bad = bool((label == 999).any())
+            result = super().__call__(model, video, label.clamp(max=4))
+            return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
+
+    for _ in range(2):
+        run = trainer(tmp_path, wrap=poisoned)
+        run.task = Picky()
+        with pytest.raises(ValueError, match=r"steps were skipped.*lower the learning rate"):
+            run.run(progress=False)
+
+
 def test_accumulation_takes_the_same_steps(tmp_path: Path) -> None:
     whole, parts = trainer(tmp_path / "a"), trainer(tmp_path / "b", accumulate=4)
     for run in (whole, parts):

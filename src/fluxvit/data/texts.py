@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fluxvit.models.finite import check_finite
 from fluxvit.models.hub import check_source, explained, transformers_library
 
 if TYPE_CHECKING:
@@ -133,13 +134,18 @@ def embed_texts(encoder: DualEncoder, texts: Texts, sentences: Sequence[str]) ->
     for first in range(0, len(sentences), _AT_ONCE):
         ids, lengths = texts(sentences[first : first + _AT_ONCE])
         rows.append(encoder.embed_text(ids.to(device), lengths.to(device)).float().cpu())
-    return torch.cat(rows)
+    return check_finite(torch.cat(rows), "texts")
 
 
 def caption_number(caption: str) -> int:
     """A number that tells captions apart, whatever their case and spaces: 63 bits of a hash."""
-    plain = " ".join(caption.casefold().split())
-    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little") >> 1
+    digest = hashlib.blake2b(plain_caption(caption).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def plain_caption(caption: str) -> str:
+    """A caption without what makes no difference between two: upper case, and the amount of white space."""
+    return " ".join(caption.casefold().split())
 
 
 def _tokenizers() -> Any:

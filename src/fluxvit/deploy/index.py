@@ -25,6 +25,7 @@ from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
+from fluxvit.models.finite import check_finite
 from fluxvit.schema import convert
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
@@ -92,7 +93,7 @@ class Embedder:
         rows: list[np.ndarray] = []
         for batch in self._batches(path):
             spans += [(window.start, window.end) for window in batch]
-            rows.append(self._embed(batch))
+            rows.append(self._embed(batch, path))
         return spans, np.concatenate(rows)
 
     def embed_query(self, path: str | Path) -> np.ndarray:
@@ -123,11 +124,12 @@ class Embedder:
             yield batch
 
     @torch.inference_mode()
-    def _embed(self, batch: Sequence[Window]) -> np.ndarray:
+    def _embed(self, batch: Sequence[Window], path: str | Path) -> np.ndarray:
         plan, info = self.settings.plan, self.info.video
         video = torch.stack([window.video for window in batch]).to(self.device)
         video = normalize(video, info.mean, info.std)
-        return self.encoder.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu().numpy()
+        vectors = self.encoder.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu()
+        return check_finite(vectors, path).numpy()
 
 
 @dataclass(frozen=True)

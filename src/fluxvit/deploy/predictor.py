@@ -18,6 +18,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.spending import Spent
 from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
+from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
@@ -185,7 +186,14 @@ class Predictor:
     def prediction(
         self, sampled: Sampled, plan: Plan, probabilities: Tensor, out: FluxViTOutput, spent: Spent
     ) -> Prediction:
-        """What the network gave for one clip, with ``probabilities`` ``[1, classes]``, as a prediction."""
+        """What the network gave for one clip, with ``probabilities`` ``[1, classes]``, as a prediction.
+
+        Raises:
+            NotFiniteError: The probabilities or the embedding are not finite.
+        """
+        name = sampled.path or "the given video"
+        embedding = check_finite(out.embedding[0].float().cpu(), name).numpy()
+        check_finite(probabilities, name)
         return Prediction(
             path=sampled.path,
             labels=self.labels,
@@ -194,7 +202,7 @@ class Predictor:
             frames=sampled.originals.get(plan.grid),
             fps=plan.grid.frames / sampled.seconds,
             kept=None if out.kept is None else out.kept[0].cpu().numpy(),
-            embedding=out.embedding[0].float().cpu().numpy(),
+            embedding=embedding,
             spent=spent,
         )
 

@@ -23,6 +23,7 @@ from fluxvit.deploy.predictor import Predictor, likeliest
 from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.selection import get_selector
+from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.base import VideoError
 from fluxvit.video.stream import FrameSource
@@ -162,11 +163,12 @@ class StreamingPredictor:
                 end += dropped * self._hop
                 out = pool.advance(torch.cat(fresh, dim=2))
                 seconds = end * self.window_s / self._tubelets
+                logits = check_finite(out.logits[0].cpu(), source.name)
                 yield StreamAnswer(
                     start=seconds - self.window_s,
                     end=seconds,
                     labels=self._predictor.labels,
-                    probabilities=self._predictor.info.probabilities(out.logits[0].cpu()).numpy(),
+                    probabilities=self._predictor.info.probabilities(logits).numpy(),
                     plan=self.plan,
                     kept=None if out.kept is None else out.kept[0].cpu().numpy(),
                     embedding=out.embedding[0].float().cpu().numpy(),

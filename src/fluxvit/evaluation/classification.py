@@ -21,6 +21,7 @@ from fluxvit.evaluation.views import ONE_VIEW, ReadableOrBlack, Views, merge_vie
 from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import Selector, get_selector
+from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.video.transforms import normalize
 
@@ -172,6 +173,7 @@ def predict_requests(
 
     Raises:
         VideoError: A video cannot be read, and that is not tolerated.
+        NotFiniteError: The model's output for a video is not finite.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -190,6 +192,10 @@ def predict_requests(
         bad = clip.replaced[:: views.total] > 0
         for rows, answer in zip(logits, answers, strict=True):
             merged = merge_views(answer.cpu(), views.total, multi_label)
+            wrong = ~merged.isfinite().all(-1) & ~bad
+            if wrong.any():
+                item = int(clip.item[int(wrong.int().argmax()) * views.total])
+                check_finite(merged[wrong], dataset.manifest.entries[item].path)
             merged[bad] = math.nan
             rows.append(merged)
         for row in bad.nonzero().flatten().tolist():

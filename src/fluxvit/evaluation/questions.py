@@ -38,6 +38,7 @@ from fluxvit.files import write_json, write_json_lines
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import device_name, log_device, usable_device
+from fluxvit.models.finite import check_finite
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
@@ -266,7 +267,7 @@ class _ChatReader:
                 ids,
                 turns > 0,
             )
-        totals = found.sum(1).tolist()
+        totals = check_finite(found.sum(1), "answers").tolist()
         said = []
         for number, question in enumerate(questions):
             scores = [total for total, owner in zip(totals, owners, strict=True) if owner == number]

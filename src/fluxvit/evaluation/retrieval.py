@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fluxvit.data.texts import plain_caption
+
 _BLOCK = 256  # Queries at once.
 
 
@@ -75,6 +77,26 @@ def recall(similarity: Tensor, belongs: Sequence[Sequence[int]]) -> Recall:
         best = rows.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ranks.append(1 + ((rows >= best) & ~right).sum(1))
     return Recall(torch.cat(ranks).cpu(), candidates)
+
+
+def right_videos(captions: Sequence[Sequence[str]]) -> list[list[int]]:
+    """The videos that each caption is right for.
+
+    A caption that several videos share is right for all of them: nothing could tell which one is meant.
+    Captions are equal if they differ only in case and white space.
+
+    Args:
+        captions: Those of each video.
+
+    Returns:
+        For every caption, video by video, the numbers of its videos, rising.
+    """
+    videos: dict[str, list[int]] = {}
+    plain = [[plain_caption(caption) for caption in row] for row in captions]
+    for number, row in enumerate(plain):
+        for caption in dict.fromkeys(row):
+            videos.setdefault(caption, []).append(number)
+    return [videos[caption] for row in plain for caption in row]
 
 
 def answers_of(belongs: Sequence[Sequence[int]], candidates: int) -> list[list[int]]:

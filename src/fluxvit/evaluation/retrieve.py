@@ -18,13 +18,13 @@ from torch import Tensor
 from fluxvit.checkpoints import SEARCH, CheckpointInfo, load_checkpoint, save_checkpoint, save_plans
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
-from fluxvit.data.texts import embed_texts
+from fluxvit.data.texts import embed_texts, plain_caption
 from fluxvit.dual_checkpoints import VIDEO, load_dual
 from fluxvit.evaluation.classification import Request, predict_requests
 from fluxvit.evaluation.evaluate import RESIZE, EvaluateConfig
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_optimize
-from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recall
+from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recall, right_videos
 from fluxvit.evaluation.subjects import Subject, find_subjects
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import atomic_path, lock_folder, write_json
@@ -100,6 +100,8 @@ class Retrieval:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{results['checkpoint']} on {results['data']}: {results['videos']} videos, "]
         lines[0] += f"{results['captions']} captions; recall in percent, ranks from 1"
+        if shared := results["shared_captions"]:
+            lines.append(f"{shared} captions are those of several videos, of which each counts as right")
         lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         lines.append("Dual softmax compares with all other queries at once, which nobody has who searches.")
         if results["unreadable"]:
@@ -114,6 +116,7 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
     """Test a dual encoder on captioned videos, and write ``retrieval.json`` into ``config.out``.
 
     Every caption is a query for its video, and every video one for its captions, of which the best counts.
+    Equal captions of several videos are right for each of these videos.
     What ties with the right answer ranks before it.
 
     Raises:
@@ -126,7 +129,7 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
     for entry in manifest.entries:
         if not entry.captions:
             raise ValueError(f"{config.data}: {entry.path} has no caption")
-    belongs = [[video] for video, entry in enumerate(manifest.entries) for _ in entry.captions]
+    belongs = right_videos([entry.captions for entry in manifest.entries])
     model = text_classifier(encoder, embed_texts(encoder, info.texts, sentences))
     tested = EvaluateConfig(
         config.checkpoint,
@@ -162,6 +165,7 @@ def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
         "weights_digest": backbone_digest(model, info.video),
         "videos": len(manifest),
         "captions": len(sentences),
+        "shared_captions": sum(len(videos) > 1 for videos in belongs),
         "resize": RESIZE,
         "precision": config.precision,
         "device": device_name(device),
@@ -263,8 +267,8 @@ def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeR
     """Search the best sampling for each budget of a dual encoder, and write the plans beside its video side.
 
     A video counts as right if its own caption, the first if it has several, is nearest among all captions of
-    ``config.data``. What the search itself keeps is in ``config.out``: a classifier of these captions, and
-    the videos with their numbers.
+    ``config.data``; equal captions of several videos are one. What the search itself keeps is in
+    ``config.out``: a classifier of these captions, and the videos with their numbers.
 
     Raises:
         ValueError: As :func:`~fluxvit.evaluation.optimize.run_optimize`; or a video has no caption, or ``to``
@@ -283,12 +287,17 @@ def _optimize_dual(config: OptimizeConfig, progress: bool) -> OptimizeResult:
     encoder, info = load_dual(config.checkpoint, device)
     out = Path(config.out)
     manifest = read_manifest(config.data, None)
-    captions = list(dict.fromkeys(entry.captions[0] for entry in manifest.entries if entry.captions))
-    numbers = {caption: number for number, caption in enumerate(captions)}
+    firsts = {
+        plain_caption(text): text for entry in reversed(manifest.entries) for text in entry.captions[:1]
+    }
+    captions = list(firsts.values())[::-1]
+    numbers = {plain_caption(caption): number for number, caption in enumerate(captions)}
     for entry in manifest.entries:
         if not entry.captions:
             raise ValueError(f"{config.data}: {entry.path} has no caption")
-    entries = tuple(replace(entry, label=numbers[entry.captions[0]]) for entry in manifest.entries)
+    entries = tuple(
+        replace(entry, label=numbers[plain_caption(entry.captions[0])]) for entry in manifest.entries
+    )
     labelled = Manifest(entries, tuple(captions), content_digest(entries, manifest.root), root=manifest.root)
     write_manifest(out / "captions.jsonl", labelled)
     classifier = text_classifier(encoder, embed_texts(encoder, info.texts, captions))

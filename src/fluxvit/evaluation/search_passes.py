@@ -24,6 +24,7 @@ from fluxvit.evaluation.search import Sampling, Table, halve, pass_gmacs
 from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
+from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.schema import Natural, Share, convert, located
 from fluxvit.video.base import VideoError
@@ -250,7 +251,7 @@ class Search:
             here = [sampling for sampling in samplings if sampling.grid == grid]
             for sampling, tokens in self._encoded(video, here):
                 heads = [self.model.forward_head(tokens, head) for head in range(self.heads)]
-                logits = torch.stack(heads, 1).cpu().double()
+                logits = check_finite(torch.stack(heads, 1).cpu().double(), f"sampling {grid}")
                 truth = logits.softmax(-1)[torch.arange(len(clips)), :, labels]
                 right = logits.argmax(-1) == labels[:, None]
                 tried.append(

@@ -9,7 +9,7 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.texts import embed_texts
 from fluxvit.dual_checkpoints import DualInfo, copy_language, save_dual
-from fluxvit.evaluation.retrieval import answers_of, recall
+from fluxvit.evaluation.retrieval import answers_of, recall, right_videos
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
@@ -43,7 +43,7 @@ class RetrievalValidation(Validation):
         super().__init__(trainer, info.video, ClipDataset(manifest), grid, **options)
         self._language, self._dual_info = language, info
         self._captions = [text for entry in manifest.entries for text in entry.captions]
-        self._belongs = [[i] for i, entry in enumerate(manifest.entries) for _ in entry.captions]
+        self._belongs = right_videos([entry.captions for entry in manifest.entries])
 
     def _score(self, model: FluxViT) -> dict[str, float]:
         # The copy is kept for the export: to make one takes all processes, and only the main one exports.

@@ -40,6 +40,9 @@ from fluxvit.video.transforms import normalize
 # What a run may change when it goes on: its length, and with it the schedule of the learning rate.
 _FREE = frozenset(("epochs", "steps", "warmup"))
 
+# A run of which a larger part was skipped has failed.
+_MOST_SKIPPED = 0.5
+
 _log = logging.getLogger(__name__)
 
 
@@ -211,6 +214,12 @@ class Trainer:
                     if self.world.is_main:
                         log_device(self.world.device)
                     self._train(step_module, optimizer, first, title, progress)
+                if self.skipped > self.config.steps * _MOST_SKIPPED:
+                    raise ValueError(
+                        f"{self.skipped} of {self.config.steps} steps were skipped, because their loss or "
+                        "gradient was not finite: the model has hardly been trained; lower the learning "
+                        "rate, set clip_grad or train in fp32, and choose another folder"
+                    )
             finally:
                 if self._logs is not None:
                     self._logs.close()
@@ -236,6 +245,8 @@ class Trainer:
                 tokens = self.tokens(batch.video) * world.size if self.tokens else 0
                 meter.finish_step(clips, tokens)
                 bad_in_a_row = 0 if result else bad_in_a_row + 1
+                if bad_in_a_row == 1 and world.is_main:
+                    _log.warning("step %d was skipped: its loss or gradient is not finite", step)
                 if bad_in_a_row == config.max_bad_steps:
                     raise ValueError(
                         f"the loss or its gradient was not finite {bad_in_a_row} times in a row, up to step "
