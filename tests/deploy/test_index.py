@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_what_is_written_is_found_at_once_and_whole(tmp_path: Path) -> None:
     database.put("/v/a.mp4", "n", 0, [(0, 1)], vector)
     assert database.nearest(vector[0], 1)[0].path == "/v/a.mp4"
     assert database.count_windows() == 21
-    with pytest.raises(sqlite3.Error):  # A window that cannot be written: the file stays as it was.
+    with pytest.raises(TypeError):  # A window that cannot be written: the file stays as it was.
         database.put("/v/b.mp4", "n", 0, [(0, 1), (None, 2)], np.zeros((2, 8)))
     assert database.files()["/v/b.mp4"].mark == "m"
     assert database.count_windows() == 21
@@ -271,6 +272,7 @@ def test_another_applications_database_is_left_alone(tmp_path: Path) -> None:
             ("CREATE TABLE files (id, name)", "CREATE TABLE settings (key, value)"),
             ("CREATE TABLE settings (name, value)", "INSERT INTO settings VALUES ('theme', 'dark')"),
             ("PRAGMA application_id = 5",),
+            ("CREATE TABLE t (x)", "CREATE VIEW windows AS SELECT 1 AS id"),
         ]
     ):
         path = tmp_path / f"{number}.db"
@@ -286,6 +288,28 @@ def test_another_applications_database_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is a folder"):
         VideoDatabase(tmp_path / "folder.db", create=True)
     assert not rebuilt(tmp_path / "folder.db")
+
+
+def test_random_damage_is_one_line_or_nothing(tmp_path: Path) -> None:
+    path = made(tmp_path / "v.db")
+    whole, draw = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 30)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        path.write_bytes(data[: draw.randrange(len(data))] if draw.random() < 0.3 else data)
+        error = ""
+        try:
+            with VideoDatabase(path, create=True) as database:
+                database.files()
+                database.nearest(np.ones(8), 9, Filter("*a*"))
+                database.remove(["/v/a.mp4"])
+        except (ValueError, OSError) as caught:
+            error = str(caught)
+        assert "\n" not in error
+        refused += not rebuilt(path)
+    assert refused < 8  # Where what tells whose it is has gone.
 
 
 def test_a_locked_database_is_told_from_a_damaged_one(

@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -270,9 +270,15 @@ class Campaign:
         shutil.rmtree(self.out)
 
     def disturb(self, moment: Moment) -> None:
-        run = self.start("first.txt")
-        interrupt(run, self.out, moment, self.seconds)
-        code = run.finish(60)
+        for _ in range(4):
+            run = self.start("first.txt")
+            interrupt(run, self.out, moment, self.seconds)
+            code = run.finish(60)
+            if code != 0:
+                break
+            # The run was faster than the undisturbed one and has come to its end: an earlier moment.
+            shutil.rmtree(self.out)
+            moment = replace(moment, share=0.7 * moment.share)
         struck = being_written(self.out)
         found = []
         if code is None:

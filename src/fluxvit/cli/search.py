@@ -88,5 +88,5 @@ def _day(text: str | None) -> float | None:
         return None
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         raise ValueError(f"{text!r} is no day; write it as 2026-11-24") from None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from fluxvit.deploy.video_db import Hit
-from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import resize_and_crop, to_tensor
@@ -33,7 +32,7 @@ def thumbnail_sheet(hits: Sequence[Hit], frames: int = 6, height: int = 112) -> 
             with open_video(hit.path, short_side=height) as reader:
                 clip = reader.read(segment_times(hit.start, min(hit.end, reader.end), frames))
             row = resize_and_crop(to_tensor(clip), (height, width)).permute(1, 2, 3, 0).numpy()
-        except VideoError:
+        except Exception:  # Whatever a decoder thinks of next: the other rows are shown.
             pass
         rows.append(_joined(list(row), axis=1))
     return _joined(rows, axis=0)

@@ -47,6 +47,7 @@ CREATE TABLE windows (
 );
 CREATE INDEX windows_of_file ON windows (file);
 """
+_OUR_WORDS = b"-- fp16, little-endian."
 _COLUMNS = {
     "settings": {"name", "value"},
     "files": {"id", "path", "mark", "modified", "error"},
@@ -196,7 +197,10 @@ class VideoDatabase:
             )
             self._sql.executemany(
                 "INSERT INTO windows (file, start, end, vector) VALUES (?, ?, ?, ?)",
-                [(row.lastrowid, *span, blob) for span, blob in zip(spans, blobs, strict=True)],
+                [
+                    (row.lastrowid, float(start), float(end), blob)
+                    for (start, end), blob in zip(spans, blobs, strict=True)
+                ],
             )
 
     def remove(self, paths: Sequence[str]) -> None:
@@ -231,11 +235,14 @@ class VideoDatabase:
     def _apart(self, found: Sequence[tuple[int, float]], count: int) -> list[Hit]:
         hits: list[Hit] = []
         for number, score in found:
-            ((name, start, end),) = self._rows(
+            rows = self._rows(
                 "SELECT path, start, end FROM windows JOIN files ON files.id = windows.file "
                 "WHERE windows.id = ?",
                 (number,),
             )
+            if not rows:  # Another process has just removed it.
+                continue
+            ((name, start, end),) = rows
             path = _from_sql(name)
             if path is None or not (_is_number(start) and _is_number(end)):
                 raise self._broken(f"a window's row holds {name!r}, {start!r}, {end!r}")
@@ -256,6 +263,8 @@ class VideoDatabase:
                 f"SELECT windows.id, vector FROM windows JOIN files ON files.id = windows.file{clauses}",
                 values,
             )
+            if not all(isinstance(number, int) for number, _ in rows):
+                raise self._broken("its windows are not all numbered")
             ids = np.array([number for number, _ in rows], np.int64)
             blobs = [blob for _, blob in rows]
             if not all(isinstance(blob, bytes) and len(blob) == len(blobs[0]) for blob in blobs):
@@ -284,9 +293,9 @@ class VideoDatabase:
         """What SQLite says of the file becomes one line with the cure."""
         try:
             yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
+        except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
             raise  # The caller's fault, not the file's.
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise _as_user_error(self.path, error) or self._broken(error) from error
 
     @contextmanager
@@ -409,17 +418,19 @@ def _inspect(path: Path) -> tuple[_Status, str]:
         head = file.read(1 << 16)
     if not head:
         return "empty", ""
-    if not head.startswith(_MAGIC):
-        return "foreign", "not an SQLite file"
     application = int.from_bytes(head[68:72], "big")
-    if application not in (0, _APPLICATION):
+    # SQLite keeps the text of definitions, which may still be there where tables cannot be read any more.
+    ours = _OUR_WORDS in head or (application == _APPLICATION and head.startswith(_MAGIC))
+    if not head.startswith(_MAGIC):
+        return (
+            ("broken", "it does not begin as SQLite files do") if ours else ("foreign", "not an SQLite file")
+        )
+    if application not in (0, _APPLICATION) and not ours:
         return "foreign", "a database of another application"
-    # Where the tables cannot be read any more, the text of their definitions may still be there.
-    ours = application == _APPLICATION or all(f"TABLE {name} (".encode() in head for name in _COLUMNS)
     try:
         with closing(sqlite3.connect(path.absolute(), timeout=LOCKED_SECONDS)) as sql:
             return _inspect_tables(sql, ours)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         known = _as_user_error(path, error)
         if known is not None:
             raise known from error
@@ -427,7 +438,13 @@ def _inspect(path: Path) -> tuple[_Status, str]:
 
 
 def _inspect_tables(sql: sqlite3.Connection, ours: bool) -> tuple[_Status, str]:
-    names = {name for (name,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    entries = sql.execute("SELECT type, name FROM sqlite_master").fetchall()
+    if not {kind for kind, _ in entries} <= {
+        "table",
+        "index",
+    }:  # Views and triggers would run in our queries.
+        return "foreign", "a database of another application"
+    names = {name for kind, name in entries if kind == "table"}
     columns = {name: {row[1] for row in sql.execute(f"PRAGMA table_info({name})")} for name in _COLUMNS}
     missing = [
         f"{table}.{column}" for table in _COLUMNS for column in sorted(_COLUMNS[table] - columns[table])
@@ -454,7 +471,7 @@ def _has_rows(sql: sqlite3.Connection, tables: set[str]) -> bool:
     return any(sql.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in tables)
 
 
-def _as_user_error(path: Path, error: sqlite3.Error) -> ValueError | OSError | None:
+def _as_user_error(path: Path, error: Exception) -> ValueError | OSError | None:
     """What is not the database's fault, but that of other processes or of the disk."""
     text = str(error)
     if "locked" in text or "busy" in text:

@@ -34,7 +34,7 @@ from fluxvit.evaluation.report import Strip
 from fluxvit.evaluation.strips import film_strips
 from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
 from fluxvit.evaluation.views import ONE_VIEW, Views
-from fluxvit.files import write_json
+from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -412,7 +412,8 @@ def _finish(
     wrote = [out / RESULTS, answers.path]
     if config.report:
         shown = _strips(config, info, manifest, subjects, answers, model)
-        wrote.append(write_evaluation_report(config.report, results, shown))
+        with lock_folder(config.report):
+            wrote.append(write_evaluation_report(config.report, results, shown))
     return Evaluation(results, warning, wrote)
 
 
