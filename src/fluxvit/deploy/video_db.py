@@ -283,10 +283,9 @@ class VideoDatabase:
             return self._sql.execute(query, values).fetchall()
 
     def _broken(self, reason: object) -> ValueError:
-        return ValueError(
-            f"{self.path}: a damaged database ({reason}); make it anew with: fluxvit index FOLDER --db "
-            f"{self.path} --rebuild"
-        )
+        why = " ".join(str(reason).split())
+        cure = f"make it anew with: fluxvit index FOLDER --db {self.path} --rebuild"
+        return ValueError(f"{self.path}: a damaged database ({why}); {cure}")
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
