@@ -85,6 +85,26 @@ def test_links_to_folders_of_videos_are_followed(tmp_path: Path) -> None:
     assert listed(read_source(train, root=tmp_path / "videos")) == {"train/jump/j1.mp4": 0}
 
 
+def test_a_list_beside_folders_is_mentioned(tmp_path: Path) -> None:
+    touch(tmp_path / "clips" / "1.mp4")
+    write(tmp_path / "annotations.csv", "clips/1.mp4,0")
+    note = "the folders were read, not annotations.csv beside them; a list is read as SOURCE"
+    assert read_source(tmp_path).notes == (note,)
+
+
+def test_names_that_no_file_can_have_are_missing_videos(tmp_path: Path) -> None:
+    touch(tmp_path / "1.mp4")
+    long = "x" * 5000
+    videos = read_source(write(tmp_path / "list.csv", "1.mp4,0", f"{long},1", f"{long}.mp4,1"))
+    assert [entry.label for entry in videos.entries] == [0, 1, 1]
+    with pytest.raises(ValueError, match="none of its 1 videos exists"):
+        read_source(write(tmp_path / "list.csv", f"{long}.mp4,1"))
+    pairs = dump(
+        tmp_path / "pairs.json", [{"video": long, "caption": "x"}, {"video": "1.mp4", "caption": "y"}]
+    )
+    assert len(read_source(pairs).entries) == 2
+
+
 def test_folder_of_splits_numbers_classes_over_all_of_them(tmp_path: Path) -> None:
     touch(tmp_path / "train" / "b" / "1.mp4", tmp_path / "train" / "a" / "2.mp4")
     touch(tmp_path / "validation" / "b" / "3.mp4")

@@ -108,3 +108,13 @@ def test_a_list_that_nobody_knows_is_not_taken_for_another(tmp_path: Path, conte
         read_source(path)
     if content and isinstance(content, list) and isinstance(content[0], dict):
         assert str(error.value).endswith("its rows have the keys clip, sentence")
+
+
+def test_names_from_files_cannot_break_a_message(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"clip\n\x1b[2J": "a.mp4"}]))
+    with pytest.raises(ValueError, match=r"its rows have the keys clip\\n\\x1b\[2J$"):
+        read_source(path)
+    path.write_text(json.dumps([{"video": "a\n.mp4", "caption": "x"}]))
+    with pytest.raises(ValueError, match=r"such as .*a\\n\.mp4; say with"):
+        read_source(path)

@@ -16,7 +16,7 @@ _LEVELS, _MOST_FOLDERS = 4, 100  # How deep below a folder roots are searched fo
 def place(home: Path, name: str) -> Path:
     """Where the video of a list is: without a suffix it is a folder of frames or an mp4."""
     path = home / name
-    if "." not in os.path.basename(name) and path.name and not path.is_dir():
+    if "." not in os.path.basename(name) and path.name and not os.path.isdir(path):
         path = path.with_name(path.name + ".mp4")
     return path
 

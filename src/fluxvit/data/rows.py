@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fluxvit.data.text_files import read_annotations, shown
+from fluxvit.terminal import printable
 
 Parsed = TypeVar("Parsed")
 
@@ -51,7 +52,7 @@ class OddRows:
                 result = parse(row)
             except OddRowError as error:
                 self._odd += 1
-                self._first = self._first or f"{name}: {error}"
+                self._first = self._first or f"{printable(name)}: {error}"
             else:
                 yield name, result
         if self._odd and self._odd == self._all:
@@ -83,10 +84,15 @@ def first_keys(content: Any) -> list[set[str]]:
     return [set(row) for row in rows if isinstance(row, dict)]
 
 
+def keys_of(row: Mapping[str, Any]) -> str:
+    """The keys of an object in a message."""
+    return ", ".join(printable(key) for key in list(row)[:8]) or "(none)"
+
+
 def described(value: Any) -> str:
     """A value of JSON in a message."""
     if isinstance(value, dict):
-        return f"an object with the keys {', '.join(map(str, list(value)[:8])) or '(none)'}"
+        return f"an object with the keys {keys_of(value)}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return "null" if value is None else shown(value) if isinstance(value, str) else str(value)[:40]
@@ -115,9 +121,7 @@ def value_of(row: Mapping[str, Any], *keys: str) -> Any:
     for key in keys:
         if key in row:
             return row[key]
-    raise OddRowError(
-        f"no {' or '.join(keys)}; its keys are {', '.join(map(str, list(row)[:8])) or '(none)'}"
-    )
+    raise OddRowError(f"no {' or '.join(keys)}; its keys are {keys_of(row)}")
 
 
 def text_of(row: Mapping[str, Any], *keys: str) -> str:

@@ -69,10 +69,11 @@ from fluxvit.data.question_sets import (
     read_mvbench,
 )
 from fluxvit.data.roots import suggest_root
-from fluxvit.data.rows import RECOGNISED_ROWS, described, first_keys
+from fluxvit.data.rows import RECOGNISED_ROWS, described, first_keys, keys_of
 from fluxvit.data.tables import TextTable
 from fluxvit.data.text_files import read_annotations
 from fluxvit.data.walk import LeftOut
+from fluxvit.terminal import printable
 from fluxvit.video.members import may_exist
 
 
@@ -135,13 +136,15 @@ def read_source(
         first = [entry.path for entry in videos.entries]
         near = suggest_root(first, videos.root, source)
         hint = f"; --root {near} finds them" if near else "; say with --root where they are"
-        raise ValueError(f"{source}: none of its {len(first)} videos exists, such as {first[0]}{hint}")
+        example = printable(first[0])
+        raise ValueError(f"{source}: none of its {len(first)} videos exists, such as {example}{hint}")
     if labels is not None and like is not None:
         raise ValueError("give --labels or --like, not both: each names the classes")
     names = labels if like is None else like
     if names is not None:
         videos = number_list(videos, read_class_names(names), str(source), str(names))
-    return replace(videos, name=videos.name or format, notes=(*videos.notes, *_repeated(videos.entries)))
+    notes = (*videos.notes, *_repeated(videos.entries))
+    return replace(videos, name=videos.name or format, notes=tuple(map(printable, notes)))
 
 
 def _repeated(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -216,7 +219,12 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
         for path in videos_below(folder, left_out, keep_broken=True)
     ]
     others = [path.name for path in folders if parts and path not in parts]
-    notes = (f"left out the folders {', '.join(others)}, which are no splits",) if others else ()
+    notes = [f"left out the folders {', '.join(others)}, which are no splits"] if others else []
+    lists = [path.name for path in files_in(source) if is_list(path) or path.suffix.lower() == ".json"]
+    if lists:
+        notes.append(
+            f"the folders were read, not {', '.join(lists[:3])} beside them; a list is read as SOURCE"
+        )
     return VideoList("", wanted, source, tuple(entries), tuple(names), (*notes, *left_out.notes))
 
 
@@ -315,7 +323,7 @@ def _detect_json(path: Path) -> str:
         if "annotations" in keys:
             return "hacs" if "hacs" in path.name.lower() else "activitynet"
     if rows:
-        what = f"its rows have the keys {', '.join(sorted(map(str, rows[0])))}"
+        what = f"its rows have the keys {keys_of(dict.fromkeys(sorted(rows[0])))}"
     else:
         what = f"it is {described(content)}"
     raise ValueError(

@@ -179,5 +179,5 @@ def may_exist(path: Path) -> bool:
     """Whether a video may be there: its file or its shard is, or cannot be asked for in a moment."""
     member = TarMember.parse(path)
     if member is None:
-        return path.exists()
+        return os.path.exists(path)  # False, too, for names that no file can have.
     return is_url(member.tar) or os.path.isfile(member.tar)
