@@ -22,6 +22,7 @@ from fluxvit.deploy.windows import windows
 from fluxvit.dual_checkpoints import load_dual
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.finite import NotFiniteError
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import normalize
 from fluxvit.video.writer import write_image, write_video
@@ -527,6 +528,16 @@ def test_one_bad_entry_does_not_end_the_run(
         monkeypatch.setattr(Embedder, "embed_file", whole)
         second = update_index(database, folder, embedder, progress=False)
         assert (second.changed, second.removed, second.same, second.unreadable) == (1, 1, 2, {})
+
+
+def test_an_encoder_of_nan_ends_the_run(tmp_path: Path, embedder: Embedder) -> None:
+    shades(tmp_path / "videos" / "a.mp4", 2)
+    with torch.no_grad():
+        embedder.encoder.language.video_proj.weight.fill_(torch.nan)
+    with VideoDatabase(tmp_path / "v.db", create=True) as database:
+        with pytest.raises(NotFiniteError, match=r"a\.mp4: the network's output is not finite"):
+            update_index(database, tmp_path / "videos", embedder, progress=False)
+        assert database.files() == {}
 
 
 def test_another_encoder_is_refused(tmp_path: Path, embedder: Embedder) -> None:

@@ -25,7 +25,7 @@ from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
-from fluxvit.models.finite import check_finite
+from fluxvit.models.finite import NotFiniteError, check_finite
 from fluxvit.schema import convert
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
@@ -204,7 +204,8 @@ def update_index(
     elsewhere are not touched.
 
     Raises:
-        ValueError: There is no such folder, no video in it, or the database is of another encoder.
+        ValueError: There is no such folder, no video in it, the database is of another encoder, or the
+            encoder's output is not finite.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -240,6 +241,8 @@ def update_index(
             spans, vectors = embedder.embed_file(path)
         except VideoError as error:
             trouble = str(error)
+        except NotFiniteError:
+            raise  # Not the file's fault, but the encoder's: it would be the same with every other.
         except Exception as error:
             # Whatever a decoder thinks of next: one file must not end the run over the others.
             trouble, mark = f"{path}: {type(error).__name__}: {error}", ""
