@@ -3,7 +3,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -75,10 +77,36 @@ def test_a_budget_is_printed_as_it_is_read(budget: Budget, text: str) -> None:
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "12.5", "ten", "5s", "0ms", "50 ms 3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "-5",
+        "12.5",
+        "ten",
+        "5s",
+        "0ms",
+        "50 ms 3",
+        "1_000",
+        "١٢",
+        "nan",
+        "inf",
+        "1e400",
+        "1e3ms",
+        "9" * 13,
+        "9" * 400,
+        "9" * 5000,
+        "9" * 309 + "gflops",
+        "0." + "0" * 399 + "1ms",
+        "5\x1b[2J",
+    ],
+)
 def test_parse_errors(text: str) -> None:
-    with pytest.raises(ValueError, match="budget"):
+    with pytest.raises(ValueError, match="budget") as caught:
         parse_budget(text)
+    assert len(str(caught.value)) < 250
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -90,11 +118,26 @@ def test_parse_errors(text: str) -> None:
         {"gflops": float("nan")},
         {"latency_ms": float("inf")},
         {"tokens": 12.5},
+        {"tokens": 36.0},
+        {"tokens": True},
+        {"tokens": "36"},
+        {"tokens": Decimal(36)},
+        {"tokens": 10**400},
+        {"gflops": 10**400},
+        {"latency_ms": True},
     ],
 )
 def test_a_budget_is_one_positive_number(units: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="budget"):
         Budget(**units)
+
+
+def test_scalars_of_numpy_and_pytorch_are_numbers() -> None:
+    assert Budget.of(np.int64(36)) == Budget.of(torch.tensor(36)) == Budget(tokens=36)
+    assert type(Budget(tokens=np.int64(36)).tokens) is int
+    assert Budget(gflops=np.float32(0.5)) == Budget(gflops=0.5)
+    budget = Budget(latency_ms=3)
+    assert Budget.of(budget) is budget
 
 
 def test_nearest_plan_is_the_largest_that_was_made_for_less() -> None:

@@ -66,3 +66,18 @@ def test_token_shape_says_what_does_not_fit() -> None:
         SamplingGrid(8, 224, 100).tokens()
     with pytest.raises(ValueError, match="frames 7"):
         SamplingGrid(7, 224, 224).tokens(14, 2)
+
+
+def test_a_pool_beyond_all_measure_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match=r"grid 100000x8: its pool has 50000 tokens, more than the limit of 32768"
+    ):
+        SamplingGrid.parse("100000x8").tokens(8, 2)
+    with pytest.raises(ValueError, match="its pool has 1562500000 tokens"):
+        SamplingGrid.parse("1000x10000").tokens(8, 1)
+    assert SamplingGrid(128, 224, 224).tokens(14) == 1 << 15
+    monkeypatch.setenv("FLUXVIT_MAX_POOL", "50000")
+    assert SamplingGrid.parse("100000x8").tokens(8, 2) == 50000
+    monkeypatch.setenv("FLUXVIT_MAX_POOL", "lots")
+    with pytest.raises(ValueError, match="FLUXVIT_MAX_POOL=lots"):
+        SamplingGrid.parse("8x8").tokens(8, 2)

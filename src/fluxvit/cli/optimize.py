@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fluxvit.cli.parser import Parser, add_device, values
+from fluxvit.schema import shown
 from fluxvit.terminal import say
 
 _NUMBERS = ("budgets", "frames", "sizes", "heights", "widths")
@@ -42,10 +44,12 @@ def _optimize(**settings: Any) -> int:
     given = {name: value for name, value in settings.items() if value is not None}
     for name in _NUMBERS:
         if name in given:
-            try:
-                given[name] = tuple(int(part) for part in str(given[name]).split(","))
-            except ValueError:
-                raise ValueError(f"--{name} {given[name]!r}: give whole numbers, such as 8,16") from None
+            parts = [part.strip() for part in str(given[name]).split(",")]
+            if not all(re.fullmatch(r"-?\d{1,12}", part, re.ASCII) for part in parts):
+                raise ValueError(
+                    f"--{name} {shown(given[name])}: give whole numbers of up to 12 digits, such as 8,16"
+                )
+            given[name] = tuple(map(int, parts))
     if "selectors" in given:
         given["selectors"] = tuple(given["selectors"].split(","))
     if "cascades" in given:

@@ -223,10 +223,7 @@ def choose_plan(
     config = model.config
     if budget is None:
         budget = config.budgets[0]
-    if isinstance(budget, int):
-        if budget < 1:
-            raise ValueError(f"budget {budget}: at least one token must be kept")
-        budget = Budget(tokens=budget)
+    budget = Budget.of(budget)
     if grid:
         known = [Plan(grid, budget.tokens or grid.tokens(config.patch_size, config.tubelet_size))]
     else:

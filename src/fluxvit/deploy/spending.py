@@ -123,7 +123,7 @@ class CascadePredictor:
                 "clip, so use a single plan"
             )
         if not isinstance(cascade, Cascade):
-            budget = Budget(tokens=cascade) if isinstance(cascade, int) else cascade
+            budget = None if cascade is None else Budget.of(cascade)
             cascade = nearest_cascade(predictor.info.cascades, budget, self._costs_in(budget))
         self.cascade = cascade
         self._gmacs = chain_gmacs(self.model.config.size, cascade.stages)

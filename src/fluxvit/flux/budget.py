@@ -14,7 +14,7 @@ from msgspec import Meta
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
-from fluxvit.schema import Count, Name, Natural, NotNegative, Positive, Share, check
+from fluxvit.schema import Count, Name, Natural, NotNegative, Positive, Share, check, located, shown
 
 
 @dataclass(frozen=True)
@@ -132,21 +132,29 @@ class Budget:
         latency_ms: Milliseconds of a forward pass of one clip on the device in hand.
 
     Raises:
-        ValueError: None or several are given, or it is no positive number (of tokens: a whole one).
+        ValueError: None or several are given, or the number is not positive and finite. A number of tokens
+            must be an integer: ``36.0`` is not one.
     """
 
-    tokens: int | None = None
-    gflops: float | None = None
-    latency_ms: float | None = None
+    tokens: Count | None = None
+    gflops: Positive | None = None
+    latency_ms: Positive | None = None
 
     def __post_init__(self) -> None:
         given = [value for value in (self.tokens, self.gflops, self.latency_ms) if value is not None]
         if len(given) != 1:
             raise ValueError("a budget has exactly one of tokens, gflops and latency_ms")
-        if not 0 < given[0] < float("inf"):
-            raise ValueError(f"budget {given[0]}: it must be positive")
-        if self.tokens is not None and self.tokens != int(self.tokens):
-            raise ValueError(f"budget {self.tokens}: tokens come in whole numbers")
+        with located("budget"):
+            check(self)
+
+    @classmethod
+    def of(cls, value: Budget | int) -> Budget:
+        """A budget itself, or a number of tokens as a budget. NumPy's integers are numbers, too.
+
+        Raises:
+            ValueError: It is neither, or out of range.
+        """
+        return value if isinstance(value, Budget) else cls(tokens=value)
 
     def __str__(self) -> str:
         if self.tokens is not None:
@@ -378,20 +386,27 @@ class _Spending:
         return low.keep + max(1, bisect_right(more, goal, key=lambda keep: self.gmacs(_with_keep(low, keep))))
 
 
+# As many digits as floats have at most; integers of thousands of digits take Python long to read.
+_BUDGET = re.compile(r"(\d{1,309})(\.\d{1,400})?\s*(tokens?|gflops|ms|)", re.ASCII)
+
+
 def parse_budget(text: str) -> Budget:
     """Read ``"1024"`` or ``"1024tokens"``, ``"20gflops"`` or ``"50ms"``.
 
     Raises:
-        ValueError: ``text`` is none of these, or not positive.
+        ValueError: ``text`` has another form, or the number is out of range.
     """
-    match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(tokens?|gflops|ms|)", text.strip().lower())
+    match = _BUDGET.fullmatch(text.strip().lower())
     if not match:
-        raise ValueError(f"budget {text!r}: give tokens (1024), GFLOPs (20gflops) or milliseconds (50ms)")
-    value, unit = float(match[1]), match[2]
+        raise ValueError(
+            f"budget {shown(text)}: give tokens (1024), GFLOPs (20gflops) or milliseconds (50ms), "
+            "as a positive number"
+        )
+    whole, fraction, unit = match[1], match[2] or "", match[3]
     if unit == "gflops":
-        return Budget(gflops=value)
+        return Budget(gflops=float(whole + fraction))
     if unit == "ms":
-        return Budget(latency_ms=value)
-    if value != int(value):
-        raise ValueError(f"budget {text!r}: tokens come in whole numbers")
-    return Budget(tokens=int(value))
+        return Budget(latency_ms=float(whole + fraction))
+    if fraction.strip(".0"):
+        raise ValueError(f"budget {shown(text)}: tokens come in whole numbers")
+    return Budget(tokens=int(whole))

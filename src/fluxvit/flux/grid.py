@@ -6,6 +6,8 @@ legal grid a batch (paper section 3, tables 14 and 16); at test time a denser gr
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -19,6 +21,10 @@ from fluxvit.schema import check, located, shown
 # Far beyond any video: they stop typing errors before anything is allocated.
 _Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
 _Pixels = Annotated[int, Meta(ge=1, le=1 << 16)]
+MAX_POOL = 1 << 15
+"""Tokens that the pool of one clip may have: several times those of the largest published grids. The
+environment variable ``FLUXVIT_MAX_POOL`` sets another bound.
+"""
 _GRID = re.compile(r"(\d{1,12})x(\d{1,12})(?:x(\d{1,12}))?", re.ASCII)
 
 
@@ -58,7 +64,8 @@ class SamplingGrid:
         """Tokens along (time, height, width).
 
         Raises:
-            ValueError: A side is not a whole number of patches, or the frames of tubelets.
+            ValueError: A side is not a whole number of patches, or the frames of tubelets; or the pool is
+                larger than `MAX_POOL` or what ``FLUXVIT_MAX_POOL`` allows.
         """
         shape = []
         for name, size, unit in (
@@ -72,12 +79,27 @@ class SamplingGrid:
                     f"use {size // unit * unit or unit} or {(size // unit + 1) * unit}"
                 )
             shape.append(size // unit)
+        pool, most = math.prod(shape), _max_pool()
+        if pool > most:
+            raise ValueError(
+                f"grid {self}: its pool has {pool} tokens, more than the limit of {most}; use fewer frames "
+                f"or a smaller size, or set FLUXVIT_MAX_POOL={pool}"
+            )
         return shape[0], shape[1], shape[2]
 
     def tokens(self, patch_size: int = 14, tubelet_size: int = 1) -> int:
         """Size of the pool."""
         frames, height, width = self.token_shape(patch_size, tubelet_size)
         return frames * height * width
+
+
+def _max_pool() -> int:
+    text = os.environ.get("FLUXVIT_MAX_POOL")
+    if text is None:
+        return MAX_POOL
+    if not re.fullmatch(r"0*[1-9]\d{0,11}", text, re.ASCII):
+        raise ValueError(f"FLUXVIT_MAX_POOL={text}: a limit is a positive integer of up to 12 digits")
+    return int(text)
 
 
 def legal_grids(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
 from fluxvit.machine import memory_bytes
 from fluxvit.models.attention import Attention, attention
@@ -272,8 +273,8 @@ class FluxViT(nn.Module):
             selector: Which tokens to keep.
 
         Raises:
-            ValueError: A budget is below 1, there is no such head, or the video does not divide into
-                tubelets.
+            ValueError: A budget is no positive integer, there is no such head, or the video does not divide
+                into tubelets.
         """
         budgets = list(budget) if isinstance(budget, Sequence) else [budget]
         samples, _ = self.sample(video, budgets, selector)
@@ -367,7 +368,7 @@ class FluxViT(nn.Module):
             their indices ``[B, K]``, or None where all stay; and the pool's shape (t, h, w).
 
         Raises:
-            ValueError: A budget is below 1, or the video does not divide into tubelets.
+            ValueError: A budget is no positive integer, or the video does not divide into tubelets.
         """
         chooser = get_selector(selector)
         if chooser.reads == "embeddings":
@@ -401,12 +402,10 @@ class FluxViT(nn.Module):
             shape: Rows and columns of the L tokens of a frame; not every selector needs it.
 
         Raises:
-            ValueError: A budget is below 1.
+            ValueError: A budget is no positive integer.
         """
         pool = tokens.shape[1] * tokens.shape[2]
-        for budget in budgets:
-            if budget is not None and budget < 1:
-                raise ValueError(f"budget {budget}: at least one token must be kept")
+        budgets = [None if budget is None else _token_budget(budget) for budget in budgets]
         keeps = [budget for budget in budgets if budget is not None and budget < pool]
         selections = iter(select_many(tokens, keeps, selector, shape) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
@@ -471,8 +470,8 @@ class FluxViT(nn.Module):
     def _choose_head(self, tokens: Tensor, head: int | None) -> int:
         if head is None:
             return self.config.nearest_head(tokens.shape[1] - 1)
-        if not 0 <= head < len(self.heads):
-            raise ValueError(f"head {head} does not exist; this model has heads 0 to {len(self.heads) - 1}")
+        if isinstance(head, bool) or not hasattr(head, "__index__") or not 0 <= head < len(self.heads):
+            raise ValueError(f"head {head!r} does not exist; this model has heads 0 to {len(self.heads) - 1}")
         return head
 
     def classify(self, pooled: Tensor, head: int) -> Tensor:
@@ -559,6 +558,20 @@ def _check_memory(config: FluxViTConfig) -> None:
             f"a network of {config.parameters:.3g} parameters needs {needed / 1e9:.0f} GB of memory, and "
             f"this machine has {memory / 1e9:.0f} GB; see embed_dim, depth, table_shape and num_classes"
         )
+
+
+def _token_budget(budget: Any) -> int:
+    """A budget of the caller as a number of tokens.
+
+    Raises:
+        ValueError: It is no positive integer, or a budget in another unit.
+    """
+    if type(budget) is int and 1 <= budget < 1 << 40:
+        return budget
+    tokens = Budget.of(budget).tokens
+    if tokens is None:
+        raise ValueError(f"budget {budget}: a model takes tokens; fluxvit.Predictor takes every unit")
+    return tokens
 
 
 def _classifier(config: FluxViTConfig) -> nn.Module:
