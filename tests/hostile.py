@@ -34,6 +34,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.writer import write_video
 from language import saved_encoder
 from talking import saved_chat
+from test_releases import tower_shapes
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # A changed name of a language model is not looked for on the hub.
 SECONDS = 20
@@ -123,6 +124,8 @@ def good_files(folder: Path) -> Path:
     lines = [header, *({**row, **facts, "ok": True, "noflip": False} for row in rows)]
     (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    torch.save({"model": _tower(), "epoch": 3, "args": {"lr": 0.1}}, folder / "tower.pth")
+    (folder / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "name": "x"}))
     (folder / "names.txt").write_text("ball\ncube\n")
     command = [
         "index",
@@ -149,6 +152,12 @@ def good_files(folder: Path) -> Path:
                 assert main(words) == 0, err.getvalue()
     (folder / "recipe.json").write_text(json.dumps(recipe))
     return folder
+
+
+def _tower() -> dict[str, torch.Tensor]:
+    """A small vision tower with InternVideo2's names."""
+    torch.manual_seed(5)
+    return {name: torch.randn(shape) * 0.02 for name, shape in tower_shapes(64, 1, 128, classes=3).items()}
 
 
 @contextlib.contextmanager
@@ -195,7 +204,10 @@ JSON_FILES = {
 def cases(seed: int, count: int) -> list[Case]:
     """``count`` cases of all kinds, the same for the same seed."""
     rng = random.Random(seed)
-    makers = [_json_case, _json_case, _json_case, _manifest_case, _manifest_case, _database_case, _run_case]
+    makers = [
+        *(_json_case, _json_case, _json_case, _manifest_case, _manifest_case, _database_case, _run_case),
+        *(_tensors_case, _release_case),
+    ]
     return [makers[i % len(makers)](rng, i) for i in range(count)]
 
 
@@ -275,6 +287,11 @@ STATEMENTS = [
 
 def _run_case(rng: random.Random, number: int) -> Case:
     seed = rng.random()
+    if rng.random() < 0.1:
+        content = rng.choice([*WHOLE, b'{"classes": 3}', b'{"classes": [1]}', b'{"classes": {}}'])
+        return Case(
+            "dataset.json", f"whole {content[:20]!r}", lambda f: _write(f / "dataset.json", content), TRAIN[0]
+        )
     if rng.random() < 0.3:
         content = rng.choice(WHOLE)
         return Case(
@@ -307,6 +324,90 @@ def _run_case(rng: random.Random, number: int) -> Case:
         torch.save(state, folder / "run/state.pt")
 
     return Case("state.pt", f"value {number} {seed}", change, TRAIN[0])
+
+
+def _tensors_case(rng: random.Random, number: int) -> Case:
+    """A safetensors file: its header changed, its bytes, or its length."""
+    path, command = rng.choice(
+        [
+            ("model/model.safetensors", ("info", "model")),
+            ("dual/language.safetensors", DUAL[0]),
+            ("chat/connector.safetensors", CHAT[0]),
+        ]
+    )
+    if rng.random() < 0.2:
+        content = rng.choice(WHOLE)
+        return Case(path, f"whole {content[:20]!r}", lambda f: _write(f / path, content), command, True)
+    seed = rng.random()
+
+    def change(folder: Path) -> None:
+        inner = random.Random(seed)
+        content = (folder / path).read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        kind = inner.choice(["header", "header", "cut", "length", "bytes"])
+        if kind == "header":
+            header = dumped(_mutated(json.loads(content[8 : 8 + size]), inner))
+            content = len(header).to_bytes(8, "little") + header + content[8 + size :]
+        elif kind == "cut":
+            content = content[: inner.randrange(len(content))]
+        elif kind == "length":
+            content = (
+                inner.choice([0, 1, size - 1, size + 1, 2**63, 2**64 - 1]).to_bytes(8, "little") + content[8:]
+            )
+        else:
+            changed = bytearray(content)
+            changed[inner.randrange(8 + size)] = inner.randrange(256)
+            content = bytes(changed)
+        (folder / path).write_bytes(content)
+
+    return Case(path, f"value {number} {seed}", change, command)
+
+
+class _Guest:
+    """A class that no reader knows."""
+
+
+def _release_case(rng: random.Random, number: int) -> Case:
+    """A file of PyTorch's with a tower in it."""
+    command = ("convert", "tower.pth", "out", *rng.choice([(), ("--exact",), ("--weights", "ema")]))
+    if rng.random() < 0.2:
+        content = rng.choice(WHOLE)
+        return Case(
+            "tower.pth", f"whole {content[:20]!r}", lambda f: _write(f / "tower.pth", content), command, True
+        )
+    seed = rng.random()
+
+    def change(folder: Path) -> None:
+        inner = random.Random(seed)
+        path = folder / "tower.pth"
+        content = torch.load(path, weights_only=True)
+        kind = inner.choice(["tensor", "tensor", "tensor", "name", "key", "guest", "bytes", "cut", "huge"])
+        if kind in ("bytes", "cut"):
+            changed = bytearray(path.read_bytes())
+            for _ in range(inner.choice([1, 10, 1000])):
+                changed[inner.randrange(len(changed) if inner.random() < 0.5 else 4000)] = inner.randrange(
+                    256
+                )
+            path.write_bytes(changed[: inner.randrange(len(changed))] if kind == "cut" else changed)
+            return
+        name = inner.choice(list(content["model"]))
+        if kind == "tensor":
+            shape = tuple(inner.randrange(0, 4) for _ in range(inner.randrange(6)))
+            value = inner.choice([v for v in VALUES if v != _DEEP])
+            content["model"][name] = inner.choice([value, torch.zeros(shape), content["model"][name].long()])
+        elif kind == "name":
+            content["model"][inner.choice(["", "blocks.99999999.x", "blocks.١.x", "x" * 10**5])] = torch.ones(
+                1
+            )
+        elif kind == "key":
+            content = {inner.choice(["modell", "optimizer", ""]): content["model"]}
+        elif kind == "guest":
+            content["guest"] = inner.choice([_Guest(), len, _Guest, np.array([_Guest()], object)])
+        else:
+            content["model"][name] = torch.zeros(1).expand(10**6, 10**5)
+        torch.save(content, path)
+
+    return Case("tower.pth", f"value {number} {seed}", change, command)
 
 
 def _mutated(document: Any, rng: random.Random) -> Any:
