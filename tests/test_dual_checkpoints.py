@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import fluxvit
-from fluxvit.dual_checkpoints import is_dual, load_dual, save_dual
+from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.data.texts import Texts
+from fluxvit.dual_checkpoints import DualInfo, is_dual, load_dual, save_dual
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.huggingface_text import HuggingFaceText
 from language import SENTENCES, saved_encoder, small_encoder
@@ -80,3 +82,54 @@ def test_commands_for_videos_alone_are_told_where_the_video_side_is(tmp_path: Pa
     folder = saved_encoder(tmp_path / "dual")
     with pytest.raises(ValueError, match=r"has no config\.json; its video side is one: .*dual/video"):
         fluxvit.load(folder)
+
+
+@pytest.mark.parametrize("part", ["whole", "video", "language", "text blocks"])
+def test_wrapped_encoders_are_written_so_that_they_can_be_read(part: str, tmp_path: Path) -> None:
+    encoder, texts = small_encoder()
+    wanted = encoder.state_dict()
+    whole: torch.nn.Module = encoder
+    if part == "whole":
+        whole = torch.compile(torch.nn.DataParallel(encoder))
+    elif part == "text blocks":
+        for i, block in enumerate(encoder.language.text.blocks):
+            encoder.language.text.blocks[i] = torch.compile(block)
+    else:
+        setattr(encoder, part, torch.compile(getattr(encoder, part)))
+    save_dual(tmp_path / "dual", whole, DualInfo(CheckpointInfo(), texts))
+    found = load_dual(tmp_path / "dual")[0].state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dim": 12.0}, "dim is 12.0, expected an integer from 1"),
+        ({"dim": 10**9}, "dim is 1000000000, expected"),
+        ({"least_temperature": 0}, "least_temperature is 0, expected a number above 0"),
+        ({"context": "9"}, "context is '9', expected"),
+        ({"text": None}, "text is None, expected an object"),
+        ({"text": {"kind": "lstm"}}, "text: kind is 'lstm', expected 'transformer' or 'huggingface'"),
+        ({"text": {"kind": "transformer", "depth": 10**6}}, "text: depth is 1000000, expected"),
+        ({"text": {"kind": "transformer", "speed": 1}}, "text: it has no setting called 'speed'"),
+        ({"text": {"kind": "transformer", "vocab_size": 10**7, "embed_dim": 4096}}, "disagree: a network of"),
+        ({"text": {"kind": "huggingface", "config": {}}}, "text: pooling is missing"),
+        ({"provenance": []}, "provenance is .*, expected an object"),
+    ],
+)
+def test_bad_descriptions_are_named(change: dict, reason: str, tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    facts = json.loads((folder / "language.json").read_text())
+    (folder / "language.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(ValueError, match=rf"language\.json: .*{reason}"):
+        load_dual(folder)
+
+
+def test_a_tokenizer_of_another_tower_is_refused(tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    (folder / "tokenizer.json").write_text(Texts.of_words([f"word{i}" for i in range(99)], 9).to_json())
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json has token ids up to 101, and the text tower knows"
+    ):
+        load_dual(folder)

@@ -199,3 +199,27 @@ def test_damaged_folders_are_one_line(name: str, content: str, tmp_path: Path) -
     with pytest.raises(ValueError, match=str(tmp_path)) as error:
         huggingface_text(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": 3}, "knows no such text tower"),
+        ({"model_type": "nothing"}, "knows no such text tower"),
+        ({"hidden_size": "x"}, "knows no such text tower"),
+        ({"num_attention_heads": 0}, "knows no such text tower"),
+        (
+            {"num_hidden_layers": 10**6},
+            "config.num_hidden_layers is 1000000, expected an integer of at most 512",
+        ),
+        ({"vocab_size": 10**12}, "config.vocab_size is 1000000000000, expected"),
+        ({"text_config": {"hidden_size": 10**12}}, "config.hidden_size is 1000000000000, expected"),
+    ],
+)
+def test_bad_descriptions_are_one_line(change: dict, reason: str, tmp_path: Path) -> None:
+    save("BertModel", transformers.BertConfig(**SIZE), tmp_path)
+    description = huggingface_text(str(tmp_path)).describe()
+    remake_text(description)
+    with pytest.raises(ValueError, match=reason) as error:
+        remake_text({**description, "config": {**description["config"], **change}})
+    assert "\n" not in str(error.value)

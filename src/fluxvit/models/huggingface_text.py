@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from fluxvit.models.hub import blocks_of, check_source, explained, load_network, quiet, transformers_library
 from fluxvit.models.text import TextTower
-from fluxvit.schema import convert, load
+from fluxvit.schema import convert, load, shown
 
+_MOST_LAYERS, _LARGEST_SIZE = 512, 1 << 24
 POOLINGS = ("mean", "first", "last", "pooler")
 
 # Two-tower checkpoints, of which one is taken: the class of it.
@@ -145,16 +146,31 @@ def remake_text(description: dict[str, Any]) -> HuggingFaceText:
         ValueError: transformers is not installed, or does not know such networks.
     """
     transformers = _library()
-    config = dict(description["config"])
+    _check_sizes(description["config"])
     try:
-        config = transformers.AutoConfig.for_model(**config)
+        config = transformers.AutoConfig.for_model(**description["config"])
         kind, config = _network_class(transformers, config)
-    except (KeyError, ValueError) as error:
+        network = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+    except Exception as error:  # A stranger's configuration can make the library fail in any way.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
-            f"transformers {transformers.__version__} knows no such text tower: {error}"
+            f"transformers {transformers.__version__} knows no such text tower: {reason}"
         ) from error
-    network = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
     return HuggingFaceText(network, description["pooling"], description["context"], description["pad"])
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Refuse sizes far beyond any text network, which would take hours or all memory to build.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name, value in config.items():
+        most = _MOST_LAYERS if "layers" in name else _LARGEST_SIZE
+        if isinstance(value, int) and abs(value) > most:
+            raise ValueError(f"config.{name} is {shown(value)}, expected an integer of at most {most}")
+        if isinstance(value, dict):
+            _check_sizes(value)
 
 
 def _library() -> Any:
