@@ -70,6 +70,19 @@ def test_a_process_of_another_machine_has_a_day(tmp_path: Path) -> None:
         assert names(tmp_path) == sorted([f".a.{writer_tag()}.partial", ".lock"])
 
 
+def test_a_process_that_lives_is_believed_even_if_its_start_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where ``/proc`` hides the processes of other users, or there is none."""
+    touch(tmp_path, f".a.{REUSED}.partial", f".b.{HOST}-{PID}-0.partial", ".c.7.partial")
+    monkeypatch.setattr(files, "_start_of", lambda process: "0")
+    clear_leftovers(tmp_path)
+    assert len(names(tmp_path)) == 3
+    monkeypatch.setattr(files, "_start_of", lambda process: None)
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_a_folder_being_written_is_as_old_as_its_newest_file(tmp_path: Path) -> None:
     folder = tmp_path / f".best.{ELSEWHERE}.partial"
     folder.mkdir()

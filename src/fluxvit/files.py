@@ -134,7 +134,7 @@ def _is_left_over(path: Path, match: re.Match[str], locked: bool) -> bool:
         return True
     if match["number"] is not None or start == "unknown":  # It may be another process of that number.
         return locked or _is_old(path)
-    return match["start"] not in (start, "0")
+    return "0" not in (start, match["start"]) and start != match["start"]
 
 
 def _is_old(path: Path) -> bool:
