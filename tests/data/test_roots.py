@@ -30,3 +30,6 @@ def test_the_root_that_finds_the_videos_is_suggested(tmp_path: Path, monkeypatch
         read_source(pairs)
     with pytest.raises(ValueError, match=r"; say with --root where they are$"):
         read_source(write(lists / "train.csv", "run/b.mp4,0"))
+    for content in (["https://host/a.mp4,0"], ["path,label", "s3://bucket/a.mp4,0"]):
+        with pytest.raises(ValueError, match=r"that is a URL, so download the videos and list their files$"):
+            read_source(write(lists / "train.csv", *content))

@@ -361,6 +361,13 @@ def test_motionworld_and_manifests(tmp_path: Path) -> None:
             "hacs",
             "not as hacs ships",
         ),
+        (
+            "a.json",
+            '{"database": {"x": {"subset": "test", "annotations": [{"label": "a", "segment": [0, "b"]}]}}}',
+            "activitynet",
+            "video 'x' has the segment .*, not two numbers of seconds",
+        ),
+        ("train.json", '["a", "b"]', "ssv2", "not as ssv2 ships .a value is of another kind than expected"),
         ("classInd.txt", "1 Archery\n3 Walking", "ucf101", "not numbered from 1 on without a gap"),
         ("classInd.txt", "Archery", "ucf101", "a class without a number"),
     ],
@@ -370,9 +377,10 @@ def test_annotations_of_another_shape(
 ) -> None:
     write(tmp_path / name, content)
     write(tmp_path / "trainlist01.txt", "Archery/v.avi 1")
+    dump(tmp_path / "labels.json", {})
     source = tmp_path if format == "ucf101" else tmp_path / name
     with pytest.raises(ValueError, match=message) as error:
-        read_source(source, format, split="test" if format == "hacs" else "train")
+        read_source(source, format, split="test" if format in ("hacs", "activitynet") else "train")
     assert str(tmp_path) in str(error.value)
 
 

@@ -29,7 +29,7 @@ from fluxvit.data.layout import (
 )
 from fluxvit.data.lists import has_columns, read_csv
 from fluxvit.data.manifest import NO_LABEL, Entry
-from fluxvit.data.text_files import dict_rows, read_annotations, text_lines
+from fluxvit.data.text_files import dict_rows, read_annotations, shown, text_lines
 
 
 def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoList:
@@ -212,7 +212,11 @@ def _read_annotated(source: Path, names: Sequence[str], root: Path | None, split
         path = find_video(index, [f"v_{key}", key], root / f"v_{key}.mp4")
         parts = video.get("annotations", ())
         for part in parts:
-            start, end = map(float, part["segment"])
+            try:
+                start, end = map(float, part["segment"])
+            except ValueError:
+                reason = f"the segment {shown(part['segment'])}, not two numbers of seconds"
+                raise ValueError(f"{file}: video {shown(key)} has {reason}") from None
             entries.append(Entry(path, numbers[part["label"]], start=start, end=end))
         if not parts:
             entries.append(Entry(path))

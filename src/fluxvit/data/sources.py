@@ -74,7 +74,7 @@ from fluxvit.data.tables import TextTable
 from fluxvit.data.text_files import read_annotations
 from fluxvit.data.walk import LeftOut
 from fluxvit.terminal import printable
-from fluxvit.video.members import may_exist
+from fluxvit.video.members import is_url, may_exist
 
 
 def read_source(
@@ -125,7 +125,7 @@ def read_source(
         videos = reader(source, None if root is None else Path(root).absolute(), split)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # Annotations of another shape than the reader's description.
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        reason = f"no {error}" if isinstance(error, KeyError) else "a value is of another kind than expected"
         raise ValueError(f"{source}: not as {format} ships ({reason}); choose another --format") from error
     except OSError as error:
         reason = error.strerror or str(error)
@@ -136,6 +136,8 @@ def read_source(
         first = [entry.path for entry in videos.entries]
         near = suggest_root(first, videos.root, source)
         hint = f"; --root {near} finds them" if near else "; say with --root where they are"
+        if first[0].is_relative_to(videos.root) and is_url(first[0].relative_to(videos.root)):
+            hint = "; that is a URL, so download the videos and list their files"
         example = printable(first[0])
         raise ValueError(f"{source}: none of its {len(first)} videos exists, such as {example}{hint}")
     if labels is not None and like is not None:

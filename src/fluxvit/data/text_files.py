@@ -73,7 +73,7 @@ def read_text(path: Path) -> tuple[str, str]:
         raise ValueError(
             f"{path}, line {number}: not UTF-8; in Latin-1 (Windows-1252, as "
             f"Excel saves CSV) the line is {shown(row)}; save the file as UTF-8, for example with: "
-            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
+            f"iconv -f WINDOWS-1252 -t UTF-8 {path.name}, or from whatever encoding it has"
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n"), encoding.removesuffix("-SIG")
 
