@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_training import GRIDS, Colours, dataset, trainer
 
+from fluxvit import checkpoints
 from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.training import validation
 from fluxvit.training.distributed import ALONE, fail_together
@@ -141,21 +142,21 @@ def test_a_run_from_the_start_forgets_what_was_in_the_folder(calm: Path, tmp_pat
 def test_a_best_that_cannot_be_written_does_not_count(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
-    real, calls = validation.save_checkpoint, []
+    real, calls = checkpoints.write_tensors, []
 
-    def full(folder, model, info):
-        calls.append(folder)
+    def full(path, tensors):
+        calls.append(path)
         if len(calls) == 1:
-            (folder.parent / ".best.1.partial").mkdir()
+            path.write_bytes(b"half")
             raise error
-        real(folder, model, info)
+        real(path, tensors)
 
-    monkeypatch.setattr(validation, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
     validated(tmp_path).run(progress=False)
     assert [row["step"] for row in rows(tmp_path)] == [4, 6]
     assert "validation of step 2" in caplog.text
     assert "No space left" in caplog.text
-    assert not (tmp_path / ".best.1.partial").exists()
+    assert not list(tmp_path.glob(".best*"))
     assert (tmp_path / "best").is_dir()
 
 
