@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
@@ -39,6 +40,14 @@ Count = Annotated[int, Meta(ge=1, le=1 << 40)]
 """An integer of at least 1, such as a number of frames."""
 Natural = Annotated[int, Meta(ge=0, le=1 << 40)]
 """An integer of at least 0, such as an index."""
+Size = Annotated[int, Meta(ge=1, le=1 << 16)]
+"""An integer of at least 1 that sizes what is allocated, such as pixels of a side or the width of a layer."""
+Batch = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""A number of clips that are held at once."""
+Workers = Annotated[int, Meta(ge=0, le=1024)]
+"""Processes that are started; 0 stands for this one."""
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""A seed of random numbers, as PyTorch takes them."""
 Name = Annotated[str, Meta(min_length=1, max_length=1 << 16)]
 """A string that is not empty."""
 
@@ -119,7 +128,10 @@ def convert(value: Any, kind: type[T], where: str = "", key: str = "") -> T:
     if is_dataclass(kind) and isinstance(value, Mapping):
         unknown = [str(name) for name in value if name not in {field.name for field in fields(kind)}]
         if unknown:
-            _fail(where, f"{key or 'it'} has no setting called {', '.join(map(shown, sorted(unknown)))}")
+            hint = _nearest(unknown, [field.name for field in fields(kind)])
+            _fail(
+                where, f"{key or 'it'} has no setting called {', '.join(map(shown, sorted(unknown)))}{hint}"
+            )
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -187,6 +199,12 @@ def plain(value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return value
+
+
+def _nearest(names: Sequence[str], known: Sequence[str]) -> str:
+    """What the first of these names may have been meant to be; empty if nothing is like it."""
+    found = get_close_matches(min(names)[:100], known, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def _no_constant(name: str) -> NoReturn:

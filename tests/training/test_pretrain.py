@@ -178,11 +178,11 @@ def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_pat
         (["--teacher.size", "64"], "teacher.size: fluxvit sees clips at the size of the student's tokens"),
         (["--teacher.cache", "somewhere"], "augment crop, crop_scale, flip: cached features do not follow"),
         (["--task.teacher_tokens", "6"], "the teacher sees 6 tokens, fewer than the budget of 12"),
-        (["--task.layers", "0"], "task.layers is 0; it must be at least 1"),
-        (["--task.standardize", "-1"], "task.standardize is -1; it must be at least 0"),
+        (["--task.layers", "0"], "task.layers is 0, expected an integer from 1"),
+        (["--task.standardize", "-1"], "task.standardize is -1, expected an integer from 0"),
         (["--task.selector", "best"], "selector 'best' is unknown"),
         (["--data.train", "nothing.jsonl"], "nothing.jsonl"),
-        (["--epochs", "0"], "epochs 0 must be above 0"),
+        (["--epochs", "0"], "epochs is 0.0, expected a number above 0"),
     ],
 )
 def test_bad_settings_are_named(

@@ -365,7 +365,7 @@ def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", "0"], "epochs 0 must be above 0"),
+        (["--epochs", "0"], "epochs is 0.0, expected a number above 0"),
         (["--optim.steps", "7"], "set epochs instead"),
         (["--optim.warmup", "7"], "set warmup_epochs instead"),
         (["--grids.min_tokens", "1000", "--grids.max_tokens", "2000"], "no grid of frames"),

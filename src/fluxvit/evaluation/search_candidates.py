@@ -11,7 +11,7 @@ from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.data.manifest import Manifest
 from fluxvit.evaluation.features import USUAL_SELECTOR
 from fluxvit.evaluation.search import Sampling
-from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.grid import SamplingGrid, max_pool
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import probe
@@ -57,7 +57,8 @@ def find_candidates(
     grids = {SamplingGrid(t, height, width) for t, (height, width) in product(frames, shapes)}
     if not (config.frames or config.sizes or config.heights):
         most = _BEYOND * max(grid.tokens(patch, tubelet) for grid in trained)
-        grids = {grid for grid in grids if grid.tokens(patch, tubelet) <= most}
+        most = min(most, max_pool())
+        grids = {grid for grid in grids if grid.tokens(patch, tubelet, bounded=False) <= most}
         for budget, (height, width) in product(budgets, shapes):
             times, rest = divmod(budget, SamplingGrid(tubelet, height, width).tokens(patch, tubelet))
             if times and not rest and times * tubelet <= max(frames):

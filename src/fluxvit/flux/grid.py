@@ -60,8 +60,13 @@ class SamplingGrid:
             return f"{self.frames}x{self.height}"
         return f"{self.frames}x{self.height}x{self.width}"
 
-    def token_shape(self, patch_size: int = 14, tubelet_size: int = 1) -> tuple[int, int, int]:
+    def token_shape(
+        self, patch_size: int = 14, tubelet_size: int = 1, *, bounded: bool = True
+    ) -> tuple[int, int, int]:
         """Tokens along (time, height, width).
+
+        Args:
+            bounded: Refuse pools beyond `MAX_POOL`. False where a grid is only considered.
 
         Raises:
             ValueError: A side is not a whole number of patches, or the frames of tubelets; or the pool is
@@ -79,21 +84,26 @@ class SamplingGrid:
                     f"use {size // unit * unit or unit} or {(size // unit + 1) * unit}"
                 )
             shape.append(size // unit)
-        pool, most = math.prod(shape), _max_pool()
-        if pool > most:
+        pool = math.prod(shape)
+        if bounded and pool > (most := max_pool()):
             raise ValueError(
                 f"grid {self}: its pool has {pool} tokens, more than the limit of {most}; use fewer frames "
                 f"or a smaller size, or set FLUXVIT_MAX_POOL={pool}"
             )
         return shape[0], shape[1], shape[2]
 
-    def tokens(self, patch_size: int = 14, tubelet_size: int = 1) -> int:
-        """Size of the pool."""
-        frames, height, width = self.token_shape(patch_size, tubelet_size)
+    def tokens(self, patch_size: int = 14, tubelet_size: int = 1, *, bounded: bool = True) -> int:
+        """Size of the pool; arguments and errors as for :meth:`token_shape`."""
+        frames, height, width = self.token_shape(patch_size, tubelet_size, bounded=bounded)
         return frames * height * width
 
 
-def _max_pool() -> int:
+def max_pool() -> int:
+    """Tokens that the pool of one clip may have in this process.
+
+    Raises:
+        ValueError: ``FLUXVIT_MAX_POOL`` is no positive integer.
+    """
     text = os.environ.get("FLUXVIT_MAX_POOL")
     if text is None:
         return MAX_POOL
@@ -124,7 +134,7 @@ def legal_grids(
         sorted(
             grid
             for grid in (SamplingGrid(t, s, s) for t in frames for s in sizes)
-            if min_tokens <= grid.tokens(patch_size, tubelet_size) <= max_tokens
+            if min_tokens <= grid.tokens(patch_size, tubelet_size, bounded=False) <= max_tokens
         )
     )
     if not grids:

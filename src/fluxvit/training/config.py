@@ -3,10 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.schema import (
+    Batch,
+    Count,
+    Natural,
+    NotNegative,
+    Seed,
+    Share,
+    Size,
+    Workers,
+    check,
+    located,
+)
 
 BALANCES = ("none", "sqrt", "balanced")
 """How far differences in the number of videos of a class are evened out."""
+
+
+# Ranges of settings, far beyond what is of use: they stop typing errors before anything is read or allocated.
+_LearningRate = Annotated[float, Meta(ge=0, le=1e9)]
+_Decay = Annotated[float, Meta(ge=0, lt=1)]
+_Weight = Annotated[float, Meta(ge=0, le=1e6)]
+_Epochs = Annotated[float, Meta(gt=0, le=1e6)]
+_Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Layers = Annotated[int, Meta(ge=1, le=1024)]
+_MOST_GRIDS = 10_000
+
+
+def _check(settings: Any, section: str) -> None:
+    """Check the fields of a section of a recipe; errors name them as ``section.field``."""
+    try:
+        check(settings)
+    except ValueError as error:
+        raise ValueError(f"{section}.{error}") from None
 
 
 @dataclass(frozen=True)
@@ -40,43 +74,39 @@ class TrainConfig:
         loggers: Where to log besides log.jsonl: ``tensorboard``, ``wandb``.
     """
 
-    steps: int = 1000
-    batch_size: int = 32
+    steps: Count = 1000
+    batch_size: Batch = 32
     optimizer: str = "adamw"
-    lr: float = 1e-3
-    min_lr_ratio: float = 0.01
-    warmup: int = 100
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    clip_grad: float = 1.0
+    lr: _LearningRate = 1e-3
+    min_lr_ratio: Share = 0.01
+    warmup: Natural = 100
+    weight_decay: Annotated[float, Meta(ge=0, le=1000)] = 0.05
+    betas: tuple[_Decay, _Decay] = (0.9, 0.98)
+    eps: Share = 1e-8
+    clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = 1.0
     precision: str = "auto"
-    seed: int = 0
-    save_seconds: float = 60.0
-    layer_decay: float = 1.0
-    accumulate: int = 1
-    ema: float = 0.0
-    max_bad_steps: int = 20
+    seed: Seed = 0
+    save_seconds: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
+    layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    accumulate: Batch = 1
+    ema: _Decay = 0.0
+    max_bad_steps: Count = 20
     checkpoint_blocks: bool = False
     compile_blocks: bool = False
     shard: bool = False
-    log_every: int = 10
+    log_every: Count = 10
     loggers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check(self)
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision {self.precision!r}: choose auto, fp32 or bf16")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.optimizer!r}: choose adamw or muon")
         if self.optimizer == "muon" and self.shard:
             raise ValueError("optimizer muon needs whole matrices: train without shard, or with adamw")
-        for name in ("steps", "batch_size", "accumulate", "max_bad_steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
         for name in self.loggers:
             if name not in ("tensorboard", "wandb"):
                 raise ValueError(f"logger {name!r}: choose among tensorboard and wandb")
@@ -104,16 +134,19 @@ class VideoSettings:
 
     train: str = ""
     root: str = ""
-    workers: int = 2
+    workers: Workers = 2
     cache: str = ""
-    cache_frames: int = 32
-    cache_side: int = 128
-    max_bad_clips: int = 20
+    cache_frames: _Frames = 32
+    cache_side: Size = 128
+    max_bad_clips: Count = 20
     sampling: str = "sparse"
-    stride: int = 4
-    stride_fps: float = 0.0
+    stride: _Frames = 4
+    stride_fps: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
     def __post_init__(self) -> None:
+        _check(self, "data")
+        if self.sampling not in ("sparse", "dense"):
+            raise ValueError(f"data.sampling {self.sampling!r}: choose sparse or dense")
         if self.root and self.train:
             raise ValueError("give data.root or data.train; '' takes one back that a recipe gives")
 
@@ -136,6 +169,9 @@ class DataSettings(VideoSettings):
     balance: str = "none"
 
     def __post_init__(self) -> None:
+        _check(self, "data")
+        if self.sampling not in ("sparse", "dense"):
+            raise ValueError(f"data.sampling {self.sampling!r}: choose sparse or dense")
         if self.balance not in BALANCES:
             raise ValueError(f"data.balance {self.balance!r}: choose {', '.join(BALANCES)}")
         if self.root and (self.train or self.val):
@@ -171,10 +207,18 @@ class GridSettings:
         max_tokens: Largest pool.
     """
 
-    frames: tuple[int, int, int] = (4, 26, 2)
-    sizes: tuple[int, int, int] = (168, 280, 28)
-    min_tokens: int = 2048
-    max_tokens: int = 4096
+    frames: tuple[_Frames, _Frames, _Frames] = (4, 26, 2)
+    sizes: tuple[Size, Size, Size] = (168, 280, 28)
+    min_tokens: Count = 2048
+    max_tokens: Count = 4096
+
+    def __post_init__(self) -> None:
+        _check(self, "grids")
+        if len(range(*self.frames)) * len(range(*self.sizes)) > _MOST_GRIDS:
+            raise ValueError(
+                f"grids.frames {list(self.frames)} and grids.sizes {list(self.sizes)} make more than "
+                f"{_MOST_GRIDS} grids; use larger steps"
+            )
 
 
 @dataclass(frozen=True)
@@ -192,13 +236,14 @@ class TaskSettings:
             Averaged over the videos the weights are 1.
     """
 
-    align_weight: float = 1.0
-    label_smoothing: float = 0.0
+    align_weight: _Weight = 1.0
+    label_smoothing: _Decay = 0.0
     selector: str = "group_dynamic"
     loss: str = "cross_entropy"
     class_weights: str = "none"
 
     def __post_init__(self) -> None:
+        _check(self, "task")
         if self.loss not in ("cross_entropy", "bce"):
             raise ValueError(f"task.loss {self.loss!r}: choose cross_entropy or bce")
         if self.loss == "bce" and (self.label_smoothing or self.class_weights != "none"):
@@ -219,7 +264,12 @@ class EvalSettings:
     """
 
     grid: str = "8x224"
-    every_epochs: float = 1.0
+    every_epochs: _Epochs = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self, "evaluation")
+        with located("evaluation.grid"):
+            SamplingGrid.parse(self.grid)
 
 
 @dataclass(frozen=True)
@@ -245,16 +295,17 @@ class RunRecipe:
     model: ModelSettings = field(default_factory=ModelSettings)
     grids: GridSettings = field(default_factory=GridSettings)
     optim: TrainConfig = field(default_factory=TrainConfig)
-    epochs: float = 5.0
-    warmup_epochs: float = 1.0
-    samples: int = 1
-    tokens_per_batch: int = 0
+    epochs: _Epochs = 5.0
+    warmup_epochs: NotNegative = 1.0
+    samples: Annotated[int, Meta(ge=1, le=1024)] = 1
+    tokens_per_batch: Natural = 0
     augment: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or not 0 <= self.warmup_epochs < self.epochs:
+        check(self)
+        if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"epochs {self.epochs:g} must be above 0, and warmup_epochs {self.warmup_epochs:g} below it"
+                f"warmup_epochs is {self.warmup_epochs:g}; it must be below epochs, which is {self.epochs:g}"
             )
         # A recipe counts in epochs; a setting that would be overridden must not pass in silence.
         for name, instead in (("steps", "epochs"), ("warmup", "warmup_epochs")):
@@ -309,13 +360,14 @@ class TeacherSettings:
 
     kind: str = "internvideo2"
     source: str = ""
-    size: int = 0
+    size: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     precision: str = "bf16"
     cache: str = ""
-    cache_shape: tuple[int, int, int] = (8, 16, 16)
+    cache_shape: tuple[_Frames, Size, Size] = (8, 16, 16)
     cache_type: str = "fp8"
 
     def __post_init__(self) -> None:
+        _check(self, "teacher")
         for name, choices in (
             ("kind", ("internvideo2", "fluxvit", "huggingface", "efficientnet_lite2")),
             ("precision", ("bf16", "fp32")),
@@ -323,11 +375,6 @@ class TeacherSettings:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"teacher.{name} {getattr(self, name)!r}: choose among {', '.join(choices)}")
-        if self.size < 0 or min(self.cache_shape) < 1:
-            raise ValueError(
-                f"teacher.size must be at least 0 and cache_shape at least 1 everywhere, got {self.size} "
-                f"and {self.cache_shape}"
-            )
 
 
 @dataclass(frozen=True)
@@ -348,21 +395,17 @@ class DistillSettings:
         selector: Which tokens the teacher sees.
     """
 
-    layers: int = 6
-    teacher_tokens: int = 2048
+    layers: _Layers = 6
+    teacher_tokens: Natural = 2048
     mask: str = "sampled"
     scope: str = "clip"
     loss: str = "cosine"
-    pooled_weight: float = 1.0
-    standardize: int = 0
+    pooled_weight: _Weight = 1.0
+    standardize: Natural = 0
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise ValueError(f"task.layers is {self.layers}; it must be at least 1")
-        for name in ("teacher_tokens", "pooled_weight", "standardize"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"task.{name} is {getattr(self, name):g}; it must be at least 0")
+        _check(self, "task")
 
 
 @dataclass(frozen=True)
@@ -416,13 +459,14 @@ class TextSettings:
     kind: str = "minilm"
     source: str = ""
     tokenizer: str = ""
-    context: int = 77
-    trained_blocks: int = -1
-    lr_scale: float = 1.0
-    width: int = 128
-    depth: int = 4
+    context: Annotated[int, Meta(ge=4, le=1 << 16)] = 77
+    trained_blocks: Annotated[int, Meta(ge=-1, le=1024)] = -1
+    lr_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    width: Size = 128
+    depth: _Layers = 4
 
     def __post_init__(self) -> None:
+        _check(self, "text")
         kinds = ("huggingface", "minilm", "mobileclip", "words")
         if self.kind not in kinds:
             raise ValueError(f"text.kind {self.kind!r}: choose among {', '.join(kinds)}")
@@ -430,11 +474,6 @@ class TextSettings:
             if bool(getattr(self, name)) != (self.kind in users):
                 fault = "needs" if self.kind in users else "has no use for"
                 raise ValueError(f"text.kind {self.kind} {fault} text.{name}")
-        if self.context < 4 or self.trained_blocks < -1 or self.lr_scale <= 0:
-            raise ValueError(
-                "text.context must be at least 4, text.trained_blocks at least -1 and text.lr_scale above 0, "
-                f"got {self.context}, {self.trained_blocks} and {self.lr_scale:g}"
-            )
 
 
 @dataclass(frozen=True)
@@ -454,21 +493,18 @@ class ContrastSettings:
     """
 
     loss: str = "infonce"
-    dim: int = 512
-    temperature: float = 0.07
-    align_weight: float = 1.0
-    chunk: int = 0
+    dim: Size = 512
+    temperature: Annotated[float, Meta(gt=0, le=100)] = 0.07
+    align_weight: _Weight = 1.0
+    chunk: Natural = 0
     video: str = "all"
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:
+        _check(self, "task")
         for name, choices in (("loss", ("infonce", "sigmoid")), ("video", ("all", "head", "none"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"task.{name} {getattr(self, name)!r}: choose among {', '.join(choices)}")
-        if self.dim < 1 or self.chunk < 0:
-            raise ValueError(
-                f"task.dim must be at least 1 and task.chunk at least 0, got {self.dim} and {self.chunk}"
-            )
 
 
 @dataclass(frozen=True)
@@ -526,28 +562,22 @@ class InstructSettings:
     """
 
     connector: str = "query"
-    queries: int = 32
-    width: int = 512
-    budgets: tuple[int, ...] = ()
+    queries: Size = 32
+    width: Size = 512
+    budgets: tuple[Count, ...] = ()
     instruction: str = ""
-    choices_told: float = 0.5
-    captions: float = 0.0
-    turns: int = 1
-    apart: float = 0.0
+    choices_told: Share = 0.5
+    captions: Share = 0.0
+    turns: Annotated[int, Meta(ge=1, le=4096)] = 1
+    apart: Share = 0.0
     init: str = ""
-    adapter_rank: int = 0
+    adapter_rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:
+        _check(self, "task")
         if self.connector not in ("query", "mlp"):
             raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
-        if min(self.queries, self.width, self.turns, *self.budgets) < 1:
-            raise ValueError("task.queries, width, turns and budgets must be at least 1")
-        for name in ("choices_told", "captions", "apart"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"task.{name} is {getattr(self, name):g}; it is a part, from 0 to 1")
-        if self.adapter_rank < 0:
-            raise ValueError(f"task.adapter_rank is {self.adapter_rank}; use 0 for no adapters")
 
 
 @dataclass(frozen=True)

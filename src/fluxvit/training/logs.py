@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import sys
 import time
@@ -211,7 +212,9 @@ class Logs:
         """Log a training step, everywhere. A full disk does not end the run."""
         values = {name: float(f"{value:.7g}") for name, value in values.items()}
         try:
-            append_json(self._path, {"step": step, **values})
+            # What is unknown, such as the memory on some systems, is left out: JSON has no NaN.
+            known = {name: value for name, value in values.items() if math.isfinite(value)}
+            append_json(self._path, {"step": step, **known})
         except OSError as error:
             _log.warning("%s: step %d is not logged: %s", self._path, step, error.strerror)
         self.write(step, {f"train/{name}": value for name, value in values.items()})

@@ -35,6 +35,7 @@ from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.machine import device_name
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.schema import convert
 from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe, TaskSettings
 from fluxvit.training.distributed import World, lock_run
 from fluxvit.training.mixing import Mixing
@@ -62,6 +63,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         OSError: The last state or checkpoint could not be saved.
         ValueError: The recipe, the data or the folder cannot be used; the message says why.
     """
+    mixing = None if recipe.mixing is None else convert(recipe.mixing, Mixing, key="mixing")
     recipe = with_manifests(recipe, world, progress)
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
     train = readable(recipe.data.train, recipe.data.target)
@@ -79,7 +81,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     trainer = course.trainer(model, _task(recipe.task, labels, classes), dataset, info)
     # The digest of the data knows indices only: other names would be other classes.
     trainer.fingerprint["classes"] = list(train.labels)
-    trainer.mixing = Mixing(**recipe.mixing) if recipe.mixing is not None else None
+    trainer.mixing = mixing
     if val is not None:
         shown = _without_broken(recipe.data.val, val)
         trainer.fingerprint["validation"] = shown.digest
@@ -334,6 +336,8 @@ def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe
     Raises:
         ValueError: There is no data, or it cannot be used.
     """
+    # Before a data set is gone through.
+    convert(recipe.augment, Augmentation, key="augment")
     if not recipe.data.root:
         if not recipe.data.train:
             raise ValueError("no data: give data.train, a manifest, or data.root, a folder of videos")
@@ -538,7 +542,7 @@ def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> Clip
     if recipe.data.cache:
         cache = FrameCache(recipe.data.cache, manifest, recipe.data.cache_frames, recipe.data.cache_side)
         source = cache.build()
-    augmentation = Augmentation(**recipe.augment)
+    augmentation = convert(recipe.augment, Augmentation, key="augment")
     return ClipDataset(
         manifest,
         source,
