@@ -56,11 +56,24 @@ PIECES = (
     *(b'"video"', b"a.mp4", b"path", b"label"),
 )
 
+VALUES = (None, True, -1, 1.5, 10**30, "", " ", "x", "a.mp4", "\0", "\ud800", [], {}, [None], [[1]], {"x": 1})
+
 # A message with one of these was not written for the people who read it.
 PYTHONS_WORDS = re.compile(
     r"has no attribute|not iterable|not subscriptable|unsupported operand|indices must be|invalid literal|"
     r"codec can't|to unpack|could not convert|shorter than|longer than"
 )
+
+
+def with_odd_values(value: object, rng: random.Random) -> object:
+    """A copy of JSON in which few values are left out or replaced by others."""
+    if rng.random() < 0.08:
+        return rng.choice(VALUES)
+    if isinstance(value, list):
+        return [with_odd_values(each, rng) for each in value if rng.random() > 0.04]
+    if isinstance(value, dict):
+        return {key: with_odd_values(each, rng) for key, each in value.items() if rng.random() > 0.04}
+    return value
 
 
 def mutated(data: bytearray, rng: random.Random) -> bytes:
@@ -91,7 +104,8 @@ def test_damaged_lists_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
         if rng.random() < 0.5:
             name, text = "train.csv", rng.choice(LISTS)
         else:
-            name, text = rng.choice(("train.json", "train.jsonl")), json.dumps(rng.choice(ANNOTATIONS))
+            name, content = rng.choice(("train.json", "train.jsonl")), rng.choice(ANNOTATIONS)
+            text = json.dumps(with_odd_values(content, rng) if rng.random() < 0.5 else content)
         file = tmp_path / name
         file.write_bytes(mutated(bytearray(text.encode(rng.choice(("utf-8", "utf-8", "utf-16")))), rng))
         format = rng.choice(("auto", "auto", "auto", *FORMATS)) if rng.random() < 0.3 else "auto"
