@@ -134,3 +134,28 @@ def test_stretched_pixels_count_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("FLUXVIT_MAX_PIXELS", str(128 * 48 - 1))
     with pytest.raises(VideoError, match="128x48"):
         open_video(path)
+
+
+def test_a_number_of_samples_is_bounded_before_ffmpeg_lists_them(tmp_path: Path) -> None:
+    path = encode(
+        tmp_path / "a.mov", "mjpeg", count=3, pix_fmt="yuvj420p", muxer={"movflags": "faststart"}, sound=True
+    )
+    with open_video(path) as reader:
+        assert len(reader.times) == 3
+    data = bytearray(path.read_bytes())
+    for name, place, numbers in (("stsz", 8, (100, 10**9)), ("stts", 12, (10**9,)), ("stsc", 16, (10**9,))):
+        start = data.index(name.encode()) + place
+        data[start : start + 4 * len(numbers)] = b"".join(number.to_bytes(4, "big") for number in numbers)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="more frames than the limit of 4000000; set FLUXVIT_MAX_FRAMES"):
+        open_video(path)
+
+
+def test_a_large_image_in_a_video_is_not_called_damaged(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.avi", "mjpeg", count=3, pix_fmt="yuvj420p")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = (60000).to_bytes(2, "big") * 2
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="60000x60000 pixels, more than the limit"):
+        open_video(path)

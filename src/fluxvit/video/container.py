@@ -14,6 +14,8 @@ from typing import IO, Any
 import av
 from av.container import InputContainer
 
+from fluxvit.video.limits import VideoLimits
+
 # Demuxers, by FFmpeg's names, of files that hold their pictures themselves. Sound is among them, so that a
 # song is told to be one.
 _CONTAINERS = """
@@ -32,6 +34,9 @@ _LIMITED = {
     "protocol_whitelist": "file",
     "pattern_type": "none",
 }
+
+# FFmpeg's own bound on pixels.
+_LARGEST_OPTION = (1 << 31) - 1
 
 # PyAV 19 leaves text that is not UTF-8 alone; before it, the text of titles had to be told to be harmless.
 _METADATA: dict[str, Any] = (
@@ -62,12 +67,14 @@ def open_container(source: Path | IO[bytes]) -> InputContainer:
     Raises:
         av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
     """
+    # FFmpeg decodes first frames while it opens a file.
+    options = {**_LIMITED, "max_pixels": str(min(VideoLimits.current().pixels, _LARGEST_OPTION))}
     if isinstance(source, Path):
         # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
-        return av.open(f"file:{source}", "r", options=dict(_LIMITED), **_METADATA)
+        return av.open(f"file:{source}", "r", options=options, **_METADATA)
     if source.seekable():
         source.seek(0)
-    return av.open(source, "r", options=dict(_LIMITED), **_METADATA)
+    return av.open(source, "r", options=options, **_METADATA)
 
 
 def open_address(

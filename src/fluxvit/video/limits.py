@@ -23,6 +23,9 @@ from typing import IO
 
 _PREFIX = "FLUXVIT_MAX_"
 
+# Boxes of one level of an MP4 file that are looked at; an index comes before or right after the pictures.
+_MOST_BOXES = 1000
+
 
 @dataclass(frozen=True)
 class VideoLimits:
@@ -145,3 +148,56 @@ def _jpeg_size(file: IO[bytes]) -> tuple[int, int] | None:
             return width, height
         position += 2 + int.from_bytes(marker[2:4], "big")
     return None
+
+
+def claimed_samples(file: IO[bytes]) -> int:
+    """The most samples that a track of an MP4 or QuickTime file claims by a number alone; 0 for other files.
+
+    FFmpeg makes an index of them while it opens the file, of 24 bytes each and more. Uncompressed sound is
+    left out: FFmpeg does not list its samples, which are millions a minute. The file is left at its
+    beginning.
+    """
+    try:
+        length = file.seek(0, os.SEEK_END)
+        return _claimed_in(file, 0, length) if _box_at(file, 0, length) else 0
+    finally:
+        file.seek(0)
+
+
+def _claimed_in(file: IO[bytes], start: int, end: int, depth: int = 0) -> int:
+    """The most samples that a track between two positions claims."""
+    most, position, table, uncompressed = 0, start, 0, False
+    for _ in range(_MOST_BOXES):
+        box = _box_at(file, position, end)
+        if box is None:
+            break
+        kind, content, position = box
+        if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl") and depth < 8:
+            most = max(most, _claimed_in(file, content, position, depth + 1))
+        elif kind == b"stsz":
+            file.seek(content + 4)
+            size, count = _two_numbers(file.read(8))
+            table = count if size else 0
+        elif kind == b"stts":
+            file.seek(content + 4)
+            entries, _ = _two_numbers(file.read(8))
+            file.seek(content + 12)
+            uncompressed = entries == 1 and file.read(4) == b"\0\0\0\1"
+    return max(most, 0 if uncompressed else table)
+
+
+def _box_at(file: IO[bytes], position: int, end: int) -> tuple[bytes, int, int] | None:
+    """Name of the box at a position, where its content begins and where the next box does."""
+    file.seek(position)
+    header = file.read(16)
+    if len(header) < 8 or not header[4:8].isalnum():
+        return None
+    size, content = int.from_bytes(header[:4], "big"), position + 8
+    if size == 1:
+        size, content = int.from_bytes(header[8:16], "big"), position + 16
+    following = end if size == 0 else min(position + size, end)
+    return (header[4:8], content, following) if following > position + 7 else None
+
+
+def _two_numbers(data: bytes) -> tuple[int, int]:
+    return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:], "big")

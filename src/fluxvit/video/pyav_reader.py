@@ -7,6 +7,7 @@ and, at each, either decodes on or seeks, whichever is nearer.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,7 +27,7 @@ from av.video.stream import VideoStream
 from fluxvit.video.base import DamageFound, TimedReader, VideoError, VideoInfo, decoding
 from fluxvit.video.clock import Clock
 from fluxvit.video.container import open_container, script_kind
-from fluxvit.video.limits import VideoLimits, image_size
+from fluxvit.video.limits import VideoLimits, claimed_samples, image_size
 from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import RGBConverter, display_width
 
@@ -35,6 +36,7 @@ _SEEK_COST_IN_PACKETS = 3
 
 _SCRIPT_BYTES = 1024
 _INDEX_BYTES = 1 << 20
+_IMAGE_HEADER_BYTES = 1 << 17
 
 # Pixels of real videos are at most about twice as wide as high, or the reverse.
 _LARGEST_ASPECT = 8.0
@@ -305,6 +307,9 @@ class PyAVReader(TimedReader):
         )
         assert self._stream.time_base is not None
         self._time_base = float(self._stream.time_base)
+        # Frames may grow in the middle of a stream.
+        most = min(self._limits.pixels, (1 << 31) - 1)
+        self._stream.codec_context.options = {"max_pixels": str(most)}
         self._stream.codec_context.thread_count = self._threads
         if self._threads != 1:
             self._stream.codec_context.thread_type = "AUTO"
@@ -326,12 +331,22 @@ class PyAVReader(TimedReader):
             for packet in self._opened.demux(self._stream):
                 if not packet.size:
                     continue
+                if self._stream.codec_context.name in _IMAGE_CODECS:
+                    self._expect_small(packet)
                 clock.mend(packet)
                 if clock.jumps or packet.is_corrupt:
                     self._seeks = False
                 yield packet
+        except VideoError:
+            raise
         except (FFmpegError, ValueError):
             self._cut_off = True
+
+    def _expect_small(self, packet: av.Packet) -> None:
+        """Raise if an image in a video is too large, which its decoder would take for damage."""
+        size = image_size(io.BytesIO(memoryview(packet)[:_IMAGE_HEADER_BYTES]))
+        if size is not None and (reason := self._limits.too_large(*size)):
+            raise VideoError.of(self._path, reason)
 
     def _recorded(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
         for packet in packets:
@@ -410,8 +425,10 @@ def _open_stream(
             raise VideoError.of(path, "the file is empty (0 bytes)")
     try:
         with _bytes_of(path, file) as opened:
-            size = image_size(opened)
+            size, samples = image_size(opened), claimed_samples(opened)
         if size is not None and (reason := limits.too_large(*size)):
+            raise VideoError.of(path, reason)
+        if reason := limits.too_many(samples):
             raise VideoError.of(path, reason)
         container = open_video_file(path, file)
     except VideoError:
@@ -421,7 +438,8 @@ def _open_stream(
     try:
         stream = choose_stream(path, container, number)
         context = stream.codec_context
-        if reason := limits.too_large(context.width, context.height):
+        shown = display_width(context.width, pixel_aspect(stream)), context.height
+        if reason := limits.too_large(*shown) or limits.too_large(context.width, context.height):
             raise VideoError.of(path, reason)
     except BaseException:
         container.close()
