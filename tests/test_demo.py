@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fluxvit import Predictor
+from fluxvit import Predictor, demo
 from fluxvit.cli import main
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
 
@@ -66,3 +68,44 @@ def test_demo_checks_sizes_before_it_works(setting: str, tmp_path: Path, capsys)
     assert main(["demo", "--out", str(tmp_path / "demo"), f"--{setting}", "0"]) == 2
     assert f"{setting} is 0; the demo needs at least" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "left", "steps", "control_steps"),
+    [
+        (0.1, 900, 1000, 300),  # A fast machine takes all of them.
+        (0.7, 900, 800, 240),
+        (0.701, 900, 800, 240),  # Hardly any slower: the same.
+        (30.0, 900, 300, 90),
+        (0.7, -60, 300, 90),  # The time is up before it begins.
+    ],
+)
+def test_steps_fit_into_the_time(step: float, left: float, steps: int, control_steps: int) -> None:
+    config = demo.DemoConfig()
+    rates = demo._Rates(step, step / 3, 0.01)
+    pace = demo._fitted(config, rates, left)
+    assert (pace.steps, pace.control_steps) == (steps, control_steps)
+    clips = (len(demo.GRIDS) + 3) * 240 + 9 * 400
+    seconds = steps * step + 3 * control_steps * step / 3 + clips * 0.01
+    assert seconds < left or steps == 300
+    assert (f"{steps} of 1000" in pace.told(config)) == (steps < 1000)
+
+
+def test_what_was_decided_holds_when_the_demo_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = demo.DemoConfig(str(tmp_path))
+    monkeypatch.setattr(demo, "_rates", lambda *_: demo._Rates(0.7, 0.2, 0.01))
+    pace = demo._fit(config, tmp_path, None, time.monotonic())
+    assert pace.steps < 1000
+    monkeypatch.setattr(demo, "_rates", lambda *_: demo._Rates(0.01, 0.01, 0.01))
+    assert demo._fit(config, tmp_path, None, time.monotonic()) == pace
+    with pytest.raises(ValueError, match=r"holds a demo with minutes, steps .* \[15.0, 1000, 300\]"):
+        demo._fit(replace(config, minutes=30), tmp_path, None, time.monotonic())
+    assert demo._fit(replace(config, minutes=0), tmp_path / "other", None, 0).steps == 1000
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("95", 95), ("", 0), ("-3", 0), ("nan", 0), ("9" * 400, 0)])
+def test_the_set_up_counts(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUXVIT_SETUP_SECONDS", text)
+    assert demo._setup_seconds() == seconds

@@ -8,16 +8,19 @@ stage is kept: a second call goes on where the first one stopped.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import shutil
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from msgspec import Meta
 from rich.console import Console
 
 from fluxvit import __version__
@@ -39,8 +42,10 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.machine import usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.schema import NotNegative, Seed, check, read
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.logs import LOG
+from fluxvit.training.state import find_state
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -53,6 +58,12 @@ PLAIN_SIZE = 40  # Eight, four and two such frames are the three budgets.
 GRIDS = legal_grids(range(16, 33, 8), range(32, 41, 8), 192, 400, patch_size=8, tubelet_size=2)
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 BATCH = 32
+PACE = "pace.json"
+# What is trained to measure the rate; the first steps start processes and warm up.
+_TRIED_STEPS, _WARM_UP, _TRIED_CLIPS = 14, 4, 32
+# Part of the time left that is planned, for rates vary; the seconds that the report takes; and the least part
+# of the steps that is taken, since a model that has hardly learned shows nothing.
+_PLANNED, _REPORT_SECONDS, _LEAST = 0.92, 20.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class DemoConfig:
         test: Test videos.
         steps: Training steps of the model.
         control_steps: Training steps of each control.
+        minutes: What the demo may take. Where all steps would take longer, which is measured, fewer are
+            taken, though not fewer than 30 %. 0: no limit. ``bash run demo`` counts the set-up, too.
         seed: Of data, initialisation and order.
         workers: Processes that make and decode videos; None: one per core.
     """
@@ -76,10 +89,12 @@ class DemoConfig:
     test: int = 400
     steps: int = 1000
     control_steps: int = 300
-    seed: int = 0
-    workers: int | None = None
+    minutes: Annotated[float, Meta(ge=0, le=1e6)] = 15.0
+    seed: Seed = 0
+    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
 
     def __post_init__(self) -> None:
+        check(self)
         for name, least in (("videos", BATCH), ("val", 1), ("test", 1), ("steps", 1), ("control_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; the demo needs at least {least}")
@@ -97,6 +112,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 
 
 def _run_demo(config: DemoConfig, console: Console | None) -> Path:
+    started = time.monotonic() - _setup_seconds()
     require_matplotlib()  # Now, not after minutes of training.
     console = console or Console()
     out = Path(config.out)
@@ -104,6 +120,10 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
     world = MotionWorldConfig(config.videos, config.seed, "demo", val=config.val, test=config.test)
     make_motionworld(out / "data", world, workers=config.workers)
     data = Data(out / "data", workers=config.workers)
+
+    pace = _fit(config, out, data, started)
+    full, config = config, replace(config, steps=pace.steps, control_steps=pace.control_steps)
+    console.print(pace.told(full))
 
     console.rule("training: one model, three budgets")
     trained = train_model(out, data.clips("train"), BUDGETS, GRIDS, config.steps, config.seed)
@@ -151,7 +171,7 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
         "title": "fluxvit demo",
         "headline": _headline(curve[-1], len(info.labels)),
         "chance": 1 / len(info.labels),
-        "conditions": _conditions(config, trained, data),
+        "conditions": {**_conditions(config, trained, data), "Work": pace.told(full)},
         "curve": curve,
         "trials": [_trial(model, trial) for rows in trials.values() for trial in rows],
         "controls": controls,
@@ -181,6 +201,135 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
         console.print(f"{control['name']}: {100 * control['accuracy']:.1f} %")
     console.print(f"report      {out / 'report.html'}\ncheckpoint  {folder}", markup=False)
     return out / "report.html"
+
+
+# The time that it takes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many steps fit into the time, as it was decided when the demo began; kept in ``pace.json``.
+
+    Args:
+        minutes, asked_steps, asked_control_steps: The settings that it was decided for.
+        steps, control_steps: What is taken.
+        step_seconds, control_seconds, clip_seconds: What a training step, a step of a control, and a clip of
+            the evaluation took; 0 where nothing was measured.
+    """
+
+    minutes: NotNegative
+    asked_steps: int
+    asked_control_steps: int
+    steps: int
+    control_steps: int
+    step_seconds: NotNegative = 0.0
+    control_seconds: NotNegative = 0.0
+    clip_seconds: NotNegative = 0.0
+
+    def told(self, asked: DemoConfig) -> str:
+        """What was decided, in a sentence."""
+        if not self.step_seconds:
+            return f"All {self.steps} training steps are taken, without regard to the time."
+        rate = f"a training step took {self.step_seconds:.2f} s when it was measured before the training"
+        if self.steps == asked.steps:
+            return f"All {self.steps} training steps fit into {self.minutes:g} minutes: {rate}."
+        return (
+            f"{self.steps} of {asked.steps} training steps, and {self.control_steps} of "
+            f"{asked.control_steps} of each control, to stay within {self.minutes:g} minutes: {rate}."
+        )
+
+
+def _setup_seconds() -> float:
+    """Seconds that the set-up took before the demo, as ``bash run demo`` tells."""
+    text = os.environ.get("FLUXVIT_SETUP_SECONDS", "")
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0.0
+
+
+def _fit(config: DemoConfig, out: Path, data: Data, started: float) -> Pace:
+    """The steps to take: what an earlier call decided, so that a demo goes on as it began; else by the time.
+
+    Raises:
+        ValueError: An earlier call decided for other settings.
+    """
+    asked = config.minutes, config.steps, config.control_steps
+    if (out / PACE).exists():
+        pace = read(out / PACE, Pace)
+        before = pace.minutes, pace.asked_steps, pace.asked_control_steps
+        if before != asked:
+            raise ValueError(
+                f"{out} holds a demo with minutes, steps and control_steps {list(before)}, not "
+                f"{list(asked)}; choose another folder or remove it"
+            )
+        return pace
+    work = config.steps + 3 * config.control_steps
+    if not config.minutes or work < 10 * _TRIED_STEPS or find_state(out) is not None:
+        pace = Pace(*asked, config.steps, config.control_steps)
+    else:
+        rates = _rates(config, data)
+        left = 60 * config.minutes - (time.monotonic() - started)
+        pace = _fitted(config, rates, left)
+    write_json(out / PACE, asdict(pace))
+    return pace
+
+
+class _Rates(NamedTuple):
+    step: float
+    control: float
+    clip: float
+
+
+def _fitted(config: DemoConfig, rates: _Rates, left: float) -> Pace:
+    """The steps that fit into ``left`` seconds, as multiples of 5 %, so that noise changes nothing."""
+    # Each grid on the validation videos; on the test videos, both plans of each budget and the controls.
+    clips = (len(GRIDS) + len(BUDGETS)) * config.val + (2 * len(BUDGETS) + 3) * config.test
+    free = _PLANNED * left - clips * rates.clip - _REPORT_SECONDS
+    needed = config.steps * rates.step + 3 * config.control_steps * rates.control
+    share = min(1.0, max(_LEAST, int(20 * free / needed) / 20))
+    steps, control_steps = (max(1, round(share * n)) for n in (config.steps, config.control_steps))
+    return Pace(
+        config.minutes,
+        config.steps,
+        config.control_steps,
+        steps,
+        control_steps,
+        *(round(seconds, 4) for seconds in rates),
+    )
+
+
+def _rates(config: DemoConfig, data: Data) -> _Rates:
+    """Seconds of a step of the training, of one of a control, and of a clip of the evaluation.
+
+    They are those of networks that are thrown away, so that the training is the same as without.
+    """
+    clips = data.clips("train")
+    step, model = _step_seconds(clips, BUDGETS, GRIDS, config.seed)
+    control, _ = _step_seconds(clips, [CONTROL.keep], [CONTROL.grid], config.seed)
+    held_out = data.clips("val")
+    indices = range(min(_TRIED_CLIPS, config.val))
+    start = time.perf_counter()
+    predict_dataset(model, held_out, CONTROL.grid, BUDGETS, mean=MEAN, std=STD, workers=1, indices=indices)
+    return _Rates(step, control, (time.perf_counter() - start) / len(indices))
+
+
+def _step_seconds(
+    clips: ClipDataset, budgets: Sequence[int], grids: Sequence[SamplingGrid], seed: int
+) -> tuple[float, FluxViT]:
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trained = train_model(
+                Path(folder),
+                clips,
+                budgets,
+                grids,
+                _TRIED_STEPS,
+                seed,
+                "Measuring the speed",
+                after_step=lambda step: times.append(time.perf_counter()),
+            )
+        except Stopped:
+            raise Stopped("stopped while measuring the speed; the same command goes on") from None
+    return (times[-1] - times[_WARM_UP]) / (len(times) - 1 - _WARM_UP), trained.model
 
 
 # Data and training ---------------------------------------------------------------------------------------
@@ -232,8 +381,12 @@ def train_model(
     steps: int,
     seed: int,
     title: str = "Training",
+    after_step: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train a nano model from scratch, or what is left to train of it.
+
+    Args:
+        after_step: Called with the number of steps taken, at the start and after each.
 
     Raises:
         Stopped: Interrupted; the weights so far are in ``folder/last``.
@@ -257,6 +410,7 @@ def train_model(
         "grids": ",".join(map(str, grids)),
     }
     trainer = Trainer(model, FluxTuning(), config, batches, folder, MEAN, STD, fingerprint)
+    trainer.after_step = after_step
     try:
         trainer.run(title)
     except Stopped as stop:

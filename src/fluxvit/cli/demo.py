@@ -21,6 +21,7 @@ def run(argv: list[str]) -> int:
     add("--test", type=int, help="test videos")
     add("--steps", type=int, help="training steps")
     add("--control_steps", type=int, help="training steps of each control")
+    add("--minutes", type=float, help="fewer steps are taken where all would take longer; 0: no limit")
     add("--seed", type=int, help="of data and training")
     add("--workers", type=int, help="processes that make videos; default: one per core")
     return _demo(**values(parser, argv))
