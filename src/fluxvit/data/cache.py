@@ -86,5 +86,5 @@ class FrameCache:
 
 def _decode(job: tuple[Entry, int, int]) -> np.ndarray:
     entry, frames, short_side = job
-    with open_video(entry.path, short_side=short_side) as reader:
+    with open_video(entry.path, short_side=short_side, count=entry.frames) as reader:
         return reader.read(segment_times(*entry.span(reader.end), frames).tolist())

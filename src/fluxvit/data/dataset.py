@@ -89,7 +89,7 @@ class VideoSource:
 
     def read_times(self, index: int, times: TimesOf) -> np.ndarray:
         entry = self.manifest.entries[index]
-        with open_video(entry.path) as reader:
+        with open_video(entry.path, count=entry.frames) as reader:
             # Of the frames that are there: headers lie, and some do not tell their rate.
             fps = len(reader.times) / reader.end
             return reader.read(times(*entry.span(reader.end), fps))

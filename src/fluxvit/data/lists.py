@@ -151,8 +151,10 @@ def _read_segments(source: Path, root: Path | None, split: str | None, before: i
 def read_rawframes(source: Path, root: Path | None, split: str | None) -> VideoList:
     """``frame_dir total_frames label`` on each line: folders of images, one a frame (SSv2, HMDB51).
 
-    The images of a folder are taken in natural order of their names, whatever those are. Otherwise like
-    ``intervals``.
+    The images of a folder are taken in natural order of their names. If it holds several kinds of images,
+    those are taken of which there are ``total_frames``; if that fits several kinds, the list must name the
+    images: ``frame_dir/img_%05d.jpg total_frames label``.
+    Otherwise like ``intervals``.
     """
     table = TextTable.read(list_file(source, split))
     rows = _fixed(table, before=0, after=2)

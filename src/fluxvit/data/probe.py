@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -96,7 +96,8 @@ def _probe_manifest(
     known = _resume(log, deep)
     done = {path: known[str(path)] for path in paths if str(path) in known}
     left = [path for path in paths if path not in done]
-    look = partial(inspect_video, deep=deep)
+    counts = {entry.path: entry.frames for entry in videos.entries if entry.frames is not None}
+    look = partial(inspect_video, deep=deep, counts=counts)
     with (
         log.open("a", encoding="utf-8") as results,
         _bar(len(paths), len(done), progress) as advance,
@@ -119,18 +120,23 @@ def _probe_manifest(
     return Summary.of(manifest)
 
 
-def inspect_video(path: Path, *, deep: bool = False) -> dict[str, Any]:
+def inspect_video(
+    path: Path, *, deep: bool = False, counts: Mapping[Path, int] | None = None
+) -> dict[str, Any]:
     """What a file is, as fields of `Entry`: facts, ``ok``, and ``error`` if it cannot be used. Never raises.
 
     The packets of the whole file are read, since a header does not know that its file was cut short; the
     first frame is decoded and, if ``deep``, all others. Frames and duration are those that are there. A file
     that has lost up to a tenth of its frames is usable; how many a deep look misses is in ``damaged_frames``.
+
+    Args:
+        counts: Numbers of frames by the list, which tell what to read in folders of several kinds of images.
     """
     facts: dict[str, Any] = {"ok": True, "error": None}
     try:
         if not may_exist(path):
             return {"ok": False, "error": "missing"}
-        with open_video(path) as reader:
+        with open_video(path, count=(counts or {}).get(path)) as reader:
             info = reader.info
             facts |= {
                 "frames": len(reader.times),

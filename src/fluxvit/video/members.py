@@ -175,9 +175,29 @@ def with_scheme(path: str | Path) -> str:
     return _URL.sub(r"\1://", str(path), count=1) if is_url(path) else str(path)
 
 
+def image_pattern(name: str) -> re.Pattern[str]:
+    """What names of images a pattern fits: ``*`` is any text, ``%d``, ``%05d`` or ``{:05d}`` a number."""
+    parts = re.split(r"(\*|%[0-9]*d|\{:?[0-9]*d?\})", name)
+    texts = [
+        (".*" if part == "*" else "[0-9]+") if number % 2 else re.escape(part)
+        for number, part in enumerate(parts)
+    ]
+    return re.compile("".join(texts), re.IGNORECASE)
+
+
+def split_pattern(path: Path) -> tuple[Path, str] | None:
+    """The folder and the pattern of a path such as ``frames/img_%05d.jpg``; None if it is no such path."""
+    if image_pattern(path.name).pattern == re.escape(path.name) or not os.path.isdir(path.parent):
+        return None
+    return path.parent, path.name
+
+
 def may_exist(path: Path) -> bool:
-    """Whether a video may be there: its file or its shard is, or cannot be asked for in a moment."""
+    """Whether a video may be there: its file, its shard or the folder of its images exists, or its shard is
+    behind a URL.
+    """
     member = TarMember.parse(path)
     if member is None:
-        return os.path.exists(path)  # False, too, for names that no file can have.
+        # False, too, for names that no file can have.
+        return os.path.exists(path) or split_pattern(path) is not None
     return is_url(member.tar) or os.path.isfile(member.tar)

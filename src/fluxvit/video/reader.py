@@ -9,7 +9,7 @@ from fluxvit.video.base import VideoError, VideoInfo, VideoReader
 from fluxvit.video.folder_reader import FolderReader
 from fluxvit.video.frames_reader import DEFAULT_FPS, ArrayReader
 from fluxvit.video.inputs import VideoInput, as_file, as_frames, given_path
-from fluxvit.video.members import TarMember
+from fluxvit.video.members import TarMember, split_pattern
 from fluxvit.video.pyav_reader import PyAVReader
 from fluxvit.video.torchcodec_reader import TorchCodecReader
 
@@ -37,14 +37,17 @@ def open_video(
     threads: int = 1,
     fps: float | None = None,
     stream: int | None = None,
+    count: int | None = None,
 ) -> VideoReader:
     """Open a video for reading frames by time.
 
     Args:
         video: One of these:
 
-            - the path of a video file, of a folder of jpg, png, webp or bmp images, one a frame, or of a
-              video in a shard (see `fluxvit.video.members`);
+            - the path of a video file, or of a video in a shard (see `fluxvit.video.members`);
+            - the path of a folder of jpg, png, webp or bmp images, one a frame; if it holds several kinds of
+              images, with the name of those that are meant, such as ``frames/img_%05d.jpg`` or
+              ``frames/img_*.jpg`` (see `FolderReader`);
             - the content of a video file: bytes, or a file opened in binary mode that can be sought in. It is
               read from its beginning, stays the caller's to close, and is not to be read by others meanwhile;
             - frames: an array or tensor, uint8 RGB ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL
@@ -61,6 +64,8 @@ def open_video(
         stream: Number of the picture stream in a file that has several, from 0 on. By default stills such as
             covers are left out, and of the others the one that the file marks as its default is read, or else
             the largest.
+        count: Number of frames by a list of videos. It tells what to read in a folder with several kinds of
+            images, and has no effect otherwise.
 
     Raises:
         VideoError: The video cannot be read; the message is one line and names the file and the reason.
@@ -78,7 +83,10 @@ def open_video(
     if path is None and (frames := as_frames(video)) is not None:
         return ArrayReader(frames, fps=rate, short_side=short_side)
     if path is not None and os.path.isdir(path):
-        return FolderReader(path, fps=rate, short_side=short_side)
+        return FolderReader(path, fps=rate, short_side=short_side, count=count)
+    if path is not None and not os.path.exists(path) and (found := split_pattern(path)) is not None:
+        folder, pattern = found
+        return FolderReader(folder, fps=rate, short_side=short_side, pattern=pattern)
     name, file = as_file(video) if path is None else (str(path), None)
     if fps is not None:
         raise ValueError(
