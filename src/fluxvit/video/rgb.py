@@ -14,7 +14,11 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
 
     Cameras store a matrix with their pictures, and phones mirror what their front camera sees.
     """
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18 lists no data of a frame if some is of a kind that it does not know, such as EXIF.
+        return False, round(-frame.rotation / 90) % 4
     if matrix is None:
         return False, 0
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(np.float64)
