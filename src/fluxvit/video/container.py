@@ -39,9 +39,11 @@ _LIMITED = {
 _LARGEST_OPTION = (1 << 31) - 1
 
 # PyAV 19 leaves text that is not UTF-8 alone; before it, the text of titles had to be told to be harmless.
-_METADATA: dict[str, Any] = (
-    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
-)
+_PYAV = int(av.__version__.partition(".")[0])
+_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if _PYAV < 19 else {}
+
+# How files begin whose header names all of their streams.
+_HEADERS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"\x1a\x45\xdf\xa3")
 
 # How files begin that name other files or addresses instead of holding pictures.
 _SCRIPTS = (
@@ -67,14 +69,35 @@ def open_container(source: Path | IO[bytes]) -> InputContainer:
     Raises:
         av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
     """
-    # FFmpeg decodes first frames while it opens a file.
-    options = {**_LIMITED, "max_pixels": str(min(VideoLimits.current().pixels, _LARGEST_OPTION))}
+    start = b""
     if isinstance(source, Path):
+        if _PYAV < 18 and source.is_file():
+            with source.open("rb") as file:
+                start = file.read(12)
         # The prefix keeps FFmpeg from reading names such as "concat:a" or "take:1.mp4" as protocols.
-        return av.open(f"file:{source}", "r", options=options, **_METADATA)
+        return av.open(f"file:{source}", "r", **_limits(start), **_METADATA)
     if source.seekable():
         source.seek(0)
-    return av.open(source, "r", options=options, **_METADATA)
+        if _PYAV < 18:
+            start = source.read(12)
+            source.seek(0)
+    return av.open(source, "r", **_limits(start), **_METADATA)
+
+
+def _limits(start: bytes) -> dict[str, Any]:
+    """Arguments of `av.open` that limit what is opened, for a file that begins with ``start``."""
+    # FFmpeg decodes first frames while it opens a file.
+    pixels = {"max_pixels": str(min(VideoLimits.current().pixels, _LARGEST_OPTION))}
+    if (
+        _PYAV >= 18
+        or start.startswith(_HEADERS)
+        or start[4:8] == b"ftyp"
+        or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+    ):
+        return {"options": {**_LIMITED, **pixels}}
+    # PyAV before 18 frees options of decoders that it never set, and crashes, if FFmpeg finds further streams
+    # behind the header, as in MPEG-TS, MPEG-PS and FLV. Options of the container alone are safe.
+    return {"container_options": _LIMITED}
 
 
 def open_address(
@@ -94,7 +117,9 @@ def open_address(
     Raises:
         av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
     """
-    return av.open(address, "r", format=format, options=options or {}, timeout=timeout, **_METADATA)
+    # Not as options of decoders, too; see _limits.
+    how: dict[str, Any] = {"format": format, "container_options": options or {}, "timeout": timeout}
+    return av.open(address, "r", **how, **_METADATA)
 
 
 def script_kind(start: bytes) -> str | None:
