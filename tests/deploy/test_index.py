@@ -15,7 +15,7 @@ import torch
 from fluxvit.cli import main
 from fluxvit.data.texts import embed_texts
 from fluxvit.deploy import index, video_db
-from fluxvit.deploy.index import Embedder, choose_settings, search, update_index
+from fluxvit.deploy.index import Embedder, IndexSettings, choose_settings, search, update_index
 from fluxvit.deploy.sheet import thumbnail_sheet
 from fluxvit.deploy.video_db import Filter, Hit, VideoDatabase, is_new, make_database
 from fluxvit.deploy.windows import windows
@@ -642,3 +642,11 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rebuilt = ["index", videos, "--db", db, "--checkpoint", str(tmp_path / "moved"), "--rebuild"]
     assert main([*rebuilt, "--budget", "12", "--grid", "4x24"]) == 0
     assert "12 tokens of 4x24" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1e-9, float("nan"), float("inf"), 1e6])
+def test_windows_out_of_range(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"it must be from 0\.01 to 86400 seconds"):
+        next(windows(tmp_path, GRID, seconds))
+    with pytest.raises(ValueError, match=r"it must be from 0\.01 to 86400 seconds"):
+        IndexSettings("x", "4x16", 8, None, "group_dynamic", seconds, True)

@@ -15,7 +15,8 @@ from fluxvit.deploy.streaming import StreamingPredictor
 from fluxvit.flux.cost import grid_cost
 from fluxvit.models.fluxvit import create_model
 from fluxvit.video.base import VideoError
-from fluxvit.video.stream import FrameSource, TimedFrames, open_stream
+from fluxvit.video.reader import open_video
+from fluxvit.video.stream import FileFrames, FrameSource, TimedFrames, open_stream
 from fluxvit.video.transforms import eval_transform
 
 
@@ -137,7 +138,12 @@ def test_macs_of_a_step(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((0.0,), "window 0: it must be above 0"),
+        ((0.0,), r"window 0: it must be from 0\.01 to 86400 seconds"),
+        ((1e-9,), "window 1e-09"),
+        ((1e300,), r"window 1e\+300"),
+        ((2.0, float("nan")), "hop nan"),
+        ((2.0, 0.5, float("inf")), "token rate inf: it must be above 0 and up to"),
+        ((2.0, 0.5, 1e300), r"token rate 1e\+300"),
         ((float("nan"),), "window nan"),
         ((2.0, -1.0), "hop -1"),
         ((2.0, 3.0), "longer than the window of 2 s"),
@@ -220,3 +226,19 @@ def test_leaving_releases_the_source(checkpoint: Path) -> None:
     tap.opened[1].set()
     answers.close()
     assert tap.closed.wait(30)
+
+
+def test_whatever_is_a_video_is_a_source(checkpoint: Path, clip: Path) -> None:
+    stream = StreamingPredictor(Predictor(checkpoint, 12), 1.0, 0.5)
+    with open_video(clip) as reader:
+        frames = reader.read(reader.times)
+    wanted = [answer.probabilities for answer in stream(FileFrames(clip))]
+    for video, fps in (
+        (str(clip), None),
+        (clip, None),
+        (clip.read_bytes(), None),
+        (frames, 10),
+        (list(frames), 10),
+    ):
+        found = [answer.probabilities for answer in stream(video, fps=fps)]
+        np.testing.assert_array_equal(found, wanted)

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from clips import FPS, encode, numbered, numbers_of, save_image
 
+from fluxvit.video import stream
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
-from fluxvit.video.stream import TimedFrames, open_stream, parse_raw
+from fluxvit.video.stream import FileFrames, TimedFrames, open_stream, parse_raw
 from fluxvit.video.writer import write_video
 
 
@@ -80,6 +81,31 @@ def test_a_clock_that_steps_back_goes_on() -> None:
     assert picks([10.0, 11.0, 12.0, 0.0, 1.0, 2.0], 1.0) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_leap_of_the_clock_is_no_still_picture() -> None:
+    assert picks([0.0, 1.0, 2.0, 1e9, 1e9 + 1], 1.0) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="finite seconds, got nan"):
+        picks([0.0, float("nan")], 1.0)
+
+
+def test_a_leap_of_the_clock_in_a_file(tmp_path: Path) -> None:
+    pts = [0, 40, 80, 90_000_000, 90_000_040]
+    source = open_stream(str(encode(tmp_path / "leap.mkv", count=5, pts=pts)))
+    assert source.seconds == pytest.approx(0.2, abs=1e-3)
+    assert numbers_of(np.stack(list(source.sample(0.04)))) == [0, 1, 2, 3, 4]
+
+
+def test_many_samples_are_taken_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "clip.mp4", count=30)
+    wanted = list(open_stream(str(path)).sample(0.03))
+    monkeypatch.setattr(stream, "_SAMPLES_AT_ONCE", 7)
+    np.testing.assert_array_equal(list(open_stream(str(path)).sample(0.03)), wanted)
+
+
+def test_frames_in_memory_are_a_source() -> None:
+    frames = np.stack([numbered(number) for number in range(4)])
+    assert numbers_of(np.stack(list(FileFrames(frames, fps=10).sample(0.1)))) == [0, 1, 2, 3]
+
+
 def test_only_sampled_frames_are_converted() -> None:
     converted: list[int] = []
 
@@ -115,6 +141,15 @@ def test_raw_sizes() -> None:
     assert parse_raw("8x8@29.97")[2] == Fraction(2997, 100)
     for text in ("640x360", "640@30", "0x8@30", "8x8@0", "8x8@1/0", "8x8@-3", "8x8@1e3"):
         with pytest.raises(ValueError, match="is not WIDTHxHEIGHT@FPS"):
+            parse_raw(text)
+    for text, message in (
+        ("100000x100000@1", "100000x100000 pixels, more than the limit"),
+        ("8x8@999999", "the rate must be a number of frames per second, above 0 and up to 100000"),
+        ("8x8@0.0001", "the rate must be at least a frame in 600 seconds"),
+        (f"{'9' * 5000}x8@1", r"raw '9{50}\.\.\.' is not WIDTHxHEIGHT@FPS"),
+        ("²x8@1", "is not WIDTHxHEIGHT@FPS"),
+    ):
+        with pytest.raises(ValueError, match=message):
             parse_raw(text)
 
 

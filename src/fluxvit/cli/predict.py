@@ -176,13 +176,14 @@ def _stream(
     if token_rate is not None and budget is not None:
         raise ValueError("give --budget, what a step may cost, or --token_rate, not both")
 
-    from fluxvit.deploy.streaming import DEFAULT_HOPS, DEFAULT_WINDOW_S, StreamingPredictor
+    from fluxvit.deploy.streaming import DEFAULT_HOPS, DEFAULT_WINDOW_S, StreamingPredictor, check_rates
     from fluxvit.machine import log_device
     from fluxvit.video.stream import open_stream
 
     source = open_stream(clips[0], raw=raw, live=live or None)
     if window is None:
         window = min(DEFAULT_WINDOW_S, source.seconds or DEFAULT_WINDOW_S)
+    check_rates(window, hop, token_rate)
     if token_rate is not None:
         # About what a step will keep: it chooses the grid. The tubelets of the grid round the hop.
         budget = str(max(1, round(token_rate * (hop or window / DEFAULT_HOPS))))

@@ -29,6 +29,7 @@ from fluxvit.models.finite import NotFiniteError, check_finite
 from fluxvit.schema import convert
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
+from fluxvit.video.sampling import check_window
 from fluxvit.video.transforms import normalize
 
 _AT_ONCE = 8
@@ -43,6 +44,9 @@ class IndexSettings:
         grid, keep, head, selector: Its plan.
         seconds: Length of a window.
         shots: Windows end where shots do.
+
+    Raises:
+        ValueError: A window is shorter than a hundredth of a second or longer than a day.
     """
 
     checkpoint: str
@@ -52,6 +56,9 @@ class IndexSettings:
     selector: str
     seconds: float
     shots: bool
+
+    def __post_init__(self) -> None:
+        check_window(self.seconds)
 
     def __str__(self) -> str:
         shots = "" if self.shots else ", shots or not"

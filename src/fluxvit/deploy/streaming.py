@@ -26,9 +26,12 @@ from fluxvit.flux.selection import get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.base import VideoError
-from fluxvit.video.stream import FrameSource
+from fluxvit.video.inputs import VideoInput
+from fluxvit.video.sampling import check_window
+from fluxvit.video.stream import FileFrames, FrameSource, open_stream
 
 DEFAULT_WINDOW_S = 4.0
+_MOST_TOKENS = 1e9  # A second: more than any grid has.
 DEFAULT_HOPS = 8  # Hops in a window, where no hop is given.
 
 
@@ -61,6 +64,22 @@ class StreamAnswer:
         return likeliest(self.labels, self.probabilities, count)
 
 
+def check_rates(window_s: float, hop_s: float | None, token_rate: float | None) -> None:
+    """Raise a ValueError if a stream cannot be answered in such windows and steps, at such a token rate."""
+    check_window(window_s)
+    if hop_s is not None and not 0 < hop_s < math.inf:
+        raise ValueError(f"hop {hop_s:g}: it must be above 0 seconds")
+    if hop_s is not None and hop_s > window_s:
+        raise ValueError(
+            f"hop {hop_s:g} s is longer than the window of {window_s:g} s and would leave video out; "
+            "lengthen the window"
+        )
+    if token_rate is not None and not 0 < token_rate <= _MOST_TOKENS:
+        raise ValueError(
+            f"token rate {token_rate:g}: it must be above 0 and up to {_MOST_TOKENS:g} tokens a second"
+        )
+
+
 class StreamingPredictor:
     """``for answer in StreamingPredictor(Predictor("runs/demo/best"), 4, 0.5)(open_stream("clip.mp4")): ...``
 
@@ -82,8 +101,8 @@ class StreamingPredictor:
         window_s, hop_s: As they are used.
 
     Raises:
-        ValueError: A number is not positive, the hop is longer than the window, or the token rate leaves
-            less than one token a step.
+        ValueError: A number is out of range (windows are from a hundredth of a second to a day long), the hop
+            is longer than the window, or the token rate leaves less than one token a step.
     """
 
     def __init__(
@@ -94,15 +113,8 @@ class StreamingPredictor:
         *,
         token_rate: float | None = None,
     ) -> None:
+        check_rates(window_s, hop_s, token_rate)
         hop_s = window_s / DEFAULT_HOPS if hop_s is None else hop_s
-        for name, value in (("window", window_s), ("hop", hop_s), ("token rate", token_rate)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} {value:g}: it must be above 0")
-        if hop_s > window_s:
-            raise ValueError(
-                f"hop {hop_s:g} s is longer than the window of {window_s:g} s and would leave video out; "
-                "lengthen the window"
-            )
         self.model, self._predictor = predictor.model, predictor
         plan, config = predictor.plan, self.model.config
         self._tubelets = plan.grid.token_shape(config.patch_size, config.tubelet_size)[0]
@@ -146,14 +158,25 @@ class StreamingPredictor:
             "a second"
         )
 
-    def __call__(self, source: FrameSource) -> Generator[StreamAnswer, None, None]:
+    def __call__(
+        self, source: FrameSource | VideoInput, *, fps: float | None = None
+    ) -> Generator[StreamAnswer, None, None]:
         """Answers, one a step, as the frames come.
+
+        Args:
+            source: Frames over time; a text is opened by :func:`~fluxvit.video.stream.open_stream`, and what
+                else :func:`~fluxvit.video.reader.open_video` takes is a source, too.
+            fps: Frames per second of a folder of frames or of frames in memory; None: 25.
 
         The end of the iterator, or closing it, releases the source.
 
         Raises:
             VideoError: The source broke off, or ended before its first window was full.
         """
+        if isinstance(source, str) and fps is None:
+            source = open_stream(source)
+        elif not isinstance(source, FrameSource):
+            source = FileFrames(source, fps=fps)
         tubelets = self.tubelets(source)
         windows = (_newest_windows if source.live else _all_windows)(tubelets, self._tubelets, self._hop)
         pool = _SlidingPool(self.model, self.plan)

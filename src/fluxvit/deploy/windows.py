@@ -15,6 +15,7 @@ from torch import Tensor
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
+from fluxvit.video.sampling import check_window
 from fluxvit.video.transforms import resize_and_crop, to_tensor
 
 # A cut changes this part of the colours (of 4 x 4 x 4) in each ninth of the picture, and leaves no more than
@@ -24,6 +25,8 @@ _COLOURS_CHANGE, _SHADES_CHANGE = 0.4, 0.4
 _LEVELS, _PARTS = 4, 3
 # Cuts are sought at this rate at least, even if windows take fewer frames.
 _LEAST_RATE = 4.0
+# But long windows have no more frames than this, as they are held in memory.
+_MOST_FRAMES = 1024
 # Parts of a window: shots that are shorter, such as flashes, do not end in a cut; and what is left at the end
 # of a shot gets a window if it is longer.
 _SHORTEST, _LEAST_REST = 0.25, 0.125
@@ -48,10 +51,12 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
 
     Raises:
         VideoError: It cannot be read.
+        ValueError: ``seconds`` is not from a hundredth to a day.
     """
+    check_window(seconds)
     with open_video(video, short_side=max(grid.height, grid.width)) as reader:
         end = reader.end
-        rate = max(_LEAST_RATE, grid.frames / min(seconds, end))
+        rate = max(min(_LEAST_RATE, _MOST_FRAMES / seconds), grid.frames / min(seconds, end))
         times = _sampled_times(reader.times, end, rate, seconds)
         shot: list[tuple[float, np.ndarray]] = []
         former: _Look | None = None

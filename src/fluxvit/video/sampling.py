@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.01, 86_400.0
+
 
 def segment_times(
     start: float,
@@ -74,6 +76,14 @@ def dense_times(
     # Half a frame in: at a border between two frames rounding would choose.
     times = start + offset + (np.arange(frames) * stride + 0.5) / fps
     return _within(times, start, end)
+
+
+def check_window(seconds: float, name: str = "window") -> None:
+    """Raise a ValueError unless windows of a video may be so long: from a hundredth of a second to a day."""
+    if not SHORTEST_WINDOW_S <= seconds <= LONGEST_WINDOW_S:
+        raise ValueError(
+            f"{name} {seconds:g}: it must be from {SHORTEST_WINDOW_S:g} to {LONGEST_WINDOW_S:g} seconds"
+        )
 
 
 def sparse_indices(

@@ -15,7 +15,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import IO, Any
 
 import av
@@ -27,6 +26,9 @@ from av.video.stream import VideoStream
 from fluxvit.video.base import CLOCK_SLACK, VideoError
 from fluxvit.video.clock import Clock
 from fluxvit.video.container import open_address, open_container, script_kind
+from fluxvit.video.frames_reader import checked_fps
+from fluxvit.video.inputs import VideoInput
+from fluxvit.video.limits import VideoLimits
 from fluxvit.video.reader import open_video
 from fluxvit.video.rgb import RGBConverter
 
@@ -42,6 +44,9 @@ _PIPE_CURE = (
     "; mp4 with its index at the end cannot be read from a pipe: use ffmpeg ... -f matroska -, or give the "
     "size and rate of raw frames"
 )
+LONGEST_STILL_S = 600.0
+"""Seconds that one frame of a stream is shown at most; a longer gap is a leap of the clock."""
+_SAMPLES_AT_ONCE = 1 << 16
 _PATIENCE = 10.0  # Seconds that an address may give nothing.
 
 
@@ -70,29 +75,50 @@ class FrameSource(ABC):
 
 
 class FileFrames(FrameSource):
-    """A video file or a folder of images; only the sampled frames are converted, long gaps are leapt over.
+    """A video file, a folder of images or a video in memory; only the sampled frames are converted.
+
+    A frame that is shown for more than ten minutes, and much longer than the others, is taken for a leap of
+    the clock, and is shown as long as the others.
+
+    Args:
+        video: Whatever `open_video` takes.
+        fps: Frames per second of a folder of images or of frames in memory; None: 25.
 
     Raises:
         VideoError: As `open_video` does.
+        ValueError: As `open_video` does.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.name = str(path)
-        self._reader = open_video(path)
-        self.seconds = self._reader.end
+    def __init__(self, video: VideoInput, *, fps: float | None = None) -> None:
+        self._reader = open_video(video, fps=fps)
+        self.name = str(self._reader.info.path)
+        starts = self._reader.times
+        gaps = np.diff(np.append(starts, self._reader.end))
+        usual = float(np.median(gaps))
+        leaps = gaps > max(LONGEST_STILL_S, 100 * usual)
+        gaps[leaps] = usual
+        # Seconds without the leaps at which frames start; None if there are none.
+        self._starts = np.append(0.0, gaps.cumsum()[:-1]) if leaps.any() else None
+        self._end = float(gaps.sum()) if leaps.any() else self._reader.end
+        self.seconds = self._end
 
     def sample(self, period: float) -> Generator[np.ndarray, None, None]:
         with self._reader as reader:
-            count = math.ceil(reader.end / period - 0.5)
-            if count > 0:
-                yield from reader.walk((np.arange(count) + 0.5) * period)
+            count = math.ceil(self._end / period - 0.5)
+            # In parts: a long video at a high rate has more samples than are to be held at once.
+            for first in range(0, count, _SAMPLES_AT_ONCE):
+                times = (np.arange(first, min(count, first + _SAMPLES_AT_ONCE)) + 0.5) * period
+                if self._starts is not None:
+                    shown = np.searchsorted(self._starts, times + CLOCK_SLACK, side="right") - 1
+                    times = reader.times[shown.clip(0)]
+                yield from reader.walk(times)
 
 
 class TimedFrames(FrameSource):
     """Frames that come with their times: ``TimedFrames((k / 25, image) for k, image in enumerate(images))``.
 
     The last frame is shown for as long as the one before it. Where the clock steps back, as in joined
-    streams, it is taken to go on from there.
+    streams, or leaps by more than ten minutes, it is taken to go on from there.
 
     Args:
         frames: (seconds, frame) in display order.
@@ -126,10 +152,12 @@ def _shown_until(frames: Iterable[tuple[float, Any]]) -> Iterator[tuple[Any, flo
     shown: Any = None
     origin = start = gap = 0.0
     for seconds, frame in frames:
+        if not math.isfinite(seconds):
+            raise ValueError(f"the times of frames are finite seconds, got {seconds}")
         if shown is None:
             origin = seconds
         else:
-            if seconds - origin <= start:
+            if not 0 < seconds - origin - start <= LONGEST_STILL_S:
                 origin = seconds - start - gap
             gap = seconds - origin - start
             yield shown, start + gap
@@ -193,12 +221,23 @@ def parse_raw(text: str) -> tuple[int, int, Fraction]:
     """Width, height and frames per second of ``"640x360@30"``; ``30000/1001`` is a rate, too.
 
     Raises:
-        ValueError: It is nothing of the kind.
+        ValueError: It is nothing of the kind, the frames are larger than the limit (see `VideoLimits`), or
+            the rate is less than a frame in ten minutes or more than 100 000 a second.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)@(\d+(?:\.\d+)?|\d+/\d*[1-9]\d*)", text.strip().lower())
+    match = re.fullmatch(
+        r"([0-9]{1,9})x([0-9]{1,9})@([0-9]{1,9}(?:\.[0-9]{1,9})?|[0-9]{1,9}/0*[1-9][0-9]{0,8})",
+        text.strip().lower(),
+    )
     if not match or not all(Fraction(number) for number in match.groups()):
-        raise ValueError(f"raw {text!r} is not WIDTHxHEIGHT@FPS, such as 640x360@30")
-    return int(match[1]), int(match[2]), Fraction(match[3])
+        shown = text if len(text) < 50 else f"{text[:50]}..."
+        raise ValueError(f"raw {shown!r} is not WIDTHxHEIGHT@FPS, such as 640x360@30")
+    width, height, fps = int(match[1]), int(match[2]), Fraction(match[3])
+    if reason := VideoLimits.current().too_large(width, height):
+        raise ValueError(f"raw {text}: {reason}")
+    checked_fps(float(fps), f"raw {text}: the rate")
+    if fps * LONGEST_STILL_S < 1:
+        raise ValueError(f"raw {text}: the rate must be at least a frame in {LONGEST_STILL_S:g} seconds")
+    return width, height, fps
 
 
 def _title(address: str) -> str:
