@@ -7,6 +7,7 @@ and, at each, either decodes on or seeks, whichever is nearer.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -521,7 +522,9 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
             )
         if _is_mp4_without_index(opened):
             return "cut short: its index (moov atom) is missing; copy or download the file again"
-    if isinstance(error, av.error.ArgumentError):
+    if (
+        getattr(error, "errno", None) == errno.EINVAL
+    ):  # The name of its class differs between versions of PyAV.
         # FFmpeg knows what it is, and it is none of the containers that are opened as files.
         return "not a video"
     detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
