@@ -140,3 +140,18 @@ def test_eval_transform_keeps_the_aspect_ratio() -> None:
 def test_bad_arguments(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1, 65_535), (65_535, 1)])
+def test_a_strip_is_cut_before_it_is_resized(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    video = torch.zeros(3, 1, *shape, dtype=torch.uint8)
+    sizes = []
+    monkeypatch.setattr(t, "resize", lambda video, size: sizes.append(size) or video.new_zeros(3, 1, *size))
+    assert t.resize_and_crop(video, (224, 224)).shape == (3, 1, 224, 224)
+    assert max(sizes[0]) <= 8 * 224 + 1
+
+
+def test_frames_of_usual_aspects_are_only_resized() -> None:
+    video = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 1, 20, 150), dtype=np.uint8))
+    wanted = t.center_crop(t.resize_to_fit(video, (16, 16)), (16, 16))
+    assert torch.equal(t.resize_and_crop(video, (16, 16)), wanted)

@@ -19,6 +19,9 @@ from fluxvit.video.base import VideoReader
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# A clip this many times as long along one side as what is cut out of it loses its ends before it is resized.
+_MOST_STRETCHED = 8
+
 _BLANK = np.empty(0, np.uint8)
 
 
@@ -76,9 +79,21 @@ def center_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_and_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a clip, keeping its aspect, until ``size`` = (height, width) just fits, and cut the middle out.
 
+    Of a clip that is more than eight times too long along one side, the ends are cut off before it is
+    resized: frames one pixel high would take gigabytes.
+
     Raises:
         ValueError: As in `resize`.
     """
+    height, width = _size(video)
+    if min(size) >= 1:
+        video = center_crop(
+            video,
+            (
+                min(height, math.ceil(_MOST_STRETCHED * width * size[0] / size[1])),
+                min(width, math.ceil(_MOST_STRETCHED * height * size[1] / size[0])),
+            ),
+        )
     return center_crop(resize_to_fit(video, size), size)
 
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from fluxvit.files import atomic_path
+from fluxvit.video.frames_reader import checked_fps
 
 
 def write_video(
@@ -30,20 +31,25 @@ def write_video(
     Args:
         path: Destination; its suffix chooses the container (``.mp4``, ``.mkv``, ``.mov``).
         frames: RGB frames, uint8 ``[H, W, 3]``, all of one size.
-        fps: Frames per second.
+        fps: Frames per second, from one a day to 100 000.
         gop: Frames between key frames.
         crf: Constant rate factor of x264, 0 (lossless) to 51.
         preset: x264 speed preset.
 
     Raises:
-        ValueError: There are no frames, or they differ in size.
+        ValueError: There are no frames, they differ in size or have another shape or type, or ``fps``,
+            ``gop`` or ``crf`` is out of range.
     """
-    count = 0
+    checked_fps(float(fps))
+    if gop < 1 or not 0 <= crf <= 51:
+        raise ValueError(f"gop must be at least 1 and crf from 0 to 51, got gop={gop}, crf={crf}")
+    count, rate = 0, Fraction(fps).limit_denominator(1001 if fps >= 1 else 100_000)
     with atomic_path(path) as partial, av.open(str(partial), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream = container.add_stream("libx264", rate=rate)
         stream.options = {"crf": str(crf), "preset": preset, "g": str(gop), "bf": "0"}
         stream.codec_context.thread_count = 1
         for frame in frames:
+            _check_image(frame, f"{path}: frame {count}")
             height, width = frame.shape[:2]
             if count == 0:
                 stream.width, stream.height = width, height
@@ -66,9 +72,10 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write an image, RGB uint8 ``[H, W, 3]``, as the suffix says: ``.jpg`` or ``.png``.
 
     Raises:
-        ValueError: The suffix is another.
+        ValueError: The suffix is another, or the image has another shape or type.
     """
     path = Path(path)
+    _check_image(image, str(path))
     kinds = {".jpg": ("mjpeg", "yuvj420p"), ".jpeg": ("mjpeg", "yuvj420p"), ".png": ("png", "rgb24")}
     if path.suffix.lower() not in kinds:
         raise ValueError(f"{path}: write a picture as .jpg or .png")
@@ -82,3 +89,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     frame.pts = 0
     with atomic_path(path) as partial:
         partial.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+
+
+def _check_image(image: np.ndarray, name: str) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"{name}: a frame is uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
