@@ -125,7 +125,7 @@ def test_pil_images(mode: str) -> None:
         (io.StringIO("text"), r"<file>: the file is opened as text; .*open\(path, 'rb'\)"),
         ("", "the path of the video is empty"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_video_says_what_to_do(video: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
