@@ -109,3 +109,24 @@ def test_what_was_decided_holds_when_the_demo_goes_on(
 def test_the_set_up_counts(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLUXVIT_SETUP_SECONDS", text)
     assert demo._setup_seconds() == seconds
+
+
+def test_the_speed_is_that_of_the_steps_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 9.0, 18.0, 20.0, 21.0, *(21.0 + 0.5 * k for k in range(1, 99))])
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: next(clock))
+
+    def steps_taken(limit: int):
+        def train(*_, after_step, **__) -> None:
+            for taken in range(limit + 1):
+                after_step(taken)
+
+        return train
+
+    monkeypatch.setattr(demo, "train_model", steps_taken(14))
+    assert demo._step_seconds(None, [50], demo.GRIDS, 0) == 0.5
+    # On a slow machine half a minute has to do.
+    seen: list[int] = []
+    slow = iter(range(0, 990, 10))
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: seen.append(1) or next(slow))
+    assert demo._step_seconds(None, [50], demo.GRIDS, 0) == 10
+    assert len(seen) == 7

@@ -27,6 +27,8 @@ from msgspec import Meta, inspect
 
 T = TypeVar("T")
 
+_NONSENSE = 1 << 40
+
 MAX_BYTES = 1 << 28
 """Largest JSON file that :func:`read` opens; the largest of ours hold plan tables and class names."""
 
@@ -36,9 +38,9 @@ Positive = Annotated[float, Meta(gt=0, le=1.7e308)]
 NotNegative = Annotated[float, Meta(ge=0, le=1.7e308)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 """A float from 0 to 1."""
-Count = Annotated[int, Meta(ge=1, le=1 << 40)]
+Count = Annotated[int, Meta(ge=1, le=_NONSENSE)]
 """An integer of at least 1, such as a number of frames."""
-Natural = Annotated[int, Meta(ge=0, le=1 << 40)]
+Natural = Annotated[int, Meta(ge=0, le=_NONSENSE)]
 """An integer of at least 0, such as an index."""
 Size = Annotated[int, Meta(ge=1, le=1 << 16)]
 """An integer of at least 1 that sizes what is allocated, such as pixels of a side or the width of a layer."""
@@ -244,7 +246,7 @@ def _explained(message: str, value: Any, kind: Any, key: str) -> str:
             return f"{here}: {reason[:1].lower()}{reason[1:]}"
         value = _inner(value, step)
         node = _inner_type(node, step)
-    return f"{here or 'it'} is {shown(value)}, expected {_expected(node)}"
+    return f"{here or 'it'} is {shown(value)}, expected {_expected(node, value)}"
 
 
 def _inner(value: Any, step: re.Match[str]) -> Any:
@@ -265,15 +267,19 @@ def _inner_type(node: Any, step: re.Match[str]) -> Any:
     return node.item_type
 
 
-def _expected(node: Any) -> str:
-    """What a type takes, in words."""
+def _expected(node: Any, value: Any = None) -> str:
+    """What a type takes, in words. A bound that only stops nonsense is named where ``value`` exceeds it."""
     if isinstance(node, inspect.Metadata):
-        return _expected(node.type)
+        return _expected(node.type, value)
     if isinstance(node, inspect.UnionType):
-        return " or ".join(_expected(kind) for kind in node.types)
+        # Null is never what is wrong where it is allowed.
+        kinds = [kind for kind in node.types if not isinstance(kind, inspect.NoneType)]
+        return " or ".join(_expected(kind, value) for kind in kinds)
     if isinstance(node, (inspect.IntType, inspect.FloatType)):
         name = "an integer" if isinstance(node, inspect.IntType) else "a number"
         low, high = (None if bound is None or abs(bound) > 1e300 else bound for bound in (node.ge, node.le))
+        if high is not None and high >= _NONSENSE and not (isinstance(value, int | float) and value > high):
+            high = None
         if low is not None and high is not None:
             return f"{name} from {low} to {high}"
         bounds = [

@@ -89,7 +89,7 @@ def test_explain_never_overwrites_the_clip(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--budget", "0"], "must be positive"),
+        (["--budget", "0"], "expected an integer of at least 1"),
         (["--budget", "many"], "give tokens (1024)"),
         (["--grid", "8x30"], "height 30 is not a multiple of 8; use 24 or 32"),
         (["--grid", "8"], "neither FRAMESxSIZE"),

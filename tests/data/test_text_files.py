@@ -71,7 +71,7 @@ def test_numbers_that_json_does_not_have_are_missing_values(tmp_path: Path) -> N
         ('[{"video": a.mp4}]', "in line 1, column 12: Expecting value"),
         ("[" * 100_000, "nested too deeply|it ends in the middle"),
         (json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1])[:-4], "line 2: not JSON: it ends in the middle"),
-        (gzip.compress(json.dumps(ROWS).encode()), "packed by gzip; unpack it first"),
+        (gzip.compress(json.dumps(ROWS).encode(), mtime=0), "packed by gzip; unpack it first"),
         ("\n<!DOCTYPE html><html><body>404", "a web page or XML, not a list"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS"),
         (json.dumps(ROWS).replace("dog", "caf\xe9").encode("latin-1"), "line 1: not UTF-8; in Latin-1"),

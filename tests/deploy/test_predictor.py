@@ -103,7 +103,7 @@ def test_default_plans_sample_about_two_and_a_half_times_the_budget() -> None:
 
 @pytest.mark.parametrize("budget", [0, -3])
 def test_budget_of_nothing(checkpoint: Path, budget: int) -> None:
-    with pytest.raises(ValueError, match="expected an integer from 1"):
+    with pytest.raises(ValueError, match=r"budget: tokens is .*, expected an integer of at least 1"):
         Predictor(checkpoint, budget)
 
 
