@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -145,6 +146,21 @@ def test_predictions_keep_no_frames_unless_asked(checkpoint: Path) -> None:
     tracemalloc.stop()
     assert result.frames is None
     assert peak < 20e6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent(checkpoint: Path) -> None:
+    Predictor(checkpoint, 12)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(torch.get_num_threads())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 # Explanation -----------------------------------------------------------------------------------------------

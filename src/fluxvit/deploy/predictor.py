@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,7 @@ class Predictor:
         device: str | torch.device | None = None,
         keep_frames: bool = False,
     ) -> None:
+        _prepare_forks()
         self.keep_frames = keep_frames
         self.device = usable_device(device)
         self.model, self.info = load_checkpoint(checkpoint, self.device)
@@ -205,6 +208,16 @@ class Predictor:
             embedding=embedding,
             spent=spent,
         )
+
+
+@cache
+def _prepare_forks() -> None:
+    """Let processes that are forked from this one compute in one thread.
+
+    The threads of a parent that has computed do not exist in its children, which would wait for them forever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def choose_plan(
