@@ -74,7 +74,7 @@ def test_manifest(videos: Path) -> None:
         ([{"path": "", "label": 0}], "line 1: path is '', not the name of a file"),
         (
             [{"path": "a", "label": 0, "fps": "fast"}],
-            "line 1: fps is 'fast', expected a number of at least 0 or null",
+            "line 1: fps is 'fast', expected a number of at least 0",
         ),
         (['{"path": "a", "label": 0, "end": NaN}'], "line 1: not JSON: NaN is not a number"),
         ([{"path": "a", "label": 0, "frames": 2.5}], "frames is 2.5, expected an integer"),

@@ -179,7 +179,7 @@ def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_pat
         (["--teacher.cache", "somewhere"], "augment crop, crop_scale, flip: cached features do not follow"),
         (["--task.teacher_tokens", "6"], "the teacher sees 6 tokens, fewer than the budget of 12"),
         (["--task.layers", "0"], "task.layers is 0, expected an integer from 1"),
-        (["--task.standardize", "-1"], "task.standardize is -1, expected an integer from 0"),
+        (["--task.standardize", "-1"], "task.standardize is -1, expected an integer of at least 0"),
         (["--task.selector", "best"], "selector 'best' is unknown"),
         (["--data.train", "nothing.jsonl"], "nothing.jsonl"),
         (["--epochs", "0"], "epochs is 0.0, expected a number above 0"),
