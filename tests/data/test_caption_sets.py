@@ -209,3 +209,9 @@ def test_odd_rows_of_other_sets_are_left_out(tmp_path: Path) -> None:
     assert videos.notes[0].startswith(
         "left out 1 of 2 rows of MSRVTT_JSFUSION_test.csv, the first is line 3: "
     )
+
+
+def test_pairs_as_json_lines(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    list_ = write(tmp_path / "train.jsonl", '{"video": "a.mp4", "caption": "a cup"}')
+    assert told(read_source(list_)) == {"a.mp4": ("a cup",)}

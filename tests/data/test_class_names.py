@@ -105,3 +105,21 @@ def test_missing_file(tmp_path: Path) -> None:
         read_class_names(tmp_path / "none.txt")
     with pytest.raises(ValueError, match=r"config\.json: no such file of class names"):
         read_class_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("x.csv", 'id,name\n0,a\n1,"b\n', "x.csv: not a table of class names in CSV: unexpected end of data"),
+        (
+            "x.csv",
+            f"id,name\n0,a\n1,{'b' * 200_000}\n",
+            "x.csv: not a table of class names in CSV: field larger",
+        ),
+        ("x.txt", f"{'9' * 5000} a\n1 b\n", "x.txt: its indices go up to 1"),
+        ("x.yaml", "- a\n- b\n", "x.yaml: class names are not read from YAML"),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        names(tmp_path, file, content)

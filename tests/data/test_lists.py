@@ -290,3 +290,19 @@ def test_lists_of_the_release_may_hold_delimiters_in_paths(
     lines = [f"{name}{delimiter}{label % count}" for label, name in enumerate(names)]
     videos = read_source(write(tmp_path / "list.txt", *lines), root=tmp_path / "videos")
     assert [(e.path.name, e.label) for e in videos.entries] == [(n, i % count) for i, n in enumerate(names)]
+
+
+@pytest.mark.parametrize("label", ["10000000", "9" * 30, "9" * 5000])
+def test_indices_that_no_class_has_are_refused(folder: Path, label: str) -> None:
+    with pytest.raises(ValueError, match=r"train\.csv, line 1: the label is .*largest index of a class"):
+        read(folder, f"a.mp4,{label}\nb.mp4,1\n")
+
+
+def test_a_number_of_a_column_may_be_of_any_length(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.csv: no column 9999"):
+        read(folder, "path,label\na.mp4,x\n", columns={"path": "9" * 5000})
+
+
+def test_file_urls_are_paths(folder: Path) -> None:
+    videos = read(folder, f"path,label\nfile://{folder}/a.mp4,x\nb.mp4,y\n")
+    assert listed(videos) == AS_NUMBERS

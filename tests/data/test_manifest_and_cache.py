@@ -264,3 +264,8 @@ def test_class_names_of_what_was_made_lie_beside_it(tmp_path: Path) -> None:
     # A header's names are of the label, not of other keys.
     write_manifest(tmp_path / "checked.jsonl", read_manifest(path))
     assert read_manifest(tmp_path / "checked.jsonl").labels == ("left", "right")
+
+
+def test_a_byte_order_mark_before_a_manifest_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "list.jsonl").write_text('\ufeff{"path": "a.mp4", "label": 1}\n', encoding="utf-8")
+    assert read_manifest(tmp_path / "list.jsonl").entries[0].label == 1

@@ -105,3 +105,56 @@ def test_odd_tables(table: str, message: str, folder: Path) -> None:
     (folder / "train.csv").write_text(table)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_source(folder / "train.csv", format="multi_label")
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "labels"),
+    [
+        (",Path,Labels\n0,a/x.mp4,run;jump\n", ("jump", "run"), (0, 1)),
+        ("# made by hand\n\npath,labels\na/x.mp4,run|jump\n", ("jump", "run"), (0, 1)),
+        ("sep=;\npath;labels\na/x.mp4;run|jump\n", ("jump", "run"), (0, 1)),
+        ("#path,labels\na/x.mp4,run|jump\n", ("jump", "run"), (0, 1)),
+        ("path,labels\na/x.mp4,3.0;1.0\n", (), (1, 3)),
+        ('path,labels\na/x.mp4,"[\'run\', ""dog\'s tail""]"\n', ("dog's tail", "run"), (0, 1)),
+    ],
+)
+def test_tables_of_other_forms(
+    folder: Path, text: str, names: tuple[str, ...], labels: tuple[int, ...]
+) -> None:
+    (folder / "list.csv").write_text(text)
+    assert detect(folder / "list.csv") == "multi_label"
+    videos = read_source(folder / "list.csv")
+    assert (videos.labels, listed(videos)) == (names, {"a/x.mp4": labels})
+
+
+def test_file_urls_are_paths(folder: Path) -> None:
+    (folder / "list.csv").write_text(f"path,labels\nfile://{folder}/a/x.mp4,run;jump\n")
+    assert listed(read_source(folder / "list.csv")) == {"a/x.mp4": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("[-1]", "the label '-1' is not a class index, which is 0 to 9999999"),
+        ("10000000;1", "the label '10000000' is not a class index"),
+        ("9" * 5000 + ";1", "9...' is not a class index"),
+        ("[true]", "line 2: '[true]' is not a list of labels"),
+        ("[" * 100_000, "[...' is not a list of labels"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(folder: Path, cell: str, message: str) -> None:
+    (folder / "list.csv").write_text(f"path,labels\na/x.mp4,{cell}\n")
+    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
+        read_source(folder / "list.csv")
+    assert str(folder / "list.csv") in str(refusal.value)
+
+
+def test_videos_that_are_listed_again_with_other_labels_are_named(folder: Path) -> None:
+    (folder / "list.csv").write_text("path,labels\na/x.mp4,run;jump\na/x.mp4,sit;lie\n")
+    assert any("with another label" in note for note in read_source(folder / "list.csv").notes)
+
+
+def test_endless_times_in_charades_are_refused(folder: Path) -> None:
+    charades(folder, f"id,script,actions\n46GP8,,c000 {'9' * 500} 1\n")
+    with pytest.raises(ValueError, match="is not a number of seconds"):
+        read_source(folder, split="test")

@@ -265,7 +265,8 @@ def detect_caption_set(path: Path) -> str:
         if any(name.startswith("MSRVTT") for name in names):
             return "msrvtt"
         return ""
-    if path.suffix.lower() == ".json":
+    is_lines = path.suffix.lower() == ".jsonl" and first_line(path).startswith("{")
+    if path.suffix.lower() == ".json" or is_lines:
         return _detect_json(read_annotations(path))
     if path.name.startswith("LSMDC"):
         return "lsmdc"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.text_files import read_text
+from fluxvit.data.text_files import read_text, whole
 from fluxvit.files import read_json
 
 _LEADING = re.compile(r"\s*(\d+)\s*[\s,:;]\s*(\S.*)")
@@ -45,6 +45,10 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         names = list(read_manifest(path, None).labels)
         if not names:
             raise ValueError(f"{path}: this manifest does not name its classes; give a text file of names")
+    elif path.suffix.lower() in (".yaml", ".yml"):
+        raise ValueError(
+            f"{path}: class names are not read from YAML; write them one a line into a text file"
+        )
     elif path.suffix == ".json":
         names = _from_json(read_json(path), path)
     else:
@@ -70,10 +74,10 @@ def _from_lines(lines: Sequence[str], path: Path) -> list[str]:
     filled = [line for line in lines if line.strip()]
     leading = [_LEADING.fullmatch(line) for line in filled]
     if filled and all(leading):
-        return _in_order([(int(match[1]), match[2]) for match in leading if match], path)
+        return _in_order([(whole(match[1]), match[2]) for match in leading if match], path)
     trailing = [match for line in filled if (match := _TRAILING.fullmatch(line))]
     if filled and len(trailing) == len(filled):
-        pairs = [(int(match[3]), match[1]) for match in trailing]
+        pairs = [(whole(match[3]), match[1]) for match in trailing]
         is_sure = all(match[2] in ",:;\t" for match in trailing)
         # "Route 66" is a name, unless all lines end in the numbers that classes have.
         if is_sure or sorted(number for number, _ in pairs) == list(range(len(pairs))):
@@ -91,8 +95,11 @@ def _from_rows(lines: Sequence[str], path: Path) -> list[str]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     if delimiter == "," and lines and "," not in lines[0] and ";" in lines[0]:
         delimiter = ";"
-    read = csv.reader((line for line in lines if line.strip()), delimiter=delimiter)
-    rows = [[cell.strip() for cell in row] for row in read]
+    read = csv.reader((f"{line}\n" for line in lines if line.strip()), delimiter=delimiter, strict=True)
+    try:
+        rows = [[cell.strip() for cell in row] for row in read]
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table of class names in CSV: {error}") from None
     if not rows:
         return []
     widths = {len(row) for row in rows}
@@ -125,10 +132,10 @@ def _from_json(content: Any, path: Path) -> list[str]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a list of class names, or an object of names and indices")
     if all(str(key).isdecimal() for key in content):
-        return _in_order([(int(key), name) for key, name in content.items()], path)
+        return _in_order([(whole(key), name) for key, name in content.items()], path)
     if all(str(value).isdecimal() for value in content.values()):
         # PyTorchVideo's list of Kinetics has quotes within the names.
-        return _in_order([(int(value), key.strip('"')) for key, value in content.items()], path)
+        return _in_order([(whole(str(value)), key.strip('"')) for key, value in content.items()], path)
     raise ValueError(f"{path}: an object of class names must have indices for keys, or for values")
 
 
@@ -137,7 +144,7 @@ def _pair(row: Mapping[str, Any], path: Path) -> tuple[int, str]:
     name = next((row[key] for key in _NAME_COLUMNS if key in row), None)
     if not str(index).isdecimal() or not isinstance(name, str):
         raise ValueError(f'{path}: {row!r} is no class; expected {{"id": 0, "name": "..."}}')
-    return int(str(index)), name
+    return whole(str(index)), name
 
 
 def _in_order(pairs: Sequence[tuple[int, str]], path: Path) -> list[str]:

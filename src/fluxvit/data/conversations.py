@@ -46,6 +46,11 @@ def video_of_turns(row: Mapping[str, Any]) -> str:
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict):
                 named += [part[key] for key in ("video", "image") if isinstance(part.get(key), str)]
+                # As OpenAI's API has them.
+                urls = [part.get(key) for key in ("video_url", "image_url")]
+                named += [
+                    url["url"] for url in urls if isinstance(url, dict) and isinstance(url.get("url"), str)
+                ]
     if named and not any(key in row for key in VIDEO_KEYS):
         return video_of({"video": list(dict.fromkeys(named))})
     return video_of(row)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxvit.data.manifest import Entry
+from fluxvit.data.manifest import MOST_SECONDS, Entry
+from fluxvit.data.text_files import shown
 from fluxvit.data.walk import LeftOut, folder_identity, walk
 
 VIDEO_SUFFIXES = frozenset(
@@ -162,10 +163,19 @@ def first_of(folder: Path, names: Sequence[str]) -> Path:
 
 def seconds_of(text: str, path: Path) -> float:
     """A number of seconds; a ValueError names the file that it is from if it is none."""
+    seconds = seconds_in(text)
+    if seconds is None:
+        raise ValueError(f"{path}: {shown(text)} is not a number of seconds")
+    return seconds
+
+
+def seconds_in(text: str) -> float | None:
+    """The number of seconds that a text says; None if it says none, or more than any video lasts."""
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ValueError(f"{path}: {text!r} is not a number of seconds") from None
+        return None
+    return seconds if abs(seconds) <= MOST_SECONDS else None
 
 
 def index_videos(root: Path) -> dict[str, Path]:

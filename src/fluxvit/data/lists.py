@@ -5,7 +5,6 @@ The readers take the list (or its folder), the folder of the videos and the spli
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter
@@ -22,13 +21,14 @@ from fluxvit.data.layout import (
     index_videos,
     list_file,
     name_split,
+    seconds_in,
     split_in,
     wanted_split,
 )
-from fluxvit.data.manifest import NO_LABEL, Entry
+from fluxvit.data.manifest import MOST_CLASSES, NO_LABEL, Entry
 from fluxvit.data.roots import TRIED, exists, locate
 from fluxvit.data.tables import DELIMITERS, SAMPLE, Row, TextTable
-from fluxvit.data.text_files import shown
+from fluxvit.data.text_files import shown, whole
 
 ROLES = ("path", "label", "caption", "start", "end", "split")
 """What a column of a list may be: the keys of ``columns``."""
@@ -164,7 +164,7 @@ def read_rawframes(source: Path, root: Path | None, split: str | None) -> VideoL
     for (row, cells), label in zip(rows, labels, strict=True):
         if not cells[1].isdecimal():
             raise table.error(row, f"{cells[0]} has {cells[1]!r} frames; expected FOLDER FRAMES LABEL")
-        entries.append(Entry(root / cells[0], label, frames=int(cells[1])))
+        entries.append(Entry(root / cells[0], label, frames=whole(cells[1])))
     return VideoList("", name_split(split, table.path), root, tuple(entries), names)
 
 
@@ -402,7 +402,7 @@ def _layouts(table: TextTable, columns: Mapping[str, str], skip: int) -> Iterato
         width = widths.most_common(1)[0][0]
         layouts = []
         if columns:
-            roles = {role: int(number) - 1 for role, number in columns.items()}
+            roles = {role: whole(number) - 1 for role, number in columns.items()}
             if "path" in roles and max(roles.values()) < width:
                 layouts.append(_Layout(table, delimiter, data, roles, width))
         else:
@@ -486,7 +486,7 @@ def _column(name: str, header: Sequence[str]) -> int | None:
     plain = [_plain(other) for other in header]
     if _plain(name) in plain:
         return plain.index(_plain(name))
-    return int(name) - 1 if name.isdecimal() and 0 < int(name) <= len(header) else None
+    return whole(name) - 1 if name.isdecimal() and 0 < whole(name) <= len(header) else None
 
 
 def _plain(name: str) -> str:
@@ -597,7 +597,10 @@ def _labels(
     for row, text, match in zip(rows, texts, found, strict=True):
         if match is None:
             raise table.error(row, f"the label is {text!r}, but others are numbers")
-        labels.append(int(match[1]))
+        labels.append(whole(match[1]))
+        if labels[-1] >= MOST_CLASSES:
+            reason = f"the label is {shown(text)}; the largest index of a class is {MOST_CLASSES - 1}"
+            raise table.error(row, reason)
         if labels[-1] < 0 and not negative:
             raise table.error(row, f"the label is {text}; classes count from 0")
     return [max(label, NO_LABEL) for label in labels], ()
@@ -620,7 +623,7 @@ def _labels_and_names(
         columns = {layout.roles["label"]: texts, at: [(layout.cells(row) or [])[at] for row, _ in rows]}
         index, name = sorted(columns, key=lambda column: not all(map(_INDEX.fullmatch, columns[column])))
         both = {*zip(columns[index], columns[name], strict=True)}
-        pairs = {int(match[1]): text for one, text in both if (match := _INDEX.fullmatch(one))}
+        pairs = {whole(match[1]): text for one, text in both if (match := _INDEX.fullmatch(one))}
         # Every number has its own name, none is left out, and the names are no numbers.
         if (
             sorted(pairs) == list(range(len(set(columns[index]))))
@@ -649,11 +652,8 @@ def _of_split(
 
 
 def _seconds(table: TextTable, row: Row, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds):
+    seconds = seconds_in(text)
+    if seconds is None:
         raise table.error(row, f"{text!r} is not a number of seconds")
     return seconds
 

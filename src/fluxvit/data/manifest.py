@@ -33,6 +33,10 @@ from fluxvit.video.members import is_url, with_scheme
 
 VERSION = 1
 NO_LABEL = -1
+MOST_CLASSES = 10_000_000
+"""Class indices are below it."""
+MOST_SECONDS = 1e9
+"""The largest time in a video, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ def read_manifest(
     base = Path(root) if root is not None else path.parent
     entries = []
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -282,7 +286,7 @@ def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
 
 
 # Below 0 where a list says so: such videos are kept, and known as broken.
-_Seconds = Annotated[float, Meta(ge=-1e9, le=1e9)]
+_Seconds = Annotated[float, Meta(ge=-MOST_SECONDS, le=MOST_SECONDS)]
 
 
 class _Header(msgspec.Struct):
@@ -315,7 +319,6 @@ class _Facts(msgspec.Struct):
 
 _OTHER_KEYS = ("path", "label", "labels", "caption", "captions")
 _KNOWN_KEYS = frozenset((*_Facts.__struct_fields__, *_OTHER_KEYS))
-_MOST_CLASSES = 10_000_000
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -345,11 +348,11 @@ def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
     if not isinstance(name, str) or not 0 < len(name) < 1 << 16 or "\0" in name:
         raise ValueError(f"path is {shown(name)}, not the name of a file")
     label = record.get(key, NO_LABEL)
-    if type(label) is not int or (label < 0 and key in record) or label >= _MOST_CLASSES:
+    if type(label) is not int or (label < 0 and key in record) or label >= MOST_CLASSES:
         raise ValueError(f"{key} is {shown(label)}, not a class index")
     if several is not None:
         if not isinstance(several, list) or not all(
-            type(number) is int and 0 <= number < _MOST_CLASSES for number in several
+            type(number) is int and 0 <= number < MOST_CLASSES for number in several
         ):
             raise ValueError(f"labels are {shown(several)}, not a list of class indices")
         if label != NO_LABEL:

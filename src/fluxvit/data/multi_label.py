@@ -5,9 +5,9 @@ The readers take the annotations, the folder of the videos and the split; see `f
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from fluxvit.data.layout import (
@@ -22,11 +22,12 @@ from fluxvit.data.layout import (
     seconds_of,
     wanted_split,
 )
-from fluxvit.data.manifest import Entry
-from fluxvit.data.text_files import dict_rows, shown, text_lines
+from fluxvit.data.manifest import MOST_CLASSES, Entry
+from fluxvit.data.text_files import dict_rows, shown, text_lines, whole
 
 CHARADES_COLUMNS = ("id", "script", "actions")
 _PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "id", "video_id", "name")
+_INDEX = re.compile(r"([+-]?\d+)(\.0*)?")
 _ACTION = re.compile(r"c(\d+) ([\d.]+) ([\d.]+)")
 
 
@@ -57,14 +58,14 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
     root = root or file.parent
     index = index_videos(root)
     entries = []
-    for line_number, row in dict_rows(file):
+    for line_number, row in dict_rows(file, lower=True):
         missing = [name for name in CHARADES_COLUMNS if name not in row]
         if missing:
             raise ValueError(f"{file}, line {line_number}: no {' and no '.join(missing)}")
         actions, labels = [], set[int]()
         for text in filter(None, row["actions"].split(";")):
             action = _ACTION.fullmatch(text.strip())
-            if action is None or int(action[1]) >= len(names):
+            if action is None or whole(action[1]) >= len(names):
                 raise ValueError(
                     f"{file}, line {line_number}: {shown(text)} is not an action such as c092 11.90 21.20"
                 )
@@ -89,45 +90,60 @@ def read_multi_label(source: Path, root: Path | None, split: str | None) -> Vide
     """
     file = list_file(source, split)
     root = root or file.parent
-    rows = [(line, _cells(file, line, row)) for line, row in dict_rows(file)]
+    rows = [(line, _cells(file, line, row)) for line, row in dict_rows(file, lower=True)]
     used = {label for _, (_, labels) in rows for label in labels}
-    is_index = {label.isdecimal() for label in used}
-    if len(is_index) > 1:
-        words = sorted(label for label in used if not label.isdecimal())
+    indices = {label: whole(found[1]) for label in used if (found := _INDEX.fullmatch(label))}
+    if indices and len(indices) < len(used):
+        words = sorted(used - indices.keys())
         raise ValueError(f"{file}: {shown(words[0])} is a label, but others are numbers")
-    names: Sequence[str] = () if is_index == {True} else sorted(used)
-    numbers = {name: number for number, name in enumerate(names)}
-    index: dict[str, Path] = {}
+    for label, index in indices.items():
+        if not 0 <= index < MOST_CLASSES:
+            raise ValueError(
+                f"{file}: the label {shown(label)} is not a class index, which is 0 to {MOST_CLASSES - 1}"
+            )
+    names = () if indices else tuple(sorted(used))
+    numbers = indices or {name: number for number, name in enumerate(names)}
+    videos: dict[str, Path] = {}
     if not all(Path(name).suffix.lower() in VIDEO_SUFFIXES for _, (name, _) in rows):
-        index = index_videos(root)
+        videos = index_videos(root)
     entries = []
     for _, (name, labels) in rows:
-        found = {numbers[label] if names else int(label) for label in labels}
+        classes = {numbers[label] for label in labels}
         path = root / name
         if path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir():
-            path = find_video(index, [name], root / f"{name}.mp4")
-        entries.append(Entry(path, labels=tuple(sorted(found))))
-    return VideoList("", name_split(split, file), root, tuple(entries), tuple(names))
+            path = find_video(videos, [name], root / f"{name}.mp4")
+        entries.append(Entry(path, labels=tuple(sorted(classes))))
+    return VideoList("", name_split(split, file), root, tuple(entries), names)
 
 
 def has_label_lists(file: Path) -> bool:
     """Whether the column ``labels`` of a table holds more than one label anywhere."""
-    return any(re.search(r"[;|\[]", row.get("labels", "")) for _, row in dict_rows(file))
+    return any(re.search(r"[;|\[]", row.get("labels", "")) for _, row in dict_rows(file, lower=True))
 
 
 def _cells(file: Path, line: int, row: dict[str, str]) -> tuple[str, list[str]]:
     """Path and labels of a row."""
     named = [row[key] for key in _PATH_COLUMNS if key in row]
     path = next((text.strip() for text in [*named, *row.values()] if text is not row.get("labels")), "")
+    path = path.removeprefix("file://")
     if "labels" not in row or not path:
         raise ValueError(f"{file}, line {line}: expected a path and a column labels, as in path,labels")
     text = row["labels"].strip()
     if not text.startswith("["):
         return path, [label.strip() for label in re.split(r"[;|]", text) if label.strip()]
-    try:
-        labels = json.loads(text.replace("'", '"'))
-    except json.JSONDecodeError:
-        labels = None
-    if not isinstance(labels, list) or not all(isinstance(label, (int, str)) for label in labels):
+    labels = _list_in(text)
+    if labels is None:
         raise ValueError(f"{file}, line {line}: {shown(text)} is not a list of labels")
-    return path, [str(label) for label in labels]
+    return path, labels
+
+
+def _list_in(text: str) -> list[str] | None:
+    """The numbers and texts of a list as JSON or Python writes it; None if it is neither."""
+    for load in (json.loads, ast.literal_eval):
+        try:
+            labels = load(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(labels, list) and all(type(label) in (int, str) for label in labels):
+            return [str(label).strip() for label in labels]
+    return None

@@ -39,6 +39,7 @@ def locate(names: Sequence[str], root: Path | None, home: Path) -> tuple[list[Pa
         home: The folder of the list, which stands for a root that was not given.
     """
     base = root or home
+    names = [name.removeprefix("file://") for name in names]
     sample = [name for name in names if "\\" in name][:TRIED]
     if os.sep == "/" and sample and not any(exists(base, name) for name in sample):
         # A list from Windows.

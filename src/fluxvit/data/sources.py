@@ -151,16 +151,16 @@ def read_source(
 
 def _repeated(entries: Sequence[Entry]) -> tuple[str, ...]:
     """Notes on videos and segments that a list has more than once."""
-    labels: dict[tuple[Path, float | None, float | None], int] = {}
+    labels: dict[tuple[Path, float | None, float | None], tuple[int, ...]] = {}
     same, other = list[Path](), list[Path]()
     for entry in entries:
         if "qa" in entry.extra:  # Each question is an entry.
             continue
         key = (entry.path, entry.start, entry.end)
         if key not in labels:
-            labels[key] = entry.label
+            labels[key] = entry.classes
         else:
-            (same if labels[key] == entry.label else other).append(entry.path)
+            (same if labels[key] == entry.classes else other).append(entry.path)
     counts = {"more than once": same, "again with another label": other}
     return tuple(
         f"{len(paths)} rows list a video {how}, such as {paths[0]}" for how, paths in counts.items() if paths
@@ -341,7 +341,8 @@ def _detect_list(path: Path) -> str:
         return "kinetics"
     if has_columns(path, *CHARADES_COLUMNS):
         return "charades"
-    if has_columns(path, "labels") and has_label_lists(path):
+    named = has_columns(path, "labels") or "labels" in header_of(TextTable.read(path))
+    if named and has_label_lists(path):
         return "multi_label"
     for mark, format in (("classInd.txt", "ucf101"), ("moments_categories.txt", "mit")):
         if (path.parent / mark).exists():

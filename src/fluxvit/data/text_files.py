@@ -37,6 +37,7 @@ _FOREIGN = (
     ),
 )
 _WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<head|<!--|<\?xml)", re.IGNORECASE)
+_BEFORE_HEADER = re.compile(r'(?:\s*(?:#(?!.*\blabels\b).*|"?sep=.?"?)?\n)*[ \t]*')
 _SHOWN = 80  # Characters of a line in a message.
 
 
@@ -92,22 +93,40 @@ def first_line(path: Path) -> str:
     return next(text_lines(path), "")
 
 
-def dict_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def dict_rows(path: Path, lower: bool = False) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV file by the names in its first row, with the numbers of their lines.
+
+    Comments and Excel's ``sep=;`` before the first row are skipped.
+
+    Args:
+        lower: Make the names lower case, without spaces and ``#`` around them.
 
     Raises:
         ValueError: It is no text, or a quoted cell is never closed.
     """
-    text = read_text(path)[0].lstrip("\n ")
+    text = read_text(path)[0]
+    skipped = _BEFORE_HEADER.match(text)
+    first = text.count("\n", 0, skipped.end()) if skipped else 0
+    text = text[skipped.end() :] if skipped else text
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in "\t,;" if mark in header), ",")
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
         for row in rows:
             # Cells beyond the header come as a list, those that are missing as None.
-            yield rows.line_num, {key: value for key, value in row.items() if key and value is not None}
+            cells = {key: value for key, value in row.items() if key and value is not None}
+            if lower:
+                cells = {key.strip("# ").lower(): value for key, value in cells.items()}
+            yield first + rows.line_num, cells
     except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
+        raise ValueError(f"{path}, line {first + rows.line_num}: {error}") from None
+
+
+def whole(digits: str) -> int:
+    """The number that digits, with or without a sign, say. One of more than 18 digits becomes one of 19:
+    Python refuses to convert thousands of digits, and no index is as large as either.
+    """
+    return int(digits if len(digits) < 20 else f"{digits[0] if digits[0] in '+-' else ''}{10**18}")
 
 
 def shown(text: object) -> str:
