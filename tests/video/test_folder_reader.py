@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,37 @@ def test_entries_of_a_list_are_read_by_their_number_of_frames(tmp_path: Path) ->
     folder = fill(tmp_path / "f", IMAGES + FLOW)
     manifest = Manifest((Entry(folder, 0, frames=11),), ("a",), "", "", "", tmp_path)
     assert len(VideoSource(manifest).read(0, np.array([0.1, 0.9]))) == 2
+
+
+# What EXIF's orientations do to a stored picture, from the standard: which stored row and column are shown
+# first, and whether rows are shown as columns.
+SHOWN = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: stored[::-1].transpose(1, 0, 2),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda stored: stored[:, ::-1].transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("number", SHOWN)
+@pytest.mark.parametrize("order", ["big", "little"])
+def test_all_orientations_of_exif(tmp_path: Path, number: int, order: str) -> None:
+    stored = np.zeros((64, 96, 3), np.uint8)
+    stored[:32, :48], stored[:32, 48:], stored[32:, :48] = (200, 40, 40), (40, 200, 40), (40, 40, 200)
+    path = save_image(tmp_path / "1.jpg", stored)
+    plain = path.read_bytes()
+    sign = ">" if order == "big" else "<"
+    tiff = {"big": b"MM", "little": b"II"}[order] + struct.pack(f"{sign}HI", 42, 8)
+    tiff += struct.pack(f"{sign}HHHIHHI", 1, 0x0112, 3, 1, number, 0, 0)
+    exif = b"Exif\0\0" + tiff
+    path.write_bytes(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:])
+    with open_video(tmp_path) as reader:
+        found = reader.read([0.0])[0]
+        assert (reader.info.height, reader.info.width) == found.shape[:2]
+    expected = SHOWN[number](stored)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 8

@@ -19,7 +19,7 @@ from fluxvit.video.container import open_container
 from fluxvit.video.frames_reader import DEFAULT_FPS, FixedRateReader
 from fluxvit.video.limits import VideoLimits, image_size
 from fluxvit.video.members import image_pattern
-from fluxvit.video.rgb import RGBConverter, orientation
+from fluxvit.video.rgb import RGBConverter, exif_orientation, orientation
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _VIDEOS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".m4v", ".gif"}
@@ -82,9 +82,9 @@ class FolderReader(FixedRateReader):
         self._files = [path / name for name in names]
         super().__init__(len(names), fps)
         self._short_side = short_side
-        first = _decode_image(self._files[0])
+        first, stored = _decode_image(self._files[0])
         self._converters: dict[tuple[tuple[int, int], tuple[bool, int]], RGBConverter] = {}
-        self._size = _upright_size(first)
+        self._size = _upright_size(first, stored)
         self.info = VideoInfo(
             path=shown,
             width=self._size[0],
@@ -92,24 +92,24 @@ class FolderReader(FixedRateReader):
             frames=len(self._files),
             fps=self._fps,
             duration=self._end,
-            rotation=90 * orientation(first)[1],
+            rotation=90 * stored[1],
             codec=self._files[0].suffix.lower().lstrip("."),
             pixel_format=first.format.name,
         )
 
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
         for index in indices:
-            frame = _decode_image(self._files[index])
-            size = _upright_size(frame)
+            frame, stored = _decode_image(self._files[index])
+            size = _upright_size(frame, stored)
             if size != self._size:
                 raise VideoError.of(
                     self._files[index],
                     f"is {size[0]}x{size[1]}, the first image of its folder {self._size[0]}x{self._size[1]}",
                 )
-            stored = (frame.width, frame.height), orientation(frame)
-            if stored not in self._converters:
-                self._converters[stored] = RGBConverter(frame, self._short_side)
-            yield self._converters[stored](frame)
+            key = (frame.width, frame.height), stored
+            if key not in self._converters:
+                self._converters[key] = RGBConverter(frame, self._short_side, stored=stored)
+            yield self._converters[key](frame)
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -255,20 +255,23 @@ def _split(names: list[str]) -> list[list[str]]:
     return [names] if is_parted else list(by_first.values())
 
 
-def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+def _upright_size(frame: av.VideoFrame, stored: tuple[bool, int]) -> tuple[int, int]:
     """Width and height of an image as displayed."""
     size = frame.width, frame.height
-    return size if orientation(frame)[1] % 2 == 0 else size[::-1]
+    return size if stored[1] % 2 == 0 else size[::-1]
 
 
-def _decode_image(path: Path) -> av.VideoFrame:
+def _decode_image(path: Path) -> tuple[av.VideoFrame, tuple[bool, int]]:
+    """An image, and its orientation as `fluxvit.video.rgb.orientation` tells it."""
     try:
         with path.open("rb") as file:
             size = image_size(file)
+            exif = exif_orientation(file)
         if size is not None and (reason := VideoLimits.current().too_large(*size)):
             raise VideoError.of(path, reason)
         with open_container(path) as container:
-            return next(container.decode(video=0))
+            frame = next(container.decode(video=0))
+        return frame, exif or orientation(frame)
     except VideoError:
         raise
     except (FFmpegError, OSError, IndexError, StopIteration):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import IO, Any, Literal
 
 import av
 import numpy as np
@@ -17,7 +17,8 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV 18 lists no data of a frame if some is of a kind that it does not know, such as EXIF.
+        # PyAV 18 lists no data of a frame if some is of a kind that it does not know, such as EXIF, for which
+        # see exif_orientation. Of other data only the angle is known.
         return False, round(-frame.rotation / 90) % 4
     if matrix is None:
         return False, 0
@@ -32,6 +33,43 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
     return bool(mirrored), round(np.degrees(np.arctan2(b / down, a / across)) / 90) % 4
 
 
+# EXIF's numbers of orientations, as `orientation` tells them.
+_EXIF = {
+    1: (False, 0),
+    2: (True, 0),
+    3: (False, 2),
+    4: (True, 2),
+    5: (True, 3),
+    6: (False, 1),
+    7: (True, 1),
+    8: (False, 3),
+}
+_EXIF_BYTES = 1 << 16
+
+
+def exif_orientation(file: IO[bytes]) -> tuple[bool, int] | None:
+    """What the EXIF data of a JPEG file say, as :func:`orientation` tells it; None if they say nothing.
+
+    PyAV before 19 does not tell mirrored images from turned ones.
+    """
+    file.seek(0)
+    start = file.read(_EXIF_BYTES)
+    at = start.find(b"Exif\0\0")
+    if start[:2] != b"\xff\xd8" or at < 0:
+        return None
+    data = start[at + 6 :]
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(position: int, size: int) -> int:
+        return int.from_bytes(data[position : position + size], order)
+
+    entries = number(4, 4)
+    for entry in range(entries + 2, entries + 2 + 12 * min(number(entries, 2), 1000), 12):
+        if number(entry, 2) == 0x0112:  # Orientation.
+            return _EXIF.get(number(entry + 8, 2))
+    return None
+
+
 class RGBConverter:
     """Converts the frames of one video, keeping the scaler between them since setting it up is slow.
 
@@ -43,17 +81,24 @@ class RGBConverter:
         short_side: Shrink to this many pixels along the shorter side; never enlarges. None keeps the size.
         pixel_aspect: Width of a stored pixel over its height; the picture is stretched or squeezed along its
             width, so that pixels come out square.
+        stored: How the picture is stored, as :func:`orientation` tells; None: as the frame says.
 
     Attributes:
         size: Height and width of what comes out.
         turns: Clockwise quarter turns from the stored to the upright picture.
     """
 
-    def __init__(self, first: av.VideoFrame, short_side: int | None, pixel_aspect: float = 1.0) -> None:
+    def __init__(
+        self,
+        first: av.VideoFrame,
+        short_side: int | None,
+        pixel_aspect: float = 1.0,
+        stored: tuple[bool, int] | None = None,
+    ) -> None:
         width, height = display_width(first.width, pixel_aspect), first.height
         scale = 1.0 if short_side is None else min(1.0, short_side / min(width, height))
         self._width, self._height = max(1, round(width * scale)), max(1, round(height * scale))
-        self._mirrored, self.turns = orientation(first)
+        self._mirrored, self.turns = orientation(first) if stored is None else stored
         self.size = (self._height, self._width) if self.turns % 2 == 0 else (self._width, self._height)
         self._reformatter = VideoReformatter()
 
