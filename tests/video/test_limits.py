@@ -109,6 +109,16 @@ def test_every_bound_is_one_line_with_its_cure(
         assert len(reader.read(reader.times)) == 10
 
 
+def test_bytes_and_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "clip.mp4", count=2)
+    size = path.stat().st_size
+    monkeypatch.setenv("FLUXVIT_MAX_FILE_BYTES", str(size - 1))
+    for given in (path.read_bytes(), path.open("rb")):
+        with pytest.raises(VideoError, match=f"{size} bytes, more than.*FLUXVIT_MAX_FILE_BYTES={size}"):
+            open_video(given)
+    open_video(path).close()  # What lies on the disk may be of any length.
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1e9", "", "9" * 30, "٣"])
 def test_a_bad_bound_names_its_variable(text: str) -> None:
     with pytest.raises(ValueError, match="FLUXVIT_MAX_PIXELS"):

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from fluxvit.video.base import VideoError
+from fluxvit.video.limits import VideoLimits
 from fluxvit.video.members import TarMember, Window
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
             raise VideoError.of("<bytes>", "there are none")
         if isinstance(video, bytes) and len(video) < _LONGEST_NAME and _is_path(video):
             raise VideoError.of("<bytes>", "this is a path, not a video; give it as str or Path")
+        if reason := VideoLimits.current().too_long(len(video)):
+            raise VideoError.of("<bytes>", reason)
         return "<bytes>", io.BytesIO(video)
     if not callable(getattr(video, "read", None)):
         raise ValueError(
@@ -97,6 +100,8 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
         raise VideoError.of(name, "cannot be sought in; read it first: io.BytesIO(file.read())") from None
     if size == 0:
         raise VideoError.of(name, "the file is empty (0 bytes)")
+    if reason := VideoLimits.current().too_long(size):
+        raise VideoError.of(name, reason)
     return name, io.BufferedReader(_Borrowed(video, size, name))
 
 

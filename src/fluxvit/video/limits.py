@@ -9,7 +9,7 @@ variable                  what it bounds                                 default
 FLUXVIT_MAX_PIXELS        width times height of a frame                  67 108 864 (8192 x 8192)
 FLUXVIT_MAX_FRAMES        frames of one file or folder                   4 000 000 (18 h at 60 a second)
 FLUXVIT_MAX_READ_BYTES    decoded frames that one read returns           4 294 967 296 (4 GiB)
-FLUXVIT_MAX_FILE_BYTES    a video that is given as bytes or by a pipe    4 294 967 296 (4 GiB)
+FLUXVIT_MAX_FILE_BYTES    a video that is given as bytes or a file       17 179 869 184 (16 GiB)
 ========================  =============================================  ==========================
 """
 
@@ -35,7 +35,7 @@ class VideoLimits:
         pixels: Width times height of a frame.
         frames: Frames of one file or folder.
         read_bytes: Decoded frames that one read returns, in bytes.
-        file_bytes: Bytes of a video that is given in memory.
+        file_bytes: Bytes of a video that is given in memory or as an open file.
 
     Raises:
         ValueError: A bound is not a positive integer.
@@ -44,7 +44,7 @@ class VideoLimits:
     pixels: int = 1 << 26
     frames: int = 4_000_000
     read_bytes: int = 1 << 32
-    file_bytes: int = 1 << 32
+    file_bytes: int = 1 << 34
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -87,6 +87,15 @@ class VideoLimits:
         return (
             f"it has more frames than the limit of {self.frames}; set {_PREFIX}FRAMES to a larger number to "
             "read it all the same"
+        )
+
+    def too_long(self, size: int) -> str | None:
+        """Why a video of so many bytes is not read; None if it may be."""
+        if size <= self.file_bytes:
+            return None
+        return (
+            f"it has {size} bytes, more than the limit of {self.file_bytes}; set "
+            f"{_PREFIX}FILE_BYTES={size} to read it all the same"
         )
 
     def too_much(self, frames: int, height: int, width: int) -> str | None:
