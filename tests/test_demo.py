@@ -66,7 +66,7 @@ def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys) -> None
 @pytest.mark.parametrize("setting", ["videos", "val", "test", "steps", "control_steps"])
 def test_demo_checks_sizes_before_it_works(setting: str, tmp_path: Path, capsys) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo"), f"--{setting}", "0"]) == 2
-    assert f"{setting} is 0; the demo needs at least" in capsys.readouterr().err
+    assert f"{setting} is 0, expected an integer" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 

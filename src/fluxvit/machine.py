@@ -14,11 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from fluxvit.schema import convert, plain
 
 if TYPE_CHECKING:
     import torch
 
+_Processes = Annotated[int, Meta(ge=1, le=1024)]
 _log = logging.getLogger(__name__)
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -28,6 +33,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processes(workers: int | None) -> int:
+    """Number of processes to start: ``workers``, or one for each usable core if that is None.
+
+    Raises:
+        ValueError: It is not an integer from 1 to 1024.
+    """
+    return usable_cores() if workers is None else convert(plain(workers), _Processes, key="workers")
 
 
 def memory_bytes() -> int | None:

@@ -44,10 +44,14 @@ Natural = Annotated[int, Meta(ge=0, le=_NONSENSE)]
 """An integer of at least 0, such as an index."""
 Size = Annotated[int, Meta(ge=1, le=1 << 16)]
 """An integer of at least 1 that sizes what is allocated, such as pixels of a side or the width of a layer."""
+Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""Frames of a clip."""
 Batch = Annotated[int, Meta(ge=1, le=1 << 20)]
 """A number of clips that are held at once."""
 Workers = Annotated[int, Meta(ge=0, le=1024)]
 """Processes that are started; 0 stands for this one."""
+Rate = Annotated[float, Meta(gt=0, le=1e6)]
+"""Frames per second."""
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """A seed of random numbers, as PyTorch takes them."""
 Name = Annotated[str, Meta(min_length=1, max_length=1 << 16)]
@@ -264,6 +268,8 @@ def _inner_type(node: Any, step: re.Match[str]) -> Any:
         return next(field.type for field in node.fields if field.encode_name == step["name"])
     if isinstance(node, inspect.TupleType):
         return node.item_types[int(step["index"])]
+    if isinstance(node, inspect.NamedTupleType):
+        return node.fields[int(step["index"])].type
     return node.item_type
 
 
@@ -291,6 +297,8 @@ def _expected(node: Any, value: Any = None) -> str:
         return f"{name} {' and '.join(bounds)}" if bounds else plain
     if isinstance(node, inspect.TupleType):
         return f"a list of {len(node.item_types)}, each {_expected(node.item_types[0])}"
+    if isinstance(node, inspect.NamedTupleType):
+        return f"a list of {', '.join(field.name for field in node.fields)}"
     if isinstance(node, (inspect.ListType, inspect.VarTupleType)):
         low, high = node.min_length or 0, node.max_length
         size = f" of {low} to {high}" if high is not None else f" of at least {low}" if low else ""

@@ -45,7 +45,10 @@ def test_module_and_command_are_the_same() -> None:
         (["convert", "missing.pth", "out"], "no such file"),
         (["data", "make", "kinetics"], "motionworld"),
         (["data", "make", "mocap", "{tmp}/x", "--short_sides", "big"], "give whole numbers"),
-        (["data", "make", "motionworld", "{tmp}/x", "--videos", "0"], "videos must be at least 1"),
+        (
+            ["data", "make", "motionworld", "{tmp}/x", "--videos", "0"],
+            "videos is 0, expected an integer from 1",
+        ),
         (["data", "make", "motionworld", "{tmp}/x", "--difficulty", "brutal"], "brutal"),
     ],
 )

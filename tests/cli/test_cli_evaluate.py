@@ -43,7 +43,7 @@ def test_evaluate(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.C
         (["--baselines", "best"], "selector 'best' is unknown"),
         (["--head", "3"], "head 3 does not exist; this model has heads 0 to 2"),
         (["--grid", "7x16"], "frames 7 is not a multiple of 2"),
-        (["--precision", "fp8"], "precision 'fp8': choose fp32 or bf16"),
+        (["--precision", "fp8"], "precision is 'fp8', expected one of 'bf16', 'fp32'"),
         (["--device", "banana"], "device 'banana' is unknown"),
         (["--target", "object"], "no key 'object'"),
     ],

@@ -56,7 +56,7 @@ def test_cascades_of_the_plans_that_saw_all_clips(
     [
         (["--cascades", "9,some"], "budget 'some': give tokens"),
         (["--budgets", "many"], "--budgets 'many': give whole numbers"),
-        (["--budgets", "0"], "budgets [0]: each must be at least 1"),
+        (["--budgets", "0"], "budgets[0] is 0, expected an integer of at least 1"),
         (["--frames", "8,"], "--frames '8,': give whole numbers"),
         (["--heights", "16"], "give either sizes, for square grids, or heights and widths"),
         (["--selectors", "best"], "selector 'best' is unknown"),

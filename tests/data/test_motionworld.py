@@ -248,9 +248,9 @@ class TestConfig:
             ({"factors": ("slide", "slide")}, "each may appear once"),
             ({"factors": ("slide", "order")}, "needs both"),
             ({"difficulty": "tricky"}, "demo, easy, medium, hard"),
-            ({"videos": 0}, "videos must be at least 1"),
-            ({"seed": -1}, "seed must not be negative"),
-            ({"val": -1}, "val must not be negative"),
+            ({"videos": 0}, "videos is 0, expected"),
+            ({"seed": -1}, "seed is -1, expected"),
+            ({"val": -1}, "val is -1, expected"),
         ],
     )
     def test_bad_values_are_named(self, arguments: dict[str, object], message: str) -> None:

@@ -57,7 +57,7 @@ def test_long_videos_are_looked_at_in_parts(checkpoint: Path, clip: Path) -> Non
     chat = Chat(checkpoint, 12)
     chat.watch(clip, clips=3)
     assert chat._cache.get_seq_length() == len(chat.language.first_turn("", "answer briefly")[0]) + 5
-    with pytest.raises(ValueError, match="at least one is needed"):
+    with pytest.raises(ValueError, match="clips is 0, expected an integer from 1"):
         chat.watch(clip, clips=0)
     with pytest.raises(ValueError, match="the question is empty"):
         next(chat.ask(" "))
@@ -78,8 +78,8 @@ def test_the_command(
     assert main(command) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     for wrong, message in (
-        (["--limit", "0"], "must be at least 1"),
-        (["--clips", "0"], "at least one is needed"),
+        (["--limit", "0"], "limit is 0, expected an integer from 1"),
+        (["--clips", "0"], "clips is 0, expected an integer from 1"),
         (["--checkpoint", str(tmp_path)], "no chat model, which `fluxvit instruct` makes"),
         (["--language", str(tmp_path / "no" / "lm")], "no language model from"),
     ):

@@ -41,15 +41,12 @@ def _chat(
     limit: int,
     device: str | None,
 ) -> int:
-    from fluxvit.deploy.chat import Chat
+    from fluxvit.deploy.chat import Chat, check_answer
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
     from fluxvit.machine import log_device
 
-    if limit < 1 or temperature < 0:
-        raise ValueError(
-            f"--limit must be at least 1 and --temperature at least 0, got {limit}, {temperature}"
-        )
+    check_answer(limit, temperature)
     chat = Chat(
         checkpoint,
         parse_budget(budget) if budget else None,

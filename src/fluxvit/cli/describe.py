@@ -41,7 +41,7 @@ def _describe(
     from pathlib import Path
 
     from fluxvit.data.manifest import read_manifest
-    from fluxvit.deploy.chat import Chat
+    from fluxvit.deploy.chat import Chat, check_answer
     from fluxvit.evaluation.descriptions import (
         DESCRIPTIONS,
         LanguageModelJudge,
@@ -53,8 +53,7 @@ def _describe(
     from fluxvit.machine import log_device
     from fluxvit.models.language_model import load_language_model
 
-    if limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {limit}")
+    check_answer(limit)
     manifest = read_manifest(data, None)
     chat = Chat(
         checkpoint,

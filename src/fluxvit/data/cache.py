@@ -15,7 +15,7 @@ from rich.progress import track
 
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.files import atomic_path, clear_leftovers
-from fluxvit.machine import follow_parent, signals_held_back, usable_cores
+from fluxvit.machine import follow_parent, processes, signals_held_back
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 
@@ -49,7 +49,7 @@ class FrameCache:
             return self
         clear_leftovers(self._pixels_path.parent)  # Half a cache is large.
         jobs = [(entry, self._frames, self._short_side) for entry in self._manifest.entries]
-        workers = min(workers or usable_cores(), 1 + len(jobs) // 64)
+        workers = min(processes(workers or None), 1 + len(jobs) // 64)
         sizes = []
         with atomic_path(self._pixels_path) as partial, partial.open("wb") as out:
             context = multiprocessing.get_context("spawn")

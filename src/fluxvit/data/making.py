@@ -13,16 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from msgspec import Meta
 
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, clear_leftovers, lock_folder, write_json
-from fluxvit.machine import follow_parent, signals_held_back, usable_cores
+from fluxvit.machine import follow_parent, processes, signals_held_back
 from fluxvit.schema import convert, load
 
 SPLITS = ("train", "val", "test")
+
+MOST_VIDEOS = 10_000_000
+Videos = Annotated[int, Meta(ge=1, le=MOST_VIDEOS)]
+"""A number of videos to make."""
+HeldOut = Annotated[int, Meta(ge=0, le=MOST_VIDEOS)]
+"""A number of videos of a split that may stay empty."""
 
 CHUNK = 4
 """Videos a worker makes between two reports: enough to make messages cheap, few enough for a smooth bar."""
@@ -67,17 +74,9 @@ class Recipe(Generic[Spec]):
 
 
 def split_counts(videos: int, val: int | None, test: int | None, *, least: int) -> dict[str, int]:
-    """Number of videos of each split; held-out ones are by default a tenth, but at least ``least``.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-    if videos < 1:
-        raise ValueError(f"videos must be at least 1, not {videos}")
+    """Number of videos of each split; held-out ones are by default a tenth, but at least ``least``."""
     counts = {"train": videos}
     for name, count in (("val", val), ("test", test)):
-        if count is not None and count < 0:
-            raise ValueError(f"{name} must not be negative, but is {count}")
         counts[name] = max(least, videos // 10) if count is None else count
     return counts
 
@@ -111,13 +110,11 @@ def make_dataset(
         ``out``.
 
     Raises:
-        ValueError: ``workers`` is not positive, ``out`` holds something else, or another run is writing into
+        ValueError: ``workers`` is out of range, ``out`` holds something else, or another run is writing into
             it.
     """
     out = Path(out)
-    workers = workers if workers is not None else usable_cores()
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
+    workers = processes(workers)
     with lock_folder(out):
         _make(out, recipe, workers, progress)
     return out

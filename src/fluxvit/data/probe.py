@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import av
 import msgspec
@@ -28,7 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
 from fluxvit.files import lock_file, read_json_lines, write_json_lines
-from fluxvit.machine import let_signals_in, signals_held_back, usable_cores
+from fluxvit.machine import let_signals_in, processes, signals_held_back
+from fluxvit.schema import convert, plain
 from fluxvit.terminal import printable
 from fluxvit.video.members import may_exist
 from fluxvit.video.pyav_reader import choose_stream, open_video_file
@@ -42,6 +43,9 @@ _IMAGES_AT_ONCE = 32
 
 # Numbers, but not those of names such as h264.
 _NUMBER = re.compile(r"(?<![a-zA-Z\d])\d+(\.\d+)?")
+
+# Seconds; the system's calls that wait take no more than about twice this.
+_TimeLimit = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 _ENTRY_FIELDS = {field.name for field in fields(Entry)}
 
@@ -77,12 +81,9 @@ def probe_manifest(
     out = Path(out)
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: the name of a manifest ends in .jsonl")
-    workers = usable_cores() if workers is None else workers
+    workers = processes(workers)
     time_limit = (600.0 if deep else 60.0) if time_limit is None else time_limit
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    if not time_limit > 0:
-        raise ValueError(f"time_limit must be more than 0 seconds, not {time_limit}")
+    time_limit = convert(plain(time_limit), _TimeLimit, key="time_limit")
 
     with lock_file(out):
         return _probe_manifest(videos, out, workers, deep, time_limit, progress)

@@ -18,15 +18,19 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+from msgspec import Meta
 
 from fluxvit.data.manifest import Entry, Manifest, content_digest, to_record, write_manifest
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, lock_file
+from fluxvit.schema import Count, convert, plain
 from fluxvit.terminal import printable
 from fluxvit.video.members import TarMember, is_url
 
 _BLOCK = 512
+_Bytes = Annotated[int, Meta(ge=1, le=1 << 60)]
 _DIGITS_OF_HASH = 64
 
 
@@ -123,7 +127,7 @@ def write_shards(
 
     Args:
         max_bytes: Size of a shard, which only a single larger video exceeds.
-        max_videos: Most videos in one.
+        max_videos: Most videos in one; None: as many as there is room for.
         url: Where the shards will be read from, such as ``s3://bucket/k400``; default: the folder of the
             manifest, so that all can be moved together.
 
@@ -132,8 +136,9 @@ def write_shards(
             is writing them.
         OSError: A file cannot be read or written, or has changed while it was packed.
     """
-    if max_bytes < 1 or (max_videos is not None and max_videos < 1):
-        raise ValueError(f"a shard needs room for a video, got {max_bytes} bytes and {max_videos} videos")
+    max_bytes = convert(plain(max_bytes), _Bytes, key="max_bytes")
+    if max_videos is not None:
+        max_videos = convert(plain(max_videos), Count, key="max_videos")
     out = Path(out).absolute()
     with lock_file(out / f"{name}.jsonl"):
         return _write_shards(manifest, out, name, max_bytes, max_videos, url, progress)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 
 from fluxvit.chat_checkpoints import load_chat
 from fluxvit.deploy.predictor import choose_plan
@@ -15,10 +16,21 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.hub import transformers_library
+from fluxvit.schema import convert, plain
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import eval_transform, read_clips
+
+_Tokens = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Clips = Annotated[int, Meta(ge=1, le=10_000)]
+_Temperature = Annotated[float, Meta(ge=0, le=1e6)]
+
+
+def check_answer(limit: int, temperature: float = 0.0) -> None:
+    """Raise a ValueError unless answers may have up to ``limit`` tokens, drawn at this temperature."""
+    convert(plain(limit), _Tokens, key="limit")
+    convert(plain(temperature), _Temperature, key="temperature")
 
 
 class Chat:
@@ -64,11 +76,10 @@ class Chat:
             How many vectors the language model sees of it.
 
         Raises:
-            ValueError: There are less than one clip.
+            ValueError: ``clips`` is out of range.
             VideoError: It cannot be read.
         """
-        if clips < 1:
-            raise ValueError(f"{clips} clips of a video: at least one is needed")
+        clips = convert(plain(clips), _Clips, key="clips")
         grid, info = self.plan.grid, self.info.video
         with open_video(video, fps=fps) as reader:
             starts, length = np.linspace(0, reader.end, clips, endpoint=False), reader.end / clips
@@ -99,8 +110,9 @@ class Chat:
             temperature: 0 says the likeliest.
 
         Raises:
-            ValueError: The question is empty, or no video was taken up yet.
+            ValueError: The question is empty, a number is out of range, or no video was taken up yet.
         """
+        check_answer(limit, temperature)
         if not question.strip():
             raise ValueError("the question is empty")
         if self._cache is None:

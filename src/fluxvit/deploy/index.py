@@ -26,7 +26,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.finite import NotFiniteError, check_finite
-from fluxvit.schema import convert
+from fluxvit.schema import Count, Natural, check, convert, plain
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import check_window
@@ -46,19 +46,20 @@ class IndexSettings:
         shots: Windows end where shots do.
 
     Raises:
-        ValueError: A window is shorter than a hundredth of a second or longer than a day.
+        ValueError: A value has another type or range; a window lasts a hundredth of a second to a day.
     """
 
     checkpoint: str
     grid: str
-    keep: int
-    head: int | None
+    keep: Count
+    head: Natural | None
     selector: str
     seconds: float
     shots: bool
 
     def __post_init__(self) -> None:
-        check_window(self.seconds)
+        check(self)
+        check_window(self.seconds, "seconds")
 
     def __str__(self) -> str:
         shots = "" if self.shots else ", shots or not"
@@ -282,8 +283,7 @@ def search(
     """
     if bool(sentence.strip()) == (video is not None):
         raise ValueError("search for a sentence or for a video: give one of both")
-    if count < 1:
-        raise ValueError(f"the first {count} hits: ask for at least one")
+    count = convert(plain(count), Count, key="count")
     if database.setting("encoder") != embedder.digest:
         raise ValueError(
             f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "

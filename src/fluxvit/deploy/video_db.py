@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fluxvit.files import atomic_path
+from fluxvit.schema import Finite, check
 
 FORMAT = 1
 LOCKED_SECONDS = 30.0
@@ -73,13 +74,19 @@ class Filter:
             all.
         start, end: Seconds of the video that a window must touch.
         since, until: When the file was last modified, seconds since 1970.
+
+    Raises:
+        ValueError: A number is not finite, or a value has another type.
     """
 
     path: str = ""
-    start: float | None = None
-    end: float | None = None
-    since: float | None = None
-    until: float | None = None
+    start: Finite | None = None
+    end: Finite | None = None
+    since: Finite | None = None
+    until: Finite | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 EVERYTHING = Filter()

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from fluxvit.data.manifest import Entry, Manifest, to_record
 from fluxvit.data.questions import questions_of
-from fluxvit.deploy.chat import Chat
+from fluxvit.deploy.chat import Chat, check_answer
 from fluxvit.files import append_json, lock_file, read_json_lines
 from fluxvit.models.language_model import LanguageModel
 from fluxvit.video.base import VideoError
@@ -155,8 +155,9 @@ def describe_videos(
         Those of videos that could be read, in the manifest's order; of the others the file says why.
 
     Raises:
-        ValueError: The file is of other videos, or another run is writing it.
+        ValueError: ``limit`` is out of range, the file is of other videos, or another run is writing it.
     """
+    check_answer(limit)
     path = Path(out) / DESCRIPTIONS
     with lock_file(path):
         return _describe_videos(chat, manifest, path, limit, progress)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.schema import convert, load
+from fluxvit.schema import Batch, Frames, Natural, Rate, Seed, Size, Workers, check, convert, load
 from fluxvit.terminal import printable
 from fluxvit.training.distributed import ALONE, World, fail_together, lock_run
 
@@ -91,35 +91,26 @@ class EvaluateConfig:
     budgets: tuple[Budget, ...] = ()
     views: Views = ONE_VIEW
     grid: SamplingGrid | None = None
-    head: int | None = None
+    head: Natural | None = None
     selector: str | None = None
     baselines: tuple[str, ...] = ()
-    plain_size: int | None = None
-    sampling: str = "sparse"
-    stride: int = 4
-    stride_fps: float | None = None
+    plain_size: Size | None = None
+    sampling: Literal["sparse", "dense"] = "sparse"
+    stride: Frames = 4
+    stride_fps: Rate | None = None
     target: str = "label"
-    seed: int = 0
-    precision: str = "fp32"
-    batch_size: int = 32
+    seed: Seed = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: Batch = 32
     latency: bool = True
     out: str = "runs/evaluate"
     report: str = ""
-    workers: int = 0
+    workers: Workers = 0
 
     def __post_init__(self) -> None:
+        check(self)
         for name in (*self.baselines, *([self.selector] if self.selector else [])):
             get_selector(name)
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision {self.precision!r}: choose fp32 or bf16")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if self.plain_size is not None and self.plain_size < 1:
-            raise ValueError(f"plain_size is {self.plain_size}; it must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; give a whole number from 0 to 2**63 - 1")
 
 
 @dataclass(frozen=True)
@@ -277,7 +268,7 @@ def _passes(subjects: Sequence[Subject], seed: int) -> dict[SamplingGrid, dict[s
 
 
 def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: CheckpointInfo) -> Protocol:
-    sampling = config.sampling
+    sampling: str = config.sampling
     if sampling == "dense":
         rate = (
             "the video's own rate" if config.stride_fps is None else f"{config.stride_fps:g} frames a second"

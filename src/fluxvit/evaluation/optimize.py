@@ -43,6 +43,7 @@ from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.schema import Count, Frames, Seed, Size, Workers, check
 
 LOG = "search.jsonl"
 # Raise it when the same settings would log other figures than before.
@@ -80,35 +81,27 @@ class OptimizeConfig:
 
     checkpoint: str
     data: str
-    budgets: tuple[int, ...] = ()
-    frames: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    heights: tuple[int, ...] = ()
-    widths: tuple[int, ...] = ()
+    budgets: tuple[Count, ...] = ()
+    frames: tuple[Frames, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    heights: tuple[Size, ...] = ()
+    widths: tuple[Size, ...] = ()
     selectors: tuple[str, ...] = ()
-    clips: int | None = None
-    seed: int = 0
+    clips: Count | None = None
+    seed: Seed = 0
     test: str = ""
     exhaustive: bool = False
     cascades: tuple[Budget, ...] = ()
     to: str = ""
     target: str = "label"
     out: str = "runs/optimize"
-    workers: int = 0
+    workers: Workers = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("budgets", "frames", "sizes", "heights", "widths"):
-            if any(value < 1 for value in getattr(self, name)):
-                raise ValueError(f"{name} {list(getattr(self, name))}: each must be at least 1")
+        check(self)
         if bool(self.heights) != bool(self.widths) or (self.heights and self.sizes):
             raise ValueError("give either sizes, for square grids, or heights and widths")
-        if self.clips is not None and self.clips < 1:
-            raise ValueError(f"clips is {self.clips}; it must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
         for selector in self.selectors:
             get_selector(selector)
 

@@ -19,16 +19,17 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta
 
 from fluxvit import __version__
 from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.evaluation.classification import Score
-from fluxvit.evaluation.features import KINDS, USUAL_SELECTOR, Backbone, backbone_digest, cached_features
+from fluxvit.evaluation.features import USUAL_SELECTOR, Backbone, backbone_digest, cached_features
 from fluxvit.evaluation.metrics import MeanPrecision, average_precision, mean_of_classes
 from fluxvit.evaluation.probe_readouts import Readout, merge, readouts
 from fluxvit.evaluation.probe_splits import Split, read_splits
@@ -47,6 +48,12 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.schema import Batch, Count, Seed, Workers, check
+
+# A larger learning rate does not fit the first step of AdamW in float32.
+_LearningRates = Annotated[tuple[Annotated[float, Meta(gt=0, le=1e37)], ...], Meta(min_length=1)]
+_Decays = Annotated[tuple[Annotated[float, Meta(ge=0, le=1000)], ...], Meta(min_length=1)]
+_Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -81,35 +88,24 @@ class ProbeConfig:
     train: str
     val: str
     test: str = ""
-    kind: str = "linear"
+    kind: Literal["linear", "attentive"] = "linear"
     grid: str = ""
-    budget: int | None = None
+    budget: Count | None = None
     selector: str = USUAL_SELECTOR
-    epochs: int = 20
-    batch_size: int = 64
-    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    weight_decays: tuple[float, ...] = (0.01,)
-    seed: int = 0
+    epochs: _Epochs = 20
+    batch_size: Batch = 64
+    lrs: _LearningRates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    weight_decays: _Decays = (0.01,)
+    seed: Seed = 0
     target: str = "label"
     out: str = "runs/probe"
     cache: str = ""
-    workers: int = 0
+    workers: Workers = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r}: choose {' or '.join(KINDS)}")
+        check(self)
         get_selector(self.selector)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; use 0 to decode in this process")
-        # What is larger does not fit the first step of AdamW in float32.
-        if not self.lrs or not all(0 < lr <= 1e37 for lr in self.lrs):
-            raise ValueError(f"lrs {_listed(self.lrs)}: give one or more finite learning rates above 0")
-        if not self.weight_decays or not all(0 <= decay < math.inf for decay in self.weight_decays):
-            raise ValueError(f"weight_decays {_listed(self.weight_decays)}: give one or more, none below 0")
 
     @property
     def settings(self) -> list[Setting]:

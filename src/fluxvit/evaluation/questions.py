@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.finite import check_finite
+from fluxvit.schema import Count, Seed, check
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
@@ -70,18 +71,15 @@ class QuizConfig:
     data: str
     budgets: tuple[Budget, ...] = ()
     grid: SamplingGrid | None = None
-    videos: int | None = None
-    seed: int = 0
+    videos: Count | None = None
+    seed: Seed = 0
     language: str = ""
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     out: str = "runs/quiz"
     device: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision {self.precision!r}: choose fp32 or bf16")
-        if self.videos is not None and self.videos < 1:
-            raise ValueError(f"videos is {self.videos}; it must be at least 1")
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import CosineClassifier, FluxViT
+from fluxvit.schema import Batch, Size, Workers, check
 
 RESULTS = "retrieval.json"
 
@@ -53,18 +54,24 @@ class RetrieveConfig:
         out: Folder to write.
         workers: Processes that decode clips; 0: this one.
         device: Where to run; None: the accelerator if there is one.
+
+    Raises:
+        ValueError: A setting has another type or is out of its range.
     """
 
     checkpoint: str
     data: str
     budgets: tuple[Budget, ...] = ()
     grid: SamplingGrid | None = None
-    plain_size: int | None = None
-    precision: str = "fp32"
-    batch_size: int = 32
+    plain_size: Size | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: Batch = 32
     out: str = "runs/retrieve"
-    workers: int = 0
+    workers: Workers = 0
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

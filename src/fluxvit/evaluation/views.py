@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
+from fluxvit.schema import convert, shown
 from fluxvit.video.base import VideoError
 
-_VIEWS = re.compile(r"(\d+)x(\d+)")
+_VIEWS = re.compile(r"(\d{1,12})x(\d{1,12})", re.ASCII)
+_Part = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class Views(NamedTuple):
@@ -22,21 +25,20 @@ class Views(NamedTuple):
     once the grid just fits into it.
     """
 
-    clips: int = 1
-    crops: int = 1
+    clips: _Part = 1
+    crops: _Part = 1
 
     @classmethod
     def parse(cls, text: str) -> Views:
         """Read ``"4x3"``: four clips, three crops of each.
 
         Raises:
-            ValueError: ``text`` is something else, or has a zero.
+            ValueError: ``text`` is something else, or a number is not from 1 to 1000.
         """
         match = _VIEWS.fullmatch(text.strip().lower())
-        views = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
-        if not views.total:
-            raise ValueError(f"views {text!r}: give CLIPSxCROPS, such as 4x3 or 1x1")
-        return views
+        if not match:
+            raise ValueError(f"views {shown(text)}: give CLIPSxCROPS, such as 4x3 or 1x1")
+        return convert([int(match[1]), int(match[2])], cls, key="views")
 
     @property
     def total(self) -> int:

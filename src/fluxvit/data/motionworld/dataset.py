@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fluxvit.data.making import SPLITS, Recipe, balanced, make_dataset, split_counts
+from fluxvit.data.making import SPLITS, HeldOut, Recipe, Videos, balanced, make_dataset, split_counts
 from fluxvit.data.motionworld.acts import ACTS, DEFAULT_FACTORS, check_factors, motion_classes
 from fluxvit.data.motionworld.difficulty import get_difficulty
 from fluxvit.data.motionworld.language import describe
 from fluxvit.data.motionworld.render import render_scene
 from fluxvit.data.motionworld.scene import SampleSpec, plan
 from fluxvit.data.motionworld.shapes import OBJECTS
+from fluxvit.schema import Seed, check
 from fluxvit.video.writer import write_video
 
 VERSION = 1
@@ -42,19 +43,17 @@ class MotionWorldConfig:
         ValueError: A number is out of range, or a name is unknown.
     """
 
-    videos: int
-    seed: int = 0
+    videos: Videos
+    seed: Seed = 0
     difficulty: str = "easy"
     factors: tuple[str, ...] = DEFAULT_FACTORS
-    val: int | None = None
-    test: int | None = None
+    val: HeldOut | None = None
+    test: HeldOut | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", tuple(self.factors))
+        check(self)
         check_factors(self.factors)
         get_difficulty(self.difficulty)
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, but is {self.seed}")
         counts = split_counts(self.videos, self.val, self.test, least=2 ** len(self.factors))
         for name in ("val", "test"):
             object.__setattr__(self, name, counts[name])

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fluxvit.data.making import SPLITS, balanced, split_counts
+from fluxvit.data.making import SPLITS, HeldOut, Videos, balanced, split_counts
 from fluxvit.data.motionworld.textures import draw_texture, texture, tone
 from fluxvit.files import write_json
-from fluxvit.schema import convert, load
+from fluxvit.schema import Seed, Size, check, convert, load
 
 ASPECTS = ((4, 3), (1, 1), (16, 9))
 """Aspect ratios, width to height."""
@@ -40,16 +40,14 @@ class SimulatedConfig:
 
     classes: ClassVar[tuple[str, ...]] = ()
 
-    videos: int
-    seed: int = 0
-    short_sides: tuple[int, ...] = (128, 160, 192)
-    val: int | None = None
-    test: int | None = None
+    videos: Videos
+    seed: Seed = 0
+    short_sides: tuple[Size, ...] = (128, 160, 192)
+    val: HeldOut | None = None
+    test: HeldOut | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "short_sides", tuple(self.short_sides))
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, but is {self.seed}")
+        check(self)
         low, high = SIDE_LIMITS
         wrong = [side for side in self.short_sides if not low <= side <= high or side % 2]
         if wrong or not self.short_sides:

@@ -1,0 +1,118 @@
+"""Numbers of all settings are checked for type and range when the settings are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from functools import partial
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+
+from fluxvit.data.motionworld import MotionWorldConfig
+from fluxvit.data.simulated import MetaworldConfig, MocapConfig
+from fluxvit.demo import DemoConfig
+from fluxvit.deploy.index import IndexSettings
+from fluxvit.deploy.video_db import Filter
+from fluxvit.evaluation.evaluate import EvaluateConfig
+from fluxvit.evaluation.optimize import OptimizeConfig
+from fluxvit.evaluation.probes import ProbeConfig
+from fluxvit.evaluation.questions import QuizConfig
+from fluxvit.evaluation.retrieve import RetrieveConfig
+from fluxvit.evaluation.views import Views
+
+# Each makes an object of good settings, some of which its arguments replace.
+MAKERS = {
+    EvaluateConfig: partial(EvaluateConfig, checkpoint="model", data="test.jsonl"),
+    OptimizeConfig: partial(OptimizeConfig, checkpoint="model", data="val.jsonl"),
+    ProbeConfig: partial(ProbeConfig, checkpoint="model", train="train.jsonl", val="val.jsonl"),
+    RetrieveConfig: partial(RetrieveConfig, checkpoint="model", data="test.jsonl"),
+    QuizConfig: partial(QuizConfig, checkpoint="model", data="test.jsonl"),
+    DemoConfig: partial(DemoConfig),
+    MotionWorldConfig: partial(MotionWorldConfig, videos=10),
+    MetaworldConfig: partial(MetaworldConfig, videos=10),
+    MocapConfig: partial(MocapConfig, videos=10),
+    IndexSettings: partial(
+        IndexSettings,
+        checkpoint="model",
+        grid="8x32",
+        keep=20,
+        head=None,
+        selector="group_dynamic",
+        seconds=4.0,
+        shots=True,
+    ),
+    Filter: partial(Filter),
+}
+BAD = (-2, float("nan"), float("inf"), 10**40, 10**400, "x", True, [[1]])
+
+
+def numbers(kind: type, value: Any = 1) -> list[str]:
+    """Names of the fields that take numbers, or lists of numbers."""
+    hints = get_type_hints(kind)
+    return [field.name for field in fields(kind) if {int, float} & {*_leaves(hints[field.name])}]
+
+
+def _leaves(hint: Any) -> list[Any]:
+    return [leaf for part in get_args(hint) for leaf in _leaves(part)] or [hint]
+
+
+@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+def test_bad_numbers_are_one_line_that_names_the_setting(kind: type) -> None:
+    assert numbers(kind)
+    for name in numbers(kind):
+        is_list = isinstance(getattr(MAKERS[kind](), name), tuple)
+        for bad in BAD:
+            if kind is Filter and bad in (-2, 10**40):
+                continue  # Moments before 1970 are times, too.
+            with pytest.raises(ValueError, match=rf"^{name}\b.*(expected|must be)") as caught:
+                MAKERS[kind](**{name: [bad] if is_list else bad})
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+def test_null_is_taken_only_where_it_means_something(kind: type) -> None:
+    made = MAKERS[kind]()
+    for name in numbers(kind):
+        if type(None) in _leaves(get_type_hints(kind)[name]):
+            MAKERS[kind](**{name: None})
+        else:
+            with pytest.raises(ValueError, match=rf"^{name} is None, expected"):
+                MAKERS[kind](**{name: None})
+    assert made == MAKERS[kind]()
+
+
+def test_scalars_of_numpy_and_pytorch_are_numbers() -> None:
+    config = EvaluateConfig("model", "test.jsonl", batch_size=np.int64(8), seed=torch.tensor(3))  # type: ignore[arg-type]
+    assert (config.batch_size, config.seed) == (8, 3)
+    assert type(config.batch_size) is type(config.seed) is int
+    assert MotionWorldConfig(np.int32(20)).counts["train"] == 20  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: MAKERS[EvaluateConfig](precision="fp8"),
+            "precision is 'fp8', expected one of 'bf16', 'fp32'",
+        ),
+        (
+            lambda: MAKERS[RetrieveConfig](precision="fp8"),
+            "precision is 'fp8', expected one of 'bf16', 'fp32'",
+        ),
+        (lambda: MAKERS[QuizConfig](precision="fp8"), "precision is 'fp8', expected one of 'bf16', 'fp32'"),
+        (lambda: MAKERS[EvaluateConfig](sampling="dens"), "sampling is 'dens', expected one of"),
+        (lambda: MAKERS[ProbeConfig](kind="deep"), "kind is 'deep', expected one of"),
+        (lambda: MAKERS[EvaluateConfig](views=Views(0, 3)), "views[0] is 0, expected an integer from 1"),
+        (lambda: MAKERS[ProbeConfig](lrs=()), "lrs is [], expected"),
+        (lambda: Views.parse("0x3"), "views[0] is 0, expected an integer from 1 to 1000"),
+        (lambda: Views.parse("4x1000000000"), "views[1] is 1000000000, expected an integer from 1 to 1000"),
+        (lambda: Views.parse("4x" + "9" * 9999), "give CLIPSxCROPS"),
+    ],
+)
+def test_choices_and_views_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
