@@ -373,4 +373,4 @@ def test_two_processes_align_as_one(way: str, folder: Path, two: list[dict]) -> 
         found = result["aligned"][way]
         assert found["losses"].keys() == one["losses"].keys() == {0, 1, 2, 3, 4}
         assert found["losses"] == pytest.approx(one["losses"], abs=1e-4)
-        torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=5e-5)
