@@ -110,7 +110,7 @@ def test_text_that_is_no_json_is_refused_in_one_line(tmp_path: Path, content: by
 
 
 def test_only_files_of_a_sane_size_are_opened(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(ValueError, match="it is a folder"):
         schema.load(tmp_path)
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(schema.MAX_BYTES + 1)
@@ -130,3 +130,9 @@ def test_nothing_is_lost_when_values_are_taken_over() -> None:
         bool,
     ]
     assert schema.convert({"count": 3, "sides": [1, 2], "rate": 2}, Setting) == Setting(3, 2.0)
+
+
+def test_keys_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": {"count": 1, "count": 2}}')
+    with pytest.raises(ValueError, match=r"x\.json: cannot be read as JSON \(the key 'count' stands twice\)"):
+        schema.load(tmp_path / "x.json")

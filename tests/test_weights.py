@@ -376,3 +376,53 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) 
     safetensors.torch.save_file(state, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"head_norm\.weight is torch\.int64"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "weights"),
+    [
+        (
+            {"student": STATE, "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": []}},
+            "model",
+        ),
+        ({"checkpoint": {"model": {"state_dict": named("module.")}}}, "model"),
+        ({"student": STATE, "teacher": MEAN}, "model"),
+        ({"student": MEAN, "teacher": STATE}, "ema"),
+    ],
+)
+def test_networks_under_other_keys_are_found(content: dict, weights: Any, tmp_path: Path) -> None:
+    found = read_weights(saved(tmp_path, content), weights)
+    assert torch.equal(found["head.0.weight"], STATE["head.0.weight"])
+
+
+def test_several_networks_are_not_confused() -> None:
+    with pytest.raises(ValueError, match="holds several networks, under the keys 'first', 'second'"):
+        unwrap({"first": STATE, "second": MEAN})
+
+
+def test_dictionaries_that_hold_each_other_end() -> None:
+    content: dict[str, Any] = {}
+    content.update({f"key {number}": {"up": content, **content} for number in range(30)})
+    with pytest.raises(ValueError, match="holds no state dict among its entries"):
+        unwrap(content)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_of_other_types_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: value.to(dtype) for name, value in STATE.items()}
+    with pytest.raises(
+        ValueError, match=rf"weights\.pth: tensor .* is {dtype}; weights must be floating-point"
+    ):
+        read_weights(saved(tmp_path, {"model": state}))
+
+
+def test_packed_weights_are_not_written(tmp_path: Path) -> None:
+    class Packed(nn.Identity):
+        def get_extra_state(self) -> torch.dtype:
+            return torch.int8
+
+    model = small_model()
+    model.packed = Packed()
+    with pytest.raises(ValueError, match=r"packed\._extra_state is .* no tensor"):
+        save_checkpoint(tmp_path / "x", model, CheckpointInfo())
+    assert not list(tmp_path.iterdir())

@@ -270,13 +270,20 @@ def load_checkpoint(
         raise ValueError(
             f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
         )
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
     if not folder.is_dir():
         known = ", ".join(pretrained_names())
         raise ValueError(f"{folder}: no such checkpoint folder; the package itself has {known}")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            inner = folder / "video"  # Of dual encoders and chat models.
-            hint = f"; its video side is one: {inner}" if (inner / CONFIG).is_file() else ""
+            hint = ""
+            if (folder / "video" / CONFIG).is_file():  # Of dual encoders and chat models.
+                hint = f"; its video side is one: {folder / 'video'}"
+            elif inner := next((path for path in ("best", "last") if (folder / path).is_dir()), ""):
+                hint = f"; the folder of a run holds one: {folder / inner}"
+            elif (folder / name).is_symlink():
+                hint = f"; the link {folder / name} leads nowhere"
             raise ValueError(f"{folder} is not a checkpoint: it has no {name}{hint}")
     model_config, info = _info(load_json(folder / CONFIG), str(folder / CONFIG))
     if (folder / PLANS).exists():

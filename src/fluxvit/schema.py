@@ -76,12 +76,12 @@ def load(path: str | Path) -> Any:
 
     Raises:
         ValueError: It is missing, larger than `MAX_BYTES`, not UTF-8, not JSON, nested too deeply, or holds
-            NaN, an infinite number or text that is not Unicode.
+            NaN, an infinite number, a key twice, or text that is not Unicode.
     """
     path = Path(path)
     try:
         if not path.is_file():
-            raise ValueError("there is no such file")
+            raise ValueError("it is a folder" if path.is_dir() else "there is no such file")
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
         return parse(path.read_bytes())
@@ -107,7 +107,7 @@ def parse(text: str | bytes, *, surrogates: bool = False) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
+        raise ValueError("it is not UTF-8 text; save it as UTF-8") from None
     except UnicodeEncodeError:
         raise ValueError("it holds an escape that is not a Unicode character") from None
     except RecursionError:
@@ -217,7 +217,18 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys must differ: which of two values counts is not said anywhere."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"the key {shown(next(name for name in names if names.count(name) > 1))} stands twice"
+        )
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_once)
 
 
 def _fail(where: str, reason: str) -> NoReturn:

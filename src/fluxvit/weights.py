@@ -353,6 +353,7 @@ _EMA_PREFIXES = {"ema", "ema_model", "model_ema", "teacher", "averaged_model", "
 _COMPILED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # What a training module may hold beside its network.
 _BESIDE = re.compile(r"(criterion|\w*loss\w*|\w*metrics?|\w*acc(uracy)?\d*)\.")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Tensors by which the networks are known, ours and those that can be converted.
 _KNOWN = ("patch_embed.proj.weight", "blocks.0.norm1.weight", "embedding_layer.weight", "tokens.weight")
 
@@ -445,19 +446,42 @@ def _wrapper(state: Mapping[str, Any], weights: Choice) -> str | None:
 
 
 def _find(
-    content: Mapping[Any, Any], weights: Choice, depth: int = 0
+    content: Mapping[Any, Any], weights: Choice, depth: int = 0, seen: set[int] | None = None
 ) -> tuple[dict[str, Tensor] | None, bool]:
     """The first state dict of the chosen kind in nested dictionaries, or of the other kind if there is but
     one; and whether it is an average.
     """
     order = (*_EMA_KEYS, *_MODEL_KEYS) if weights == "ema" else (*_MODEL_KEYS, *_EMA_KEYS)
-    for key in order if depth < 8 else ():
+    seen = {id(content)} if seen is None else seen  # A pickle may hold the same dictionary in many places.
+
+    def find(key: Any) -> tuple[dict[str, Tensor] | None, bool]:
         inner = content.get(key)
-        if isinstance(inner, Mapping):
-            found, averaged = _find(inner, weights, depth + 1)
+        if not isinstance(inner, Mapping) or id(inner) in seen or depth == 8:
+            return None, False
+        seen.add(id(inner))
+        return _find(inner, weights, depth + 1, seen)
+
+    for key in order:
+        if key in content:
+            found, averaged = find(key)
             if found is not None:
                 return found, averaged or key in _EMA_KEYS
-    return _state(content), False
+    state = _state(content)
+    if state is not None:
+        return state, False
+    # Under any other key, if there is a known network in one of them alone.
+    others = {}
+    for key in content:
+        if key not in order:
+            found, averaged = find(key)
+            if found is not None and any(name.endswith(_KNOWN) for name in found):
+                others[key] = found, averaged or key in _EMA_PREFIXES
+    if len(others) > 1:  # A student and its teacher, which is an average of it.
+        others = {key: found for key, found in others.items() if found[1] == (weights == "ema")} or others
+    if len(others) > 1:
+        keys = ", ".join(map(shown, others))
+        raise ValueError(f"holds several networks, under the keys {keys}; save the one that is meant alone")
+    return next(iter(others.values()), (None, False))
 
 
 def _state(content: Mapping[Any, Any]) -> dict[str, Tensor] | None:
@@ -480,10 +504,13 @@ def _real(name: str, value: Tensor) -> Tensor:
     """A tensor of a file, which must be as large as it says: others could ask for any amount of memory.
 
     Raises:
-        ValueError: It has no content, is sparse or quantized, or repeats a little memory many times.
+        ValueError: It has no content, is sparse or quantized, holds weights as integers, or repeats a little
+            memory many times.
     """
     if value.is_meta or value.layout is not torch.strided or value.is_quantized:
         raise ValueError(f"tensor {name} has no content, or is sparse or quantized; save plain tensors")
+    if name.endswith((".weight", ".bias")) and value.dtype not in _FLOATS:
+        raise ValueError(f"tensor {name} is {value.dtype}; weights must be floating-point numbers")
     size = value.numel() * value.element_size()
     if size > max(4 * value.untyped_storage().nbytes(), 1 << 20):
         raise ValueError(
@@ -545,6 +572,10 @@ def savable(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, int]] = set()
     for name, value in strip_prefixes(state).items():
+        if not isinstance(value, Tensor):  # Packed weights of quantized layers, and other extra states.
+            raise ValueError(
+                f"{what}: {name} is {_name_of(value)}, no tensor; save the network before it is quantized"
+            )
         if type(value).__name__ == "DTensor":
             raise ValueError(f"{what}: {name} is shared out between processes; gather the weights first")
         if value.is_meta:

@@ -149,3 +149,38 @@ def test_make_motionworld(tmp_path: Path) -> None:
     arguments = ["--videos", "2", "--val", "1", "--test", "1", "--difficulty", "demo", "--workers", "1"]
     assert main(["data", "make", "motionworld", str(tmp_path / "mw"), *arguments]) == 0
     assert len(list((tmp_path / "mw").rglob("*.mp4"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{clip}", "--checkpoint", ""], "--checkpoint is empty"),
+        (["predict", "", "--checkpoint", "{checkpoint}"], "clips is empty"),
+        (["index", "", "--db", "{out}"], "folder is empty"),
+        (["search", "ball", "--db", ""], "--db is empty"),
+        (["train", "--out", ""], "out is empty"),
+        (["info", "{checkpoint}/config.json"], "config.json is a file; a checkpoint is a folder"),
+        (
+            ["info", "{run}"],
+            "run is not a checkpoint: it has no config.json; the folder of a run holds one: ",
+        ),
+        (["convert", "{clip}", "{clip}/x"], "clip.mp4: not a PyTorch file"),
+        (["index", "{run}", "--db", "{clip}/x.db"], "clip.mp4: a file is where a folder is to be"),
+    ],
+)
+def test_places_that_are_no_places(
+    arguments: list[str],
+    message: str,
+    checkpoint: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    places = {"checkpoint": checkpoint, "clip": clip, "out": tmp_path / "out.db", "run": tmp_path / "run"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("fluxvit: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.db").exists()

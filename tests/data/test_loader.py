@@ -367,3 +367,9 @@ def test_an_evaluation_that_is_left_keeps_no_worker(film: Path) -> None:
         caught = error  # Its frames live on.
     assert caught is not None
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [-1, 10**30])
+def test_numbers_of_workers_that_no_machine_starts_are_refused(workers: int) -> None:
+    with pytest.raises(ValueError, match=r"workers is .*, expected an integer from 0 to 1024"):
+        loader([], [], workers)

@@ -441,3 +441,10 @@ def test_known_broken_videos_count_as_wrong_in_validation(world: Path, tmp_path:
         assert train(CONFIGS[-1], world, tmp_path / name, "--data.val", str(val)) == 0
         means.append(json.loads((tmp_path / name / "validation.jsonl").read_text().splitlines()[-1])["mean"])
     assert means[1] == means[0] / 2
+
+
+def test_a_logger_that_is_missing_changes_no_run(world: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("fluxvit.training.logs.importlib.util.find_spec", lambda name: None)
+    assert train(CONFIGS[-1], world, tmp_path / "run", "--optim.loggers=[wandb]") == 2
+    assert "logger wandb is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+        reason = error.strerror or str(error)
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = "a file is where a folder is to be; choose another place, or move the file"
+        return _fail(f"{error.filename or ''}: {reason}".removeprefix(": "))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

@@ -30,5 +30,16 @@ def add_device(parser: ArgumentParser) -> None:
 
 
 def values(parser: ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """Parsed arguments as plain values."""
-    return vars(parser.parse_args(argv))
+    """Parsed arguments as plain values.
+
+    Raises:
+        ValueError: A text is empty that is not empty by default, as a variable of the shell that was never
+            set leaves it: it would stand for the current folder, or for no option at all.
+    """
+    found = vars(parser.parse_args(argv))
+    options = {action.dest: action for action in parser._actions}
+    for name, value in found.items():
+        if name in options and value in ("", [""]) and options[name].default != "":
+            option = next(iter(options[name].option_strings), name)
+            raise ValueError(f"{option} is empty; give a value, or leave it out")
+    return found

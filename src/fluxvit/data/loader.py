@@ -23,6 +23,7 @@ from fluxvit.data.dataset import Clip, ClipRequest, collate
 from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid, draw_grid
 from fluxvit.machine import HELD_BACK, let_signals_in, signals_held_back
+from fluxvit.schema import Workers, convert
 
 # Steps whose grids one generator draws: seeding takes as long as a hundred draws.
 _BLOCK = 1024
@@ -260,7 +261,11 @@ def loader(
         report: A ``.jsonl`` file to which the error of each training file that cannot be read is added, once
             even if a run is interrupted and goes on. They are logged as warnings, too.
         name_faults: Do so; a caller that looks at ``faults`` itself turns it off.
+
+    Raises:
+        ValueError: The number of workers is negative, or more than any machine can start.
     """
+    workers = convert(workers, Workers, key="workers")
     clips = ClipLoader(
         dataset,
         batch_sampler=batches,

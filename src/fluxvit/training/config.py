@@ -303,6 +303,8 @@ class RunRecipe:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.out:
+            raise ValueError("out is empty; give the folder of checkpoints and logs")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs:g}; it must be below epochs, which is {self.epochs:g}"

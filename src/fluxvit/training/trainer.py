@@ -162,8 +162,9 @@ class Trainer:
 
         Raises:
             ValueError: It is of a run with other settings, which are named; of more steps than this run has;
-                or damaged.
+                or damaged; or a logger is not installed.
         """
+        require_loggers(self.config.loggers)
         self._find_saved()
 
     def log(self, step: int, values: dict[str, float]) -> None:
