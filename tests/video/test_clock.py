@@ -129,3 +129,16 @@ def test_a_leap_of_the_clock_costs_no_work(tmp_path: Path, suffix: str, hours: i
         assert numbers_of(reader.read(reader.times)) == list(range(50))
     # Windows are cut where there are frames, not along the claimed time.
     assert len(list(windows(path, SamplingGrid(4, 32, 32), 0.5, shots=False))) < 20
+
+
+@pytest.mark.parametrize(("first_fps", "delay"), [(25, 80), (30, 67), (50, 40), (60, 0)])
+def test_no_two_frames_fall_together_at_the_joint(first_fps: int, delay: int) -> None:
+    """The later part is at another rate, or has no delay between storing and showing its frames."""
+    step = 1000 // first_fps
+    former = [Stamp(step * i, step * i + 80, step) for i in range(20)]
+    later = [Stamp(40 * i, 40 * i + delay) for i in range(20)]
+    clock = mended(former + later)
+    assert clock.jumps == 1
+    shown = [stamp.pts for stamp in former + later if stamp.pts is not None]
+    assert shown == sorted(set(shown))
+    assert (np.diff([stamp.dts for stamp in former + later]) > 0).all()

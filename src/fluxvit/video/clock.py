@@ -50,6 +50,7 @@ class Clock:
         self._usual = max(1, round(1 / (time_base * fps)))
         self._offset = 0
         self._last: int | None = None
+        self._latest: int | None = None
         self._next = 0
 
     def mend(self, packet: _Timed) -> None:
@@ -62,10 +63,16 @@ class Clock:
             if self._last is not None and not -self._back <= moved - self._last <= self._gap + self._usual:
                 self.jumps += 1
                 self._offset = self._next - dts
-                moved = self._next
+                if pts is not None and self._latest is not None and pts + self._offset <= self._latest:
+                    # Frames of the former part are shown later than they are stored, and may not be so here.
+                    self._offset = self._latest + self._usual - pts
+                moved = dts + self._offset
             duration = packet.duration or 0
             self._last, self._next = moved, moved + (duration if 0 < duration < self._gap else self._usual)
         offset = self._offset
+        if pts is not None:
+            shown = pts + offset
+            self._latest = shown if self._latest is None else max(self._latest, shown)
         if offset or pts != packet.pts:
             packet.pts = None if pts is None else pts + offset
         if offset or dts != packet.dts:
