@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,11 @@ def test_all_orientations_of_exif(tmp_path: Path, number: int, order: str) -> No
     expected = SHOWN[number](stored)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_itself_beside_images_is_passed_over(tmp_path: Path) -> None:
+    save_image(tmp_path / "1.png", numbered(1))
+    (tmp_path / "loop").symlink_to("loop")
+    with open_video(tmp_path) as reader:
+        assert numbers_of(reader.read(reader.times)) == [1]

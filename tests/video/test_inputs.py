@@ -208,3 +208,11 @@ def test_clips_are_those_of_a_read(clip: Path, size: tuple[int, int]) -> None:
         np.testing.assert_array_equal(found[0], wanted)
         np.testing.assert_array_equal(found[1], reader.read(second))
         np.testing.assert_array_equal(found[2][1], wanted[3])
+
+
+def test_bytes_with_gaps_and_files_for_writing(tmp_path: Path) -> None:
+    content = encode(tmp_path / "a.mp4", count=3).read_bytes()
+    with open_video(memoryview(b"".join(bytes([byte, 0]) for byte in content))[::2]) as reader:
+        assert len(reader.times) == 3
+    with (tmp_path / "b.mp4").open("wb") as file, pytest.raises(VideoError, match="not opened for reading"):
+        open_video(file)

@@ -116,7 +116,7 @@ def _image_names(folder: Path) -> list[str]:
     """Names of the images in a folder, in no order; posters, copies and thumbnails of others are left out."""
     try:
         with os.scandir(folder) as entries:
-            files = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+            files = [entry.name for entry in entries if not entry.name.startswith(".") and not _is_dir(entry)]
     except FileNotFoundError:
         raise VideoError.of(folder, "no such folder") from None
     except OSError as error:
@@ -137,6 +137,13 @@ def _image_names(folder: Path) -> list[str]:
 
     # A folder of nothing else is taken as it is.
     return list(filter(is_frame, names)) or names
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
             raise VideoError.of("<bytes>", "there are none")
         if isinstance(video, bytes) and len(video) < _LONGEST_NAME and _is_path(video):
             raise VideoError.of("<bytes>", "this is a path, not a video; give it as str or Path")
-        if reason := VideoLimits.current().too_long(len(video)):
+        if reason := VideoLimits.current().too_long(memoryview(video).nbytes):
             raise VideoError.of("<bytes>", reason)
-        return "<bytes>", io.BytesIO(video)
+        return "<bytes>", io.BytesIO(bytes(video))
     if not callable(getattr(video, "read", None)):
         raise ValueError(
             "a video is a path, bytes, a file opened in binary mode, frames uint8 [T, H, W, 3] or a list of "
@@ -85,6 +85,8 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
         raise VideoError.of(name, "the file is closed")
     try:
         nothing = video.read(0)
+    except io.UnsupportedOperation:
+        raise VideoError.of(name, "the file is not opened for reading: open(path, 'rb')") from None
     except (OSError, ValueError) as error:
         raise VideoError.of(name, f"cannot be read ({error})") from None
     if isinstance(nothing, str):
