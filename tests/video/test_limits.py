@@ -7,10 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import encode, numbered, save_image
+from clips import encode, numbered, numbers_of, save_image
 
 from fluxvit.data.probe import inspect_video
-from fluxvit.video.limits import VideoLimits, image_size, set_limits
+from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted, set_limits
 from fluxvit.video.reader import VideoError, open_video
 
 
@@ -168,4 +168,70 @@ def test_a_large_image_in_a_video_is_not_called_damaged(tmp_path: Path) -> None:
     data[start : start + 4] = (60000).to_bytes(2, "big") * 2
     path.write_bytes(data)
     with pytest.raises(VideoError, match="60000x60000 pixels, more than the limit"):
+        open_video(path)
+
+
+@pytest.mark.parametrize(("flags", "claims"), [(b"\0\0\0\0", True), (b"\0\0\2\0", False)])
+def test_samples_of_fragments_are_bounded_too(tmp_path: Path, flags: bytes, claims: bool) -> None:
+    movflags = "frag_keyframe+empty_moov+default_base_moof"
+    path = encode(tmp_path / "a.mp4", count=20, muxer={"movflags": movflags})
+    with path.open("rb") as file:
+        assert claimed_samples(file) == 0
+    data = bytearray(path.read_bytes())
+    # A run that says nothing of each sample takes 16 bytes, whatever their number. The rest becomes free.
+    start = data.index(b"trun") - 4
+    length = int.from_bytes(data[start : start + 4], "big")
+    run = struct.pack(">I4s4sI", 16, b"trun", flags, 5 * 10**7) + struct.pack(">I4s", length - 16, b"free")
+    data[start : start + len(run)] = run
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert claimed_samples(file) == (5 * 10**7 if claims else 0)
+    if claims:
+        with pytest.raises(VideoError, match="more frames than the limit"):
+            open_video(path)
+
+
+@pytest.mark.parametrize("hidden", [b"free" * 1, b"\0\0\0\0", b"a b "])
+def test_claims_behind_odd_boxes_are_found(tmp_path: Path, hidden: bytes) -> None:
+    data = encode(tmp_path / "a.mp4", count=3).read_bytes()
+    place = data.index(b"stsz")
+    data = data[: place + 8] + struct.pack(">II", 100, 10**8) + data[place + 16 :]
+    # A duration of one tick is that of uncompressed sound, which is not listed; this is a picture.
+    place = data.index(b"stts")
+    data = data[: place + 8] + struct.pack(">III", 1, 10**8, 1) + data[place + 20 :]
+    start = data.index(b"moov") - 4
+    index = struct.pack(">I4s", 8, hidden) * 1500 + data[start + 8 :]
+    path = tmp_path / "b.mp4"
+    path.write_bytes(data[:start] + struct.pack(">I4s", len(index) + 8, b"moov") + index)
+    with pytest.raises(VideoError, match="more frames than the limit"):
+        open_video(path)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_frames_that_grow_beyond_the_limit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    suffix = {"libx264": ".h264", "libx265": ".hevc"}[codec]
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    parts = [
+        encode(tmp_path / f"{width}{suffix}", codec, count=5, size=(width, 192), options=options)
+        for width in (256, 512)
+    ]
+    path = tmp_path / f"grows{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with open_video(path) as reader:
+        assert numbers_of(reader.read(reader.times)) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+    monkeypatch.setenv("FLUXVIT_MAX_PIXELS", str(512 * 192 - 1))
+    with pytest.raises(VideoError, match="512x192 pixels, more than"), open_video(path) as reader:
+        reader.read(reader.times)
+    assert "512x192" in inspect_video(path, deep=True)["error"]
+
+
+def test_encrypted_pictures_are_told(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", count=3)
+    with path.open("rb") as file:
+        assert not is_encrypted(file)
+    # The sample entry alone; FFmpeg decodes encrypted pictures to noise without an error.
+    path.write_bytes(path.read_bytes().replace(b"avc1\0\0\0\0\0\0", b"encv\0\0\0\0\0\0"))
+    with pytest.raises(VideoError, match="its pictures are encrypted; decrypt it first"):
         open_video(path)

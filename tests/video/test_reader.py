@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from clips import FPS, cut_short, encode, encode_sound, number_of, numbered, numbers_of, save_image
 
+from fluxvit.data.probe import inspect_video
 from fluxvit.video.pyav_reader import PyAVReader
 from fluxvit.video.reader import VideoError, open_video, probe
 
@@ -325,3 +326,67 @@ def test_torchcodec_gives_the_same_frames_or_says_that_it_cannot(clip: Path) -> 
             raise
     else:
         assert found == expected
+
+
+def test_a_recording_that_starts_in_the_middle_begins_with_its_first_frame(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.ts", count=100, options={"g": "40", "sc_threshold": "0", "bf": "2"})
+    data = path.read_bytes()
+    path.write_bytes(data[188 * (len(data) // 188 // 5) :])
+    with open_video(path) as reader:
+        assert numbers_of(reader.read(reader.times)) == list(range(40, 100))
+        assert reader.end == pytest.approx(60 / FPS)
+        assert numbers_of(reader.read([2.0, 0.0])) == [90, 40]
+    facts = inspect_video(path, deep=True)
+    assert facts["ok"]
+    assert "damaged_frames" not in facts
+
+
+def test_frames_that_an_edit_list_leaves_out_are_not_missing(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", count=50, options={"g": "25", "bf": "0"})
+    data = bytearray(path.read_bytes())
+    # The track begins one second later than its first frame, as cuts without encoding do it.
+    place = data.index(b"elst") + 12
+    timescale = int.from_bytes(data[(at := data.index(b"mdhd") + 16) : at + 4], "big")
+    data[place : place + 8] = (1000).to_bytes(4, "big") + timescale.to_bytes(4, "big")
+    path.write_bytes(data)
+    with open_video(path) as reader:
+        assert numbers_of(reader.read(reader.times)) == list(range(25, 50))
+    assert inspect_video(path, deep=True)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "pointer of Git LFS.*git lfs pull"),
+        (b"\n<!DOCTYPE HTML><html><body>404</body></html>", "web page.*download it again"),
+        (b"PK\x03\x04" + bytes(90), "zip archive; unpack it"),
+        (b"\x1f\x8b\x08" + bytes(90), "gzip archive; unpack it"),
+    ],
+)
+def test_what_is_no_video_is_not_called_damaged(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    for video in (path, content):
+        with pytest.raises(VideoError, match=f"not a video but an? {kind}") as caught:
+            open_video(video)
+        assert "damaged" not in str(caught.value)
+
+
+def test_a_still_image_is_not_called_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "photo.mp4"
+    path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x0cmeta\0\0\0\0" + b"\0\0\0\x08mdat")
+    with pytest.raises(VideoError) as caught:
+        open_video(path)
+    assert "cut short" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_names_in_messages_cannot_break_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a\nb\x1b[31m.mp4"
+    with pytest.raises(VideoError, match=r"a\\nb\\x1b\[31m\.mp4: no such file"):
+        open_video(path)
+    path.write_bytes(b"junk" * 99)
+    assert inspect_video(path)["error"].startswith("not a video")
+    (tmp_path / "link.mp4").symlink_to("nothing")
+    with pytest.raises(VideoError, match="a broken link"):
+        open_video(tmp_path / "link.mp4")

@@ -31,8 +31,9 @@ from fluxvit.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.machine import let_signals_in, processes, signals_held_back
 from fluxvit.schema import convert, plain
 from fluxvit.terminal import printable
+from fluxvit.video.limits import VideoLimits
 from fluxvit.video.members import may_exist
-from fluxvit.video.pyav_reader import choose_stream, open_video_file
+from fluxvit.video.pyav_reader import choose_stream, expect_small, limit_pixels, open_video_file
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
@@ -163,7 +164,11 @@ def inspect_video(
         if lost:
             facts["damaged_frames"] = lost
     except VideoError as error:
-        facts |= {"ok": False, "error": str(error).removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")}
+        shown = printable(path)
+        facts |= {
+            "ok": False,
+            "error": str(error).removeprefix(f"{shown}: ").removeprefix(f"{shown}{os.sep}"),
+        }
     except Exception as error:
         # Whatever a decoder thinks of next: one file must not end the check of the others.
         facts |= {"ok": False, "error": " ".join(f"{type(error).__name__}: {error}".split())}
@@ -427,11 +432,13 @@ def _checked(entry: Entry, facts: dict[str, Any]) -> Entry:
 def _expect_whole(reader: PyAVReader) -> None:
     """Raise if much less is in a file than its header promises."""
     promised, packets = reader.info.frames, len(reader.contents.packets)
-    if promised is not None and packets < (1 - _TOLERATED_LOSS) * promised:
+    seconds = reader.info.duration
+    # An edit list may leave out frames; the duration is then without them.
+    ends_early = seconds is None or reader.end < (1 - _TOLERATED_LOSS) * seconds
+    if promised is not None and packets < (1 - _TOLERATED_LOSS) * promised and ends_early:
         raise VideoError.of(reader.info.path, f"cut short: {packets} of {promised} frames are there")
     # Matroska and WebM promise no frames, but a length; it may be that of the sound.
-    seconds = reader.info.duration
-    if promised is None and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
+    if promised is None and seconds is not None and ends_early:
         with open_video_file(reader.info.path) as container:
             promise = "matroska" in container.format.name and not container.streams.audio
         if promise:
@@ -443,11 +450,13 @@ def _count_intact(path: Path) -> int:
     intact = 0
     with open_video_file(path) as container:
         stream = choose_stream(path, container)
+        limits = VideoLimits.current()
+        limit_pixels(stream, limits)
         for packet in _until_damage(container.demux(stream)):
             try:
                 intact += sum(not frame.is_corrupt for frame in stream.decode(packet))
-            except FFmpegError:
-                continue
+            except FFmpegError as error:
+                expect_small(path, stream, error, limits)
     return intact
 
 

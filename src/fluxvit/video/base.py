@@ -12,10 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
+from fluxvit.terminal import printable
 from fluxvit.video.limits import VideoLimits
 
 # A time may miss a frame's start by rounding (3 * 0.04 < 0.12); video clocks tick no faster than this.
 CLOCK_SLACK = 1e-6
+
+_SPACES = "\n\r\t"
 
 
 class VideoError(ValueError):
@@ -24,7 +27,7 @@ class VideoError(ValueError):
     @classmethod
     def of(cls, path: str | Path, reason: str) -> VideoError:
         """The error for ``path``; ``reason`` says what is wrong and, where there is one, the cure."""
-        return cls(f"{path}: {' '.join(reason.split())}")
+        return cls(f"{printable(path)}: {' '.join(printable(reason, keep=_SPACES).split())}")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,19 @@ _SCRIPTS = (
     (b"rtsptext", "an RTSP link"),
 )
 
+# How files begin that are often found under the names of videos.
+_OTHERS = (
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the video itself: git lfs pull"),
+    (b"<!doctype html", "a web page, which a server may send in place of a file; download it again"),
+    (b"<html", "a web page, which a server may send in place of a file; download it again"),
+    (b"PK\x03\x04", "a zip archive; unpack it"),
+    (b"\x1f\x8b", "a gzip archive; unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (b"Rar!\x1a\x07", "a rar archive; unpack it"),
+    (b"\xfd7zXZ", "an xz archive; unpack it"),
+    (b"%PDF-", "a PDF document"),
+)
+
 
 def open_container(source: Path | IO[bytes]) -> InputContainer:
     """Open a file or a pipe, which may not make FFmpeg open anything else.
@@ -124,5 +137,14 @@ def open_address(
 
 def script_kind(start: bytes) -> str | None:
     """What kind of playlist or script a file is that begins with ``start``; None if it does not look so."""
+    return _kind(start, _SCRIPTS)
+
+
+def other_kind(start: bytes) -> str | None:
+    """What a file is that begins with ``start``, and is known to be no video; else None."""
+    return _kind(start, _OTHERS)
+
+
+def _kind(start: bytes, kinds: tuple[tuple[bytes, str], ...]) -> str | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return next((kind for sign, kind in _SCRIPTS if text[: len(sign)].lower() == sign.lower()), None)
+    return next((kind for sign, kind in kinds if text[: len(sign)].lower() == sign.lower()), None)

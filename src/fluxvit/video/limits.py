@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import IO
 
 _PREFIX = "FLUXVIT_MAX_"
 
-# Boxes of one level of an MP4 file that are looked at; an index comes before or right after the pictures.
-_MOST_BOXES = 1000
+# Boxes of one level of an MP4 file that are looked at; a film in fragments of a second has thousands.
+_MOST_BOXES = 100_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class VideoLimits:
         return (
             f"its frames have {width}x{height} pixels, more than the limit of {self.pixels}; set "
             f"{_PREFIX}PIXELS={width * height} to read it all the same"
+        )
+
+    def grown(self) -> str:
+        """Why frames that become larger in the middle are not decoded, where their size is unknown."""
+        return (
+            f"its frames become larger than the limit of {self.pixels} pixels; set {_PREFIX}PIXELS to a "
+            "larger number to read it all the same"
         )
 
     def too_many(self, frames: int) -> str | None:
@@ -166,47 +174,99 @@ def claimed_samples(file: IO[bytes]) -> int:
     left out: FFmpeg does not list its samples, which are millions a minute. The file is left at its
     beginning.
     """
+    with _whole(file) as length:
+        most = fragments = 0
+        for kind, start, end in _boxes(file, 0, length):
+            if kind == b"moov":
+                most = max([most, *(_claimed_in(file, *track) for track in _tracks(file, start, end))])
+            elif kind == b"moof":
+                for _, *track in _find(file, start, end, b"traf"):
+                    fragments += sum(_claimed_by_run(file, run) for _, run, _ in _find(file, *track, b"trun"))
+        return max(most, fragments)
+
+
+def is_encrypted(file: IO[bytes]) -> bool:
+    """Whether an MP4 file describes pictures as encrypted (the sample entry encv of ISO/IEC 23001-7), and no
+    others. FFmpeg would decode them to noise. The file is left at its beginning.
+    """
+    with _whole(file) as length:
+        for _, *index in _find(file, 0, length, b"moov"):
+            for track in _tracks(file, *index):
+                for _, start, end in _find(file, *track, b"mdia", b"minf", b"stbl", b"stsd"):
+                    entries = {kind for kind, _, _ in _boxes(file, start + 8, end)}
+                    if entries == {b"encv"}:
+                        return True
+        return False
+
+
+@contextmanager
+def _whole(file: IO[bytes]) -> Iterator[int]:
+    """The length of a file, 0 if it is no MP4; the file is left at its beginning."""
     try:
         length = file.seek(0, os.SEEK_END)
-        return _claimed_in(file, 0, length) if _box_at(file, 0, length) else 0
+        file.seek(4)
+        yield length if file.read(4).isalnum() else 0
     finally:
         file.seek(0)
 
 
-def _claimed_in(file: IO[bytes], start: int, end: int, depth: int = 0) -> int:
-    """The most samples that a track between two positions claims."""
-    most, position, table, uncompressed = 0, start, 0, False
+def _tracks(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where the tracks of an index lie, compressed ones excepted."""
+    for kind, inside, behind in _boxes(file, start, end):
+        if kind == b"trak":
+            yield inside, behind
+        elif kind == b"moov":
+            yield from _tracks(file, inside, behind)
+
+
+def _claimed_in(file: IO[bytes], start: int, end: int) -> int:
+    """The samples that a track claims without a size for each."""
+    sound = uncompressed = False
+    count = 0
+    for _, *media in _find(file, start, end, b"mdia"):
+        for _, place, _ in _find(file, *media, b"hdlr"):
+            sound = _bytes_at(file, place + 8, 4) == b"soun"
+        for _, *table in _find(file, *media, b"minf", b"stbl"):
+            for _, place, _ in _find(file, *table, b"stsz"):
+                size, number = struct.unpack(">II", _bytes_at(file, place + 4, 8))
+                count = number if size else 0
+            for _, place, _ in _find(file, *table, b"stts"):
+                entries, _, duration = struct.unpack(">III", _bytes_at(file, place + 4, 12))
+                uncompressed = entries == duration == 1
+    return 0 if sound and uncompressed else count
+
+
+def _claimed_by_run(file: IO[bytes], place: int) -> int:
+    """The samples that a run of a fragment claims, if it says nothing of each."""
+    flags, count = struct.unpack(">II", _bytes_at(file, place, 8))
+    return count if flags & 0xF00 == 0 else 0
+
+
+def _find(file: IO[bytes], start: int, end: int, *path: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """All boxes that a path of names leads to: name, and where the content begins and ends."""
+    for box in _boxes(file, start, end):
+        if box[0] == path[0]:
+            if len(path) == 1:
+                yield box
+            else:
+                yield from _find(file, *box[1:], *path[1:])
+
+
+def _boxes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes between two positions: name, and where the content begins and ends."""
     for _ in range(_MOST_BOXES):
-        box = _box_at(file, position, end)
-        if box is None:
-            break
-        kind, content, position = box
-        if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl") and depth < 8:
-            most = max(most, _claimed_in(file, content, position, depth + 1))
-        elif kind == b"stsz":
-            file.seek(content + 4)
-            size, count = _two_numbers(file.read(8))
-            table = count if size else 0
-        elif kind == b"stts":
-            file.seek(content + 4)
-            entries, _ = _two_numbers(file.read(8))
-            file.seek(content + 12)
-            uncompressed = entries == 1 and file.read(4) == b"\0\0\0\1"
-    return max(most, 0 if uncompressed else table)
+        header = _bytes_at(file, start, 16)
+        size, content = int.from_bytes(header[:4], "big"), start + 8
+        if size == 1:
+            size, content = int.from_bytes(header[8:16], "big"), start + 16
+        following = end if size == 0 else min(start + size, end)
+        if following < content:
+            return
+        yield header[4:8], content, following
+        start = following
 
 
-def _box_at(file: IO[bytes], position: int, end: int) -> tuple[bytes, int, int] | None:
-    """Name of the box at a position, where its content begins and where the next box does."""
+def _bytes_at(file: IO[bytes], position: int, count: int) -> bytes:
+    """Bytes from a position on; zeros behind the end of the file."""
     file.seek(position)
-    header = file.read(16)
-    if len(header) < 8 or not header[4:8].isalnum():
-        return None
-    size, content = int.from_bytes(header[:4], "big"), position + 8
-    if size == 1:
-        size, content = int.from_bytes(header[8:16], "big"), position + 16
-    following = end if size == 0 else min(position + size, end)
-    return (header[4:8], content, following) if following > position + 7 else None
-
-
-def _two_numbers(data: bytes) -> tuple[int, int]:
-    return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:], "big")
+    return file.read(count).ljust(count, b"\0")

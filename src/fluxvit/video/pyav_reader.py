@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -27,8 +27,8 @@ from av.video.stream import VideoStream
 
 from fluxvit.video.base import DamageFound, TimedReader, VideoError, VideoInfo, decoding
 from fluxvit.video.clock import Clock
-from fluxvit.video.container import open_container, script_kind
-from fluxvit.video.limits import VideoLimits, claimed_samples, image_size
+from fluxvit.video.container import open_container, other_kind, script_kind
+from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
 from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import RGBConverter, display_width
 
@@ -36,7 +36,6 @@ from fluxvit.video.rgb import RGBConverter, display_width
 _SEEK_COST_IN_PACKETS = 3
 
 _SCRIPT_BYTES = 1024
-_INDEX_BYTES = 1 << 20
 _IMAGE_HEADER_BYTES = 1 << 17
 
 # Pixels of real videos are at most about twice as wide as high, or the reverse.
@@ -163,6 +162,7 @@ class PyAVReader(TimedReader):
                 first = next(self._frames(self._first_pass), None)
                 if first is None:
                     raise self._nothing_decoded()
+                self._first_tick, self._read_for_first = first.pts, len(self._packets)
                 aspect = pixel_aspect(self._stream)
                 shown = display_width(first.width, aspect), first.height
                 if reason := self._limits.too_large(*shown):
@@ -189,10 +189,22 @@ class PyAVReader(TimedReader):
             # AVI has no presentation times: FFmpeg numbers its packets as if they were shown in stored order.
             is_avi = self._opened.format.name == "avi"
             reorders_silently = is_avi and bool(self._stream.codec_context.has_b_frames)
+            self._leave_out_leading()
             found = _Contents(self._packets, self._time_base, self.info.fps, reorders_silently)
             if found.counts or found.repeats or self._cut_off:
                 self._seeks = False
             return found
+
+    def _leave_out_leading(self) -> None:
+        """Take frames before the first that can be decoded for not shown: recordings start at any packet, and
+        frames that depend on those before it are lost. As FFmpeg's program does, time starts behind them.
+        """
+        first = self._first_tick
+        if first is None or (not self._stream.codec_context.has_b_frames and self._packets[0].is_key):
+            return
+        for number, packet in enumerate(self._packets[: self._read_for_first]):
+            if packet.pts is not None and packet.pts < first:
+                self._packets[number] = replace(packet, is_shown=False)
 
     def close(self) -> None:
         if self._container is not None:
@@ -272,7 +284,8 @@ class PyAVReader(TimedReader):
         """Frames that come out when ``packet`` goes in; None asks for those still held back."""
         try:
             return self._stream.decode(packet)
-        except (FFmpegError, ValueError):
+        except (FFmpegError, ValueError) as error:
+            expect_small(self._path, self._stream, error, self._limits)
             if after_jump:
                 self._give_up_seeking()
             return []
@@ -308,9 +321,7 @@ class PyAVReader(TimedReader):
         )
         assert self._stream.time_base is not None
         self._time_base = float(self._stream.time_base)
-        # Frames may grow in the middle of a stream.
-        most = min(self._limits.pixels, (1 << 31) - 1)
-        self._stream.codec_context.options = {"max_pixels": str(most)}
+        limit_pixels(self._stream, self._limits)
         self._stream.codec_context.thread_count = self._threads
         if self._threads != 1:
             self._stream.codec_context.thread_type = "AUTO"
@@ -388,9 +399,23 @@ class PyAVReader(TimedReader):
                 reason = "this FFmpeg cannot decode animated WebP; convert it to MP4, GIF or APNG"
             elif not self._packets:
                 reason = f"its {codec} stream is empty: it holds no frame"
-            elif _is_encrypted(file):
-                reason = "its pictures are encrypted"
         return VideoError.of(self._path, reason)
+
+
+def limit_pixels(stream: VideoStream, limits: VideoLimits) -> None:
+    """Make the decoder refuse frames that are too large: they may grow in the middle of a stream."""
+    stream.codec_context.options = {"max_pixels": str(min(limits.pixels, (1 << 31) - 1))}
+
+
+def expect_small(path: Path, stream: VideoStream, error: Exception, limits: VideoLimits) -> None:
+    """Raise a VideoError if a decoder has failed because frames are too large, and not for damage."""
+    context = stream.codec_context
+    if reason := limits.too_large(context.width, context.height):
+        raise VideoError.of(path, reason) from None
+    number = getattr(error, "errno", None)
+    # The decoder of AV1 says that the size is out of range; others forget it, and call it invalid.
+    if number == errno.ERANGE or (number == errno.EINVAL and context.width == 0):
+        raise VideoError.of(path, limits.grown()) from None
 
 
 def pixel_aspect(stream: VideoStream) -> float:
@@ -417,7 +442,7 @@ def _open_stream(
     """Open ``path`` at its main video stream, or raise a VideoError that says what it is instead."""
     if file is None:
         if not path.exists():
-            raise VideoError.of(path, "no such file")
+            raise VideoError.of(path, "a broken link" if path.is_symlink() else "no such file")
         if path.is_dir():
             raise VideoError.of(path, "a folder, not a video file")
         if not path.is_file():
@@ -427,10 +452,13 @@ def _open_stream(
     try:
         with _bytes_of(path, file) as opened:
             size, samples = image_size(opened), claimed_samples(opened)
+            encrypted = is_encrypted(opened)
         if size is not None and (reason := limits.too_large(*size)):
             raise VideoError.of(path, reason)
         if reason := limits.too_many(samples):
             raise VideoError.of(path, reason)
+        if encrypted:
+            raise VideoError.of(path, "its pictures are encrypted; decrypt it first")
         container = open_video_file(path, file)
     except VideoError:
         raise
@@ -441,6 +469,8 @@ def _open_stream(
         context = stream.codec_context
         shown = display_width(context.width, pixel_aspect(stream)), context.height
         if reason := limits.too_large(*shown) or limits.too_large(context.width, context.height):
+            raise VideoError.of(path, reason)
+        if reason := limits.too_many(stream.frames):
             raise VideoError.of(path, reason)
     except BaseException:
         container.close()
@@ -500,21 +530,14 @@ def _is_animated_webp(start: bytes) -> bool:
     return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) > 20 and bool(start[20] & 2)
 
 
-def _is_encrypted(file: IO[bytes]) -> bool:
-    """Whether an MP4 describes its pictures as encrypted (the sample entry encv of ISO/IEC 23001-7)."""
-    length = file.seek(0, os.SEEK_END)
-    for position in (0, max(0, length - _INDEX_BYTES)):
-        file.seek(position)
-        if b"encv" in file.read(_INDEX_BYTES):
-            return True
-    return False
-
-
 def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     with _bytes_of(path, file) as opened:
-        kind = script_kind(opened.read(_SCRIPT_BYTES))
+        start = opened.read(_SCRIPT_BYTES)
+        if other := other_kind(start):
+            return f"not a video but {other}"
+        kind = script_kind(start)
         if kind is not None:
             return (
                 f"not a video but {kind}, which names other files or addresses; if you trust it, open it "
@@ -532,12 +555,12 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
 
 
 def _is_mp4_without_index(file: IO[bytes]) -> bool:
-    """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box."""
+    """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box, or ``meta`` of a still."""
     position, length = 0, file.seek(0, os.SEEK_END)
     file.seek(0)
     while len(header := file.read(16)) >= 8:
         size, kind = int.from_bytes(header[:4], "big"), header[4:8]
-        if kind == b"moov" or (position == 0 and kind not in _MP4_OPENINGS):
+        if kind in (b"moov", b"meta") or (position == 0 and kind not in _MP4_OPENINGS):
             return False
         if size == 1:
             size = int.from_bytes(header[8:16], "big")
