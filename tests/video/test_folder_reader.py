@@ -227,3 +227,10 @@ def test_a_link_to_itself_beside_images_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with open_video(tmp_path) as reader:
         assert numbers_of(reader.read(reader.times)) == [1]
+
+
+def test_an_animation_among_images_is_not_called_damaged(tmp_path: Path) -> None:
+    header = b"VP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0]) + (63).to_bytes(3, "little") * 2
+    (tmp_path / "1.webp").write_bytes(b"RIFF" + struct.pack("<I", len(header) + 4) + b"WEBP" + header)
+    with pytest.raises(VideoError, match=r"1\.webp: an animation, which this FFmpeg cannot decode"):
+        open_video(tmp_path)

@@ -216,3 +216,27 @@ def test_bytes_with_gaps_and_files_for_writing(tmp_path: Path) -> None:
         assert len(reader.times) == 3
     with (tmp_path / "b.mp4").open("wb") as file, pytest.raises(VideoError, match="not opened for reading"):
         open_video(file)
+
+
+class _Unreadable:
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise RuntimeError("no\nway")
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.empty(4, 8, 8, 3, dtype=torch.uint8, device="meta"), "frames cannot be read from a Tensor"),
+        (
+            torch.zeros(2, 8, 8, 3, dtype=torch.uint8).to_sparse(),
+            "frames cannot be read from a Tensor.*dense",
+        ),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16), "must be uint8.*for values from 0 to 1"),
+        (_Unreadable(), r"frames cannot be read from an? _Unreadable \(no way\)"),
+    ],
+)
+def test_arrays_without_content_are_one_line(frames: Any, message: str) -> None:
+    for video in (frames, [frames]):
+        with pytest.raises(ValueError, match=message if video is frames else "frame") as caught:
+            open_video(video)
+        assert "\n" not in str(caught.value)

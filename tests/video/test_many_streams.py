@@ -51,13 +51,20 @@ SMALL, LARGE = (128, 96), (160, 120)
         ((("mjpeg", LARGE, 1, COVER), ("libx264", SMALL, 10, 0)), 50),
         ((("mjpeg", LARGE, 1, DEFAULT), ("libx264", SMALL, 10, 0)), 50),
         ((("png", LARGE, 1, 0), ("libx264", SMALL, 10, 0)), 50),
+        # No single frame of any codec beside a video, as in animations in AVIF.
+        ((("libx264", LARGE, 1, DEFAULT), ("libx264", SMALL, 10, 0)), 50),
         # Motion JPEG is a video all the same.
         ((("mjpeg", SMALL, 10, 0),), 0),
     ],
 )
 def test_the_main_stream_is_read(tmp_path: Path, streams: Any, first: int) -> None:
     path = with_streams(
-        tmp_path / ("several.mov" if streams[0][0] == "png" or streams[0][3] == COVER else "several.mkv"),
+        tmp_path
+        / (
+            "several.mov"
+            if streams[0][0] == "png" or streams[0][3] == COVER or streams[0][2] == 1
+            else "several.mkv"
+        ),
         *streams,
     )
     with open_video(path) as reader:

@@ -140,6 +140,11 @@ def script_kind(start: bytes) -> str | None:
     return _kind(start, _SCRIPTS)
 
 
+def is_animated_webp(start: bytes) -> bool:
+    """Whether a file that begins with ``start`` is an animated WebP, which few FFmpegs decode."""
+    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) > 20 and bool(start[20] & 2)
+
+
 def other_kind(start: bytes) -> str | None:
     """What a file is that begins with ``start``, and is known to be no video; else None."""
     return _kind(start, _OTHERS)

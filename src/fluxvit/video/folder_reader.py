@@ -15,7 +15,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from fluxvit.video.base import VideoError, VideoInfo
-from fluxvit.video.container import open_container
+from fluxvit.video.container import is_animated_webp, open_container
 from fluxvit.video.frames_reader import DEFAULT_FPS, FixedRateReader
 from fluxvit.video.limits import VideoLimits, image_size
 from fluxvit.video.members import image_pattern
@@ -289,7 +289,9 @@ def _why_not_decoded(path: Path) -> str:
     try:
         if path.stat().st_size == 0:
             return "the file is empty (0 bytes)"
-        with path.open("rb"):
+        with path.open("rb") as file:
+            if is_animated_webp(file.read(32)):
+                return "an animation, which this FFmpeg cannot decode; save its frames as images of their own"
             return "not an image, or it is damaged"
     except FileNotFoundError:
         return "a broken link" if path.is_symlink() else "the file is gone"

@@ -172,9 +172,18 @@ def _from_list(items: Sequence[Any]) -> list[np.ndarray]:
 
 
 def _as_array(value: Any) -> np.ndarray:
-    if _is_tensor(value):
-        return np.asarray(value.detach().cpu())
-    return np.asarray(value)
+    try:
+        if _is_tensor(value):
+            value = value.detach()
+            # NumPy has no bfloat16; of the other type, only the name is wanted.
+            return np.asarray((value.float() if value.is_floating_point() else value).cpu())
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Tensors that are sparse or have no content, and whatever other libraries call an array.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"frames cannot be read from {_kind(value)} ({reason})") from error
 
 
 def _check_pixels(array: np.ndarray, name: str, axes: tuple[str, ...]) -> None:

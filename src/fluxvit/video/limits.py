@@ -20,12 +20,15 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import IO
+from typing import IO, TypeAlias
 
 _PREFIX = "FLUXVIT_MAX_"
 
 # Boxes of one level of an MP4 file that are looked at; a film in fragments of a second has thousands.
 _MOST_BOXES = 100_000
+
+# Where in a file something begins and ends.
+_Span: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -174,86 +177,84 @@ def claimed_samples(file: IO[bytes]) -> int:
     left out: FFmpeg does not list its samples, which are millions a minute. The file is left at its
     beginning.
     """
-    with _whole(file) as length:
-        most = fragments = 0
-        for kind, start, end in _boxes(file, 0, length):
-            if kind == b"moov":
-                most = max([most, *(_claimed_in(file, *track) for track in _tracks(file, start, end))])
-            elif kind == b"moof":
-                for _, *track in _find(file, start, end, b"traf"):
-                    fragments += sum(_claimed_by_run(file, run) for _, run, _ in _find(file, *track, b"trun"))
-        return max(most, fragments)
+    with _whole(file) as whole:
+        tracks = [
+            _claimed_in(file, track)
+            for index in _find(file, whole, b"moov")
+            for track in _tracks(file, index)
+        ]
+        runs = sum(_claimed_by_run(file, run) for run in _find(file, whole, b"moof", b"traf", b"trun"))
+        return max([runs, *tracks])
 
 
 def is_encrypted(file: IO[bytes]) -> bool:
     """Whether an MP4 file describes pictures as encrypted (the sample entry encv of ISO/IEC 23001-7), and no
     others. FFmpeg would decode them to noise. The file is left at its beginning.
     """
-    with _whole(file) as length:
-        for _, *index in _find(file, 0, length, b"moov"):
-            for track in _tracks(file, *index):
-                for _, start, end in _find(file, *track, b"mdia", b"minf", b"stbl", b"stsd"):
-                    entries = {kind for kind, _, _ in _boxes(file, start + 8, end)}
-                    if entries == {b"encv"}:
-                        return True
-        return False
+    with _whole(file) as whole:
+        return any(
+            {kind for kind, _ in _boxes(file, (start + 8, end))} == {b"encv"}
+            for index in _find(file, whole, b"moov")
+            for track in _tracks(file, index)
+            for start, end in _find(file, track, b"mdia", b"minf", b"stbl", b"stsd")
+        )
 
 
 @contextmanager
-def _whole(file: IO[bytes]) -> Iterator[int]:
-    """The length of a file, 0 if it is no MP4; the file is left at its beginning."""
+def _whole(file: IO[bytes]) -> Iterator[_Span]:
+    """Where the boxes of a file lie: nowhere if it is no MP4. The file is left at its beginning."""
     try:
         length = file.seek(0, os.SEEK_END)
         file.seek(4)
-        yield length if file.read(4).isalnum() else 0
+        yield 0, length if file.read(4).isalnum() else 0
     finally:
         file.seek(0)
 
 
-def _tracks(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int]]:
+def _tracks(file: IO[bytes], index: _Span) -> Iterator[_Span]:
     """Where the tracks of an index lie, compressed ones excepted."""
-    for kind, inside, behind in _boxes(file, start, end):
+    for kind, span in _boxes(file, index):
         if kind == b"trak":
-            yield inside, behind
+            yield span
         elif kind == b"moov":
-            yield from _tracks(file, inside, behind)
+            yield from _tracks(file, span)
 
 
-def _claimed_in(file: IO[bytes], start: int, end: int) -> int:
+def _claimed_in(file: IO[bytes], track: _Span) -> int:
     """The samples that a track claims without a size for each."""
     sound = uncompressed = False
     count = 0
-    for _, *media in _find(file, start, end, b"mdia"):
-        for _, place, _ in _find(file, *media, b"hdlr"):
-            sound = _bytes_at(file, place + 8, 4) == b"soun"
-        for _, *table in _find(file, *media, b"minf", b"stbl"):
-            for _, place, _ in _find(file, *table, b"stsz"):
-                size, number = struct.unpack(">II", _bytes_at(file, place + 4, 8))
-                count = number if size else 0
-            for _, place, _ in _find(file, *table, b"stts"):
-                entries, _, duration = struct.unpack(">III", _bytes_at(file, place + 4, 12))
-                uncompressed = entries == duration == 1
+    for place, _ in _find(file, track, b"mdia", b"hdlr"):
+        sound = _bytes_at(file, place + 8, 4) == b"soun"
+    for table in _find(file, track, b"mdia", b"minf", b"stbl"):
+        for place, _ in _find(file, table, b"stsz"):
+            size, number = struct.unpack(">II", _bytes_at(file, place + 4, 8))
+            count = number if size else 0
+        for place, _ in _find(file, table, b"stts"):
+            entries, _, duration = struct.unpack(">III", _bytes_at(file, place + 4, 12))
+            uncompressed = entries == duration == 1
     return 0 if sound and uncompressed else count
 
 
-def _claimed_by_run(file: IO[bytes], place: int) -> int:
+def _claimed_by_run(file: IO[bytes], run: _Span) -> int:
     """The samples that a run of a fragment claims, if it says nothing of each."""
-    flags, count = struct.unpack(">II", _bytes_at(file, place, 8))
+    flags, count = struct.unpack(">II", _bytes_at(file, run[0], 8))
     return count if flags & 0xF00 == 0 else 0
 
 
-def _find(file: IO[bytes], start: int, end: int, *path: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """All boxes that a path of names leads to: name, and where the content begins and ends."""
-    for box in _boxes(file, start, end):
-        if box[0] == path[0]:
+def _find(file: IO[bytes], span: _Span, *path: bytes) -> Iterator[_Span]:
+    """The contents of all boxes that a path of names leads to."""
+    for kind, content in _boxes(file, span):
+        if kind == path[0]:
             if len(path) == 1:
-                yield box
+                yield content
             else:
-                yield from _find(file, *box[1:], *path[1:])
+                yield from _find(file, content, *path[1:])
 
 
-def _boxes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes between two positions: name, and where the content begins and ends."""
+def _boxes(file: IO[bytes], span: _Span) -> Iterator[tuple[bytes, _Span]]:
+    """The boxes in a part of a file: their names, and where their contents begin and end."""
+    start, end = span
     for _ in range(_MOST_BOXES):
         header = _bytes_at(file, start, 16)
         size, content = int.from_bytes(header[:4], "big"), start + 8
@@ -262,7 +263,7 @@ def _boxes(file: IO[bytes], start: int, end: int) -> Iterator[tuple[bytes, int, 
         following = end if size == 0 else min(start + size, end)
         if following < content:
             return
-        yield header[4:8], content, following
+        yield header[4:8], (content, following)
         start = following
 
 

@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 
 from fluxvit.video.base import DamageFound, TimedReader, VideoError, VideoInfo, decoding
 from fluxvit.video.clock import Clock
-from fluxvit.video.container import open_container, other_kind, script_kind
+from fluxvit.video.container import is_animated_webp, open_container, other_kind, script_kind
 from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
 from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import RGBConverter, display_width
@@ -395,7 +395,7 @@ class PyAVReader(TimedReader):
         codec = self._stream.codec_context.name
         reason = f"not one {codec} frame could be decoded; the file is damaged"
         with _bytes_of(self._path, self._file) as file:
-            if _is_animated_webp(file.read(32)):
+            if is_animated_webp(file.read(32)):
                 reason = "this FFmpeg cannot decode animated WebP; convert it to MP4, GIF or APNG"
             elif not self._packets:
                 reason = f"its {codec} stream is empty: it holds no frame"
@@ -508,8 +508,8 @@ def choose_stream(path: Path, container: InputContainer, number: int | None = No
 
 
 def _looks_still(stream: VideoStream) -> bool:
-    # Matroska does not say how many frames there are (0).
-    return stream.codec_context.name in _IMAGE_CODECS and stream.frames <= 1
+    # An animation in AVIF has a still beside it. Matroska does not say how many frames there are (0).
+    return stream.frames == 1 or (stream.codec_context.name in _IMAGE_CODECS and not stream.frames)
 
 
 def _preference(stream: VideoStream) -> tuple[bool, int, int]:
@@ -524,10 +524,6 @@ def _bytes_of(path: Path, file: IO[bytes] | None) -> Iterator[IO[bytes]]:
     with nullcontext(file) if file is not None else path.open("rb") as opened:
         opened.seek(0)
         yield opened
-
-
-def _is_animated_webp(start: bytes) -> bool:
-    return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and len(start) > 20 and bool(start[20] & 2)
 
 
 def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str:
