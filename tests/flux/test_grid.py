@@ -69,15 +69,17 @@ def test_token_shape_says_what_does_not_fit() -> None:
 
 
 def test_a_pool_beyond_all_measure_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="frames is 100000, expected an integer from 1 to 16384"):
+        SamplingGrid.parse("100000x8")
     with pytest.raises(
-        ValueError, match=r"grid 100000x8: its pool has 50000 tokens, more than the limit of 32768"
+        ValueError, match="grid 16384x32: its pool has 262144 tokens, more than the limit of 131072"
     ):
-        SamplingGrid.parse("100000x8").tokens(8, 2)
+        SamplingGrid.parse("16384x32").tokens(8, 1)
     with pytest.raises(ValueError, match="its pool has 1562500000 tokens"):
         SamplingGrid.parse("1000x10000").tokens(8, 1)
-    assert SamplingGrid(128, 224, 224).tokens(14) == 1 << 15
-    monkeypatch.setenv("FLUXVIT_MAX_POOL", "50000")
-    assert SamplingGrid.parse("100000x8").tokens(8, 2) == 50000
+    assert SamplingGrid(512, 224, 224).tokens(14) == 1 << 17
+    monkeypatch.setenv("FLUXVIT_MAX_POOL", "262144")
+    assert SamplingGrid.parse("16384x32").tokens(8, 1) == 262144
     monkeypatch.setenv("FLUXVIT_MAX_POOL", "lots")
     with pytest.raises(ValueError, match="FLUXVIT_MAX_POOL=lots"):
         SamplingGrid.parse("8x8").tokens(8, 2)

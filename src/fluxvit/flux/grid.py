@@ -19,9 +19,9 @@ from msgspec import Meta
 from fluxvit.schema import check, located, shown
 
 # Far beyond any video: they stop typing errors before anything is allocated.
-_Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
+_Frames = Annotated[int, Meta(ge=1, le=1 << 14)]
 _Pixels = Annotated[int, Meta(ge=1, le=1 << 16)]
-MAX_POOL = 1 << 15
+MAX_POOL = 1 << 17
 """Tokens that the pool of one clip may have: several times those of the largest published grids. The
 environment variable ``FLUXVIT_MAX_POOL`` sets another bound.
 """
