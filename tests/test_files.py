@@ -268,3 +268,9 @@ def test_text_that_is_no_json_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content.encode("utf-8", "replace"))
     with pytest.raises(ValueError, match=r"a\.json: cannot be read as JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_an_error_while_writing_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full") as error, files.atomic_path(tmp_path / "x.txt"):
+        raise OSError(28, "full")
+    assert error.value.filename == str(tmp_path / "x.txt")

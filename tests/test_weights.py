@@ -426,3 +426,14 @@ def test_packed_weights_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"packed\._extra_state is .* no tensor"):
         save_checkpoint(tmp_path / "x", model, CheckpointInfo())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        text = "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise safetensors.SafetensorError(text)
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_checkpoint(tmp_path / "x", small_model(), CheckpointInfo())
+    assert not list(tmp_path.iterdir())

@@ -60,6 +60,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         flush_to_disk(partial)
         os.replace(partial, path)
         flush_to_disk(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(partial)):  # What is written to an open file does not name it.
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

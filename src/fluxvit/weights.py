@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import pathlib
 import pickle
 import re
@@ -598,6 +599,16 @@ def savable(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, which everybody may read."""
-    safetensors.torch.save_file(dict(state), path)
+    """Write a safetensors file, which everybody may read.
+
+    Raises:
+        OSError: It cannot be written, for example because the disk is full.
+    """
+    try:
+        safetensors.torch.save_file(dict(state), path)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     path.chmod(0o644)  # The library writes for the owner's eyes only.

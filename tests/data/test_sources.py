@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -401,3 +402,12 @@ def test_what_is_not_recognised(tmp_path: Path) -> None:
         read_source(tmp_path / "none")
     with pytest.raises(ValueError, match="no such folder of videos"):
         read_source(tmp_path, root=tmp_path / "none")
+
+
+def test_classes_whose_folders_are_not_named_in_unicode(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff")
+    try:
+        touch(Path(folder) / "x.mp4", tmp_path / "a" / "y.mp4")
+    except OSError:
+        pytest.skip("this file system takes Unicode names alone")
+    assert read_source(tmp_path).labels == ("a", r"b\xff")

@@ -146,7 +146,15 @@ def read_source(
     if names is not None:
         videos = number_list(videos, read_class_names(names), str(source), str(names))
     notes = (*videos.notes, *_repeated(videos.entries))
-    return replace(videos, name=videos.name or format, notes=tuple(map(printable, notes)))
+    classes = tuple(map(_unicode, videos.labels))
+    return replace(videos, name=videos.name or format, labels=classes, notes=tuple(map(printable, notes)))
+
+
+def _unicode(name: str) -> str:
+    r"""The name of a class, which checkpoints hold as Unicode: bytes of a folder's name that are not UTF-8
+    become escapes such as ``\xff``.
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _repeated(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -394,14 +394,18 @@ def make_database(path: str | Path, **settings: Any) -> None:
 
     Raises:
         ValueError: The file is something else, which is not replaced.
+        OSError: It cannot be written, for example because the disk is full.
     """
     path = Path(path)
     check_removable(path)
     rows = [(name, json.dumps(value)) for name, value in {"format": FORMAT, **settings}.items()]
     with atomic_path(path) as partial:
-        with closing(sqlite3.connect(partial.absolute(), isolation_level=None)) as sql:
-            sql.executescript(f"BEGIN; PRAGMA application_id = {_APPLICATION}; {_TABLES} COMMIT;")
-            sql.executemany("INSERT INTO settings VALUES (?, ?)", rows)
+        try:
+            with closing(sqlite3.connect(partial.absolute(), isolation_level=None)) as sql:
+                sql.executescript(f"BEGIN; PRAGMA application_id = {_APPLICATION}; {_TABLES} COMMIT;")
+                sql.executemany("INSERT INTO settings VALUES (?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            raise OSError(errno.EIO, f"the database cannot be written ({error})", str(path)) from error
         # SQLite would play back into the new database what a killed process left of writing the old one.
         for kind in ("journal", "wal", "shm"):
             path.with_name(f"{path.name}-{kind}").unlink(missing_ok=True)
