@@ -235,3 +235,18 @@ def test_encrypted_pictures_are_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"avc1\0\0\0\0\0\0", b"encv\0\0\0\0\0\0"))
     with pytest.raises(VideoError, match="its pictures are encrypted; decrypt it first"):
         open_video(path)
+
+
+def test_a_compressed_index_is_bounded(tmp_path: Path) -> None:
+    # A gigabyte of zeros takes a megabyte; FFmpeg would unpack it.
+    content = struct.pack(">I", 1 << 30) + zlib.compress(bytes(1000))
+    packed = (
+        struct.pack(">I4s4s", 12, b"dcom", b"zlib") + struct.pack(">I4s", len(content) + 8, b"cmvd") + content
+    )
+    inside = struct.pack(">I4s", len(packed) + 8, b"cmov") + packed
+    path = tmp_path / "a.mov"
+    path.write_bytes(
+        b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + struct.pack(">I4s", len(inside) + 8, b"moov") + inside
+    )
+    with pytest.raises(VideoError, match="more frames than the limit"):
+        open_video(path)

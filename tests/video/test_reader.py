@@ -390,3 +390,14 @@ def test_names_in_messages_cannot_break_a_line(tmp_path: Path) -> None:
     (tmp_path / "link.mp4").symlink_to("nothing")
     with pytest.raises(VideoError, match="a broken link"):
         open_video(tmp_path / "link.mp4")
+
+
+def test_a_clock_that_stands_still_loses_no_frames(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", count=20, options={"bf": "0"})
+    data = bytearray(path.read_bytes())
+    place = data.index(b"stts") + 16  # The duration of the frames.
+    data[place : place + 4] = bytes(4)
+    path.write_bytes(data)
+    with open_video(path) as reader:
+        assert numbers_of(reader.read(reader.times)) == list(range(20))
+        assert (np.diff(reader.times) > 0).all()

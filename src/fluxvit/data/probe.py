@@ -434,11 +434,11 @@ def _expect_whole(reader: PyAVReader) -> None:
     promised, packets = reader.info.frames, len(reader.contents.packets)
     seconds = reader.info.duration
     # An edit list may leave out frames; the duration is then without them.
-    ends_early = seconds is None or reader.end < (1 - _TOLERATED_LOSS) * seconds
-    if promised is not None and packets < (1 - _TOLERATED_LOSS) * promised and ends_early:
+    lasts = seconds is not None and abs(reader.end - seconds) <= _TOLERATED_LOSS * seconds
+    if promised is not None and packets < (1 - _TOLERATED_LOSS) * promised and not lasts:
         raise VideoError.of(reader.info.path, f"cut short: {packets} of {promised} frames are there")
     # Matroska and WebM promise no frames, but a length; it may be that of the sound.
-    if promised is None and seconds is not None and ends_early:
+    if promised is None and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
         with open_video_file(reader.info.path) as container:
             promise = "matroska" in container.format.name and not container.streams.audio
         if promise:

@@ -85,10 +85,10 @@ class VideoLimits:
         )
 
     def grown(self) -> str:
-        """Why frames that become larger in the middle are not decoded, where their size is unknown."""
+        """Why frames are not decoded whose size the decoder refuses, and does not tell."""
         return (
-            f"its frames become larger than the limit of {self.pixels} pixels; set {_PREFIX}PIXELS to a "
-            "larger number to read it all the same"
+            f"the size of its frames is beyond the limit of {self.pixels} pixels, or damaged; if it is "
+            f"right, set {_PREFIX}PIXELS to a larger number"
         )
 
     def too_many(self, frames: int) -> str | None:
@@ -184,7 +184,12 @@ def claimed_samples(file: IO[bytes]) -> int:
             for track in _tracks(file, index)
         ]
         runs = sum(_claimed_by_run(file, run) for run in _find(file, whole, b"moof", b"traf", b"trun"))
-        return max([runs, *tracks])
+        # QuickTime may compress an index; a sample takes four bytes of it, unless claimed as above.
+        packed = [
+            struct.unpack(">I", _bytes_at(file, place, 4))[0] // 4
+            for place, _ in _find(file, whole, b"moov", b"cmov", b"cmvd")
+        ]
+        return max([runs, *packed, *tracks])
 
 
 def is_encrypted(file: IO[bytes]) -> bool:

@@ -86,6 +86,10 @@ class _Contents:
             if None in clock:
                 step = 1 / (time_base * (fps or 25.0))
                 clock = [round(n * step) for n in range(len(shown))]
+        if not self.counts and 2 * len(set(clock)) < len(clock):
+            # Most frames would be lost to others at the same time: the clock stands still.
+            self.counts = True
+            clock = [round(n / (time_base * (fps or 25.0))) for n in range(len(shown))]
         starts, first_seen = np.unique(np.array(clock, dtype=np.int64), return_index=True)
         self.repeats = len(starts) < len(clock)
         self.ticks = np.arange(len(starts)) if self.counts else starts
@@ -202,6 +206,8 @@ class PyAVReader(TimedReader):
         first = self._first_tick
         if first is None or (not self._stream.codec_context.has_b_frames and self._packets[0].is_key):
             return
+        if 2 * len({packet.pts for packet in self._packets}) < len(self._packets):
+            return  # The clock stands still, and does not tell which frames come first.
         for number, packet in enumerate(self._packets[: self._read_for_first]):
             if packet.pts is not None and packet.pts < first:
                 self._packets[number] = replace(packet, is_shown=False)
