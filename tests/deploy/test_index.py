@@ -570,7 +570,7 @@ def test_sentences_and_videos_find_windows(tmp_path: Path, embedder: Embedder) -
         for wrong in ({}, {"sentence": "a", "video": "b"}, {"sentence": " "}):
             with pytest.raises(ValueError, match="give one of both"):
                 search(database, embedder, **wrong)
-        with pytest.raises(ValueError, match="at least one"):
+        with pytest.raises(ValueError, match="count is 0, expected an integer of at least 1"):
             search(database, embedder, "a ball", count=0)
 
 
