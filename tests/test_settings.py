@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fluxvit.cli import main
 from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.data.simulated import MetaworldConfig, MocapConfig
 from fluxvit.demo import DemoConfig
@@ -116,3 +117,29 @@ def test_scalars_of_numpy_and_pytorch_are_numbers() -> None:
 def test_choices_and_views_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_views_are_bounded_together() -> None:
+    with pytest.raises(ValueError, match="views 100x100 are 10000 of each video"):
+        MAKERS[EvaluateConfig](views=Views(100, 100))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict clip.mp4 --top x", "--top is 'x', expected an integer"),
+        ("predict clip.mp4 --window nan", "--window is 'nan', expected a finite number"),
+        ("info fluxvit_small --tokens -5", "budget '-5': give tokens"),
+        ("info fluxvit_small --tokens 1_000", "budget '1_000': give tokens"),
+        ("info fluxvit_small --tokens 5ms", "--tokens '5ms': give numbers of tokens"),
+    ],
+)
+def test_bad_numbers_of_commands_name_the_option(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(command.split())
+    except SystemExit as stop:  # What the parser itself refuses.
+        code = stop.code  # type: ignore[assignment]
+    assert code == 2
+    assert message in capsys.readouterr().err

@@ -175,7 +175,10 @@ def shown(value: Any) -> str:
     """A value for an error message: on one line, and short."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits.
+        return f"a {type(value).__name__} of very large numbers"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

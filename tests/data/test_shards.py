@@ -322,8 +322,8 @@ def test_shard_command(files: Manifest, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "big"], "--size 'big': give a number of bytes"),
-        (["--size", "0"], "a shard needs room for a video"),
+        (["--size", "big"], "--size 'big': give a positive number of bytes"),
+        (["--size", "0"], "--size '0': give a positive number of bytes"),
     ],
 )
 def test_shard_command_refuses(

@@ -408,3 +408,9 @@ def test_native_packed_attention_equals_the_block_mask() -> None:
     q, k, v = torch.randn(3, 1, 2, sum(lengths), 64)
     native = attention(*(t.cuda().bfloat16() for t in (q, k, v)), lengths=lengths)
     torch.testing.assert_close(native.float().cpu(), attention(q, k, v, lengths), rtol=0.05, atol=0.05)
+
+
+def test_clips_of_absurd_size_are_refused_before_anything_is_allocated() -> None:
+    model = create_model("fluxvit_small", depth=1)
+    with pytest.raises(ValueError, match=r"more than the limit of \d+; use fewer frames"):
+        model(torch.zeros(1).expand(1, 3, 8, 8000, 8000))

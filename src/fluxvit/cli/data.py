@@ -195,10 +195,16 @@ def _shard(manifest: str, out: str, size: str, max_videos: int | None, url: str 
 
 
 def _bytes(size: str) -> int:
+    from fluxvit.data.shards import MAX_BYTES
+    from fluxvit.schema import shown
+
     number, unit = size.strip().upper().removesuffix("B"), 1.0
     if number[-1:] in tuple("KMGT"):
         number, unit = number[:-1], 1000.0 ** (1 + "KMGT".index(number[-1]))
     try:
-        return int(float(number) * unit)
+        count = int(float(number) * unit)
     except (ValueError, OverflowError):
-        raise ValueError(f"--size {size!r}: give a number of bytes, such as 500MB or 2GB") from None
+        count = 0
+    if not 1 <= count <= MAX_BYTES:
+        raise ValueError(f"--size {shown(size)}: give a positive number of bytes, such as 500MB or 2GB")
+    return count

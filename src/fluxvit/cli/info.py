@@ -26,10 +26,12 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
     import torch
 
     from fluxvit.checkpoints import load_checkpoint, pretrained_names
+    from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.cost import clip_cost
     from fluxvit.flux.grid import SamplingGrid
     from fluxvit.models.config import PRESETS
     from fluxvit.models.fluxvit import create_model
+    from fluxvit.schema import shown
 
     plans: list[Plan] = []
     if model in PRESETS:
@@ -45,10 +47,9 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
     if tokens is None:
         budgets = sorted({*config.budgets, *((512,) if config.patch_size == 14 else ())})
     else:
-        try:
-            budgets = [int(text) for text in tokens.split(",")]
-        except ValueError:
-            raise ValueError(f"--tokens {tokens!r}: give whole numbers, such as 512,1024") from None
+        budgets = [parse_budget(text).tokens or 0 for text in tokens.split(",")]
+        if not all(budgets):
+            raise ValueError(f"--tokens {shown(tokens)}: give numbers of tokens, such as 512,1024")
     pool = None
     if grid is not None:
         pool = SamplingGrid.parse(grid).tokens(config.patch_size, config.tubelet_size)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from fluxvit.schema import shown
 from fluxvit.terminal import printable
+
+# What jsonargparse says of a value of the wrong type.
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<name>\w+)": Expected a <class \'(?P<kind>int|float)\'>\. Got value: (?P<value>.*)'
+)
+_KINDS = {"int": "an integer", "float": "a finite number"}
 
 
 class Parser(ArgumentParser):
@@ -16,10 +24,18 @@ class Parser(ArgumentParser):
         super().__init__(prog=f"fluxvit {command}", description=description)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        cause = printable(" ".join(message.split()))
+        cause = printable(_plain(" ".join(message.split())))
         self.exit(
             2, f"{self.prog}: {cause}\n(fluxvit {self.prog.split(' ', 1)[1]} --help lists the options)\n"
         )
+
+
+def _plain(message: str) -> str:
+    """An error of jsonargparse in the words of the others."""
+    match = _WRONG_TYPE.fullmatch(message)
+    if match is None:
+        return message
+    return f"--{match['name']} is {shown(match['value'])}, expected {_KINDS[match['kind']]}"
 
 
 def add_device(parser: ArgumentParser) -> None:

@@ -30,7 +30,9 @@ from fluxvit.terminal import printable
 from fluxvit.video.members import TarMember, is_url
 
 _BLOCK = 512
-_Bytes = Annotated[int, Meta(ge=1, le=1 << 60)]
+MAX_BYTES = 1 << 60
+"""Largest size that a shard may be given."""
+_Bytes = Annotated[int, Meta(ge=1, le=MAX_BYTES)]
 _DIGITS_OF_HASH = 64
 
 

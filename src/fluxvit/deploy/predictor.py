@@ -22,6 +22,7 @@ from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
+from fluxvit.schema import convert, plain
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
@@ -122,6 +123,7 @@ class Predictor:
         config = self.model.config
         if config.num_classes == 0:
             raise ValueError(f"{checkpoint} has no classifier; it can embed, not predict")
+        head = None if head is None else convert(plain(head), int, key="head")
         if head is not None and not 0 <= head < len(config.budgets):
             raise ValueError(
                 f"head {head} does not exist; this model has heads 0 to {len(config.budgets) - 1}"

@@ -33,7 +33,7 @@ from fluxvit.evaluation.protocol import Protocol, head_of
 from fluxvit.evaluation.report import Strip
 from fluxvit.evaluation.strips import film_strips
 from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
-from fluxvit.evaluation.views import ONE_VIEW, Views
+from fluxvit.evaluation.views import MOST_VIEWS, ONE_VIEW, Views
 from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.budget import Budget, Plan
 from fluxvit.flux.cost import grid_cost
@@ -109,6 +109,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.views.total > MOST_VIEWS:
+            raise ValueError(
+                f"views {self.views} are {self.views.total} of each video, which are held at once; "
+                f"use at most {MOST_VIEWS}"
+            )
         for name in (*self.baselines, *([self.selector] if self.selector else [])):
             get_selector(name)
 

@@ -15,7 +15,9 @@ from fluxvit.schema import convert, shown
 from fluxvit.video.base import VideoError
 
 _VIEWS = re.compile(r"(\d{1,12})x(\d{1,12})", re.ASCII)
-_Part = Annotated[int, Meta(ge=1, le=1000)]
+MOST_VIEWS = 1000
+"""Views of a video that an evaluation may ask for."""
+_Part = Annotated[int, Meta(ge=1, le=MOST_VIEWS)]
 
 
 class Views(NamedTuple):

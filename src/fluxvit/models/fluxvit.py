@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fluxvit.flux.budget import Budget
+from fluxvit.flux.grid import max_pool
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
 from fluxvit.machine import memory_bytes
 from fluxvit.models.attention import Attention, attention
@@ -370,6 +371,8 @@ class FluxViT(nn.Module):
         Raises:
             ValueError: A budget is no positive integer, or the video does not divide into tubelets.
         """
+        if not torch.compiler.is_compiling():
+            self._check_pool(video)
         chooser = get_selector(selector)
         if chooser.reads == "embeddings":
             embeddings, shape = self.patch_embed(video)
@@ -387,6 +390,17 @@ class FluxViT(nn.Module):
             places = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
             samples.append((self._position(embeddings, shape, kept, places), kept))
         return samples, shape
+
+    def _check_pool(self, video: Tensor) -> None:
+        """Raise a ValueError if the pool of these clips is larger than a process may allocate."""
+        config = self.config
+        frames, height, width = video.shape[-3:] if video.ndim == 5 else (0, 0, 0)
+        pool = (frames // config.tubelet_size) * (height // config.patch_size) * (width // config.patch_size)
+        if pool > (most := max_pool()):
+            raise ValueError(
+                f"clips of {frames} frames of {height}x{width}: their pool has {pool} tokens, more than "
+                f"the limit of {most}; use fewer frames or a smaller size, or set FLUXVIT_MAX_POOL={pool}"
+            )
 
     def choose(
         self,

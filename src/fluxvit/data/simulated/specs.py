@@ -12,7 +12,7 @@ import numpy as np
 from fluxvit.data.making import SPLITS, HeldOut, Videos, balanced, split_counts
 from fluxvit.data.motionworld.textures import draw_texture, texture, tone
 from fluxvit.files import write_json
-from fluxvit.schema import Seed, Size, check, convert, load
+from fluxvit.schema import Seed, check, convert, load, shown
 
 ASPECTS = ((4, 3), (1, 1), (16, 9))
 """Aspect ratios, width to height."""
@@ -42,7 +42,7 @@ class SimulatedConfig:
 
     videos: Videos
     seed: Seed = 0
-    short_sides: tuple[Size, ...] = (128, 160, 192)
+    short_sides: tuple[int, ...] = (128, 160, 192)
     val: HeldOut | None = None
     test: HeldOut | None = None
 
@@ -51,9 +51,8 @@ class SimulatedConfig:
         low, high = SIDE_LIMITS
         wrong = [side for side in self.short_sides if not low <= side <= high or side % 2]
         if wrong or not self.short_sides:
-            raise ValueError(
-                f"short_sides must be even numbers from {low} to {high}, not {wrong or 'an empty list'}"
-            )
+            given = shown(wrong) if wrong else "an empty list"
+            raise ValueError(f"short_sides must be even numbers from {low} to {high}, not {given}")
         counts = split_counts(self.videos, self.val, self.test, least=len(self.classes))
         for name in ("val", "test"):
             object.__setattr__(self, name, counts[name])
