@@ -41,7 +41,7 @@ def test_module_and_command_are_the_same() -> None:
     [
         (["predikt"], "did you mean predict?"),
         (["info", "fluxvit_huge"], "fluxvit_small"),
-        (["info", "fluxvit_small", "--tokens", "many"], "whole numbers"),
+        (["info", "fluxvit_small", "--tokens", "many"], "give tokens (1024)"),
         (["convert", "missing.pth", "out"], "no such file"),
         (["data", "make", "kinetics"], "motionworld"),
         (["data", "make", "mocap", "{tmp}/x", "--short_sides", "big"], "give whole numbers"),
