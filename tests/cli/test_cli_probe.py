@@ -47,7 +47,7 @@ def test_probe(
     [
         (["--lrs", "fast"], "--lrs 'fast': give numbers, such as 1e-4,1e-3"),
         (["--weight_decays", "0.1,,"], "--weight_decays '0.1,,': give numbers"),
-        (["--kind", "mlp"], "choose linear or attentive"),
+        (["--kind", "mlp"], "linear"),
         (["--grid", "8x16", "--budget", "99"], "grid 8x16 has 16 tokens; keep at most these"),
         (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
         (["--device", "banana"], "device 'banana' is unknown"),

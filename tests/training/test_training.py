@@ -263,6 +263,22 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
         run.run(progress=False)
 
 
+def test_steps_on_a_cpu_are_repeatable_whatever_the_threads_do(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Noting(FluxTuning):
+        def __call__(self, model, video, label):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().__call__(model, video, label)
+
+    run = trainer(tmp_path)
+    run.task = Noting()
+    run.run(progress=False)
+    assert seen
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
     def poisoned(batches, first):
         for number, batch in enumerate(batches):

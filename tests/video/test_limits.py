@@ -98,7 +98,7 @@ def test_every_bound_is_one_line_with_its_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: VideoLimits, reason: str
 ) -> None:
     path = encode(tmp_path / "clip.mp4", count=10)
-    for name in ("PIXELS", "FRAMES", "READ_BYTES", "FILE_BYTES"):
+    for name in ("PIXELS", "FRAMES", "PIXELS_PER_BYTE", "READ_BYTES", "FILE_BYTES"):
         monkeypatch.setenv(f"FLUXVIT_MAX_{name}", "1")  # Put back at the end.
     set_limits(limits)
     with pytest.raises(VideoError, match=reason) as caught, open_video(path) as reader:
@@ -107,6 +107,28 @@ def test_every_bound_is_one_line_with_its_cure(
     set_limits(VideoLimits(pixels=128 * 96, frames=10, read_bytes=128 * 96 * 3 * 10))
     with open_video(path) as reader:
         assert len(reader.read(reader.times)) == 10
+
+
+def test_many_huge_frames_in_a_small_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = gif_of(6000, 6000)
+    frame = single[single.index(b"\x21\xf9") : -1]
+    path = tmp_path / "many.gif"
+    path.write_bytes(single[:-1] + frame * 99 + b"\x3b")
+    with open_video(path) as reader, pytest.raises(VideoError, match=r"pixels in a byte.*PIXELS_PER_BYTE"):
+        reader.read([0.0])
+    with open_video(path.read_bytes()) as reader, pytest.raises(VideoError, match="PIXELS_PER_BYTE"):
+        reader.times  # noqa: B018
+    assert "PIXELS_PER_BYTE" in inspect_video(path)["error"]
+    # As many frames of a size that people have.
+    small = gif_of(600, 600)
+    path.write_bytes(small[:-1] + frame * 99 + b"\x3b")
+    with open_video(path) as reader:
+        assert len(reader.times) == 100
+    monkeypatch.setenv("FLUXVIT_MAX_PIXELS_PER_BYTE", "0")
+    with pytest.raises(ValueError, match="FLUXVIT_MAX_PIXELS_PER_BYTE=0"):
+        open_video(path)
 
 
 def test_bytes_and_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

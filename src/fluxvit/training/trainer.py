@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
@@ -214,7 +215,8 @@ class Trainer:
                 if first < config.steps:
                     if self.world.is_main:
                         log_device(self.world.device)
-                    self._train(step_module, optimizer, first, title, progress)
+                    with _repeatable(self.world.device):
+                        self._train(step_module, optimizer, first, title, progress)
                 if self.skipped > self.config.steps * _MOST_SKIPPED:
                     raise ValueError(
                         f"{self.skipped} of {self.config.steps} steps were skipped, because their loss or "
@@ -389,6 +391,28 @@ class Trainer:
                 f"end after {self.config.steps}; train for more epochs, or choose another folder"
             )
         return saved
+
+
+@contextmanager
+def _repeatable(device: torch.device) -> Iterator[None]:
+    """Have the same steps give the same weights to the last bit, which costs nothing on a CPU.
+
+    There, some backward passes otherwise add in whatever order the threads come.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        memory.fill_uninitialized_memory = fills
 
 
 @contextmanager

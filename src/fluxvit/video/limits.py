@@ -3,14 +3,15 @@
 A header of a few bytes can ask for gigabytes. The bounds are far above any video that people have. They are
 read from the environment each time, so that worker processes share them:
 
-========================  =============================================  ==========================
-variable                  what it bounds                                 default
-========================  =============================================  ==========================
-FLUXVIT_MAX_PIXELS        width times height of a frame                  67 108 864 (8192 x 8192)
-FLUXVIT_MAX_FRAMES        frames of one file or folder                   4 000 000 (18 h at 60 a second)
-FLUXVIT_MAX_READ_BYTES    decoded frames that one read returns           4 294 967 296 (4 GiB)
-FLUXVIT_MAX_FILE_BYTES    a video that is given as bytes or a file       17 179 869 184 (16 GiB)
-========================  =============================================  ==========================
+===========================  ==========================================  ==================================
+variable                     what it bounds                              default
+===========================  ==========================================  ==================================
+FLUXVIT_MAX_PIXELS           width times height of a frame               40 000 000 (8K video has 35 389 440)
+FLUXVIT_MAX_FRAMES           frames of one file or folder                4 000 000 (18 h at 60 a second)
+FLUXVIT_MAX_PIXELS_PER_BYTE  pixels of all frames over the file's size   1 000 000 (black video: 100 000)
+FLUXVIT_MAX_READ_BYTES       decoded frames that one read returns        4 294 967 296 (4 GiB)
+FLUXVIT_MAX_FILE_BYTES       a video that is given as bytes or a file    17 179 869 184 (16 GiB)
+===========================  ==========================================  ==================================
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass, fields
 from typing import IO, TypeAlias
 
 _PREFIX = "FLUXVIT_MAX_"
+_FEW_PIXELS = 1 << 31
 
 # Boxes of one level of an MP4 file that are looked at; a film in fragments of a second has thousands.
 _MOST_BOXES = 100_000
@@ -38,6 +40,7 @@ class VideoLimits:
     Args:
         pixels: Width times height of a frame.
         frames: Frames of one file or folder.
+        pixels_per_byte: Pixels of all frames of a file over its size in bytes, if they are more than 2^31.
         read_bytes: Decoded frames that one read returns, in bytes.
         file_bytes: Bytes of a video that is given in memory or as an open file.
 
@@ -45,8 +48,9 @@ class VideoLimits:
         ValueError: A bound is not a positive integer.
     """
 
-    pixels: int = 1 << 26
+    pixels: int = 40_000_000
     frames: int = 4_000_000
+    pixels_per_byte: int = 1_000_000
     read_bytes: int = 1 << 32
     file_bytes: int = 1 << 34
 
@@ -98,6 +102,19 @@ class VideoLimits:
         return (
             f"it has more frames than the limit of {self.frames}; set {_PREFIX}FRAMES to a larger number to "
             "read it all the same"
+        )
+
+    def too_dense(self, frames: int, pixels: int, size: int) -> str | None:
+        """Why a file of ``size`` bytes with so many frames of so many pixels is not read; None if it may be.
+
+        A small file may claim many huge frames, which take minutes to decode.
+        """
+        if frames * pixels <= max(_FEW_PIXELS, self.pixels_per_byte * size):
+            return None
+        return (
+            f"it has {size} bytes, but claims {frames} frames or more of {pixels} pixels each, more than the "
+            f"limit of {self.pixels_per_byte} pixels in a byte; set {_PREFIX}PIXELS_PER_BYTE to a larger "
+            "number to read it all the same"
         )
 
     def too_long(self, size: int) -> str | None:

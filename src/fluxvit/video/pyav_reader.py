@@ -322,9 +322,12 @@ class PyAVReader(TimedReader):
     def _open(self) -> None:
         if self._container is not None:
             self._container.close()
+        # Before FFmpeg reads, since it does not expect the file to be sought in by others.
+        size = None if self._file is None else self._file.seek(0, os.SEEK_END)
         self._container, self._stream = _open_stream(
             self._path, self._file, self._stream_number, self._limits
         )
+        self._bytes = self._path.stat().st_size if size is None else size
         assert self._stream.time_base is not None
         self._time_base = float(self._stream.time_base)
         limit_pixels(self._stream, self._limits)
@@ -367,8 +370,12 @@ class PyAVReader(TimedReader):
             raise VideoError.of(self._path, reason)
 
     def _recorded(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        context = self._stream.codec_context
+        pixels = context.width * context.height
         for packet in packets:
-            if reason := self._limits.too_many(len(self._packets) + 1):
+            count = len(self._packets) + 1
+            reason = self._limits.too_many(count) or self._limits.too_dense(count, pixels, self._bytes)
+            if reason:
                 raise VideoError.of(self._path, reason)
             self._packets.append(
                 _Packet(packet.pts, packet.dts, packet.duration, packet.is_keyframe, not packet.is_discard)
