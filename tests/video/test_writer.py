@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -40,6 +41,24 @@ def test_slow_and_odd_rates_are_kept(tmp_path: Path) -> None:
         write_video(tmp_path / "clip.mp4", FRAMES, fps)
         with open_video(tmp_path / "clip.mp4") as reader:
             assert reader.times[1] == pytest.approx(1 / fps, rel=1e-3)
+
+
+def test_what_is_written_does_not_depend_on_the_cpu(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scene = np.kron(rng.integers(40, 200, (20, 28, 3)), np.ones((6, 6, 1))) + rng.normal(0, 6, (120, 168, 3))
+    frames = [scene[t : t + 96, 2 * t : 2 * t + 96].clip(0, 255).astype(np.uint8) for t in range(24)]
+    write_video(tmp_path / "clip.mp4", frames, 25)
+    with av.open(str(tmp_path / "plain.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 96
+        stream.pix_fmt = "yuv420p"
+        # Without any code written for one kind of processor.
+        stream.options = {"crf": "23", "preset": "veryfast", "g": "8", "bf": "0", "x264-params": "asm=0"}
+        stream.codec_context.thread_count = 1
+        for frame in [*(av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames), None]:
+            container.mux(stream.encode(frame))
+    with open_video(tmp_path / "clip.mp4") as written, open_video(tmp_path / "plain.mp4") as plain:
+        np.testing.assert_array_equal(written.read(range(24)), plain.read(range(24)))
 
 
 def test_a_picture_of_another_type_is_refused(tmp_path: Path) -> None:
