@@ -1,9 +1,9 @@
-"""Does spending by need pay? Cascades and shared budgets against the same for every clip, at equal mean cost.
+"""Do cascades pay? Cascades against fixed plans at equal mean cost.
 
 Cascades are tuned on one set of videos and tested on another. Each is compared with the fixed plans at the
 mean cost that it turns out to have in the test: with the plan of that cost or, between two, with clips given
 to either by lot so that the mean cost is the same. Which plans that comparison uses is also decided on the
-tuning set. Budgets are shared at every plan's tokens, and compared with those tokens for every clip.
+tuning set.
 
 Differences are paired, clip by clip, with 95 % intervals of a bootstrap over the test clips. Costs are GMACs
 of the network, everything counted, and milliseconds of one clip at a time on this device, in which reading
@@ -26,26 +26,19 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
+from fluxvit.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.latency import measure_latencies
 from fluxvit.deploy.spending import measure_chains, prefixes
 from fluxvit.evaluation.cascade import choose_cascades, follow, predict_plans, tune_cascade
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Cascade, Plan
-from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selection import get_selector
-from fluxvit.flux.spending import NEEDS, chain_gmacs, share_tokens
+from fluxvit.flux.spending import chain_gmacs
 from fluxvit.machine import device_name
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.video.transforms import normalize
-
-# Shares of the mean budget that are the fewest and the most tokens of a clip.
-LIMITS = {"half to double": (0.5, 2.0), "3/4 to 3/2": (0.75, 1.5)}
 
 
 def main() -> None:
@@ -100,7 +93,6 @@ def main() -> None:
         result["cascades"] = []
         for unit in args.units.split(","):
             result["cascades"] += cascades(model, plans, rows, unit, args)
-        result["shared"] = shared(model, info, plans, sets["test"], rows["test"], args)
     if args.json:
         write_json(args.json, result)
     print({name: result[name] for name in ("checkpoint", "videos", "digests", "environment", "settings")})
@@ -267,105 +259,6 @@ def bootstrap(differences: Tensor, resamples: int) -> list[float]:
         [differences[torch.randint(count, (count,), generator=draw)].mean() for _ in range(resamples)]
     )
     return means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-
-
-# Shared budgets --------------------------------------------------------------------------------------------
-
-
-def shared(
-    model: FluxViT,
-    info: CheckpointInfo,
-    plans: Sequence[Plan],
-    dataset: ClipDataset,
-    rows: tuple[list[Tensor], Tensor],
-    args: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """Every plan's tokens as a mean, shared by every need, against the same for all."""
-    found = []
-    print(f"\n{'plan':12} {'shared by':24} {'same':>7} {'shared':>7}   difference (95 %)   GMACs, ms (same)")
-    for i, plan in enumerate(plans):
-        pool = plan.grid.tokens(model.config.patch_size, model.config.tubelet_size)
-        if plan.keep >= pool or get_selector(plan.selector).reads != "embeddings":
-            continue
-        scores = _scores(model, info, plan, dataset)
-        same = _right(rows, i)
-        for need, limits in ((need, limits) for need in NEEDS for limits in LIMITS):
-            floor, ceiling = (round(part * plan.keep) for part in LIMITS[limits])
-            needs = [NEEDS[need](score) for score in scores]
-            keeps = share_tokens(needs, plan.keep, max(1, floor), min(pool, ceiling))
-            right = (_answers(model, info, plan, dataset, keeps) == rows[1]).double()
-            row = {
-                "grid": str(plan.grid),
-                "tokens": plan.keep,
-                "need": need,
-                "limits": limits,
-                "same": same.mean().item(),
-                "shared": right.mean().item(),
-                "difference": (right - same).mean().item(),
-                "interval": bootstrap(right - same, args.resamples),
-                **_prices(model, plan, keeps, args.runs),
-            }
-            found.append(row)
-            low, high = row["interval"]
-            name, way = f"{plan.grid}:{plan.keep}", f"{need}, {limits}"
-            print(
-                f"{name:12} {way:24} {100 * row['same']:5.1f} % {100 * row['shared']:5.1f} %   "
-                f"{100 * row['difference']:+5.1f} ({100 * low:+.1f} to {100 * high:+.1f})   "
-                f"{row['gmacs']:.4f} ({row['gmacs_same']:.4f}), {row['ms']:.2f} ({row['ms_same']:.2f})",
-                flush=True,
-            )
-    return found
-
-
-@torch.inference_mode()
-def _scores(model: FluxViT, info: CheckpointInfo, plan: Plan, dataset: ClipDataset) -> list[Tensor]:
-    chooser, found = get_selector(plan.selector), []
-    for clip in loader(dataset, epoch_batches(len(dataset), plan.grid, 32)):
-        video = normalize(clip.video, info.mean, info.std).to(next(model.parameters()).device)
-        embeddings, shape = model.patch_embed(video)
-        found += list(chooser.scores(embeddings, shape[1:]).cpu())
-    return found
-
-
-@torch.inference_mode()
-def _answers(
-    model: FluxViT, info: CheckpointInfo, plan: Plan, dataset: ClipDataset, keeps: Sequence[int]
-) -> Tensor:
-    found = []
-    for clip in loader(dataset, epoch_batches(len(dataset), plan.grid, 32)):
-        video = normalize(clip.video, info.mean, info.std).to(next(model.parameters()).device)
-        budgets = [keeps[i] for i in clip.item.tolist()]
-        found += [
-            out.logits.argmax(-1).cpu()
-            for out in model.forward_packed(list(video), budgets, plan.head, plan.selector)
-        ]
-    return torch.cat(found)
-
-
-def _prices(model: FluxViT, plan: Plan, keeps: Sequence[int], runs: int) -> dict[str, float]:
-    """Mean GMACs and milliseconds of a clip; milliseconds between those measured at a few budgets."""
-
-    def gmacs(keep: int) -> float:
-        return grid_cost(model.config.size, plan.grid, keep, plan.selector).total / 1e9
-
-    low, high = min(keeps), max(keeps)
-    marks = sorted({plan.keep, *(round(low + part / 4 * (high - low)) for part in range(5))})
-    at = [Plan(plan.grid, keep, plan.head, plan.selector) for keep in marks]
-    times = [latency.p50 for latency in measure_latencies(model, at, runs=runs)]
-
-    def ms(keep: int) -> float:
-        after = next(n for n, mark in enumerate(marks) if keep <= mark)
-        if marks[after] == keep:
-            return times[after]
-        part = (keep - marks[after - 1]) / (marks[after] - marks[after - 1])
-        return (1 - part) * times[after - 1] + part * times[after]
-
-    return {
-        "gmacs": sum(map(gmacs, keeps)) / len(keeps),
-        "gmacs_same": gmacs(plan.keep),
-        "ms": sum(map(ms, keeps)) / len(keeps),
-        "ms_same": ms(plan.keep),
-    }
 
 
 if __name__ == "__main__":

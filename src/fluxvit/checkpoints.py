@@ -48,7 +48,7 @@ class CheckpointInfo:
         grids: Sampling grids seen in training; empty if unknown.
         provenance: Where the weights come from; free-form.
         plans: Best known sampling per budget; may be empty.
-        cascades: Spending by need, for mean budgets; may be empty.
+        cascades: Cascades for mean budgets; may be empty.
         multi_label: Whether a clip may show several classes at once: each logit is then a class's own, and
             its sigmoid is the class's probability.
     """

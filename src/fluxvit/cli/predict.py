@@ -43,11 +43,6 @@ def run(argv: list[str]) -> int:
         action="store_true",
         help="a cheap plan first, a dearer one only where that is unsure; --budget is a clip's mean",
     )
-    add(
-        "--share",
-        metavar="NEED",
-        help="divide the tokens among the clips, so that --budget is their mean: by motion or by spread",
-    )
     add("--stream", action="store_true", help="answer while the video comes, for a window that slides")
     add("--window", type=float, help="seconds of the window; default: 4, or a shorter file's length")
     add("--hop", type=float, help="seconds between two answers; default: an eighth of the window")
@@ -77,59 +72,45 @@ def _predict(
     explain: str | None,
     device: str | None,
     cascade: bool,
-    share: str | None,
 ) -> int:
-    if cascade and (share or grid):
-        raise ValueError(f"--cascade has plans of its own; leave out --{'share' if share else 'grid'}")
-    if explain and (share or len(clips) > 1):
-        raise ValueError(f"--explain takes one clip at a time{', without --share' if share else ''}")
+    if cascade and grid:
+        raise ValueError("--cascade has plans of its own; leave out --grid")
+    if explain and len(clips) > 1:
+        raise ValueError("--explain takes one clip at a time")
     if explain and Path(explain).suffix not in (".mp4", ".mov", ".mkv"):
         raise ValueError(f"--explain {explain}: the name must end in .mp4, .mov or .mkv")
 
     if explain and Path(explain).resolve() == Path(clips[0]).resolve():
         raise ValueError(f"--explain {explain}: that is the clip itself; choose another name")
 
-    from fluxvit.deploy.spending import CascadePredictor, CorpusPredictor, Look
+    from fluxvit.deploy.spending import CascadePredictor
     from fluxvit.flux.budget import parse_budget
     from fluxvit.machine import log_device
     from fluxvit.video.base import VideoError
 
     predictor = _load(checkpoint, None if cascade else budget, grid, device)
-    corpus = CorpusPredictor(predictor, share) if share else None
-    answer: Callable[[str], Prediction | Look] = predictor
+    answer: Callable[[str], Prediction] = predictor
     if cascade:
         answer = CascadePredictor(predictor, None if budget is None else parse_budget(budget))
-    elif corpus:
-        answer = corpus.look
-    failed, looks, spent = 0, [], []
-
-    def show(prediction: Prediction) -> None:
-        log_device(predictor.device)
-        spent.append(prediction.spent)
-        say(_as_json(prediction, top) if json else _as_text(prediction, top, predictor), flush=True)
-
+    failed, spent = 0, []
     for clip in clips:
         try:
-            found = answer(clip)
+            prediction = answer(clip)
         except VideoError as error:
             # One bad clip must not keep the others from their answers.
             say(f"fluxvit: {printable(error)}", error=True)
             failed += 1
             continue
-        if isinstance(found, Look):
-            looks.append(found)
-            continue
-        show(found)
+        log_device(predictor.device)
+        spent.append(prediction.spent)
+        say(_as_json(prediction, top) if json else _as_text(prediction, top, predictor), flush=True)
         if explain:
             from fluxvit.deploy.explain import write_explanation
 
             config = predictor.model.config
-            write_explanation(explain, found, config.patch_size, config.tubelet_size)
+            write_explanation(explain, prediction, config.patch_size, config.tubelet_size)
             say(f"wrote {explain}", error=True)
-    if corpus:
-        for prediction in corpus.spend(looks):
-            show(prediction)
-    if (cascade or corpus) and spent:
+    if cascade and spent:
         tokens, gmacs = mean(one.tokens for one in spent), mean(one.gmacs for one in spent)
         clips_ = f"{len(spent)} clip{'s' if len(spent) > 1 else ''}"
         say(f"fluxvit: {clips_}: {tokens:.4g} tokens and {gmacs:.3g} GMACs in the mean", error=True)

@@ -1,26 +1,21 @@
-"""Predictors that do not spend the same on every clip: cascades, and a mean budget shared among clips."""
+"""Predictors that run a more expensive plan only where a cheap one is unsure: cascades."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fluxvit.deploy.latency import milliseconds, time_in_turns
-from fluxvit.deploy.predictor import Prediction, Predictor, Sampled
+from fluxvit.deploy.predictor import Prediction, Predictor
 from fluxvit.flux.budget import Budget, Cascade, Plan
-from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selection import get_selector, keep_best
-from fluxvit.flux.spending import NEEDS, Spent, chain_gmacs, chain_tokens, share_tokens, stage_answer
+from fluxvit.flux.spending import Spent, chain_gmacs, chain_tokens, stage_answer
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.inputs import VideoInput
-
-# Cascades --------------------------------------------------------------------------------------------------
 
 
 def run_stages(
@@ -162,129 +157,3 @@ class CascadePredictor:
         plan = replace(cascade.stages[run - 1], measured=None)
         spent = Spent(chain_tokens(cascade.stages)[run - 1], self._gmacs[run - 1], run)
         return predictor.prediction(sampled, plan, answer, out, spent)
-
-
-# A mean budget, shared -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a first look at a clip leaves: enough to answer at any number of tokens.
-
-    Args:
-        path: The clip; None if it was given in memory.
-        embeddings: Of its pool, ``[1, T, L, C]``, on the CPU.
-        scores: What the selector says of them, ``[1, T, L]``.
-        seconds: Length of the video.
-        need: Its need of tokens; see :data:`~fluxvit.flux.spending.NEEDS`.
-    """
-
-    path: Path | None
-    embeddings: Tensor
-    scores: Tensor
-    seconds: float
-    need: float
-
-
-class CorpusPredictor:
-    """``corpus = CorpusPredictor(Predictor("runs/demo/best", 64))``, then
-    ``corpus.spend([corpus.look(path) for path in paths])``
-
-    Answers at so many tokens a clip in the mean, more for clips that need more. All clips are looked at
-    first: decoded, embedded and scored, which is kept in memory (4 bytes a channel of each token of the pool)
-    and not done again.
-
-    Args:
-        predictor: Its plan's tokens are the mean.
-        need: What the tokens are shared by: ``motion`` or ``spread``; see
-            :data:`~fluxvit.flux.spending.NEEDS`.
-        floor, ceiling: Fewest and most tokens of a clip; None: 3/4 and 3/2 of the mean, within the pool.
-
-    Attributes:
-        plan: Grid, selector and mean number of tokens.
-
-    Raises:
-        ValueError: The need is unknown, the selector scores no embeddings, or the mean does not lie within
-            floor and ceiling.
-    """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        need: str = "motion",
-        *,
-        floor: int | None = None,
-        ceiling: int | None = None,
-    ) -> None:
-        if need not in NEEDS:
-            raise ValueError(f"need {need!r} is unknown; choose {' or '.join(NEEDS)}")
-        self._predictor, self.model, self.plan = predictor, predictor.model, predictor.plan
-        self._need, config = NEEDS[need], predictor.model.config
-        self._selector = get_selector(self.plan.selector)
-        if self._selector.reads != "embeddings":
-            raise ValueError(
-                f"selector {self.plan.selector} scores no embeddings, and sharing goes by their scores; use "
-                "a plan of another selector"
-            )
-        pool = self.plan.grid.tokens(config.patch_size, config.tubelet_size)
-        mean = self.plan.keep
-        self._limits = (
-            max(1, mean * 3 // 4) if floor is None else floor,
-            min(mean * 3 // 2 if ceiling is None else ceiling, pool),
-        )
-        share_tokens([], mean, *self._limits)  # Fails now if it ever will.
-
-    @torch.inference_mode()
-    def look(self, video: VideoInput, *, fps: float | None = None) -> Look:
-        """Decode, embed and score a clip.
-
-        Args:
-            video: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
-            fps: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
-
-        Raises:
-            VideoError: It cannot be read.
-            ValueError: Frames have another shape or type, or ``fps`` cannot be used.
-        """
-        grid = self.plan.grid
-        sampled = self._predictor.sample(video, [grid], fps)
-        embeddings, shape = self.model.patch_embed(self._predictor.clip(sampled.frames[grid], grid))
-        scores = self._selector.scores(embeddings, shape[1:])
-        return Look(sampled.path, embeddings.cpu(), scores.cpu(), sampled.seconds, self._need(scores))
-
-    def shares(self, looks: Sequence[Look]) -> list[int]:
-        """Tokens of each clip, the mean times their number in all."""
-        return share_tokens([look.need for look in looks], self.plan.keep, *self._limits)
-
-    def spend(self, looks: Sequence[Look], at_once: int = 8) -> Iterator[Prediction]:
-        """Predictions in the order of the looks; their plans tell the tokens of each. They keep no
-        frames.
-
-        Args:
-            at_once: Clips that are encoded in one pass, packed without padding.
-        """
-        keeps = self.shares(looks)
-        for first in range(0, len(looks), at_once):
-            yield from self._encode(looks[first : first + at_once], keeps[first : first + at_once])
-
-    @torch.inference_mode()
-    def _encode(self, looks: Sequence[Look], keeps: Sequence[int]) -> list[Prediction]:
-        model, config, grid = self.model, self.model.config, self.plan.grid
-        shape = grid.token_shape(config.patch_size, config.tubelet_size)
-        groups = self._selector.groups(shape[0])
-        kept = [keep_best(look.scores, groups, keep) for look, keep in zip(looks, keeps, strict=True)]
-        tokens = [
-            model.place(look.embeddings.to(self._predictor.device), shape, k.to(self._predictor.device))
-            for look, k in zip(looks, kept, strict=True)
-        ]
-        lengths = [x.shape[1] for x in tokens]
-        parts = model.encode(torch.cat(tokens, dim=1), lengths).split(lengths, dim=1)
-        predictions = []
-        for look, keep, k, part in zip(looks, keeps, kept, parts, strict=True):
-            plan = replace(self.plan, keep=keep, measured=None)
-            out = model.read(part, k, plan.head)
-            spent = Spent(keep, grid_cost(config.size, grid, keep, plan.selector).total / 1e9)
-            probabilities = self._predictor.info.probabilities(out.logits.cpu())
-            sampled = Sampled(look.path, look.seconds, {}, {})
-            predictions.append(self._predictor.prediction(sampled, plan, probabilities, out, spent))
-        return predictions

@@ -1,11 +1,8 @@
-"""Spending by need: cascades, which run a dearer plan only where a cheap one is unsure, and a mean budget
-that is shared among a set of clips.
-"""
+"""What cascades cost and answer. A cascade runs a more expensive plan only where a cheap one is unsure."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -29,9 +26,6 @@ class Spent:
     tokens: int
     gmacs: float
     passes: int = 1
-
-
-# Cascades --------------------------------------------------------------------------------------------------
 
 
 def chain_gmacs(size: NetworkSize, stages: Sequence[Plan]) -> list[float]:
@@ -75,81 +69,3 @@ def stage_answer(logits: Sequence[Tensor], temperatures: Sequence[float], averag
     """
     asked = range(len(logits)) if average else range(len(logits) - 1, len(logits))
     return torch.stack([(logits[i].cpu().double() / temperatures[i]).softmax(-1) for i in asked]).mean(0)
-
-
-# A mean budget, shared -------------------------------------------------------------------------------------
-
-# Needs are turned into whole numbers up to this one, so that shares add up exactly.
-_FINE = 1 << 40
-
-
-def share_tokens(needs: Sequence[float], mean: int, floor: int, ceiling: int) -> list[int]:
-    """Divide ``mean`` tokens a clip in proportion to what each clip needs, none below a floor or above a
-    ceiling.
-
-    What the limits cut off or add is taken from, or goes to, the other clips in proportion. A clip that needs
-    more never gets less; of equal needs the first clips get the odd tokens.
-
-    Args:
-        needs: Not negative, in any unit; if all are 0, all are equal.
-        mean: Tokens a clip.
-
-    Returns:
-        Tokens of each clip, ``mean * len(needs)`` in all.
-
-    Raises:
-        ValueError: The mean is not within floor and ceiling, the floor is below 1, or a need is negative or
-            not finite.
-    """
-    if not 1 <= floor <= mean <= ceiling:
-        raise ValueError(
-            f"a mean of {mean} tokens, floor {floor}, ceiling {ceiling}: the mean lies between them, and the "
-            "floor is at least 1"
-        )
-    if not all(0 <= need < math.inf for need in needs):
-        raise ValueError("needs must be finite and not negative")
-    most = max(needs, default=0.0)
-    weights = [max(1, round(need / most * _FINE)) if most else 1 for need in needs]
-    shares = [0] * len(weights)
-    open_, left = list(range(len(weights))), mean * len(weights)
-    while open_:
-        # The share of clip i would be weights[i] * left / total; below everything is times total.
-        total = sum(weights[i] for i in open_)
-        low = [i for i in open_ if weights[i] * left < floor * total]
-        high = [i for i in open_ if weights[i] * left > ceiling * total]
-        if not low and not high:
-            break
-        lack = sum(floor * total - weights[i] * left for i in low)
-        excess = sum(weights[i] * left - ceiling * total for i in high)
-        # Only the side that matters more is settled: the other may change when it is.
-        settled = [(low, floor)] * (lack >= excess) + [(high, ceiling)] * (excess >= lack)
-        for clips, limit in settled:
-            for i in clips:
-                shares[i] = limit
-            left -= limit * len(clips)
-        done = {i for clips, _ in settled for i in clips}
-        open_ = [i for i in open_ if i not in done]
-    if open_:
-        total = sum(weights[i] for i in open_)
-        parts = {i: divmod(weights[i] * left, total) for i in open_}
-        odd = left - sum(part for part, _ in parts.values())
-        by_rest = sorted(open_, key=lambda i: (-parts[i][1], i))
-        for place, i in enumerate(by_rest):
-            shares[i] = parts[i][0] + (place < odd)
-    return shares
-
-
-def motion(scores: Tensor) -> float:
-    """How much moves in a clip: its tokens' mean score ``[..., T, L]``."""
-    return scores.float().mean().item()
-
-
-def spread(scores: Tensor) -> float:
-    """Over how many tokens of the pool the scores are spread: the exponential of their entropy."""
-    shares = scores.cpu().double().flatten()
-    shares = shares / shares.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.special.entr(shares).sum().exp().item()
-
-
-NEEDS: dict[str, Callable[[Tensor], float]] = {"motion": motion, "spread": spread}
-"""What a clip needs, told by the scores of its pool."""
