@@ -28,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.nn import functional as F
 
 from fluxvit.checkpoints import load_checkpoint
 from fluxvit.data.cache import FrameCache
@@ -41,8 +42,7 @@ from fluxvit.evaluation.token_optimization import plain_grid
 from fluxvit.files import write_json
 from fluxvit.flux.cost import clip_cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.merging import merge_tokens
-from fluxvit.flux.selection import SELECTORS
+from fluxvit.flux.selection import SELECTORS, gather_tokens
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.video.transforms import normalize
@@ -310,6 +310,45 @@ def _times(pair: Sequence[float | None]) -> str:
 
 def _device(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def merge_tokens(tokens: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Merge the tokens that are most alike into their mean until ``keep`` are left.
+
+    This is bipartite soft matching (ToMe, arXiv 2210.09461). ToMe merges a few tokens in every block; here
+    everything is merged before the first block. In each round, every second token is compared with all the
+    tokens in between and paired with the most similar one (largest cosine). The best pairs are merged:
+    as many as there are too many tokens, but at most half. Each original token has the same weight in a mean,
+    however many rounds it went through. Which tokens are compared depends on their order, so neighbours
+    should lie side by side; the order is kept.
+
+    Args:
+        tokens: ``[B, N, C]`` of any float dtype, with their positions added.
+        keep: Number of tokens that remain, 1 to N.
+
+    Returns:
+        The merged tokens ``[B, keep, C]`` and how many original tokens each stands for, fp32 ``[B, keep]``.
+    """
+    batch, count, _ = tokens.shape
+    x, sizes = tokens.float(), torch.ones(batch, count, 1, device=tokens.device)
+    while (count := x.shape[1]) > keep:
+        merged = min(count - keep, count // 2)
+        unit = F.normalize(x.detach(), dim=-1)
+        # Tokens at odd indices stay, and tokens at even indices are merged into them.
+        alike, nearest = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=2)
+        leaving = alike.topk(merged, dim=1).indices
+        source, target = 2 * leaving, 2 * nearest.gather(1, leaving) + 1
+        stays = torch.ones(batch, count, dtype=torch.bool, device=x.device).scatter(1, source, False)
+        order = stays.int().argsort(dim=1, descending=True, stable=True)[:, : count - merged]
+        total = _added(x * sizes, source, target)
+        sizes = _added(sizes, source, target)
+        x, sizes = gather_tokens(total / sizes, order), gather_tokens(sizes, order)
+    return x.to(tokens.dtype), sizes[..., 0]
+
+
+def _added(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Rows ``source`` [B, M] of ``[B, N, C]`` added to rows ``target``."""
+    return x.scatter_add(1, target[..., None].expand(-1, -1, x.shape[-1]), gather_tokens(x, source))
 
 
 if __name__ == "__main__":
