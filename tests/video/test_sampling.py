@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxvit.video.sampling import dense_times, segment_times, sparse_indices
+from fluxvit.video.sampling import dense_times, segment_times
 
 frames_wanted = st.integers(1, 64)
 starts = st.floats(-100, 10_000)
@@ -54,17 +54,6 @@ def test_dense_times(start: float, length: float, frames: int, draw: dict, fps: 
     np.testing.assert_array_equal(times, sample())
 
 
-@given(st.integers(1, 5000), frames_wanted, draws())
-def test_sparse_indices(count: int, frames: int, draw: dict) -> None:
-    indices = sparse_indices(count, frames, **arguments(draw))
-    assert indices.shape == (frames,)
-    assert indices.dtype == np.int64
-    assert np.all(np.diff(indices) >= 0)
-    assert indices[0] >= 0
-    assert indices[-1] < count
-    np.testing.assert_array_equal(indices, sparse_indices(count, frames, **arguments(draw)))
-
-
 def test_segment_views_interleave() -> None:
     assert segment_times(0, 8, 2).tolist() == [2, 6]
     assert [segment_times(10, 18, 2, view=v, views=3).tolist() for v in range(3)] == [
@@ -86,20 +75,6 @@ def test_dense_repeats_the_last_frame_of_a_short_video() -> None:
     assert np.floor(times * 10).tolist() == [0, 2, 3, 3]
 
 
-def test_sparse_agrees_with_the_published_numbers() -> None:
-    assert sparse_indices(300, 8, view=0, views=4)[:3].tolist() == [7, 44, 82]
-    assert sparse_indices(300, 8, view=3, views=4)[:2].tolist() == [29, 66]
-    assert sparse_indices(1, 4).tolist() == [0, 0, 0, 0]
-    assert sparse_indices(3, 6, generator=np.random.default_rng(0)).max() <= 2
-
-
-def test_random_sparse_draws_reach_both_borders() -> None:
-    generator = np.random.default_rng(0)
-    seen = np.stack([sparse_indices(17, 2, generator=generator) for _ in range(500)])
-    assert set(seen[:, 0]) == set(range(9))
-    assert set(seen[:, 1]) == set(range(8, 17))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -109,7 +84,6 @@ def test_random_sparse_draws_reach_both_borders() -> None:
         (lambda: segment_times(0, 1, 4, view=2, views=2), "view must be"),
         (lambda: segment_times(0, 1, 4, generator=np.random.default_rng(0), views=2), "no views"),
         (lambda: dense_times(0, 1, 4, fps=0), "fps must be"),
-        (lambda: sparse_indices(0, 4), "at least 1 frame"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

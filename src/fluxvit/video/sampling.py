@@ -86,42 +86,6 @@ def check_window(seconds: float, name: str = "window") -> None:
         )
 
 
-def sparse_indices(
-    count: int,
-    frames: int,
-    *,
-    generator: np.random.Generator | None = None,
-    view: int = 0,
-    views: int = 1,
-) -> np.ndarray:
-    """Frame numbers by the integer rule behind the published FluxViT and InternVideo2 scores.
-
-    `segment_times` does the same in seconds and suits new work better. Use this one to reproduce a published
-    protocol: ``reader.read(reader.times[sparse_indices(len(reader.times), 8)])``. Neighbouring training
-    segments share their border frame, and ``frames > count`` repeats frames, as in the published rule.
-
-    Args:
-        count: Frames in the video.
-        frames: Frames wanted.
-
-    Returns:
-        int64 ``[frames]``, never falling, within ``[0, count)``.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-    _check(frames, generator, view, views)
-    if count < 1:
-        raise ValueError(f"a video needs at least 1 frame to sample from, got {count}")
-    segment = (count - 1) / frames
-    borders = np.round(segment * np.arange(frames + 1)).astype(np.int64)
-    if generator is None:
-        indices = borders[:-1] + int(segment / (views + 1) * (view + 1))
-    else:
-        indices = generator.integers(borders[:-1], borders[1:], endpoint=True)
-    return np.minimum(indices, count - 1)
-
-
 def _check(frames: int, generator: np.random.Generator | None, view: int, views: int) -> None:
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
