@@ -191,9 +191,7 @@ def test_rates_out_of_range(fps: Any) -> None:
         open_video(FRAMES, fps=fps)
 
 
-def test_only_pyav_reads_what_is_in_memory(clip: Path) -> None:
-    with pytest.raises(ValueError, match="torchcodec does not read videos in memory"):
-        open_video(clip.read_bytes(), "torchcodec")
+def test_a_file_in_memory_knows_its_rate(clip: Path) -> None:
     with pytest.raises(ValueError, match="<bytes>: fps is only for folders"):
         open_video(clip.read_bytes(), fps=10)
 

@@ -49,11 +49,6 @@ def test_places_that_no_member_has(path: str) -> None:
         open_video(path)
 
 
-def test_other_backends_do_not_read_shards() -> None:
-    with pytest.raises(ValueError, match="use backend='pyav'"):
-        open_video("x.tar#512+9#a.mp4", "torchcodec")
-
-
 def test_what_may_exist(tmp_path: Path) -> None:
     (tmp_path / "x.tar").touch()
     names = ("x.tar#512+9#a.mp4", "y.tar#512+9#a.mp4", "a.mp4")

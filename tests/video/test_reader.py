@@ -268,7 +268,6 @@ def test_names_that_look_like_protocols_are_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "opencv"}, "unknown backend 'opencv'"),
         ({"short_side": 0}, "short_side must be"),
         ({"threads": -1}, "threads must be"),
         ({"fps": 10}, "fps is only for folders"),
@@ -279,7 +278,7 @@ def test_bad_arguments(tmp_path: Path, arguments: dict, message: str) -> None:
         open_video(encode(tmp_path / "clip.mp4", count=1), **arguments)
 
 
-# Other backends -------------------------------------------------------------------------------------------
+# Folders of images ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
@@ -305,27 +304,6 @@ def test_a_bad_image_in_a_folder_is_named(tmp_path: Path) -> None:
             reader.read([0.04])
         with pytest.raises(VideoError, match=r"3\.png: not an image"):
             reader.read([0.08])
-
-
-def test_torchcodec_not_installed_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    with pytest.raises(ValueError, match=r"pip install 'fluxvit\[torchcodec\]' and install FFmpeg"):
-        open_video(encode(tmp_path / "clip.mp4", count=1), backend="torchcodec")
-
-
-def test_torchcodec_gives_the_same_frames_or_says_that_it_cannot(clip: Path) -> None:
-    pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, OSError, RuntimeError))
-    with open_video(clip) as ours:
-        wanted = ours.times[::7]
-        expected = numbers_of(ours.read(wanted))
-    try:
-        with open_video(clip, backend="torchcodec") as theirs:
-            found = numbers_of(theirs.read(wanted))
-    except VideoError:
-        if clip.suffix not in (".avi", ".mpg", ".ts", ".h264") and "intra_refresh" not in clip.name:
-            raise
-    else:
-        assert found == expected
 
 
 def test_a_recording_that_starts_in_the_middle_begins_with_its_first_frame(tmp_path: Path) -> None:

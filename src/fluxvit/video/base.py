@@ -1,4 +1,4 @@
-"""What every video backend shares: the facts about a file, its errors, and reading frames by time."""
+"""What all readers of videos share: the facts about a file, its errors, and reading frames by time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 
@@ -76,39 +75,11 @@ class DamageFound(Exception):
     """Random access met damage. The frames have to be read again, in stored order from the beginning."""
 
 
-class VideoReader(Protocol):
-    """An open video. Not for sharing between threads; open one for each."""
+class VideoReader(ABC):
+    """An open video, read by time. Subclasses only have to decode frames by number.
 
-    @property
-    def info(self) -> VideoInfo:
-        """What the header says."""
-
-    @property
-    def times(self) -> np.ndarray:
-        """Start of every frame in the file: seconds from the first one, float64 ``[N]``, rising."""
-
-    @property
-    def end(self) -> float:
-        """Seconds at which the last frame stops being shown."""
-
-    def read(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
-        """RGB frames shown at ``times``; see `TimedReader.read`."""
-
-    def walk(self, times: Sequence[float] | np.ndarray) -> Iterator[np.ndarray]:
-        """The same one by one, for rising ``times``; see `TimedReader.walk`."""
-
-    def close(self) -> None:
-        """Release the file."""
-
-    def __enter__(self) -> VideoReader: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class TimedReader(ABC):
-    """Turns times into frame numbers, so that a backend only has to decode frames by number."""
+    Readers are not safe to share between threads; open one for each.
+    """
 
     info: VideoInfo
 
@@ -199,7 +170,7 @@ class TimedReader(ABC):
     def close(self) -> None:
         """Release the file."""
 
-    def __enter__(self) -> TimedReader:
+    def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(

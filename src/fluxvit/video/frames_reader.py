@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from fluxvit.video.base import TimedReader, VideoInfo
+from fluxvit.video.base import VideoInfo, VideoReader
 from fluxvit.video.rgb import RGBConverter
 
 DEFAULT_FPS = 25.0
@@ -31,7 +31,7 @@ def checked_fps(fps: float, name: str = "fps") -> float:
     return float(fps)
 
 
-class FixedRateReader(TimedReader):
+class FixedRateReader(VideoReader):
     """A reader of ``count`` frames, ``fps`` a second.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The default backend: exact frames from any file FFmpeg can read, decoding as little as possible.
+"""Exact frames from any file FFmpeg can read, decoding as little as possible.
 
 A file is demuxed once without decoding (well under a millisecond for a hundred frames), which tells every
 frame's time and from which key frame it can be reached. A read then walks through the wanted frames in order
@@ -25,7 +25,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from fluxvit.video.base import DamageFound, TimedReader, VideoError, VideoInfo, decoding
+from fluxvit.video.base import DamageFound, VideoError, VideoInfo, VideoReader, decoding
 from fluxvit.video.clock import Clock
 from fluxvit.video.container import is_animated_webp, open_container, other_kind, script_kind
 from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
@@ -129,7 +129,7 @@ class _Contents:
         return 0
 
 
-class PyAVReader(TimedReader):
+class PyAVReader(VideoReader):
     """Reads a video file, or one in a shard, by PyAV; see `fluxvit.video.reader.open_video` for arguments.
 
     Args:

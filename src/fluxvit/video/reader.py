@@ -1,23 +1,20 @@
-"""Open a video, whatever it is: the one door to the backends."""
+"""Open a video of any kind."""
 
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from fluxvit.video.base import VideoError, VideoInfo, VideoReader
 from fluxvit.video.folder_reader import FolderReader
 from fluxvit.video.frames_reader import DEFAULT_FPS, ArrayReader
 from fluxvit.video.inputs import VideoInput, as_file, as_frames, given_path
-from fluxvit.video.members import TarMember, split_pattern
+from fluxvit.video.members import split_pattern
 from fluxvit.video.pyav_reader import PyAVReader
-from fluxvit.video.torchcodec_reader import TorchCodecReader
 
 __all__ = [
     "ArrayReader",
     "FolderReader",
     "PyAVReader",
-    "TorchCodecReader",
     "VideoError",
     "VideoInfo",
     "VideoInput",
@@ -26,12 +23,9 @@ __all__ = [
     "probe",
 ]
 
-Backend = Literal["pyav", "torchcodec"]
-
 
 def open_video(
     video: VideoInput,
-    backend: Backend = "pyav",
     *,
     short_side: int | None = None,
     threads: int = 1,
@@ -52,8 +46,6 @@ def open_video(
               read from its beginning, stays the caller's to close, and is not to be read by others meanwhile;
             - frames: an array or tensor, uint8 RGB ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL
               images of one size. They are not copied.
-        backend: Decoder of video files. Images are always decoded by PyAV, which alone reads shards and what
-            is in memory.
         short_side: Shrink frames to this many pixels along the shorter side while they are converted to RGB;
             large videos then take less memory and less resizing later, but no less decoding. It never
             enlarges. The filter is FFmpeg's area average, so pixels differ a little from resizing
@@ -69,11 +61,8 @@ def open_video(
 
     Raises:
         VideoError: The video cannot be read; the message is one line and names the file and the reason.
-        ValueError: An argument is out of range, frames have another shape or type, or the backend is unknown
-            or not installed.
+        ValueError: An argument is out of range, or frames have another shape or type.
     """
-    if backend not in ("pyav", "torchcodec"):
-        raise ValueError(f"unknown backend {backend!r}; choose 'pyav' or 'torchcodec'")
     if short_side is not None and short_side < 1:
         raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
     if threads < 0:
@@ -92,12 +81,7 @@ def open_video(
         raise ValueError(
             f"{name}: fps is only for folders of images and frames in memory; a video file knows its own"
         )
-    if backend == "pyav":
-        return PyAVReader(name, short_side=short_side, threads=threads, stream=stream, file=file)
-    if file is not None or TarMember.parse(name) is not None:
-        where = "shards" if file is None else "videos in memory"
-        raise ValueError(f"{name}: torchcodec does not read {where} here; use backend='pyav'")
-    return TorchCodecReader(name, short_side=short_side, threads=threads)
+    return PyAVReader(name, short_side=short_side, threads=threads, stream=stream, file=file)
 
 
 def probe(video: VideoInput) -> VideoInfo:
