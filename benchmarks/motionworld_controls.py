@@ -17,8 +17,8 @@ from pathlib import Path
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
 from fluxvit.demo import Data, environment, test_model, train_model
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 
 
 def main() -> None:

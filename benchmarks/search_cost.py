@@ -28,7 +28,7 @@ from fluxvit.demo import environment
 from fluxvit.evaluation.cascade import predict_plans
 from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_optimize
 from fluxvit.evaluation.search import paired_interval
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.plan import Plan
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -34,8 +34,8 @@ from fluxvit.deploy.latency import measure_latencies
 from fluxvit.deploy.spending import measure_chains, prefixes
 from fluxvit.evaluation.cascade import choose_cascades, follow, predict_plans, tune_cascade
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Cascade, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Plan
 from fluxvit.flux.spending import chain_gmacs
 from fluxvit.machine import device_name
 from fluxvit.models.fluxvit import FluxViT

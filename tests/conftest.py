@@ -11,8 +11,8 @@ import torch
 from hypothesis import settings
 
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.machine import log_device
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.video.writer import write_video

@@ -29,8 +29,8 @@ import torch
 from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.cli import main
-from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.video.writer import write_video
 from language import saved_encoder
 from talking import saved_chat

@@ -10,8 +10,8 @@ from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.data.texts import Texts
 from fluxvit.dual_checkpoints import DualInfo, save_dual
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.text import TextConfig, TextTransformer
 

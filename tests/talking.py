@@ -9,8 +9,8 @@ import torch
 from conftest import small_model
 from fluxvit.chat_checkpoints import ChatInfo, save_chat
 from fluxvit.checkpoints import CheckpointInfo
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.chat import Connector, ConnectorConfig
 
 WORDS = [

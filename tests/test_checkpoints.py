@@ -9,8 +9,8 @@ import torch
 import fluxvit
 from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
-from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Measured, Plan
 
 
 def test_round_trip(checkpoint: Path) -> None:

@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fluxvit.checkpoints import load
     from fluxvit.deploy.predictor import Predictor
-    from fluxvit.flux.budget import Budget, Plan
+    from fluxvit.flux.budget import Budget
     from fluxvit.flux.grid import SamplingGrid
+    from fluxvit.flux.plan import Plan
     from fluxvit.models.config import FluxViTConfig
     from fluxvit.models.fluxvit import FluxViT, create_model
 
@@ -20,7 +21,7 @@ _HOMES = {
     "Budget": "fluxvit.flux.budget",
     "FluxViT": "fluxvit.models.fluxvit",
     "FluxViTConfig": "fluxvit.models.config",
-    "Plan": "fluxvit.flux.budget",
+    "Plan": "fluxvit.flux.plan",
     "Predictor": "fluxvit.deploy.predictor",
     "SamplingGrid": "fluxvit.flux.grid",
     "create_model": "fluxvit.models.fluxvit",

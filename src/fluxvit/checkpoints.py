@@ -20,8 +20,8 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from fluxvit.files import atomic_folder, write_json
-from fluxvit.flux.budget import Cascade, Measured, Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT

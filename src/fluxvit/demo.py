@@ -38,9 +38,9 @@ from fluxvit.evaluation.report import Strip, write_report
 from fluxvit.evaluation.strips import film_strips
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
 from fluxvit.files import lock_folder, write_json
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.flux.plan import Plan
 from fluxvit.machine import usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.schema import Count, NotNegative, Seed, check, read

@@ -18,9 +18,10 @@ from fluxvit.deploy.latency import (
     measure_latency,
     plan_for,
 )
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 
 PLAN = Plan(SamplingGrid(4, 16, 16), 4, head=1, selector="uniform")
 FIGURES = Latency(1.0, 2.0, 3.0, 7)

@@ -16,8 +16,8 @@ from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.deploy import latency
 from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, write_explanation
 from fluxvit.deploy.predictor import default_plans
-from fluxvit.flux.budget import Measured
 from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.plan import Measured
 from fluxvit.models.config import preset
 from fluxvit.video.reader import open_video
 

@@ -13,8 +13,8 @@ from fluxvit import Budget, Plan, Predictor, SamplingGrid
 from fluxvit.checkpoints import load_checkpoint, save_plans
 from fluxvit.cli import main
 from fluxvit.deploy.spending import CascadePredictor, measure_chains, prefixes, run_stages
-from fluxvit.flux.budget import Cascade
 from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.plan import Cascade
 from fluxvit.flux.spending import chain_gmacs
 from fluxvit.video.writer import write_video
 

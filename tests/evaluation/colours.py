@@ -11,8 +11,8 @@ from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.features import Backbone
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.video.base import VideoError
 
 GRID = SamplingGrid(8, 16, 16)

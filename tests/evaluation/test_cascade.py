@@ -19,7 +19,7 @@ from fluxvit.evaluation.cascade import (
     tune_cascade,
     tune_cascades,
 )
-from fluxvit.flux.budget import Cascade
+from fluxvit.flux.plan import Cascade
 from fluxvit.flux.spending import chain_gmacs, chain_tokens
 
 CHEAP, MIDDLE, DEAR = (Plan(SamplingGrid(8, 16, 16), keep) for keep in (4, 8, 16))

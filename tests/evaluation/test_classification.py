@@ -10,7 +10,7 @@ from conftest import small_model
 from fluxvit.data.dataset import ClipRequest
 from fluxvit.evaluation.classification import Predictions, Request, predict_dataset, predict_requests
 from fluxvit.evaluation.views import Views
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Tube
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize

@@ -20,9 +20,10 @@ from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation import evaluate
 from fluxvit.evaluation.evaluate import EvaluateConfig, Subject, find_subjects, run_evaluation
 from fluxvit.evaluation.views import Views
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.training.distributed import join_world, leave_world
 
 VIDEOS, BROKEN, DAMAGED = 9, 2, 5

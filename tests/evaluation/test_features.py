@@ -11,7 +11,7 @@ from colours import GRID, INFO, Colours, backbone, dataset
 from fluxvit.data.loader import epoch_batches
 from fluxvit.evaluation import features
 from fluxvit.evaluation.features import cached_features
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.plan import Plan
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 

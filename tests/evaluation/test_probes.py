@@ -16,8 +16,8 @@ from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.probe_splits import read_splits
 from fluxvit.evaluation.probes import ProbeConfig, run_probe
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.video.writer import write_video
 
 

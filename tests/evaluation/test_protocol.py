@@ -6,8 +6,8 @@ import pytest
 
 from conftest import small_model
 from fluxvit.evaluation.protocol import Protocol, head_of
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 
 PROTOCOL = Protocol("d", "test.jsonl", 9, "4x3", "sparse", "just fits", "w", 0, "fp32", "some CPU")
 

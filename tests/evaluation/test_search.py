@@ -27,9 +27,9 @@ from fluxvit.evaluation.search import (
 )
 from fluxvit.evaluation.search_candidates import find_candidates
 from fluxvit.evaluation.search_passes import GridClips, GridRequest, Search, split_grids
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.video.base import VideoError
 from fluxvit.video.writer import write_video
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fluxvit.flux.budget import Budget, Measured, Plan, fit_budget, nearest_plan, parse_budget
+from fluxvit.flux.budget import Budget, parse_budget
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Measured, Plan, fit_budget, nearest_plan
 from fluxvit.models.config import preset
 from fluxvit.models.fluxvit import FluxViT
 

@@ -38,8 +38,8 @@ from safetensors.torch import load_file
 from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from language import saved_encoder
 from talking import tiny_language_model
 

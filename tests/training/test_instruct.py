@@ -17,8 +17,8 @@ from fluxvit.cli import main
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.questions import pack_turns, questions_of
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.language_model import LanguageModel, load_language_model
 from fluxvit.training import trainer

@@ -20,8 +20,8 @@ from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import Score, predict_dataset
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.distributed import ALONE, World
 from fluxvit.training.ema import Ema

@@ -8,8 +8,8 @@ from fluxvit.cli.parser import Parser, values
 from fluxvit.terminal import printable, say
 
 if TYPE_CHECKING:
-    from fluxvit.flux.budget import Plan
     from fluxvit.flux.cost import NetworkSize
+    from fluxvit.flux.plan import Plan
 
 
 def run(argv: list[str]) -> int:
@@ -76,8 +76,8 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
 
 
 def _print_plans(plans: list[Plan], size: NetworkSize) -> None:
-    from fluxvit.flux.budget import Measured
     from fluxvit.flux.cost import grid_cost
+    from fluxvit.flux.plan import Measured
 
     say("its plan table; accuracy on held-out data, latency where it was measured")
     say(

@@ -21,8 +21,9 @@ from fluxvit.deploy.predictor import choose_plan
 from fluxvit.deploy.video_db import EVERYTHING, Filter, Hit, VideoDatabase
 from fluxvit.deploy.windows import Window, windows
 from fluxvit.dual_checkpoints import DualInfo, load_dual
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.machine import usable_device
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.finite import NotFiniteError, check_finite

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fluxvit import __version__
 from fluxvit.files import append_json, read_json_lines, write_json_lines
-from fluxvit.flux.budget import Budget, Measured, Plan, fit_budget
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.plan import Measured, Plan, fit_budget
 from fluxvit.machine import device_name, processor_name
 from fluxvit.models.fluxvit import FluxViT
 
@@ -273,7 +274,7 @@ def _conditions(model: FluxViT) -> dict[str, Any]:
 def plan_for(
     model: FluxViT, budget: Budget, plans: Sequence[Plan], table: LatencyTable | None = None
 ) -> Plan:
-    """:func:`~fluxvit.flux.budget.fit_budget` on the device that the model is on.
+    """:func:`~fluxvit.flux.plan.fit_budget` on the device that the model is on.
 
     Args:
         model: The network.

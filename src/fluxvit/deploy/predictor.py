@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
 from fluxvit.deploy.latency import plan_for
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.flux.spending import Spent
 from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fluxvit.deploy.latency import milliseconds, time_in_turns
 from fluxvit.deploy.predictor import Prediction, Predictor
-from fluxvit.flux.budget import Budget, Cascade, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Plan
 from fluxvit.flux.spending import Spent, chain_gmacs, chain_tokens, stage_answer
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.video.inputs import VideoInput

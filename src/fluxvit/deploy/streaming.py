@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fluxvit.deploy.predictor import Predictor, likeliest
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput

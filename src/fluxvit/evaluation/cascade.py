@@ -17,8 +17,9 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.deploy.latency import measure_latencies
 from fluxvit.deploy.spending import measure_chains, prefixes
 from fluxvit.evaluation.classification import predict_dataset
-from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import NetworkSize
+from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.flux.spending import chain_gmacs, chain_tokens, stage_answer
 from fluxvit.machine import device_name
 from fluxvit.models.fluxvit import FluxViT
@@ -97,7 +98,7 @@ def cascade_curve(
         labels: int64 ``[N]``.
         costs: Of a clip that stops at each stage, all that it ran counted.
         temperatures: Of each stage.
-        average: As of :class:`~fluxvit.flux.budget.Cascade`.
+        average: As of :class:`~fluxvit.flux.plan.Cascade`.
 
     Returns:
         A point for each threshold, from 0, where nothing goes beyond the first stage.

@@ -18,8 +18,8 @@ from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.evaluation.views import ONE_VIEW, ReadableOrBlack, Views, merge_views
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Selector, get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT

@@ -35,9 +35,10 @@ from fluxvit.evaluation.strips import film_strips
 from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
 from fluxvit.evaluation.views import MOST_VIEWS, ONE_VIEW, Views
 from fluxvit.files import lock_folder, write_json
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT

@@ -32,7 +32,7 @@ from fluxvit.checkpoints import CheckpointInfo, state_digest
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.files import write_json
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.terminal import printable
 from fluxvit.video.transforms import normalize

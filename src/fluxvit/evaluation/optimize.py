@@ -39,7 +39,8 @@ from fluxvit.evaluation.search import Sampling, Table, choose, paired_interval, 
 from fluxvit.evaluation.search_candidates import aspect_of, find_candidates
 from fluxvit.evaluation.search_passes import Search
 from fluxvit.files import lock_folder, write_json
-from fluxvit.flux.budget import Budget, Cascade, Measured, Plan
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT

@@ -43,8 +43,8 @@ from fluxvit.evaluation.probe_training import (
     train_probes,
 )
 from fluxvit.files import lock_folder, write_json
-from fluxvit.flux.budget import Plan, nearest_plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan, nearest_plan
 from fluxvit.flux.selection import get_selector
 from fluxvit.machine import log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fluxvit import __version__
-from fluxvit.flux.budget import Plan
+from fluxvit.flux.plan import Plan
 from fluxvit.models.config import FluxViTConfig
 
 

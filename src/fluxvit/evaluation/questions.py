@@ -35,8 +35,9 @@ from fluxvit.evaluation.classification import Score
 from fluxvit.evaluation.retrieve import cosines
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import write_json, write_json_lines
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.finite import check_finite
 from fluxvit.schema import Count, Seed, check

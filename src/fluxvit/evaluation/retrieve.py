@@ -28,9 +28,10 @@ from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recal
 from fluxvit.evaluation.subjects import Subject, find_subjects
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import atomic_path, lock_folder, write_json
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import CosineClassifier, FluxViT
 from fluxvit.schema import Batch, Size, Workers, check

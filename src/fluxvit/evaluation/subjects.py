@@ -11,9 +11,10 @@ import torch
 from fluxvit.checkpoints import CheckpointInfo
 from fluxvit.deploy.latency import LatencyTable, plan_for
 from fluxvit.evaluation.token_optimization import plain_grid
-from fluxvit.flux.budget import Budget, Plan
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT
 
 if TYPE_CHECKING:

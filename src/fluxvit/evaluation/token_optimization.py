@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.evaluation.classification import Score, predict_dataset
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT
 
 

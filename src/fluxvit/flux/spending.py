@@ -9,8 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fluxvit.flux.budget import Plan
 from fluxvit.flux.cost import NetworkSize, grid_cost
+from fluxvit.flux.plan import Plan
 
 
 @dataclass(frozen=True)
