@@ -36,8 +36,9 @@ import torch
 from fluxvit.cli import main as fluxvit
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
+from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.config import DataSettings, GridSettings, ModelSettings, Recipe, TrainConfig
@@ -58,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
-        world = make_motionworld(
+        world = make_dataset(
             folder / "world", MotionWorldConfig(args.videos, args.seed, "demo", val=0, test=0)
         )
         damaged = damage(world, args.seed)

@@ -14,7 +14,8 @@ import json
 import time
 from pathlib import Path
 
-from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.data.making import make_dataset
+from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.demo import Data, environment, test_model, train_model
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
@@ -33,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     world = MotionWorldConfig(args.videos, args.seed, args.difficulty, val=0, test=480)
-    folder = make_motionworld(args.out / "data", world)
+    folder = make_dataset(args.out / "data", world)
     dense, one = Plan(SamplingGrid(32, 40, 40), 96), Plan(SamplingGrid(2, 40, 40), 25)
     rows = []
     for target, order, plan in (

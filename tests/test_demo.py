@@ -9,7 +9,8 @@ import pytest
 
 from fluxvit import Predictor, demo
 from fluxvit.cli import main
-from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.data.making import make_dataset
+from fluxvit.data.motionworld import MotionWorldConfig
 
 SMALL = [
     "--videos",
@@ -58,7 +59,7 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
 
 
 def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys) -> None:
-    make_motionworld(tmp_path / "demo" / "data", MotionWorldConfig(32, 0, "demo", val=1, test=1), workers=1)
+    make_dataset(tmp_path / "demo" / "data", MotionWorldConfig(32, 0, "demo", val=1, test=1), workers=1)
     assert main(["demo", "--out", str(tmp_path / "demo"), *SMALL]) == 2
     assert "videos is 32 there and 64 here" in capsys.readouterr().err
 

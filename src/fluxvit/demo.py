@@ -28,9 +28,9 @@ from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
-from fluxvit.data.making import MOST_VIDEOS, Videos
+from fluxvit.data.making import MOST_VIDEOS, Videos, make_dataset
 from fluxvit.data.manifest import Manifest, read_motionworld
-from fluxvit.data.motionworld import MotionWorldConfig, factor_values, make_motionworld
+from fluxvit.data.motionworld import MotionWorldConfig, factor_values
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.classification import Predictions, Score, predict_dataset
 from fluxvit.evaluation.figures import require_matplotlib
@@ -117,7 +117,7 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
     out = Path(config.out)
     console.rule("fluxvit demo: data")
     world = MotionWorldConfig(config.videos, config.seed, "demo", val=config.val, test=config.test)
-    make_motionworld(out / "data", world, workers=config.workers)
+    make_dataset(out / "data", world, workers=config.workers)
     data = Data(out / "data", workers=config.workers)
 
     pace = _fit(config, out, data, started)

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from fluxvit.data.making import SPLITS
+from fluxvit.data.making import SPLITS, make_dataset
 from fluxvit.data.motionworld import (
     ACTS,
     DIFFICULTIES,
@@ -23,14 +23,11 @@ from fluxvit.data.motionworld import (
     act_states,
     annotate,
     factor_values,
-    make_motionworld,
     motion_classes,
     plan,
     playback,
     render,
-    sample_specs,
 )
-from fluxvit.data.motionworld import dataset as dataset_module
 from fluxvit.data.motionworld.acts import STATE
 from fluxvit.data.motionworld.render import _Sprite, render_scene
 from fluxvit.data.motionworld.shapes import silhouette
@@ -224,7 +221,7 @@ class TestSplits:
 
     @pytest.mark.parametrize("videos", [1, 50, 192, 500])
     def test_labels_are_balanced(self, videos: int) -> None:
-        specs = sample_specs(MotionWorldConfig(videos), "train")
+        specs = MotionWorldConfig(videos).specs("train")
         assert [spec.index for spec in specs] == list(range(videos))
         for classes, labels in ((16, [s.motion for s in specs]), (12, [s.object for s in specs])):
             counts = Counter(labels)
@@ -349,9 +346,7 @@ class TestFiles:
     @pytest.fixture(scope="class")
     @classmethod
     def world(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return make_motionworld(
-            tmp_path_factory.mktemp("mw") / "world", cls.CONFIG, workers=1, progress=False
-        )
+        return make_dataset(tmp_path_factory.mktemp("mw") / "world", cls.CONFIG, workers=1, progress=False)
 
     def test_every_line_describes_a_file_that_decodes(self, world: Path) -> None:
         summary = json.loads((world / "dataset.json").read_text(encoding="utf-8"))
@@ -373,14 +368,14 @@ class TestFiles:
                 assert frames[0].shape == (record["height"], record["width"], 3)
 
     def test_files_show_what_render_draws(self, world: Path) -> None:
-        spec = sample_specs(self.CONFIG, "train")[0]
+        spec = self.CONFIG.specs("train")[0]
         with av.open(str(world / "train/000000.mp4")) as container:
             decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         drawn = list(render(spec))
         assert np.abs(np.stack(decoded).astype(float) - np.stack(drawn)).mean() < 12
 
     def test_two_workers_make_the_same_files(self, world: Path, tmp_path: Path) -> None:
-        other = make_motionworld(tmp_path / "other", self.CONFIG, workers=2, progress=False)
+        other = make_dataset(tmp_path / "other", self.CONFIG, workers=2, progress=False)
         files = sorted(path.relative_to(world) for path in world.rglob("*.*"))
         assert files == sorted(path.relative_to(other) for path in other.rglob("*.*"))
         for path in files:
@@ -390,24 +385,27 @@ class TestFiles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config = replace(self.CONFIG, videos=3)
-        make_motionworld(tmp_path, config, workers=1, progress=False)
+        make_dataset(tmp_path, config, workers=1, progress=False)
         (tmp_path / "train/000001.mp4").unlink()
         written = []
-        write_one = dataset_module._write_one
-        monkeypatch.setattr(
-            dataset_module, "_write_one", lambda out, spec: (written.append(spec.index), write_one(out, spec))
-        )
-        make_motionworld(tmp_path, config, workers=1, progress=False)
+        write = MotionWorldConfig.write
+
+        def record(self: MotionWorldConfig, path: Path, spec: SampleSpec) -> None:
+            written.append(spec.index)
+            write(self, path, spec)
+
+        monkeypatch.setattr(MotionWorldConfig, "write", record)
+        make_dataset(tmp_path, config, workers=1, progress=False)
         assert written == [1]
         assert (tmp_path / "train/000001.mp4").exists()
 
     def test_another_config_is_refused_with_the_difference(self, world: Path) -> None:
         with pytest.raises(ValueError, match=r"seed is 3 there and 4 here"):
-            make_motionworld(world, replace(self.CONFIG, seed=4), workers=1)
+            make_dataset(world, replace(self.CONFIG, seed=4), workers=1)
 
     def test_foreign_folders_and_bad_worker_counts_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "train").mkdir()
         with pytest.raises(ValueError, match="not a MotionWorld"):
-            make_motionworld(tmp_path, self.CONFIG, workers=1)
+            make_dataset(tmp_path, self.CONFIG, workers=1)
         with pytest.raises(ValueError, match="workers"):
-            make_motionworld(tmp_path / "new", self.CONFIG, workers=0)
+            make_dataset(tmp_path / "new", self.CONFIG, workers=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.simulated import (
     ACTION_NAMES,
@@ -22,11 +23,7 @@ from fluxvit.data.simulated import (
     MocapConfig,
     SimulatedConfig,
     human_scene,
-    make_metaworld,
-    make_mocap,
-    sample_specs,
 )
-from fluxvit.data.simulated import metaworld as metaworld_module
 from fluxvit.data.simulated import mocap as mocap_module
 from fluxvit.data.simulated.arm_scene import FRAMES, Episode, load_simulator, plan_take
 from fluxvit.data.simulated.arm_tasks import captions as task_captions
@@ -106,7 +103,7 @@ class TestSpecs:
     def test_classes_are_balanced(self, config: type[SimulatedConfig], videos: int) -> None:
         made = config(videos)
         for split, count in made.counts.items():
-            specs = sample_specs(made, split)
+            specs = made.specs(split)
             assert [spec.index for spec in specs] == list(range(count))
             numbers = Counter(spec.label for spec in specs)
             shares = [numbers[label] for label in range(len(config.classes))]
@@ -242,14 +239,14 @@ def test_takes_show_the_success_at_a_speed_that_gives_enough_frames(success: int
 @pytest.mark.skipif(bool(importlib.util.find_spec("metaworld")), reason="metaworld is installed")
 def test_missing_metaworld_is_named_with_its_cure(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pip install 'fluxvit\[metaworld\]'"):
-        make_metaworld(tmp_path / "out", MetaworldConfig(1))
+        make_dataset(tmp_path / "out", MetaworldConfig(1))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("pybullet")), reason="pybullet is installed")
 def test_missing_pybullet_is_named_with_its_cure(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pip install 'fluxvit\[mocap\]'"):
-        make_mocap(tmp_path / "out", MocapConfig(1))
+        make_dataset(tmp_path / "out", MocapConfig(1))
     assert not (tmp_path / "out").exists()
 
 
@@ -282,23 +279,23 @@ class TestMetaworld:
 
     def test_files_of_two_workers_and_what_is_missing(self, tmp_path: Path) -> None:
         config = MetaworldConfig(4, seed=5, short_sides=(64,), val=1, test=1)
-        world = make_metaworld(tmp_path, config, workers=2, progress=False)
+        world = make_dataset(tmp_path, config, workers=2, progress=False)
         check_files(world, "metaworld", TASK_NAMES)
         first, kept = ((world / f"train/00000{index}.mp4") for index in (0, 1))
         before, untouched = first.read_bytes(), kept.stat().st_mtime_ns
         first.unlink()
-        make_metaworld(tmp_path, config, workers=1, progress=False)
+        make_dataset(tmp_path, config, workers=1, progress=False)
         assert first.read_bytes() == before
         assert kept.stat().st_mtime_ns == untouched
         with pytest.raises(ValueError, match="seed is 5 there and 6 here"):
-            make_metaworld(tmp_path, replace(config, seed=6), workers=1)
+            make_dataset(tmp_path, replace(config, seed=6), workers=1)
 
     @pytest.mark.parametrize("task", ["drawer-open", "assembly", "plate-slide", "stick-push"])
     def test_a_video_does_not_depend_on_those_before(self, task: str, tmp_path: Path) -> None:
         spec = ClipSpec("train", 3, TASK_NAMES.index(task), 0, (64,))
         for name in ("fresh", "again"):
-            metaworld_module._write(tmp_path / f"{name}.mp4", spec)
-            metaworld_module._write(tmp_path / "other.mp4", replace(spec, index=4))
+            MetaworldConfig(1).write(tmp_path / f"{name}.mp4", spec)
+            MetaworldConfig(1).write(tmp_path / "other.mp4", replace(spec, index=4))
         assert (tmp_path / "fresh.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
         assert (tmp_path / "fresh.mp4").read_bytes() != (tmp_path / "other.mp4").read_bytes()
 
@@ -313,12 +310,12 @@ class TestMocap:
 
     def test_files_of_two_workers_and_what_is_missing(self, tmp_path: Path) -> None:
         config = MocapConfig(5, seed=5, short_sides=(64,), val=1, test=1)
-        world = make_mocap(tmp_path, config, workers=2, progress=False)
+        world = make_dataset(tmp_path, config, workers=2, progress=False)
         check_files(world, "mocap", ACTION_NAMES)
         first = world / "train/000000.mp4"
         before = first.read_bytes()
         first.unlink()
-        make_mocap(tmp_path, config, workers=1, progress=False)
+        make_dataset(tmp_path, config, workers=1, progress=False)
         assert first.read_bytes() == before
 
     def test_links_are_numbered_as_in_the_file(self) -> None:

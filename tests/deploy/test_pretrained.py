@@ -11,8 +11,9 @@ from fluxvit import Predictor
 from fluxvit.checkpoints import DEFAULT_CHECKPOINT, PRETRAINED, load_checkpoint, pretrained_names
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_motionworld
-from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.evaluation.classification import predict_dataset
 
 
@@ -20,7 +21,7 @@ from fluxvit.evaluation.classification import predict_dataset
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of another seed than any checkpoint was trained or tested on."""
     config = MotionWorldConfig(32, 4242, "demo", val=0, test=0)
-    return make_motionworld(tmp_path_factory.mktemp("data") / "mw", config, workers=1, progress=False)
+    return make_dataset(tmp_path_factory.mktemp("data") / "mw", config, workers=1, progress=False)
 
 
 @pytest.mark.parametrize("name", pretrained_names())

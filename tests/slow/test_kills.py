@@ -37,7 +37,8 @@ from safetensors.torch import load_file
 
 from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
-from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.data.making import make_dataset
+from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from language import saved_encoder
@@ -115,7 +116,7 @@ NEEDS = {"instruct": "transformers", "evaluate": "matplotlib", "demo": "matplotl
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Data and models that the commands need."""
     root = tmp_path_factory.mktemp("given")
-    data = make_motionworld(
+    data = make_dataset(
         root / "mw", MotionWorldConfig(24, 0, "demo", val=8, test=1), workers=1, progress=False
     )
     info = CheckpointInfo(

@@ -17,8 +17,9 @@ from fluxvit.cli import main
 from fluxvit.cli.recipes import parse_recipe
 from fluxvit.data.dataset import ClipRequest
 from fluxvit.data.loader import TrainingBatches
+from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_manifest, write_manifest
-from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import DataSettings, ModelSettings, Recipe
@@ -40,7 +41,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = MotionWorldConfig(16, 0, "demo", val=4, test=1)
-    return make_motionworld(tmp_path_factory.mktemp("data") / "mw", config, workers=1, progress=False)
+    return make_dataset(tmp_path_factory.mktemp("data") / "mw", config, workers=1, progress=False)
 
 
 def arguments(recipe: Path, world: Path, out: Path, *options: str) -> list[str]:

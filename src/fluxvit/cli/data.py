@@ -57,11 +57,12 @@ def _make_motionworld(
     factors: str | None,
     workers: int | None,
 ) -> int:
-    from fluxvit.data.motionworld import MotionWorldConfig, make_motionworld
+    from fluxvit.data.making import make_dataset
+    from fluxvit.data.motionworld import MotionWorldConfig
 
     chosen = {} if factors is None else {"factors": tuple(factors.split(","))}
     config = MotionWorldConfig(videos, seed, difficulty, val=val, test=test, **chosen)
-    say(f"wrote {make_motionworld(out, config, workers=workers)}")
+    say(f"wrote {make_dataset(out, config, workers=workers)}")
     return 0
 
 
@@ -93,17 +94,14 @@ def _make_simulated(
     workers: int | None,
 ) -> int:
     from fluxvit.data import simulated
+    from fluxvit.data.making import make_dataset
 
     try:
         sides = tuple(int(side) for side in short_sides.split(","))
     except ValueError:
         raise ValueError(f"--short_sides {short_sides!r}: give whole numbers, such as 128,160") from None
-    if name == "metaworld":
-        arm = simulated.MetaworldConfig(videos, seed, sides, val, test)
-        say(f"wrote {simulated.make_metaworld(out, arm, workers=workers)}")
-    else:
-        human = simulated.MocapConfig(videos, seed, sides, val, test)
-        say(f"wrote {simulated.make_mocap(out, human, workers=workers)}")
+    kind = {"metaworld": simulated.MetaworldConfig, "mocap": simulated.MocapConfig}[name]
+    say(f"wrote {make_dataset(out, kind(videos, seed, sides, val=val, test=test), workers=workers)}")
     return 0
 
 

@@ -1,19 +1,20 @@
 """Making a data set of video files: in parallel, in several sittings, with nothing half-written.
 
-A maker (MotionWorld, ``metaworld``, ``mocap``) is a list of specs, a function that writes the video of one,
-and a function that tells its annotation. What is common to all of them is here: the folder, the workers, the
-order in which files appear. ``docs/motionworld.md`` shows the layout.
+The configuration of each data set (MotionWorld, ``metaworld``, ``mocap``) lists its videos, writes one, and
+annotates one. What they have in common is here: the folder, the workers, and the order in which files appear.
+``docs/motionworld.md`` shows the layout.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -21,7 +22,7 @@ from msgspec import Meta
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, clear_leftovers, lock_folder, write_json
 from fluxvit.machine import follow_parent, processes, signals_held_back
-from fluxvit.schema import convert, load
+from fluxvit.schema import Seed, check, convert, load
 
 SPLITS = ("train", "val", "test")
 
@@ -49,36 +50,67 @@ Spec = TypeVar("Spec", bound=VideoSpec)
 
 
 @dataclass(frozen=True)
-class Recipe(Generic[Spec]):
-    """A data set to be made.
+class DatasetConfig(ABC, Generic[Spec]):
+    """A data set to make. Subclasses say which videos it has and how one is written.
+
+    Args:
+        videos: Number of training videos.
+        seed: Seed of everything random.
+        val: Number of validation videos; default: a tenth of ``videos``, but at least one per class.
+        test: Number of test videos, with the same default.
 
     Attributes:
-        name: What it is called, in ``dataset.json`` and in messages.
-        version: Goes up whenever the same configuration would give other frames or other labels.
-        config: The configuration, fit for JSON. A folder holds one configuration only.
-        specs: The videos of each split.
-        write: Writes the video of a spec to a path. It runs in worker processes, so it has to be picklable.
-        annotate: The line of a video in ``<split>.jsonl``, but for its path.
-        facts: What else ``dataset.json`` tells: class names, licence.
-        group: Videos of one group are made in a row, where a worker profits from that.
+        name: Name of the data set in ``dataset.json`` and in messages.
+        version: Increases whenever the same configuration would give other frames or other labels.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
-    name: str
-    version: int
-    config: Mapping[str, Any]
-    specs: Mapping[str, Sequence[Spec]]
-    write: Callable[[Path, Spec], None]
-    annotate: Callable[[Path, Spec], Mapping[str, Any]]
-    facts: Mapping[str, Any]
-    group: Callable[[Spec], int] | None = None
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
 
+    videos: Videos
+    seed: Seed = 0
+    val: HeldOut | None = field(default=None, kw_only=True)
+    test: HeldOut | None = field(default=None, kw_only=True)
 
-def split_counts(videos: int, val: int | None, test: int | None, *, least: int) -> dict[str, int]:
-    """Number of videos of each split; held-out ones are by default a tenth, but at least ``least``."""
-    counts = {"train": videos}
-    for name, count in (("val", val), ("test", test)):
-        counts[name] = max(least, videos // 10) if count is None else count
-    return counts
+    def __post_init__(self) -> None:
+        check(self)
+        for split in ("val", "test"):
+            if getattr(self, split) is None:
+                object.__setattr__(self, split, max(self.num_classes, self.videos // 10))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of videos in each split."""
+        return {"train": self.videos, "val": self.val or 0, "test": self.test or 0}
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What else ``dataset.json`` holds: class names and licence."""
+
+    @abstractmethod
+    def specs(self, split: str) -> list[Spec]:
+        """The videos of a split, in order. Classes are equally frequent up to one video."""
+
+    @abstractmethod
+    def write(self, path: Path, spec: Spec) -> None:
+        """Write a video. Worker processes call this, so the configuration has to be picklable."""
+
+    @abstractmethod
+    def annotate(self, path: Path, spec: Spec) -> dict[str, Any]:
+        """The line of a video in ``<split>.jsonl``, without its path."""
+
+    def group(self, spec: Spec) -> int:
+        """Videos of one group are made in a row, where a worker profits from that."""
+        return 0
 
 
 def balanced(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:
@@ -92,7 +124,7 @@ def video_path(spec: VideoSpec) -> str:
 
 
 def make_dataset(
-    out: str | Path, recipe: Recipe[Spec], *, workers: int | None = None, progress: bool = True
+    out: str | Path, config: DatasetConfig[Spec], *, workers: int | None = None, progress: bool = True
 ) -> Path:
     """Make a data set, or what is missing of one.
 
@@ -102,7 +134,7 @@ def make_dataset(
 
     Args:
         out: Folder to make it in.
-        recipe: What to make.
+        config: What to make, such as a ``MotionWorldConfig``.
         workers: Number of processes, by default one per core. With 1, the calling process does the work.
         progress: Report progress on standard error.
 
@@ -110,57 +142,59 @@ def make_dataset(
         ``out``.
 
     Raises:
-        ValueError: ``workers`` is out of range, ``out`` holds something else, or another run is writing into
-            it.
+        ValueError: ``workers`` is out of range, ``out`` holds something else, another run is writing into
+            it, or a simulator is not installed.
     """
     out = Path(out)
     workers = processes(workers)
+    facts = config.facts  # Fails before anything is written if a simulator is not installed.
     with lock_folder(out):
-        _make(out, recipe, workers, progress)
+        _make(out, config, facts, workers, progress)
     return out
 
 
-def _make(out: Path, recipe: Recipe[Spec], workers: int, progress: bool) -> None:
-    _claim(out, recipe)
+def _make(
+    out: Path, config: DatasetConfig[Spec], facts: dict[str, Any], workers: int, progress: bool
+) -> None:
+    _claim(out, config)
     for split in SPLITS:
-        specs = recipe.specs[split]
+        specs = config.specs(split)
         (out / split).mkdir(exist_ok=True)
         clear_leftovers(out / split, locked=True)
         missing = [spec for spec in specs if not (out / video_path(spec)).exists()]
-        if recipe.group is not None:
-            missing.sort(key=recipe.group)
+        missing.sort(key=config.group)
         with report(f"{split} videos", len(missing), enabled=progress) as advance:
-            for count in _write_all(out, missing, recipe.write, workers):
+            for count in _write_all(out, missing, config.write, workers):
                 advance(count)
         with atomic_path(out / f"{split}.jsonl") as partial:
-            lines = (_line(out, spec, recipe) for spec in specs)
+            lines = (_line(out, spec, config) for spec in specs)
             partial.write_text("".join(lines), encoding="utf-8")
     write_json(
         out / "dataset.json",
         {
-            "name": recipe.name,
-            "version": recipe.version,
-            "config": recipe.config,
-            **recipe.facts,
-            "counts": {split: len(recipe.specs[split]) for split in SPLITS},
+            "name": config.name,
+            "version": config.version,
+            "config": asdict(config),
+            **facts,
+            "counts": config.counts,
         },
     )
 
 
-def _line(out: Path, spec: Spec, recipe: Recipe[Spec]) -> str:
+def _line(out: Path, spec: Spec, config: DatasetConfig[Spec]) -> str:
     path = video_path(spec)
-    return json.dumps({"path": path, **recipe.annotate(out / path, spec)}, ensure_ascii=False) + "\n"
+    return json.dumps({"path": path, **config.annotate(out / path, spec)}, ensure_ascii=False) + "\n"
 
 
-def _claim(out: Path, recipe: Recipe[Spec]) -> None:
+def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
     """Record the configuration in the folder, or check that it is the one recorded there."""
     record = out / "config.json"
     # Through JSON and back, so that tuples compare equal to the lists they are stored as.
-    wanted = json.loads(json.dumps({"name": recipe.name, "version": recipe.version, **recipe.config}))
+    wanted = json.loads(json.dumps({"name": config.name, "version": config.version, **asdict(config)}))
     if not record.exists():
         if any((out / split).exists() for split in SPLITS):
             raise ValueError(
-                f"{out} holds videos but no config.json: it is not a {recipe.name}; choose another folder"
+                f"{out} holds videos but no config.json: it is not a {config.name}; choose another folder"
             )
         write_json(record, wanted)
         return

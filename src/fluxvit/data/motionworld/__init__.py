@@ -12,7 +12,7 @@ from fluxvit.data.motionworld.acts import (
     motion_classes,
     playback,
 )
-from fluxvit.data.motionworld.dataset import MotionWorldConfig, annotate, make_motionworld, sample_specs
+from fluxvit.data.motionworld.dataset import MotionWorldConfig, annotate
 from fluxvit.data.motionworld.difficulty import DIFFICULTIES, Difficulty, get_difficulty
 from fluxvit.data.motionworld.render import render
 from fluxvit.data.motionworld.scene import SampleSpec, Scene, plan
@@ -32,10 +32,8 @@ __all__ = [
     "annotate",
     "factor_values",
     "get_difficulty",
-    "make_motionworld",
     "motion_classes",
     "plan",
     "playback",
     "render",
-    "sample_specs",
 ]

@@ -6,9 +6,9 @@ and under which licence: ``docs/simulated.md``.
 
 from fluxvit.data.simulated.arm_tasks import TASK_NAMES, TASKS
 from fluxvit.data.simulated.human_actions import ACTION_NAMES, ACTIONS
-from fluxvit.data.simulated.metaworld import MetaworldConfig, make_metaworld
-from fluxvit.data.simulated.mocap import MocapConfig, make_mocap
-from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig, sample_specs
+from fluxvit.data.simulated.metaworld import MetaworldConfig
+from fluxvit.data.simulated.mocap import MocapConfig
+from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig
 
 __all__ = [
     "ACTIONS",
@@ -19,7 +19,4 @@ __all__ = [
     "MetaworldConfig",
     "MocapConfig",
     "SimulatedConfig",
-    "make_metaworld",
-    "make_mocap",
-    "sample_specs",
 ]

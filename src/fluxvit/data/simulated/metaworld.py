@@ -6,24 +6,14 @@ Simulator and scripted experts are those of Meta-World (Yu et al. 2019, MIT lice
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fluxvit.data.making import SPLITS, Recipe, make_dataset
 from fluxvit.data.simulated.arm_scene import Studio, load_simulator, plan_take
 from fluxvit.data.simulated.arm_tasks import TASK_NAMES, TASKS, captions
-from fluxvit.data.simulated.specs import (
-    ClipSpec,
-    SimulatedConfig,
-    label_of,
-    read_notes,
-    sample_specs,
-    write_notes,
-)
+from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig, write_notes
 from fluxvit.video.writer import write_video
-
-VERSION = 1
-"""Goes up whenever the same configuration would give other videos."""
 
 LICENCE = (
     "Rendered from Meta-World (MIT licence, https://github.com/Farama-Foundation/Metaworld). Textures of "
@@ -31,63 +21,39 @@ LICENCE = (
 )
 
 
+@dataclass(frozen=True)
 class MetaworldConfig(SimulatedConfig):
-    """What to make of ``metaworld``; the arguments are those of :class:`SimulatedConfig`."""
+    """The data set ``metaworld`` to make; the arguments are those of `SimulatedConfig`."""
 
+    name: ClassVar[str] = "metaworld"
     classes: ClassVar[tuple[str, ...]] = TASK_NAMES
+    licence: ClassVar[str] = LICENCE
 
+    def load_simulator(self) -> object:
+        return load_simulator()
 
-def make_metaworld(
-    out: str | Path, config: MetaworldConfig, *, workers: int | None = None, progress: bool = True
-) -> Path:
-    """Make the data set, or what is missing of it.
+    def group(self, spec: ClipSpec) -> int:
+        return spec.label
 
-    See :func:`fluxvit.data.making.make_dataset` for interruptions and worker processes.
-
-    Args:
-        out: Folder to make it in.
-        config: What to make.
-        workers: Number of processes, by default one per core. With 1, the calling process does the work.
-        progress: Report progress on standard error.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        ValueError: Meta-World is not installed, ``workers`` is not positive, or ``out`` holds something else.
-    """
-    load_simulator()
-    recipe = Recipe(
-        name="metaworld",
-        version=VERSION,
-        config=config.record,
-        specs={split: sample_specs(config, split) for split in SPLITS},
-        write=_write,
-        annotate=read_notes,
-        facts={"classes": list(TASK_NAMES), "licence": LICENCE},
-        group=label_of,
-    )
-    return make_dataset(out, recipe, workers=workers, progress=progress)
-
-
-def _write(path: Path, spec: ClipSpec) -> None:
-    studio, rng = _studio(spec.label), spec.rng()
-    episode = studio.run(rng)
-    take = plan_take(rng, spec, episode)
-    task = TASKS[spec.label]
-    write_notes(
-        path,
-        spec,
-        task.name,
-        (take.width, take.height),
-        len(take.steps),
-        take.fps,
-        captions=captions(task, spec.rng(stream=1)),
-        success=round((episode.success - int(take.steps[0])) / take.speed / take.fps, 4),
-        tries=episode.tries,
-        speed=take.speed,
-    )
-    write_video(path, studio.film(rng, spec.split, episode, take), take.fps, crf=int(rng.integers(20, 28)))
+    def write(self, path: Path, spec: ClipSpec) -> None:
+        studio, rng = _studio(spec.label), spec.rng()
+        episode = studio.run(rng)
+        take = plan_take(rng, spec, episode)
+        task = TASKS[spec.label]
+        write_notes(
+            path,
+            spec,
+            task.name,
+            (take.width, take.height),
+            len(take.steps),
+            take.fps,
+            captions=captions(task, spec.rng(stream=1)),
+            success=round((episode.success - int(take.steps[0])) / take.speed / take.fps, 4),
+            tries=episode.tries,
+            speed=take.speed,
+        )
+        frames = studio.film(rng, spec.split, episode, take)
+        write_video(path, frames, take.fps, crf=int(rng.integers(20, 28)))
 
 
 _open: dict[int, Studio] = {}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fluxvit.data.making import SPLITS, HeldOut, Videos, balanced, split_counts
+from fluxvit.data.making import SPLITS, DatasetConfig, balanced
 from fluxvit.data.motionworld.textures import draw_texture, texture, tone
 from fluxvit.files import write_json
-from fluxvit.schema import Seed, check, convert, load, shown
+from fluxvit.schema import convert, load, shown
 
 ASPECTS = ((4, 3), (1, 1), (16, 9))
 """Aspect ratios, width to height."""
@@ -21,51 +22,6 @@ FRAME_RATES = (12, 15, 20, 25, 30)
 
 SIDE_LIMITS = (64, 360)
 """Least and largest short side in pixels: the simulators draw into buffers of limited size."""
-
-
-@dataclass(frozen=True)
-class SimulatedConfig:
-    """What to make.
-
-    Args:
-        videos: Number of training videos.
-        seed: Seed of everything random.
-        short_sides: Short sides of the videos in pixels, even; each video has one of them.
-        val: Number of validation videos. By default a tenth of ``videos``, but at least one per class.
-        test: Number of test videos, with the same default.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    classes: ClassVar[tuple[str, ...]] = ()
-
-    videos: Videos
-    seed: Seed = 0
-    short_sides: tuple[int, ...] = (128, 160, 192)
-    val: HeldOut | None = None
-    test: HeldOut | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
-        low, high = SIDE_LIMITS
-        wrong = [side for side in self.short_sides if not low <= side <= high or side % 2]
-        if wrong or not self.short_sides:
-            given = shown(wrong) if wrong else "an empty list"
-            raise ValueError(f"short_sides must be even numbers from {low} to {high}, not {given}")
-        counts = split_counts(self.videos, self.val, self.test, least=len(self.classes))
-        for name in ("val", "test"):
-            object.__setattr__(self, name, counts[name])
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of videos in each split."""
-        return {"train": self.videos, "val": self.val or 0, "test": self.test or 0}
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The configuration as JSON has it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -91,15 +47,66 @@ class ClipSpec:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), self.index, stream])
 
 
-def sample_specs(config: SimulatedConfig, split: str) -> list[ClipSpec]:
-    """The videos of a split, in order. Classes are equally frequent up to one video."""
-    # A key of two numbers, apart from those of the videos, which have four.
-    rng = np.random.default_rng([config.seed, SPLITS.index(split)])
-    labels = balanced(rng, config.counts[split], len(config.classes))
-    return [
-        ClipSpec(split, index, int(label), config.seed, config.short_sides)
-        for index, label in enumerate(labels)
-    ]
+@dataclass(frozen=True)
+class SimulatedConfig(DatasetConfig[ClipSpec]):
+    """A simulated data set to make; arguments that are not listed here are those of `DatasetConfig`.
+
+    Args:
+        short_sides: Short sides of the videos in pixels, even; each video has one of them.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    classes: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = ""
+
+    short_sides: tuple[int, ...] = (128, 160, 192)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = SIDE_LIMITS
+        wrong = [side for side in self.short_sides if not low <= side <= high or side % 2]
+        if wrong or not self.short_sides:
+            given = shown(wrong) if wrong else "an empty list"
+            raise ValueError(f"short_sides must be even numbers from {low} to {high}, not {given}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        self.load_simulator()
+        return {"classes": list(self.classes), "licence": self.licence}
+
+    @abstractmethod
+    def load_simulator(self) -> object:
+        """Import the simulator.
+
+        Raises:
+            ValueError: It is not installed.
+        """
+
+    def specs(self, split: str) -> list[ClipSpec]:
+        # The keys of the videos have four numbers, so this stream is independent of them.
+        rng = np.random.default_rng([self.seed, SPLITS.index(split)])
+        labels = balanced(rng, self.counts[split], len(self.classes))
+        return [
+            ClipSpec(split, index, int(label), self.seed, self.short_sides)
+            for index, label in enumerate(labels)
+        ]
+
+    def annotate(self, path: Path, spec: ClipSpec) -> dict[str, Any]:
+        """The annotation that `write_notes` wrote.
+
+        Raises:
+            ValueError: It is missing.
+        """
+        notes = path.with_suffix(".json")
+        if not notes.is_file():
+            raise ValueError(f"{notes} is missing; delete {path.name} beside it and repeat the command")
+        return convert(load(notes), dict[str, Any], str(notes))
 
 
 def draw_size(rng: np.random.Generator, short_sides: Sequence[int]) -> tuple[int, int]:
@@ -135,20 +142,3 @@ def write_notes(
         "duration": round(frames / fps, 4),
     }
     write_json(path.with_suffix(".json"), notes)
-
-
-def read_notes(path: Path, spec: ClipSpec) -> dict[str, Any]:
-    """The annotation of the video at ``path``.
-
-    Raises:
-        ValueError: It is missing.
-    """
-    notes = path.with_suffix(".json")
-    if not notes.is_file():
-        raise ValueError(f"{notes} is missing; delete {path.name} beside it and repeat the command")
-    return convert(load(notes), dict[str, Any], str(notes))
-
-
-def label_of(spec: ClipSpec) -> int:
-    """The class of a video."""
-    return spec.label
