@@ -31,13 +31,6 @@ def test_to_tensor_shares_memory() -> None:
     assert video[0, 1, 2, 3] == 77
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "expected"), [(40, 60, (20, 30)), (61, 41, (30, 20)), (20, 20, (20, 20))]
-)
-def test_resize_short_side(height: int, width: int, expected: tuple[int, int]) -> None:
-    assert t.resize_short_side(t.to_tensor(frames(height, width)), 20).shape == (3, 3, *expected)
-
-
 @pytest.mark.parametrize("size", [(17, 23), (80, 120)])
 def test_resizing_uint8_rounds_the_float_result(size: tuple[int, int]) -> None:
     video = t.to_tensor(frames())
@@ -134,7 +127,6 @@ def test_eval_transform_keeps_the_aspect_ratio() -> None:
         (lambda: t.random_resized_crop(ramp(4, 4), (2, 2), RNG, scale=(0.9, 0.1)), "low <= high"),
         (lambda: t.normalize(ramp(4, 4), std=(0, 1, 1)), "std above 0"),
         (lambda: t.eval_transform(frames(), 0, 4), "cannot"),
-        (lambda: t.resize_short_side(ramp(4, 4), 0), "cannot resize"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

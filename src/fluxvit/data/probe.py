@@ -7,8 +7,6 @@ import math
 import multiprocessing
 import os
 import re
-import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -28,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
 from fluxvit.files import lock_file, read_json_lines, write_json_lines
-from fluxvit.machine import let_signals_in, processes, signals_held_back
+from fluxvit.machine import follow_parent, processes, signals_held_back
 from fluxvit.schema import convert, plain
 from fluxvit.terminal import printable
 from fluxvit.video.limits import VideoLimits
@@ -278,23 +276,13 @@ def _due(team: list[_Worker]) -> list[_Worker]:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """Answer jobs until the parent process ends. Ctrl-C is left to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    let_signals_in()
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    """Answer jobs until the parent process ends, even if it is killed while this one hangs in a file."""
+    follow_parent()
     # The other end closes when the parent is killed, too.
     with suppress(EOFError, ConnectionError):
         connection.send(None)
         while True:
             connection.send(function(connection.recv()))
-
-
-def _follow_parent() -> None:
-    """End with the parent even if it is killed while this process hangs in a file."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in worker processes only"
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

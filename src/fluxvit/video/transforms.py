@@ -54,17 +54,6 @@ def resize(video: Tensor, size: tuple[int, int]) -> Tensor:
     return images.transpose(0, 1)
 
 
-def resize_short_side(video: Tensor, size: int) -> Tensor:
-    """Resize a clip to ``size`` pixels along its shorter side, keeping the aspect ratio.
-
-    Raises:
-        ValueError: As in `resize`.
-    """
-    height, width = _size(video)
-    scale = size / min(height, width)
-    return resize(video, (round(height * scale), round(width * scale)))
-
-
 def center_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     """The middle (height, width) of a clip, a view.
 
