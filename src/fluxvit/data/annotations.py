@@ -15,11 +15,11 @@ from typing import Any
 
 from fluxvit.data.layout import (
     SPLIT_NAMES,
+    VideoFinder,
     VideoList,
+    data_format,
     files_in,
-    find_video,
     first_of,
-    index_videos,
     is_list,
     list_file,
     name_split,
@@ -32,6 +32,7 @@ from fluxvit.data.manifest import NO_LABEL, Entry
 from fluxvit.data.text_files import dict_rows, read_annotations, shown, text_lines
 
 
+@data_format("kinetics")
 def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoList:
     """Kinetics-400, -600, -700: the official ``label,youtube_id,time_start,time_end,split[,is_cc]``.
 
@@ -46,8 +47,7 @@ def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoLi
     lists = [path for path in files_in(source) if is_list(path)] if source.is_dir() else [file]
     names = sorted({row["label"] for path in lists for _, row in dict_rows(path) if row.get("label")})
     numbers = {name: number for number, name in enumerate(names)}
-    root = root or file.parent
-    index = index_videos(root)
+    videos = VideoFinder(root or file.parent)
     entries = []
     for line, row in dict_rows(file):
         missing = [key for key in ("youtube_id", "time_start", "time_end") if not row.get(key)]
@@ -55,11 +55,12 @@ def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoLi
             raise ValueError(f"{file}, line {line}: no {' and no '.join(missing)}: {row}")
         start, end = (round(seconds_of(row[key], file)) for key in ("time_start", "time_end"))
         clip = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-        path = find_video(index, [clip, row["youtube_id"]], root / f"{clip}.mp4")
+        path = videos.find(clip, row["youtube_id"])
         entries.append(Entry(path, numbers.get(row.get("label", ""), NO_LABEL)))
-    return VideoList("", name_split(split, file), root, tuple(entries), tuple(names))
+    return VideoList("", name_split(split, file), videos.root, tuple(entries), tuple(names))
 
 
+@data_format("ssv2", "something-something-v2-*.json")
 def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
     """Something-Something v2: ``something-something-v2-{train,validation,test,labels}.json`` in one folder.
 
@@ -70,16 +71,15 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
     ``root``. They are never to be flipped: left and right are classes.
     """
     if source.is_file() and is_list(source):
-        videos = read_csv(source, root, split)
-        return replace(videos, entries=tuple(replace(entry, noflip=True) for entry in videos.entries))
+        listed = read_csv(source, root, split)
+        return replace(listed, entries=tuple(replace(entry, noflip=True) for entry in listed.entries))
     folder = source if source.is_dir() else source.parent
     wanted = wanted_split(split, source)
     long_name = SPLIT_NAMES[wanted][1] if wanted == "val" else wanted
     file = source if source.is_file() else first_of(folder, _ssv2_names(long_name))
     classes = first_of(folder, _ssv2_names("labels"))
     numbers, names = _numbered(classes, read_annotations(classes).items())
-    root = root or folder
-    index = index_videos(root)
+    videos = VideoFinder(root or folder)
     entries = []
     for video in read_annotations(file):
         template = video.get("template")
@@ -88,12 +88,13 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
             raise ValueError(f"{file}: video {video['id']} has the template {template!r}, which is no class")
         extra = {key: video[key] for key in ("template", "placeholders") if key in video}
         captions = (video["label"],) if "label" in video else ()
-        path = find_video(index, [str(video["id"])], root / f"{video['id']}.webm")
+        path = videos.find(str(video["id"]), expected=videos.root / f"{video['id']}.webm")
         label = numbers[name] if name else NO_LABEL
         entries.append(Entry(path, label, captions, noflip=True, extra=extra))
-    return VideoList("", wanted, root, tuple(entries), names)
+    return VideoList("", wanted, videos.root, tuple(entries), names)
 
 
+@data_format("mit", "moments_categories.txt")
 def read_mit(source: Path, root: Path | None, split: str | None) -> VideoList:
     """Moments in Time: ``trainingSet.csv``, ``validationSet.csv`` beside ``moments_categories.txt``.
 
@@ -113,6 +114,7 @@ def read_mit(source: Path, root: Path | None, split: str | None) -> VideoList:
     return VideoList("", wanted, root, tuple(entries), names)
 
 
+@data_format("ucf101", "classInd.txt")
 def read_ucf101(source: Path, root: Path | None, split: str | None) -> VideoList:
     """UCF101: ``classInd.txt`` and ``trainlist01.txt``, ``testlist01.txt`` of the first of three splits.
 
@@ -134,6 +136,7 @@ def read_ucf101(source: Path, root: Path | None, split: str | None) -> VideoList
     return VideoList("", f"{part}{number}", root, tuple(entries), names)
 
 
+@data_format("hmdb51", "*_test_split1.txt")
 def read_hmdb51(source: Path, root: Path | None, split: str | None) -> VideoList:
     """HMDB51: a folder with ``CLASS_test_split1.txt`` for each class and each of three splits.
 
@@ -157,6 +160,7 @@ def read_hmdb51(source: Path, root: Path | None, split: str | None) -> VideoList
     return VideoList("", f"{part}{number}", root, tuple(entries), tuple(names))
 
 
+@data_format("coin", "COIN.json")
 def read_coin(source: Path, root: Path | None, split: str | None) -> VideoList:
     """COIN: ``COIN.json`` with ``database`` -> YouTube id -> task, subset, steps.
 
@@ -167,22 +171,21 @@ def read_coin(source: Path, root: Path | None, split: str | None) -> VideoList:
     """
     file = first_of(source, ["COIN.json"]) if source.is_dir() else source
     database = _database(file)
-    videos, wanted = _subset(database, file, split)
+    annotated, wanted = _subset(database, file, split)
     tasks = dict(sorted({video["recipe_type"]: video["class"] for video in database.values()}.items()))
     numbers = {task: number for number, task in enumerate(tasks)}
-    root = root or file.parent
-    index = index_videos(root)
+    videos = VideoFinder(root or file.parent)
     entries = []
-    for key, video in videos.items():
+    for key, video in annotated.items():
         steps = [
             {"id": step["id"], "label": step["label"], "start": step["segment"][0], "end": step["segment"][1]}
             for step in video.get("annotation", ())
         ]
-        path = find_video(index, [key], root / f"{key}.mp4")
-        entries.append(Entry(path, numbers[video["recipe_type"]], extra={"steps": steps}))
-    return VideoList("", wanted, root, tuple(entries), tuple(tasks.values()))
+        entries.append(Entry(videos.find(key), numbers[video["recipe_type"]], extra={"steps": steps}))
+    return VideoList("", wanted, videos.root, tuple(entries), tuple(tasks.values()))
 
 
+@data_format("activitynet", "activity_net*.json")
 def read_activitynet(source: Path, root: Path | None, split: str | None) -> VideoList:
     """ActivityNet (``activity_net.v1-3.min.json``): every annotated segment is an entry.
 
@@ -194,6 +197,7 @@ def read_activitynet(source: Path, root: Path | None, split: str | None) -> Vide
     return _read_annotated(source, ["activity_net.v1-3.min.json", "activity_net.v1-2.min.json"], root, split)
 
 
+@data_format("hacs", "HACS_segments*.json")
 def read_hacs(source: Path, root: Path | None, split: str | None) -> VideoList:
     """HACS Segments (``HACS_segments_v1.1.1.json``), in the format of ActivityNet."""
     return _read_annotated(source, ["HACS_segments_v1.1.1.json", "HACS_segments_v1.1.json"], root, split)
@@ -202,14 +206,13 @@ def read_hacs(source: Path, root: Path | None, split: str | None) -> VideoList:
 def _read_annotated(source: Path, names: Sequence[str], root: Path | None, split: str | None) -> VideoList:
     file = first_of(source, names) if source.is_dir() else source
     database = _database(file)
-    videos, wanted = _subset(database, file, split)
+    annotated, wanted = _subset(database, file, split)
     labels = sorted({part["label"] for video in database.values() for part in video.get("annotations", ())})
     numbers = {name: number for number, name in enumerate(labels)}
-    root = root or file.parent
-    index = index_videos(root)
+    videos = VideoFinder(root or file.parent)
     entries = []
-    for key, video in videos.items():
-        path = find_video(index, [f"v_{key}", key], root / f"v_{key}.mp4")
+    for key, video in annotated.items():
+        path = videos.find(f"v_{key}", key)
         parts = video.get("annotations", ())
         for part in parts:
             try:
@@ -220,7 +223,7 @@ def _read_annotated(source: Path, names: Sequence[str], root: Path | None, split
             entries.append(Entry(path, numbers[part["label"]], start=start, end=end))
         if not parts:
             entries.append(Entry(path))
-    return VideoList("", wanted, root, tuple(entries), tuple(labels))
+    return VideoList("", wanted, videos.root, tuple(entries), tuple(labels))
 
 
 def _ssv2_names(name: str) -> list[str]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fluxvit.data.layout import (
+    VideoFinder,
     VideoList,
+    data_format,
     files_in,
-    find_video,
     first_of,
-    index_videos,
     name_split,
     wanted_split,
 )
@@ -28,13 +28,12 @@ from fluxvit.data.rows import (
     RECOGNISED_ROWS,
     VIDEO_KEYS,
     OddRowError,
-    OddRows,
     as_object,
     described,
     first_keys,
-    numbered_rows,
     text_of,
     texts_of,
+    usable_rows,
     value_of,
     video_of,
 )
@@ -42,9 +41,12 @@ from fluxvit.data.tables import TextTable
 from fluxvit.data.text_files import dict_rows, first_line, read_annotations, shown, text_lines
 
 DIDEMO_SECONDS = 30.0
-"""Of a DiDeMo video, that its sentences are about."""
+"""Length of the part of a DiDeMo video that its sentences are about."""
+
+_MSVD_TABLES = ("video_corpus.csv", "MSR Video Description Corpus.csv")
 
 
+@data_format("msrvtt", "MSRVTT*")
 def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList:
     """MSRVTT 1k-A: ``MSRVTT_JSFUSION_test.csv`` with ``key,vid_key,video_id,sentence``, one caption a video.
 
@@ -61,23 +63,24 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     else:
         file = source
     rows = list(dict_rows(file))
-    odd = OddRows(file)
     captions: dict[str, list[str]] = {row["video_id"]: [] for _, row in rows if row.get("video_id")}
     if rows and "sentence" in rows[0][1]:
         lines = ((f"line {number}", row) for number, row in rows)
-        for _, (name, text) in odd.parse(lines, lambda row: _pair(row, "video_id", "sentence")):
+        pairs, notes = usable_rows(file, lambda row: _pair(row, "video_id", "sentence"), lines)
+        for _, (name, text) in pairs:
             captions.setdefault(name, []).append(text)
     else:
         data = first_of(file.parent, ["MSRVTT_data.json"])
-        odd = OddRows(data)
         sentences = enumerate(read_annotations(data)["sentences"], start=1)
-        rows_of = ((f"sentence {number}", row) for number, row in sentences)
-        for _, (name, text) in odd.parse(rows_of, lambda row: _pair(row, "video_id", "caption")):
+        named = ((f"sentence {number}", row) for number, row in sentences)
+        pairs, notes = usable_rows(data, lambda row: _pair(row, "video_id", "caption"), named)
+        for _, (name, text) in pairs:
             if name in captions:
                 captions[name].append(text)
-    return _by_name(captions, file, root, wanted, odd.notes)
+    return _by_name(captions, file, root, wanted, notes)
 
 
+@data_format("didemo")
 def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList:
     """DiDeMo: ``train_data.json``, ``val_data.json``, ``test_data.json``, each sentence with its ``video``.
 
@@ -87,19 +90,19 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
     wanted = wanted_split(split, source)
     file = first_of(source, [f"{wanted}_data.json", f"{wanted}.json"]) if source.is_dir() else source
     sentences: dict[str, list[str]] = defaultdict(list)
-    odd = OddRows(file)
-    for _, (name, text) in odd.parse(numbered_rows(file), lambda row: _pair(row, "video", "description")):
+    pairs, notes = usable_rows(file, lambda row: _pair(row, "video", "description"))
+    for _, (name, text) in pairs:
         sentences[name].append(text)
-    root = root or file.parent
-    index = index_videos(root)
+    videos = VideoFinder(root or file.parent)
     entries = []
     for name, told in sentences.items():
         # Some are downloaded with a suffix behind their own, such as ``.mov.mp4``.
-        path = find_video(index, [name, Path(name).stem], root / name)
+        path = videos.find(name, Path(name).stem, expected=videos.root / name)
         entries.append(Entry(path, captions=(_paragraph(told),), end=DIDEMO_SECONDS))
-    return VideoList("", wanted, root, tuple(entries), notes=odd.notes)
+    return VideoList("", wanted, videos.root, tuple(entries), notes=notes)
 
 
+@data_format("activitynet_captions")
 def read_activitynet_captions(source: Path, root: Path | None, split: str | None) -> VideoList:
     """ActivityNet Captions: ``train.json``, ``val_1.json``, ``val_2.json``; of each video ``duration``,
     ``timestamps`` and ``sentences``.
@@ -110,20 +113,20 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
     wanted = wanted_split(split, source, found=("train", "val"))
     names = {"train": ["train.json"], "val": ["val_1.json", "val.json"]}
     file = first_of(source, names[wanted]) if source.is_dir() else source
-    root = root or file.parent
-    index = index_videos(root)
+    videos = VideoFinder(root or file.parent)
     entries = []
     content = read_annotations(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: an object of videos is expected, not {described(content)}")
-    odd = OddRows(file)
-    for name, sentences in odd.parse(content.items(), _timed_sentences):
+    rows, notes = usable_rows(file, _timed_sentences, content.items())
+    for name, sentences in rows:
         key = name.removeprefix("v_")
-        path = find_video(index, [f"v_{key}", key], root / f"v_{key}.mp4")
+        path = videos.find(f"v_{key}", key)
         entries.append(Entry(path, captions=(_paragraph(sentences),)))
-    return VideoList("", wanted, root, tuple(entries), notes=odd.notes)
+    return VideoList("", wanted, videos.root, tuple(entries), notes=notes)
 
 
+@data_format("lsmdc")
 def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
     """LSMDC: ``LSMDC16_challenge_1000_publictect.csv`` (the 1000 clips that are reported),
     ``LSMDC16_annos_training.csv``, ``..._val.csv``: six columns with tabs between them, the clip's name first
@@ -132,14 +135,15 @@ def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
     ``source`` is one of these. Videos are ``NAME`` with any suffix in any folder below ``root``.
     """
     captions: dict[str, list[str]] = defaultdict(list)
-    odd = OddRows(source)
     lines = ((f"line {number}", line) for number, line in TextTable.read(source).lines)
-    for _, (name, sentence) in odd.parse(lines, _lsmdc_clip):
+    clips, notes = usable_rows(source, _lsmdc_clip, lines)
+    for _, (name, sentence) in clips:
         captions[name].append(sentence)
     told = "test" if "challenge" in source.name else ""
-    return _by_name(captions, source, root, split or told or name_split(None, source), odd.notes)
+    return _by_name(captions, source, root, split or told or name_split(None, source), notes)
 
 
+@data_format("msvd", "raw-captions.pkl", *_MSVD_TABLES)
 def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
     """MSVD: a folder with ``train_list.txt``, ``val_list.txt``, ``test_list.txt`` of names, and the captions,
     some forty a video, in ``raw-captions.pkl`` (lists of words) or in the original ``video_corpus.csv``
@@ -156,7 +160,7 @@ def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
             if name in captions:
                 captions[name] = [text if isinstance(text, str) else " ".join(text) for text in texts]
     else:
-        table = first_of(folder, ["video_corpus.csv", "MSR Video Description Corpus.csv"])
+        table = first_of(folder, _MSVD_TABLES)
         for _, row in dict_rows(table):
             name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
             if row["Language"] == "English" and name in captions and row.get("Description"):
@@ -164,6 +168,7 @@ def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
     return _by_name(captions, file, root, wanted, ())
 
 
+@data_format("pairs")
 def read_pairs(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A JSON list of ``{"image" or "video": PATH, "caption": TEXT or [TEXT, ...]}``, as UMT and InternVideo2
     have their corpora and test sets; several captions of a file stay several.
@@ -174,6 +179,7 @@ def read_pairs(source: Path, root: Path | None, split: str | None) -> VideoList:
     return _read_pairs(source, root, split, paragraphs=False)
 
 
+@data_format("paragraphs")
 def read_paragraphs(source: Path, root: Path | None, split: str | None) -> VideoList:
     """The same, but for that the captions of a file are joined to one, as for DiDeMo and ActivityNet."""
     return _read_pairs(source, root, split, paragraphs=True)
@@ -181,16 +187,16 @@ def read_paragraphs(source: Path, root: Path | None, split: str | None) -> Video
 
 def _read_pairs(source: Path, root: Path | None, split: str | None, paragraphs: bool) -> VideoList:
     root = root or source.parent
-    odd = OddRows(source)
 
     def parse(row: Any) -> tuple[str, list[str]]:
         return video_of(as_object(row)), texts_of(row, "caption", "captions")
 
+    rows, notes = usable_rows(source, parse)
     entries = [
         Entry(root / name, captions=(_paragraph(texts),) if paragraphs else tuple(texts))
-        for _, (name, texts) in odd.parse(numbered_rows(source), parse)
+        for _, (name, texts) in rows
     ]
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=odd.notes)
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=notes)
 
 
 def _pair(row: Any, video: str, caption: str) -> tuple[str, str]:
@@ -222,16 +228,11 @@ def _by_name(
     captions: dict[str, list[str]], file: Path, root: Path | None, split: str, notes: tuple[str, ...]
 ) -> VideoList:
     """Videos by their names; those without a caption are counted and left out."""
-    root = root or file.parent
-    index = index_videos(root)
-    entries = [
-        Entry(find_video(index, [name], root / f"{name}.mp4"), captions=tuple(texts))
-        for name, texts in captions.items()
-        if texts
-    ]
+    videos = VideoFinder(root or file.parent)
+    entries = [Entry(videos.find(name), captions=tuple(texts)) for name, texts in captions.items() if texts]
     bare = len(captions) - len(entries)
     notes += (f"left out {bare} videos without a caption",) if bare else ()
-    return VideoList("", split, root, tuple(entries), notes=notes)
+    return VideoList("", split, videos.root, tuple(entries), notes=notes)
 
 
 def _paragraph(sentences: Iterable[str]) -> str:
@@ -257,14 +258,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
 
 
 def detect_caption_set(path: Path) -> str:
-    """The key of the format of a file, by its name and first lines; empty if it is none of these."""
-    if path.is_dir():
-        names = {file.name for file in files_in(path)}
-        if names & {"raw-captions.pkl", "video_corpus.csv", "MSR Video Description Corpus.csv"}:
-            return "msvd"
-        if any(name.startswith("MSRVTT") for name in names):
-            return "msrvtt"
-        return ""
+    """The format of a file by its name and first lines; empty if it is none of these."""
     is_lines = path.suffix.lower() == ".jsonl" and first_line(path).startswith("{")
     if path.suffix.lower() == ".json" or is_lines:
         return _detect_json(read_annotations(path))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from fluxvit.data.manifest import MOST_SECONDS, Entry
 from fluxvit.data.text_files import shown
@@ -43,6 +44,34 @@ class VideoList:
     entries: tuple[Entry, ...]
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+# --- Formats -----------------------------------------------------------------------------------------------
+
+Reader = TypeVar("Reader", bound=Callable[..., VideoList])
+
+FORMATS: dict[str, Callable[..., VideoList]] = {}
+"""Readers by format. A reader takes the source, the folder of the videos or None, and the split or None."""
+
+FOLDER_MARKS: dict[str, str] = {}
+"""Formats by the patterns of file names that only a folder of that format has."""
+
+
+def data_format(name: str, *marks: str) -> Callable[[Reader], Reader]:
+    """Register the reader of a format; what `fluxvit.data.sources` imports can be read by its name.
+
+    Args:
+        name: What users call the format.
+        marks: Patterns of file names, such as ``activity_net*.json``. A folder that holds such a file is
+            recognised as this format.
+    """
+
+    def register(reader: Reader) -> Reader:
+        FORMATS[name] = reader
+        FOLDER_MARKS.update(dict.fromkeys(marks, name))
+        return reader
+
+    return register
 
 
 # --- Splits ------------------------------------------------------------------------------------------------
@@ -178,17 +207,20 @@ def seconds_in(text: str) -> float | None:
     return seconds if abs(seconds) <= MOST_SECONDS else None
 
 
-def index_videos(root: Path) -> dict[str, Path]:
-    """All videos below ``root`` by their names without suffix; of several of one name, the first."""
-    index: dict[str, Path] = {}
-    for path in videos_below(root, LeftOut()):
-        index.setdefault(path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name, path)
-    return index
+class VideoFinder:
+    """Finds videos in any folder below ``root`` by their names without suffix."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._paths: dict[str, Path] = {}
+        for path in videos_below(root, LeftOut()):
+            name = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+            self._paths.setdefault(name, path)
 
-def find_video(index: dict[str, Path], names: Sequence[str], expected: Path) -> Path:
-    """The first of ``names`` in an index by `index_videos`, else where the video was expected."""
-    return next((index[name] for name in names if name in index), expected)
+    def find(self, *names: str, expected: Path | None = None) -> Path:
+        """The first of the names that a video has; else ``expected``, by default the first name as an mp4."""
+        found = (self._paths[name] for name in names if name in self._paths)
+        return next(found, expected or self.root / f"{names[0]}.mp4")
 
 
 def videos_below(folder: Path, left_out: LeftOut, keep_broken: bool = False) -> list[Path]:

@@ -16,9 +16,9 @@ from typing import Any
 from fluxvit.data.layout import (
     SPLIT_NAMES,
     VIDEO_SUFFIXES,
+    VideoFinder,
     VideoList,
-    find_video,
-    index_videos,
+    data_format,
     list_file,
     name_split,
     seconds_in,
@@ -59,6 +59,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _INDEX = re.compile(r"([+-]?\d+)(\.0*)?")
 
 
+@data_format("csv")
 def read_csv(
     source: Path, root: Path | None, split: str | None, columns: Mapping[str, str] | None = None
 ) -> VideoList:
@@ -113,6 +114,7 @@ def read_csv(
     return VideoList("", split, base, tuple(entries), names, (*notes, *told))
 
 
+@data_format("intervals")
 def read_intervals(source: Path, root: Path | None, split: str | None) -> VideoList:
     """``path,total_time,start,end,label`` on each line: the release's lists of segments (ActivityNet, HACS).
 
@@ -122,6 +124,7 @@ def read_intervals(source: Path, root: Path | None, split: str | None) -> VideoL
     return _read_segments(source, root, split, before=0)
 
 
+@data_format("mixture")
 def read_mixture(source: Path, root: Path | None, split: str | None) -> VideoList:
     """``source,path,total_time,start,end,label`` on each line: the release's mixtures for pre-training.
 
@@ -148,6 +151,7 @@ def _read_segments(source: Path, root: Path | None, split: str | None, before: i
     return VideoList("", name_split(split, table.path), root, tuple(entries), names, notes)
 
 
+@data_format("rawframes")
 def read_rawframes(source: Path, root: Path | None, split: str | None) -> VideoList:
     """``frame_dir total_frames label`` on each line: folders of images, one a frame (SSv2, HMDB51).
 
@@ -672,7 +676,5 @@ def _look_up(paths: Sequence[Path], root: Path) -> list[Path]:
     """Those of a list of ids, found in any folder below ``root`` where they are not in place."""
     if all(map(os.path.exists, paths)):
         return list(paths)
-    index = index_videos(root)
-    return [
-        path if os.path.exists(path) else find_video(index, [path.stem, path.name], path) for path in paths
-    ]
+    videos = VideoFinder(root)
+    return [path if path.exists() else videos.find(path.stem, path.name, expected=path) for path in paths]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from fluxvit.data.layout import (
     VIDEO_SUFFIXES,
+    VideoFinder,
     VideoList,
+    data_format,
     files_in,
-    find_video,
     first_of,
-    index_videos,
     list_file,
     name_split,
     seconds_of,
@@ -31,6 +31,7 @@ _INDEX = re.compile(r"([+-]?\d+)(\.0*)?")
 _ACTION = re.compile(r"c(\d+) ([\d.]+) ([\d.]+)")
 
 
+@data_format("charades", "Charades*_classes.txt")
 def read_charades(source: Path, root: Path | None, split: str | None) -> VideoList:
     """Charades: ``Charades_v1_train.csv``, ``Charades_v1_test.csv`` and ``Charades_v1_classes.txt``.
 
@@ -55,8 +56,7 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
         if code != f"c{number:03d}" or not name:
             raise ValueError(f"{classes}: {shown(line)} is not the class c{number:03d} and its name")
         names.append(name)
-    root = root or file.parent
-    index = index_videos(root)
+    videos = VideoFinder(root or file.parent)
     entries = []
     for line_number, row in dict_rows(file, lower=True):
         missing = [name for name in CHARADES_COLUMNS if name not in row]
@@ -72,14 +72,13 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
             start, end = (seconds_of(time, file) for time in action.group(2, 3))
             labels.add(int(action[1]))
             actions.append({"label": int(action[1]), "start": start, "end": end})
-        path = find_video(index, [row["id"]], root / f"{row['id']}.mp4")
         captions = (row["script"],) if row["script"] else ()
-        entries.append(
-            Entry(path, captions=captions, labels=tuple(sorted(labels)), extra={"actions": actions})
-        )
-    return VideoList("", wanted, root, tuple(entries), tuple(names))
+        path, extra = videos.find(row["id"]), {"actions": actions}
+        entries.append(Entry(path, captions=captions, labels=tuple(sorted(labels)), extra=extra))
+    return VideoList("", wanted, videos.root, tuple(entries), tuple(names))
 
 
+@data_format("multi_label")
 def read_multi_label(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A table with a header and a column ``labels`` of any number of labels each: ``run;jump`` or ``3;17``.
 
@@ -103,15 +102,14 @@ def read_multi_label(source: Path, root: Path | None, split: str | None) -> Vide
             )
     names = () if indices else tuple(sorted(used))
     numbers = indices or {name: number for number, name in enumerate(names)}
-    videos: dict[str, Path] = {}
-    if not all(Path(name).suffix.lower() in VIDEO_SUFFIXES for _, (name, _) in rows):
-        videos = index_videos(root)
+    has_ids = not all(Path(name).suffix.lower() in VIDEO_SUFFIXES for _, (name, _) in rows)
+    videos = VideoFinder(root) if has_ids else None
     entries = []
     for _, (name, labels) in rows:
         classes = {numbers[label] for label in labels}
         path = root / name
-        if path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir():
-            path = find_video(videos, [name], root / f"{name}.mp4")
+        if videos and path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir():
+            path = videos.find(name)
         entries.append(Entry(path, labels=tuple(sorted(classes))))
     return VideoList("", name_split(split, file), root, tuple(entries), names)
 

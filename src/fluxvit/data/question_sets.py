@@ -21,20 +21,19 @@ from fluxvit.data.conversations import (
     video_of_turns,
     without_places,
 )
-from fluxvit.data.layout import VideoList, files_in, find_video, index_videos, name_split
+from fluxvit.data.layout import VideoFinder, VideoList, data_format, files_in, name_split
 from fluxvit.data.manifest import Entry
 from fluxvit.data.questions import DESCRIBE
 from fluxvit.data.rows import (
     VIDEO_KEYS,
     OddRowError,
-    OddRows,
     as_object,
     as_text,
     described,
     first_keys,
-    numbered_rows,
     text_of,
     texts_of,
+    usable_rows,
     value_of,
     video_of,
 )
@@ -76,6 +75,7 @@ _MVBENCH = (
 _FOLDER_FPS = 25.0
 
 
+@data_format("conversations")
 def read_conversations(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A JSON list (or JSON lines) of videos or images with what is asked and answered about them, in one of
     these forms:
@@ -96,7 +96,6 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     root = root or source.parent
     asked: dict[Path, list[dict[str, Any]]] = {}
     left_out: Counter[str] = Counter()
-    odd = OddRows(source)
 
     def parse(row: Any) -> tuple[str, list[dict[str, Any]]]:
         row = as_object(row)
@@ -104,14 +103,16 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
             return video_of_turns(row), questions_of_turns(row, left_out)
         return video_of(row), _questions(row)
 
-    for _, (name, questions) in odd.parse(numbered_rows(source), parse):
+    usable, odd = usable_rows(source, parse)
+    for _, (name, questions) in usable:
         asked.setdefault(root / name, []).extend(questions)
     entries = [Entry(path, extra={"qa": rows}) for path, rows in asked.items() if rows]
     left_out["videos without a question"] = len(asked) - len(entries)
     notes = tuple(f"left out {count} {what}" for what, count in left_out.items() if count)
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd.notes, *notes))
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
 
 
+@data_format("choices")
 def read_choices(source: Path, root: Path | None, split: str | None) -> VideoList:
     """Captions to choose from, of which one is right, as for MSRVTT-MC and SSv2-MC: a JSON list of
     ``{"video" or "image": PATH, "caption": [TEXT, ...], "answer": INDEX}`` (UMT, InternVideo2), or lines of
@@ -121,7 +122,6 @@ def read_choices(source: Path, root: Path | None, split: str | None) -> VideoLis
     once.
     """
     root = root or source.parent
-    odd = OddRows(source)
     entries, twice = [], 0
 
     def parse(row: Any) -> tuple[str, list[str], int]:
@@ -132,15 +132,17 @@ def read_choices(source: Path, root: Path | None, split: str | None) -> VideoLis
             raise OddRowError(f"its answer is {number}, but there are {len(texts)} captions, counted from 0")
         return video_of(row, (*VIDEO_KEYS, "clip_name")), texts, int(number)
 
-    for _, (name, texts, number) in odd.parse(numbered_rows(source), parse):
+    rows, odd = usable_rows(source, parse)
+    for _, (name, texts, number) in rows:
         choices = list(dict.fromkeys(texts))
         twice += len(choices) < len(texts)
         question = {"question": DESCRIBE, "answer": texts[number], "choices": choices}
         entries.append(Entry(root / name, extra={"qa": [question]}))
     notes = (f"{twice} videos have a caption twice, which was taken once",) if twice else ()
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd.notes, *notes))
+    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
 
 
+@data_format("mvbench")
 def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoList:
     """MVBench: a folder ``json`` with a file for each of 20 tasks, each a list of ``video``, ``question``,
     ``candidates``, ``answer``, and of some ``start`` and ``end`` in seconds.
@@ -168,19 +170,20 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
         if not file.is_file():
             missing.append(task.name)
             continue
-        odd = OddRows(file)
-        for _, (name, question, start, end) in odd.parse(numbered_rows(file), parse):
+        rows, odd = usable_rows(file, parse)
+        for _, (name, question, start, end) in rows:
             entry = Entry(root / task.folder / name, extra={"qa": [{**question, "task": task.name}]})
             if start is not None and end is not None:
                 stretch = (task.frames_per_second or _FOLDER_FPS) / _FOLDER_FPS
                 entry = replace(entry, start=start * stretch, end=end * stretch)
             entries.append(entry)
-        notes += odd.notes
+        notes += odd
     if missing:
         notes.append(f"no file of {', '.join(missing)}")
     return VideoList("", split or "test", root, tuple(entries), notes=tuple(notes))
 
 
+@data_format("dream1k")
 def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoList:
     """DREAM-1K: ``DREAM-1k.jsonl``, each line with ``vid``, ``dataset``, ``text`` (``prompt``, ``response``)
     and ``extra_info`` with ``events``.
@@ -188,9 +191,7 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
     The response becomes the caption, the events are kept, and the prompt is an open question. Videos are
     ``VID`` with any suffix in any folder below ``root``.
     """
-    root = root or source.parent
-    index = index_videos(root)
-    odd = OddRows(source)
+    videos = VideoFinder(root or source.parent)
     entries = []
 
     def parse(row: Any) -> tuple[str, dict[str, Any], list[str]]:
@@ -203,11 +204,11 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
         }
         return text_of(row, "vid"), question, texts_of(as_object(value_of(row, "extra_info")), "events")
 
-    for _, (name, question, events) in odd.parse(numbered_rows(source), parse):
-        path = find_video(index, [name], root / f"{name}.mp4")
+    rows, notes = usable_rows(source, parse)
+    for _, (name, question, events) in rows:
         extra = {"qa": [question], "events": events}
-        entries.append(Entry(path, captions=(question["answer"],), extra=extra))
-    return VideoList("", split or "test", root, tuple(entries), notes=odd.notes)
+        entries.append(Entry(videos.find(name), captions=(question["answer"],), extra=extra))
+    return VideoList("", split or "test", videos.root, tuple(entries), notes=notes)
 
 
 def _questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,48 +22,35 @@ class OddRowError(ValueError):
     """One row of annotations cannot be used; the message says why."""
 
 
-class OddRows:
-    """Goes through the rows of a file, and leaves out those that cannot be used.
+def usable_rows(
+    file: Path, parse: Callable[[Any], Parsed], rows: Iterable[tuple[str, Any]] | None = None
+) -> tuple[list[tuple[str, Parsed]], tuple[str, ...]]:
+    """The rows of a file that can be used, each with its name.
 
     Args:
-        file: The file, for messages.
+        file: A JSON list or a file of JSON lines.
+        parse: Turns a row into what is wanted of it; it raises an `OddRowError` for one that is to be left
+            out.
+        rows: Rows with their names for messages, such as ``line 3``, where they do not come from `file` in
+            this way.
+
+    Returns:
+        The names with the parsed rows, and a note of one sentence if rows were left out.
+
+    Raises:
+        ValueError: The file cannot be read, or not one row can be used; the message names the first.
     """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._odd = self._all = 0
-        self._first = ""
-
-    def parse(
-        self, rows: Iterable[tuple[str, Any]], parse: Callable[[Any], Parsed]
-    ) -> Iterator[tuple[str, Parsed]]:
-        """Yield the rows that can be used as ``parse`` returns them, each with its name.
-
-        Args:
-            rows: Each with its name, such as ``row 3``.
-            parse: Called with a row; it raises an `OddRowError` for one that is to be left out.
-
-        Raises:
-            ValueError: Not one row can be used; the message names the first.
-        """
-        for name, row in rows:
-            self._all += 1
-            try:
-                result = parse(row)
-            except OddRowError as error:
-                self._odd += 1
-                self._first = self._first or f"{printable(name)}: {error}"
-            else:
-                yield name, result
-        if self._odd and self._odd == self._all:
-            raise ValueError(f"{self._file}: none of its {self._all} rows can be used; {self._first}")
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One sentence if rows were left out, with their number and the first of them."""
-        if not self._odd:
-            return ()
-        return (f"left out {self._odd} of {self._all} rows of {self._file.name}, the first is {self._first}",)
+    usable, odd = [], []
+    for name, row in numbered_rows(file) if rows is None else rows:
+        try:
+            usable.append((name, parse(row)))
+        except OddRowError as error:
+            odd.append(f"{printable(name)}: {error}")
+    count = len(usable) + len(odd)
+    if odd and not usable:
+        raise ValueError(f"{file}: none of its {count} rows can be used; {odd[0]}")
+    notes = (f"left out {len(odd)} of {count} rows of {file.name}, the first is {odd[0]}",) if odd else ()
+    return usable, notes
 
 
 def numbered_rows(file: Path) -> Iterator[tuple[str, Any]]:

@@ -6,35 +6,21 @@ opened here but lists: a video that is missing on disk stays in the list, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fluxvit.data.annotations import (
-    read_activitynet,
-    read_coin,
-    read_hacs,
-    read_hmdb51,
-    read_kinetics,
-    read_mit,
-    read_ssv2,
-    read_ucf101,
-)
-from fluxvit.data.caption_sets import (
-    detect_caption_set,
-    read_activitynet_captions,
-    read_didemo,
-    read_lsmdc,
-    read_msrvtt,
-    read_msvd,
-    read_pairs,
-    read_paragraphs,
-)
+import fluxvit.data.annotations  # noqa: F401 - registers its formats
+from fluxvit.data.caption_sets import detect_caption_set
 from fluxvit.data.class_names import read_class_names
 from fluxvit.data.classes import number_list
 from fluxvit.data.layout import (
+    FOLDER_MARKS,
+    FORMATS,
     VideoList,
+    data_format,
     files_in,
     folders_in,
     is_list,
@@ -43,31 +29,10 @@ from fluxvit.data.layout import (
     videos_below,
     wanted_split,
 )
-from fluxvit.data.lists import (
-    ROLES,
-    find_delimiter,
-    has_columns,
-    header_of,
-    is_video,
-    read_csv,
-    read_intervals,
-    read_mixture,
-    read_rawframes,
-)
+from fluxvit.data.lists import ROLES, find_delimiter, has_columns, header_of, is_video, read_csv
 from fluxvit.data.manifest import Entry, read_manifest
-from fluxvit.data.multi_label import (
-    CHARADES_COLUMNS,
-    has_label_lists,
-    read_charades,
-    read_multi_label,
-)
-from fluxvit.data.question_sets import (
-    detect_question_set,
-    read_choices,
-    read_conversations,
-    read_dream1k,
-    read_mvbench,
-)
+from fluxvit.data.multi_label import CHARADES_COLUMNS, has_label_lists
+from fluxvit.data.question_sets import detect_question_set
 from fluxvit.data.roots import suggest_root
 from fluxvit.data.rows import RECOGNISED_ROWS, described, first_keys, keys_of
 from fluxvit.data.tables import TextTable
@@ -112,7 +77,7 @@ def read_source(
     if format == "auto":
         format = "csv" if columns else detect(source)
     if format not in FORMATS:
-        raise ValueError(f"format {format!r}: choose auto, {', '.join(FORMATS)}")
+        raise ValueError(f"format {format!r}: choose auto, {', '.join(sorted(FORMATS))}")
     reader = FORMATS[format]
     if columns:
         if format != "csv":
@@ -185,8 +150,9 @@ def detect(source: Path) -> str:
     if told:
         return told
     if source.is_dir():
-        for pattern, format in _FOLDER_MARKS.items():
-            if any(source.glob(pattern)):
+        names = [path.name for path in files_in(source)]
+        for pattern, format in FOLDER_MARKS.items():
+            if fnmatch.filter(names, pattern):
                 return format
         lists = [path for path in files_in(source) if is_list(path) and split_in(path.stem)]
         if lists:
@@ -202,6 +168,7 @@ def detect(source: Path) -> str:
     raise ValueError(f"{source}: its format is not recognised; choose one with --format")
 
 
+@data_format("folder")
 def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A folder for each class, which may lie in folders ``train``, ``val`` and ``test`` or the like.
 
@@ -258,6 +225,7 @@ def _splits(folders: Sequence[Path]) -> dict[Path, str]:
     return told
 
 
+@data_format("motionworld", "dataset.json")
 def read_motionworld(source: Path, root: Path | None, split: str | None) -> VideoList:
     """What ``fluxvit data make`` has made, such as a MotionWorld: ``dataset.json``, ``<split>.jsonl``."""
     facts = read_annotations(source / "dataset.json")
@@ -267,57 +235,12 @@ def read_motionworld(source: Path, root: Path | None, split: str | None) -> Vide
     return VideoList(facts.get("name", ""), wanted, videos.root, videos.entries, videos.labels)
 
 
+@data_format("manifest")
 def read_probed(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A manifest (``.jsonl``), to be checked again; what else it says about the videos is kept."""
     videos = read_manifest(source, target=None, root=root)
     entries = tuple(replace(entry, ok=True, error=None) for entry in videos.entries)
     return VideoList(videos.name, split or videos.split, videos.root, entries, videos.labels)
-
-
-Reader = Callable[[Path, Path | None, str | None], VideoList]
-
-FORMATS: dict[str, Reader] = {
-    "folder": read_folder,
-    "csv": read_csv,
-    "intervals": read_intervals,
-    "mixture": read_mixture,
-    "rawframes": read_rawframes,
-    "kinetics": read_kinetics,
-    "ssv2": read_ssv2,
-    "mit": read_mit,
-    "ucf101": read_ucf101,
-    "hmdb51": read_hmdb51,
-    "coin": read_coin,
-    "activitynet": read_activitynet,
-    "hacs": read_hacs,
-    "charades": read_charades,
-    "multi_label": read_multi_label,
-    "msrvtt": read_msrvtt,
-    "didemo": read_didemo,
-    "activitynet_captions": read_activitynet_captions,
-    "lsmdc": read_lsmdc,
-    "msvd": read_msvd,
-    "pairs": read_pairs,
-    "paragraphs": read_paragraphs,
-    "conversations": read_conversations,
-    "choices": read_choices,
-    "mvbench": read_mvbench,
-    "dream1k": read_dream1k,
-    "motionworld": read_motionworld,
-    "manifest": read_probed,
-}
-
-_FOLDER_MARKS = {
-    "dataset.json": "motionworld",
-    "something-something-v2-*.json": "ssv2",
-    "COIN.json": "coin",
-    "HACS_segments*.json": "hacs",
-    "activity_net*.json": "activitynet",
-    "classInd.txt": "ucf101",
-    "*_test_split1.txt": "hmdb51",
-    "moments_categories.txt": "mit",
-    "Charades*_classes.txt": "charades",
-}
 
 
 def _detect_json(path: Path) -> str:
