@@ -23,16 +23,17 @@ from fluxvit.checkpoints import (
     save_checkpoint,
 )
 from fluxvit.files import atomic_folder, write_json
-from fluxvit.models.adapters import adapter_rank, add_adapters
+from fluxvit.models.adapters import merge_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel, load_language_model
-from fluxvit.schema import Name, convert
+from fluxvit.schema import Name, convert, located
 from fluxvit.schema import load as load_json
 from fluxvit.weights import read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
 
 FORMAT = 1
 VIDEO, WEIGHTS, CONFIG = "video", "connector.safetensors", "chat.json"
+_ADAPTERS = "adapters."
 
 
 @dataclass
@@ -58,7 +59,8 @@ def save_chat(
     """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
 
     Args:
-        state: The connector's tensors (``connector.``...), and those of adapters (``adapters.``...), if any.
+        state: The connector's tensors (``connector.``...) and, if the language model has adapters, theirs
+            (``adapters.``...) as :func:`~fluxvit.models.adapters.merge_adapters` takes them.
 
     Raises:
         ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
@@ -117,17 +119,16 @@ def load_chat(
             f"{source}: its words are {model.dim} wide, and the connector of {folder} makes "
             f"{connector.config.out_dim}; it was trained for {facts.language}"
         )
-    rank = adapter_rank(state)
+    adapters = {name: state.pop(name) for name in list(state) if name.startswith(_ADAPTERS)}
     parts = nn.ModuleDict({"connector": connector})
-    if rank:
-        parts["adapters"] = add_adapters(model.network, rank)
     report = compare_keys(state, parts)
     if not report.matches:
         raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
     parts.load_state_dict(state)
-    place = video.cls_token.device
-    parts.to(place).requires_grad_(False)
-    chat = VideoChat(video, connector, model.network.to(place)).eval().requires_grad_(False)
+    with located(f"{folder}: {WEIGHTS}"):
+        merge_adapters(model.network, {name.removeprefix(_ADAPTERS): x for name, x in adapters.items()})
+    chat = VideoChat(video, connector, model.network).to(video.cls_token.device)
+    chat.eval().requires_grad_(False)
     return chat, model, ChatInfo(video_info, source, facts.instruction, facts.provenance)
 
 

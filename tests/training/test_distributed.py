@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -21,9 +22,11 @@ from torch.nn import functional as F
 
 from fluxvit.checkpoints import CheckpointInfo, load
 from fluxvit.data.dataset import Clip
+from fluxvit.training.config import AdapterSettings
 from fluxvit.training.contrast import FluxContrast
 from fluxvit.training.contrastive import LOSSES, contrastive_loss
 from fluxvit.training.distributed import ALONE, World, join_world, leave_world, parallelize, whole
+from fluxvit.training.recipe import adapt_model
 from fluxvit.training.tasks import FluxTuning
 from fluxvit.training.trainer import Stopped, Trainer
 from fluxvit.training.validation import Validation, export_checkpoint
@@ -34,6 +37,7 @@ SETTINGS = {"layer_decay": 0.75, "ema": 0.9, "clip_grad": 0.5, "log_every": 1}
 # Without it, what would be sharded is copied.
 SHARDS = hasattr(torch.cpu.Stream, "record_event")
 needs_sharding = pytest.mark.skipif(not SHARDS, reason="sharding on the CPU needs PyTorch 2.7")
+ADAPTERS = importlib.util.find_spec("peft") is not None
 BAD_STEP, STOP_AFTER, STEPS = 1, 3, 5
 
 
@@ -46,7 +50,15 @@ class Picky(FluxTuning):
         return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
 
 
-def make(folder: Path, world: World, *, stop: bool = False, seen: list | None = None, **settings) -> Trainer:
+def make(
+    folder: Path,
+    world: World,
+    *,
+    stop: bool = False,
+    seen: list | None = None,
+    adapters: bool = False,
+    **settings,
+) -> Trainer:
     """A run whose second step is bad: in the last part of the batch of the last process only."""
 
     def wrap(batches, first):
@@ -63,6 +75,9 @@ def make(folder: Path, world: World, *, stop: bool = False, seen: list | None = 
     folder.mkdir(parents=True, exist_ok=True)
     run = trainer(folder, steps=STEPS, wrap=wrap, world=world, **SETTINGS, **settings)
     run.task = Picky()
+    if adapters:
+        torch.manual_seed(0)
+        adapt_model(run.model, AdapterSettings(rank=2))
     return run
 
 
@@ -211,6 +226,10 @@ def all_jobs(folder: Path, world: World) -> dict[str, Any]:
         run = make(folder / name, world, **settings)
         run.run(progress=False)
         results[name] = outcome(run)
+    for name, shard in (("adapted", False), ("adapted_sharded", SHARDS)) if ADAPTERS else ():
+        run = make(folder / name, world, adapters=True, accumulate=2, shard=shard)
+        run.run(progress=False)
+        results[name] = outcome(run)
     results["validation"] = validate(folder / "validation", world, shard=SHARDS)
     results["distilled"] = {
         name: distill(folder / f"distilled_{name}", world, shard=name == "sharded" and SHARDS)
@@ -264,6 +283,14 @@ def one(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def one_adapted(folder: Path) -> dict[str, Any]:
+    """The run of one process that trains adapters."""
+    run = make(folder / "one_adapted", ALONE, adapters=True)
+    run.run(progress=False)
+    return outcome(run)
+
+
+@pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes found."""
     with pytest.raises(Stopped):
@@ -286,6 +313,13 @@ def test_two_processes_take_the_steps_of_one(way: str, one: dict, two: list[dict
         assert found["skipped"] == 1
         torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)
         torch.testing.assert_close(found["averaged"], one["averaged"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not ADAPTERS, reason="adapters need peft")
+@pytest.mark.parametrize("way", ["adapted", "adapted_sharded"])
+def test_two_processes_train_adapters_as_one(way: str, one: dict, one_adapted: dict, two: list[dict]) -> None:
+    test_two_processes_take_the_steps_of_one(way, one_adapted, two)
+    assert one_adapted["losses"] != one["losses"]
 
 
 def test_processes_sample_the_same_grids(one: dict, two: list[dict]) -> None:

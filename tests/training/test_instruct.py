@@ -241,7 +241,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: str, tmp_path: Path) -> None:
-    options = ("--task.adapter_rank", "2", "--optim.lr", "0.05", "--epochs", "3")
+    options = (
+        "--task.adapters.rank",
+        "2",
+        "--task.adapters.alpha",
+        "6",
+        "--optim.lr",
+        "0.05",
+        "--epochs",
+        "3",
+    )
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
     chat, model, _ = load_chat(tmp_path / "run" / "last")
     plain = load_language_model(language)
@@ -258,7 +267,7 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
     with torch.no_grad():
         torch.testing.assert_close(plain.network(inputs_embeds=words).logits, adapted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="has no linear layers called q_proj or v_proj"):
-        add_adapters(torch.nn.Linear(2, 2), 2)
+        add_adapters(torch.nn.Linear(2, 2), 2, 2, ["q_proj", "v_proj"])
 
 
 @pytest.mark.parametrize(

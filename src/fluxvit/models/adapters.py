@@ -1,70 +1,106 @@
-"""Low-rank adapters of a frozen language model (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
+"""Low-rank adapters of linear layers (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+The library ``peft`` makes and trains them. Merging needs no library: the scaled product of an adapter's two
+matrices is added to the weight of its layer, after which the network is an ordinary one again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-ADAPTED = ("q_proj", "v_proj")
-"""The projections that get one, as in the paper; so queries and values are called in Llama and its kin."""
+_NAME = "default"  # The name that peft gives to the only adapter of a layer.
 
 
-class Adapter(nn.Module):
-    """A linear map through a few channels, 0 when it is made.
+def add_adapters(network: nn.Module, rank: int, alpha: int, layers: Sequence[str]) -> nn.ModuleDict:
+    """Freeze a network and add a trainable adapter to each of its linear layers of certain names, in place.
+
+    An adapter adds ``alpha / rank * up(down(x))`` to the output of its layer. ``up`` starts at 0, so that
+    the network first computes what it did before.
 
     Args:
-        dim: Channels that come in.
-        out_dim: Channels that come out.
-        rank: Channels between them.
-    """
-
-    def __init__(self, dim: int, out_dim: int, rank: int) -> None:
-        super().__init__()
-        self.down, self.up = nn.Linear(dim, rank, bias=False), nn.Linear(rank, out_dim, bias=False)
-        nn.init.normal_(self.down.weight, std=dim**-0.5)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., dim]`` to ``[..., out_dim]``."""
-        return self.up(self.down(x))
-
-
-def add_adapters(network: Any, rank: int, names: Sequence[str] = ADAPTED) -> nn.ModuleDict:
-    """Add an adapter to what each linear layer of these names gives; the layers stay as they are.
+        network: Any network; its layers of these names are replaced by layers of ``peft``.
+        rank: Width between the two linear maps ``down`` and ``up``.
+        alpha: Numerator of the factor of the output of every adapter.
+        layers: Last parts of the paths of the layers, such as ``q_proj`` or ``attn.qkv``.
 
     Returns:
-        The adapters, which are no part of the network, by its layers' paths (with ``/`` for ``.``).
+        ``down`` and ``up`` of each adapter, by the path of its layer with ``/`` in place of ``.``. They are
+        the modules that the network uses.
 
     Raises:
-        ValueError: The network has no such layers.
+        ValueError: The network has no linear layers of these names, or ``peft`` is not installed.
     """
-    adapters = nn.ModuleDict()
-    for path, layer in network.named_modules():
-        if path.rpartition(".")[2] in names and isinstance(layer, nn.Linear):
-            adapter = Adapter(layer.in_features, layer.out_features, rank)
-            adapters[path.replace(".", "/")] = adapter
-            layer.register_forward_hook(_adding(adapter))
-    if not adapters:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError(f"adapters need the package peft: pip install 'fluxvit[lora]' ({error})") from None
+    named = {
+        path: module
+        for path, module in network.named_modules()
+        if any(f".{path}".endswith(f".{name}") for name in layers)
+    }
+    if not named or not all(isinstance(module, nn.Linear) for module in named.values()):
         raise ValueError(
-            f"adapters: {type(network).__name__} has no linear layers called {' or '.join(names)}; "
-            "train without them"
+            f"adapters: {type(network).__name__} has no linear layers called {' or '.join(layers)}; "
+            "train without adapters, or name other layers"
         )
-    return adapters
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(named))
+    inject_adapter_in_model(config, network, _NAME)
+    return nn.ModuleDict(
+        {
+            path.replace(".", "/"): nn.ModuleDict({"down": layer.lora_A[_NAME], "up": layer.lora_B[_NAME]})
+            for path, layer in adapted_layers(network).items()
+        }
+    )
 
 
-def _adding(adapter: Adapter) -> Any:
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + adapter(inputs[0]).to(output.dtype)
-
-    return add
+def adapted_layers(network: nn.Module) -> dict[str, Any]:
+    """The layers of a network that have an adapter, by path."""
+    return {path: module for path, module in network.named_modules() if hasattr(module, "lora_A")}
 
 
-def adapter_rank(state: dict[str, Tensor]) -> int:
-    """The rank of adapters in a state dict; 0 if there are none."""
+def merged_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the adapters merged into the weights: that of the network before adapters were added.
+
+    Args:
+        network: The network with its adapters.
+        state: Weights of it, named as in its state dict. They stay as they are.
+    """
+    merged = {
+        name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name
+    }
+    for path, layer in adapted_layers(network).items():
+        down, up = (state[f"{path}.lora_{part}.{_NAME}.weight"] for part in "AB")
+        merged[f"{path}.weight"] = merged[f"{path}.weight"] + layer.scaling[_NAME] * (up @ down)
+    return merged
+
+
+@torch.no_grad()
+def merge_adapters(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Add saved adapters to the weights of a network's linear layers, in place.
+
+    Args:
+        state: ``down.weight`` and ``up.weight`` of each adapter, under the path of its layer as
+            :func:`add_adapters` gives it. Their product is added as it is.
+
+    Raises:
+        ValueError: The network has no such layer, or an adapter does not fit its layer.
+    """
+    layers, adapters = dict(network.named_modules()), dict[str, dict[str, Tensor]]()
     for name, value in state.items():
-        if name.endswith("down.weight"):
-            return int(torch.as_tensor(value).shape[0])
-    return 0
+        path, _, part = name.removesuffix(".weight").rpartition(".")
+        adapters.setdefault(path.replace("/", "."), {})[part] = value
+    for path, parts in adapters.items():
+        layer = layers.get(path)
+        fits = isinstance(layer, nn.Linear) and parts.keys() == {"down", "up"}
+        if fits:
+            up, down = parts["up"], parts["down"]
+            fits = up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0]
+            fits = fits and (up.shape[0], down.shape[1]) == (layer.out_features, layer.in_features)
+        if not fits:
+            raise ValueError(f"the adapter of {path} does not fit {type(network).__name__}")
+        layer.weight += (up @ down).to(layer.weight)

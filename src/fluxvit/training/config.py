@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -181,6 +181,52 @@ class DataSettings(VideoSettings):
 
 
 @dataclass(frozen=True)
+class _Adapters:
+    """Low-rank adapters (LoRA) of a network whose own weights stay as they are. They need the package peft:
+    ``pip install 'fluxvit[lora]'``.
+
+    Args:
+        rank: Width of an adapter between its two linear maps, such as 8; 0 for no adapters.
+        alpha: What an adapter adds to the output of its layer is multiplied by ``alpha / rank``; 0 for as
+            much as the rank, a factor of 1.
+    """
+
+    rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    alpha: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+
+
+@dataclass(frozen=True)
+class AdapterSettings(_Adapters):
+    """Low-rank adapters of the video tower.
+
+    Args:
+        layers: The layers of each block that have an adapter.
+    """
+
+    layers: Annotated[
+        tuple[Literal["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], ...], Meta(min_length=1)
+    ] = ("attn.qkv", "attn.proj")
+
+    def __post_init__(self) -> None:
+        _check(self, "model.adapters")
+
+
+@dataclass(frozen=True)
+class LanguageAdapterSettings(_Adapters):
+    """Low-rank adapters of a language model.
+
+    Args:
+        layers: Names of the linear layers that have an adapter, as the language model calls them. Queries and
+            values, as in the LoRA paper, are called so in Llama and similar models.
+    """
+
+    layers: Annotated[tuple[str, ...], Meta(min_length=1)] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        _check(self, "task.adapters")
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """The network of a run.
 
@@ -189,11 +235,18 @@ class ModelSettings:
         init: Checkpoint folder to start from; its architecture is kept. Empty: start at random.
         settings: Fields of the configuration to replace, such as ``budgets`` and ``drop_path``. With
             ``init``, heads of other budgets start as copies of the checkpoint's nearest.
+        adapters: With a ``rank`` above 0, the blocks keep the weights of ``init``, and low-rank adapters of
+            them are trained instead (LoRA), together with the heads. Checkpoints hold the sum.
     """
 
     name: str = "fluxvit_small"
     init: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    adapters: AdapterSettings = field(default_factory=AdapterSettings)
+
+    def __post_init__(self) -> None:
+        if self.adapters.rank and not self.init:
+            raise ValueError("model.adapters adapt trained weights: give the checkpoint, model.init")
 
 
 @dataclass(frozen=True)
@@ -425,6 +478,8 @@ class PretrainRecipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.adapters.rank:
+            raise ValueError("model.adapters: pre-training trains the whole network; leave them out")
         if bool(self.teacher.source) == (self.teacher.kind == "efficientnet_lite2"):
             fault = "comes in a package; leave out" if self.teacher.source else "needs"
             raise ValueError(f"teacher.kind {self.teacher.kind} {fault} teacher.source")
@@ -538,6 +593,8 @@ class ContrastRecipe(RunRecipe):
             )
         if self.optim.ema:
             raise ValueError("optim.ema: the text tower would not follow; leave it out")
+        if self.model.adapters.rank and self.task.video != "all":
+            raise ValueError(f"model.adapters: task.video {self.task.video} leaves the blocks as they are")
 
 
 @dataclass(frozen=True)
@@ -558,8 +615,7 @@ class InstructSettings:
         apart: Part of the clips whose questions do not hear one another, so that every answer must be seen in
             the video: earlier ones may give it away.
         init: A chat model, whose connector is trained further; empty: a new one.
-        adapter_rank: Of low-rank adapters of the language model, which are trained besides (LoRA); 0: none,
-            the language model stays as it is.
+        adapters: With a ``rank`` above 0, low-rank adapters of the language model are trained, too (LoRA).
         selector: Which tokens are kept.
     """
 
@@ -573,7 +629,7 @@ class InstructSettings:
     turns: Annotated[int, Meta(ge=1, le=4096)] = 1
     apart: Share = 0.0
     init: str = ""
-    adapter_rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    adapters: LanguageAdapterSettings = field(default_factory=LanguageAdapterSettings)
     selector: str = "group_dynamic"
 
     def __post_init__(self) -> None:

@@ -22,10 +22,12 @@ from fluxvit.training.contrast import Captions, FluxContrast
 from fluxvit.training.distributed import World
 from fluxvit.training.recipe import (
     Course,
+    adapt_model,
     clip_dataset,
     readable_with,
     run_trainer,
     start_model,
+    train_heads,
     with_manifests,
 )
 from fluxvit.training.retrieval_validation import RetrievalValidation, gather_language
@@ -54,6 +56,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     if former:
         recipe = replace(recipe, model=replace(recipe.model, init=str(Path(init) / VIDEO)))
     model, info = start_model(recipe, classes=0)
+    adapt_model(model, recipe.model.adapters)
     if former:
         language, texts = former[0].language, former[1].texts
     else:
@@ -152,9 +155,7 @@ def _freeze(recipe: ContrastRecipe, model: FluxViT, language: LanguageSide) -> N
     if recipe.task.video != "all":
         model.requires_grad_(False)
         if recipe.task.video == "head":
-            model.heads.requires_grad_(True)
-            model.head_norm.requires_grad_(True)
-            model.aligners.requires_grad_(True)
+            train_heads(model)
 
 
 def _alternate(

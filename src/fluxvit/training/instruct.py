@@ -22,7 +22,7 @@ _PARTS = 4
 
 class FluxInstruct(nn.Module):
     """Trains a connector: the language model is to give the answers, and both networks stay as they are
-    (paper table 10), unless the language model has adapters, which are trained, too.
+    (paper table 10), but for adapters of either, which are trained, too.
 
     Every step draws one of the budgets, so that one connector serves all.
 
@@ -32,7 +32,8 @@ class FluxInstruct(nn.Module):
         before: int64 ``[P]``, the prompt before the video.
         budgets: Token budgets to draw from.
         selector: Which tokens are kept.
-        adapters: Of the language model; None: it has none.
+        adapters: Those of the language model, from :func:`~fluxvit.models.adapters.add_adapters`; None if it
+            has none. Those of the video side belong to the model.
     """
 
     def __init__(

@@ -67,14 +67,19 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     if task.init:
         copy_connector(task.init, connector, model)
     connector.to(world.device)
-    adapters = add_adapters(language.network, task.adapter_rank) if task.adapter_rank else None
-    if adapters is not None:
-        adapters.to(world.device)
+    video, words = recipe.model.adapters, task.adapters
+    if video.rank:
+        add_adapters(model, video.rank, video.alpha or video.rank, video.layers)
+    adapters, scale = None, 1.0
+    if words.rank:
+        alpha = words.alpha or words.rank
+        scale = alpha / words.rank
+        adapters = add_adapters(language.network, words.rank, alpha, words.layers)
     before, _ = language.first_turn("", task.instruction)
     budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
-    # The video side stays as it is, and so do its plans.
-    plans = [] if "budgets" in recipe.model.settings else info.plans
+    # Where the video side stays as it is, so do its plans.
+    plans = [] if "budgets" in recipe.model.settings or video.rank else info.plans
     info = replace(course.describe(info, train, "instruct"), labels=[], plans=plans)
     step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
@@ -85,6 +90,9 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
 
     def export(folder: Path, model: FluxViT) -> None:
         state = {name: whole(value) for name, value in step.state_dict().items()}
+        # In the file an adapter is the plain product of its matrices.
+        ups = [name for name in state if name.startswith("adapters.") and name.endswith(".up.weight")]
+        state |= {name: scale * state[name] for name in ups}
         if world.is_main:
             with exporting(folder):
                 save_chat(folder, model, config, state, about)

@@ -33,10 +33,18 @@ from fluxvit.files import write_json
 from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.machine import device_name
+from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.schema import convert
-from fluxvit.training.config import DataSettings, PretrainRecipe, Recipe, RunRecipe, TaskSettings
+from fluxvit.training.config import (
+    AdapterSettings,
+    DataSettings,
+    PretrainRecipe,
+    Recipe,
+    RunRecipe,
+    TaskSettings,
+)
 from fluxvit.training.distributed import World, lock_run
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning, Task
@@ -71,6 +79,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     multi_label = recipe.task.loss == "bce"
     classes, val = _shared_classes(recipe.data, train, val, multi_label)
     model, info = start_model(recipe, classes, train.labels)
+    adapt_model(model, recipe.model.adapters)
     model.to(world.device)
     labels = [entry.label for entry in train.entries]
     course = Course(recipe, len(train), model.config.size, world, labels=labels, balance=recipe.data.balance)
@@ -495,6 +504,19 @@ def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> t
         model = changed
     _fit_classifier(model, info, classes, names, recipe.model.init)
     return model, info
+
+
+def adapt_model(model: FluxViT, settings: AdapterSettings) -> None:
+    """If settings ask for adapters: freeze the model but for adapters of its blocks, and its heads."""
+    if settings.rank:
+        add_adapters(model, settings.rank, settings.alpha or settings.rank, settings.layers)
+        train_heads(model)
+
+
+def train_heads(model: FluxViT) -> None:
+    """Have the poolings, the classifiers and what else follows the blocks trained."""
+    for part in (model.heads, model.head_norm, model.aligners):
+        part.requires_grad_(True)
 
 
 def _fit_classifier(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
 from fluxvit.machine import log_device
+from fluxvit.models.adapters import adapted_layers, merged_state
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.distributed import ALONE, World, accumulating, forget_step, parallelize, whole
@@ -145,17 +146,18 @@ class Trainer:
     _saved_step: int = field(default=0, init=False)
 
     def gather_model(self) -> FluxViT:
-        """The model to evaluate and to keep: the moving average if there is one.
+        """The model to evaluate and to keep: the moving average if there is one, with adapters merged.
 
         All processes must call this together, and each gets all weights, even if they are shared out: four
         bytes a parameter. Use it before the next step, which may or may not change it.
         """
-        if self.ema is None and not self._sharded:
+        if self.ema is None and not self._sharded and not adapted_layers(self.model):
             return self.model
         weights = self.model.state_dict() if self.ema is None else self.ema.weights
         with torch.device("meta"):
             model = FluxViT(self.model.config)
-        model.load_state_dict({name: whole(value) for name, value in weights.items()}, assign=True)
+        weights = merged_state(self.model, {name: whole(value) for name, value in weights.items()})
+        model.load_state_dict(weights, assign=True)
         return model.eval().requires_grad_(False)
 
     def check_saved(self) -> None:
