@@ -108,7 +108,7 @@ def test_a_chat_model_may_adapt_what_it_sees(world: Path, checkpoint: Path, tmp_
     [
         ("train", ["--model.init", ""], "give the checkpoint, model.init"),
         ("train", ["--model.adapters.layers", "[attn.key]"], "attn.key"),
-        ("train", ["--model.adapters.rank", "-1"], "model.adapters.rank is -1, expected an integer from 0"),
+        ("train", ["--model.adapters.rank", "-1"], "adapters.rank is -1, expected an integer from 0"),
         ("contrast", ["--task.video", "head"], "task.video head leaves the blocks as they are"),
         ("pretrain", [], "pre-training trains the whole network"),
     ],

@@ -194,6 +194,9 @@ class _Adapters:
     rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     alpha: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
+    def __post_init__(self) -> None:
+        _check(self, "adapters")
+
 
 @dataclass(frozen=True)
 class AdapterSettings(_Adapters):
@@ -207,9 +210,6 @@ class AdapterSettings(_Adapters):
         tuple[Literal["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], ...], Meta(min_length=1)
     ] = ("attn.qkv", "attn.proj")
 
-    def __post_init__(self) -> None:
-        _check(self, "model.adapters")
-
 
 @dataclass(frozen=True)
 class LanguageAdapterSettings(_Adapters):
@@ -221,9 +221,6 @@ class LanguageAdapterSettings(_Adapters):
     """
 
     layers: Annotated[tuple[str, ...], Meta(min_length=1)] = ("q_proj", "v_proj")
-
-    def __post_init__(self) -> None:
-        _check(self, "task.adapters")
 
 
 @dataclass(frozen=True)
