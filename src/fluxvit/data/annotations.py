@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fluxvit.data.columns import has_columns
 from fluxvit.data.layout import (
     SPLIT_NAMES,
     VideoFinder,
@@ -27,7 +28,7 @@ from fluxvit.data.layout import (
     split_in,
     wanted_split,
 )
-from fluxvit.data.lists import has_columns, read_csv
+from fluxvit.data.lists import read_csv
 from fluxvit.data.manifest import NO_LABEL, Entry
 from fluxvit.data.text_files import dict_rows, read_annotations, shown, text_lines
 

@@ -158,6 +158,11 @@ def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:
     return folders
 
 
+def is_video(name: str) -> bool:
+    """Whether a text ends like the name of a video file."""
+    return name.strip().lower().endswith(tuple(VIDEO_SUFFIXES))
+
+
 def is_image(name: str) -> bool:
     """Whether a file is named like an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

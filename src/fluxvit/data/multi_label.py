@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from fluxvit.data.columns import INDEX
 from fluxvit.data.layout import (
     VIDEO_SUFFIXES,
     VideoFinder,
@@ -27,7 +28,6 @@ from fluxvit.data.text_files import dict_rows, shown, text_lines, whole
 
 CHARADES_COLUMNS = ("id", "script", "actions")
 _PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "id", "video_id", "name")
-_INDEX = re.compile(r"([+-]?\d+)(\.0*)?")
 _ACTION = re.compile(r"c(\d+) ([\d.]+) ([\d.]+)")
 
 
@@ -91,7 +91,7 @@ def read_multi_label(source: Path, root: Path | None, split: str | None) -> Vide
     root = root or file.parent
     rows = [(line, _cells(file, line, row)) for line, row in dict_rows(file, lower=True)]
     used = {label for _, (_, labels) in rows for label in labels}
-    indices = {label: whole(found[1]) for label in used if (found := _INDEX.fullmatch(label))}
+    indices = {label: whole(found[1]) for label in used if (found := INDEX.fullmatch(label))}
     if indices and len(indices) < len(used):
         words = sorted(used - indices.keys())
         raise ValueError(f"{file}: {shown(words[0])} is a label, but others are numbers")

@@ -16,6 +16,7 @@ import fluxvit.data.annotations  # noqa: F401 - registers its formats
 from fluxvit.data.caption_sets import detect_caption_set
 from fluxvit.data.class_names import read_class_names
 from fluxvit.data.classes import number_list
+from fluxvit.data.columns import ROLES, find_delimiter, has_columns, header_of
 from fluxvit.data.layout import (
     FOLDER_MARKS,
     FORMATS,
@@ -24,12 +25,13 @@ from fluxvit.data.layout import (
     files_in,
     folders_in,
     is_list,
+    is_video,
     split_in,
     splits_in,
     videos_below,
     wanted_split,
 )
-from fluxvit.data.lists import ROLES, find_delimiter, has_columns, header_of, is_video, read_csv
+from fluxvit.data.lists import read_csv
 from fluxvit.data.manifest import Entry, read_manifest
 from fluxvit.data.multi_label import CHARADES_COLUMNS, has_label_lists
 from fluxvit.data.question_sets import detect_question_set
