@@ -31,8 +31,8 @@ from fluxvit.schema import convert, plain
 from fluxvit.terminal import printable
 from fluxvit.video.limits import VideoLimits
 from fluxvit.video.members import may_exist
-from fluxvit.video.pyav_reader import choose_stream, expect_small, limit_pixels, open_video_file
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
+from fluxvit.video.video_file import choose_stream, expect_small, limit_pixels, open_video_file
 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
 _TOLERATED_LOSS = 0.1

@@ -1,0 +1,197 @@
+"""Opens a video file at its main picture stream, or says what the file is instead."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO
+
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from fluxvit.video.base import VideoError
+from fluxvit.video.container import open_container, other_kind, script_kind
+from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
+from fluxvit.video.members import TarMember
+from fluxvit.video.rgb import display_width
+
+_SCRIPT_BYTES = 1024
+
+# Pixels of real videos are at most about twice as wide as high, or the reverse.
+_LARGEST_ASPECT = 8.0
+_STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+IMAGE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls"}
+
+_MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
+
+
+def limit_pixels(stream: VideoStream, limits: VideoLimits) -> None:
+    """Make the decoder refuse frames that are too large: they may grow in the middle of a stream."""
+    stream.codec_context.options = {"max_pixels": str(min(limits.pixels, (1 << 31) - 1))}
+
+
+def expect_small(path: Path, stream: VideoStream, error: Exception, limits: VideoLimits) -> None:
+    """Raise a VideoError if a decoder has failed because frames are too large, and not for damage."""
+    context = stream.codec_context
+    if reason := limits.too_large(context.width, context.height):
+        raise VideoError.of(path, reason) from None
+    number = getattr(error, "errno", None)
+    # The decoder of AV1 says that the size is out of range; others forget it, and call it invalid.
+    if number == errno.ERANGE or (number == errno.EINVAL and context.width == 0):
+        raise VideoError.of(path, limits.grown()) from None
+
+
+def pixel_aspect(stream: VideoStream) -> float:
+    """Width of a stored pixel over its height, 1 where the file does not say or says nonsense."""
+    aspect = float(stream.sample_aspect_ratio or 0)
+    return aspect if 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT else 1.0
+
+
+def open_video_file(path: Path, file: IO[bytes] | None = None) -> InputContainer:
+    """Open a video file, or one in a shard, with FFmpeg, whose errors it raises.
+
+    Args:
+        file: The video in the shard, if it is open already; it is read from its beginning.
+    """
+    member = TarMember.parse(path) if file is None else None
+    if member is not None:
+        file = member.open()
+    return open_container(path if file is None else file)
+
+
+def open_main_stream(
+    path: Path, file: IO[bytes] | None, number: int | None, limits: VideoLimits
+) -> tuple[InputContainer, VideoStream]:
+    """Open ``path`` at its main video stream, or raise a VideoError that says what it is instead."""
+    if file is None:
+        if not path.exists():
+            raise VideoError.of(path, "a broken link" if path.is_symlink() else "no such file")
+        if path.is_dir():
+            raise VideoError.of(path, "a folder, not a video file")
+        if not path.is_file():
+            raise VideoError.of(path, "neither a file nor a folder")
+        if path.stat().st_size == 0:
+            raise VideoError.of(path, "the file is empty (0 bytes)")
+    try:
+        with bytes_of(path, file) as opened:
+            size, samples = image_size(opened), claimed_samples(opened)
+            encrypted = is_encrypted(opened)
+        if size is not None and (reason := limits.too_large(*size)):
+            raise VideoError.of(path, reason)
+        if reason := limits.too_many(samples):
+            raise VideoError.of(path, reason)
+        if encrypted:
+            raise VideoError.of(path, "its pictures are encrypted; decrypt it first")
+        container = open_video_file(path, file)
+    except VideoError:
+        raise
+    except (FFmpegError, OSError, ValueError) as error:
+        raise VideoError.of(path, _why_not_opened(path, file, error)) from None
+    try:
+        stream = choose_stream(path, container, number)
+        context = stream.codec_context
+        shown = display_width(context.width, pixel_aspect(stream)), context.height
+        if reason := limits.too_large(*shown) or limits.too_large(context.width, context.height):
+            raise VideoError.of(path, reason)
+        if reason := limits.too_many(stream.frames):
+            raise VideoError.of(path, reason)
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def choose_stream(path: Path, container: InputContainer, number: int | None = None) -> VideoStream:
+    """The picture stream of that number, or the default one, or else the largest that is not a still.
+
+    Raises:
+        VideoError: There is no such stream.
+    """
+    streams = container.streams.video
+    if not streams:
+        sound = container.streams.audio
+        raise VideoError.of(
+            path, "holds sound but no pictures" if sound else "not a video: no pictures in it"
+        )
+    if number is not None:
+        if not 0 <= number < len(streams):
+            raise VideoError.of(path, f"has no picture stream {number}; there are {len(streams)}, from 0 on")
+        chosen = streams[number]
+    else:
+        moving = [stream for stream in streams if not stream.disposition & _STILLS]
+        # Covers and thumbnails are not always marked as such.
+        moving = [s for s in moving if s.codec_context is None or not _looks_still(s)] or moving
+        if not moving:
+            raise VideoError.of(path, "holds sound and a cover picture, but no video")
+        known = [stream for stream in moving if stream.codec_context is not None] or moving
+        chosen = max(known, key=_preference)
+    if chosen.codec_context is None:
+        raise VideoError.of(path, "this build of FFmpeg has no decoder for its codec")
+    return chosen
+
+
+def _looks_still(stream: VideoStream) -> bool:
+    # An animation in AVIF has a still beside it. Matroska does not say how many frames there are (0).
+    return stream.frames == 1 or (stream.codec_context.name in IMAGE_CODECS and not stream.frames)
+
+
+def _preference(stream: VideoStream) -> tuple[bool, int, int]:
+    context = stream.codec_context
+    pixels = context.width * context.height if context is not None else 0
+    return bool(stream.disposition & Disposition.default), pixels, -stream.index
+
+
+@contextmanager
+def bytes_of(path: Path, file: IO[bytes] | None) -> Iterator[IO[bytes]]:
+    """The bytes of a video, from the first on."""
+    with nullcontext(file) if file is not None else path.open("rb") as opened:
+        opened.seek(0)
+        yield opened
+
+
+def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    with bytes_of(path, file) as opened:
+        start = opened.read(_SCRIPT_BYTES)
+        if other := other_kind(start):
+            return f"not a video but {other}"
+        kind = script_kind(start)
+        if kind is not None:
+            return (
+                f"not a video but {kind}, which names other files or addresses; if you trust it, open it "
+                "as a stream: fluxvit predict --stream"
+            )
+        if _is_mp4_without_index(opened):
+            return "cut short: its index (moov atom) is missing; copy or download the file again"
+    if (
+        getattr(error, "errno", None) == errno.EINVAL
+    ):  # The name of its class differs between versions of PyAV.
+        # FFmpeg knows what it is, and it is none of the containers that are opened as files.
+        return "not a video"
+    detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
+    return f"not a video, or its header is damaged (FFmpeg: {detail})"
+
+
+def _is_mp4_without_index(file: IO[bytes]) -> bool:
+    """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box, or ``meta`` of a still."""
+    position, length = 0, file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while len(header := file.read(16)) >= 8:
+        size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if kind in (b"moov", b"meta") or (position == 0 and kind not in _MP4_OPENINGS):
+            return False
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        if size < 8:
+            break
+        position += size
+        if position >= length:
+            break
+        file.seek(position)
+    return position > 0
