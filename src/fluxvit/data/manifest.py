@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -37,6 +37,9 @@ MOST_CLASSES = 10_000_000
 """Class indices are below it."""
 MOST_SECONDS = 1e9
 """The largest time in a video, in seconds."""
+
+# Below 0 where a list says so: such videos are kept, and known as broken.
+_Seconds = Annotated[float, Meta(ge=-MOST_SECONDS, le=MOST_SECONDS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,14 @@ class Entry:
     path: Path
     label: int = NO_LABEL
     captions: tuple[str, ...] = ()
-    start: float | None = None
-    end: float | None = None
-    frames: int | None = None
-    fps: float | None = None
-    width: int | None = None
-    height: int | None = None
-    duration: float | None = None
-    rotation: int | None = None
+    start: _Seconds | None = None
+    end: _Seconds | None = None
+    frames: Natural | None = None
+    fps: NotNegative | None = None
+    width: Natural | None = None
+    height: Natural | None = None
+    duration: Finite | None = None
+    rotation: Annotated[int, Meta(ge=-360, le=360)] | None = None
     codec: str | None = None
     ok: bool = True
     error: str | None = None
@@ -285,10 +288,6 @@ def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
     return () if key is None else tuple(convert(names[key], list[str], str(facts), key))
 
 
-# Below 0 where a list says so: such videos are kept, and known as broken.
-_Seconds = Annotated[float, Meta(ge=-MOST_SECONDS, le=MOST_SECONDS)]
-
-
 class _Header(msgspec.Struct):
     """The first line, as far as it is read again."""
 
@@ -298,27 +297,16 @@ class _Header(msgspec.Struct):
     classes: list[str] = []
 
 
-class _Facts(msgspec.Struct):
-    """What a line says of a video beside its path, its label and its captions; null: it is not known."""
+_WRITTEN = (
+    *("start", "end", "duration", "fps", "frames", "width", "height", "rotation"),
+    *("codec", "error", "source", "original"),
+)
+_FACTS = (*_WRITTEN, "ok", "noflip")
+_KNOWN_KEYS = frozenset((*_FACTS, "path", "label", "labels", "caption", "captions"))
 
-    start: _Seconds | None = None
-    end: _Seconds | None = None
-    frames: Natural | None = None
-    fps: NotNegative | None = None
-    width: Natural | None = None
-    height: Natural | None = None
-    duration: Finite | None = None
-    rotation: Annotated[int, Meta(ge=-360, le=360)] | None = None
-    codec: str | None = None
-    ok: bool | None = None
-    error: str | None = None
-    noflip: bool | None = None
-    source: str | None = None
-    original: str | None = None
-
-
-_OTHER_KEYS = ("path", "label", "labels", "caption", "captions")
-_KNOWN_KEYS = frozenset((*_Facts.__struct_fields__, *_OTHER_KEYS))
+_TYPES = get_type_hints(Entry, include_extras=True)
+_Facts = msgspec.defstruct("_Facts", [(name, _TYPES[name], None) for name in _FACTS])
+"""What a line says of a video besides its path, its labels and its captions, with the types of `Entry`."""
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -361,16 +349,10 @@ def _entry(record: dict[str, Any], root: Path, target: str | None) -> Entry:
     captions = record.get("captions", [record["caption"]] if "caption" in record else [])
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"captions are {shown(captions)}, not a list of sentences")
-    known = {name: record[name] for name in _Facts.__struct_fields__ if record.get(name) is not None}
+    known = {name: record[name] for name in _FACTS if record.get(name) is not None}
     convert(known, _Facts)
     extra = {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
     return Entry(_joined(root, name), label, tuple(captions), **known, labels=labels, extra=extra)
-
-
-_WRITTEN = (
-    *("start", "end", "duration", "fps", "frames", "width", "height", "rotation"),
-    *("codec", "error", "source", "original"),
-)
 
 
 def to_record(entry: Entry, root: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -48,79 +49,30 @@ class Difficulty:
     crf: tuple[int, int]
 
 
-DIFFICULTIES: dict[str, Difficulty] = {
-    "demo": Difficulty(
-        contrast=(0.42, 0.5),
-        dark_objects=0.0,
-        background_detail=(0.03, 0.06),
-        object_size=(0.35, 0.45),
-        clutter=(0, 1),
-        distractor_contrast=(0.08, 0.12),
-        shake=0.008,
-        sway=0.01,
-        noise=(0.004, 0.012),
-        flicker=0.01,
-        extra_acts=(0, 0),
-        act_seconds=(0.8, 1.1),
-        rest_seconds=(0.05, 0.15),
-        short_sides=(96, 112),
-        frame_rates=(12, 15),
-        crf=(20, 26),
-    ),
-    "easy": Difficulty(
-        contrast=(0.34, 0.48),
-        dark_objects=0.2,
-        background_detail=(0.05, 0.1),
-        object_size=(0.28, 0.42),
-        clutter=(0, 2),
-        distractor_contrast=(0.1, 0.2),
-        shake=0.015,
-        sway=0.03,
-        noise=(0.005, 0.02),
-        flicker=0.02,
-        extra_acts=(0, 1),
-        act_seconds=(0.6, 1.2),
-        rest_seconds=(0.05, 0.35),
-        short_sides=(96, 112, 128),
-        frame_rates=(12, 15, 24, 25),
-        crf=(21, 28),
-    ),
-    "medium": Difficulty(
-        contrast=(0.24, 0.4),
-        dark_objects=0.5,
-        background_detail=(0.08, 0.14),
-        object_size=(0.22, 0.36),
-        clutter=(1, 4),
-        distractor_contrast=(0.15, 0.3),
-        shake=0.03,
-        sway=0.06,
-        noise=(0.01, 0.035),
-        flicker=0.04,
-        extra_acts=(0, 2),
-        act_seconds=(0.4, 1.2),
-        rest_seconds=(0.05, 0.4),
-        short_sides=(96, 112, 128, 144),
-        frame_rates=(12, 15, 24, 25, 30),
-        crf=(22, 31),
-    ),
-    "hard": Difficulty(
-        contrast=(0.14, 0.3),
-        dark_objects=0.5,
-        background_detail=(0.1, 0.18),
-        object_size=(0.17, 0.3),
-        clutter=(3, 7),
-        distractor_contrast=(0.15, 0.35),
-        shake=0.05,
-        sway=0.1,
-        noise=(0.02, 0.05),
-        flicker=0.07,
-        extra_acts=(1, 2),
-        act_seconds=(0.25, 1.2),
-        rest_seconds=(0.05, 0.3),
-        short_sides=(96, 112, 128, 144),
-        frame_rates=(12, 15, 24, 25, 30),
-        crf=(23, 34),
-    ),
+_NAMES = ("demo", "easy", "medium", "hard")
+# One column for each of these names.
+_PRESETS: dict[str, tuple[Any, ...]] = {
+    "contrast": ((0.42, 0.5), (0.34, 0.48), (0.24, 0.4), (0.14, 0.3)),
+    "dark_objects": (0.0, 0.2, 0.5, 0.5),
+    "background_detail": ((0.03, 0.06), (0.05, 0.1), (0.08, 0.14), (0.1, 0.18)),
+    "object_size": ((0.35, 0.45), (0.28, 0.42), (0.22, 0.36), (0.17, 0.3)),
+    "clutter": ((0, 1), (0, 2), (1, 4), (3, 7)),
+    "distractor_contrast": ((0.08, 0.12), (0.1, 0.2), (0.15, 0.3), (0.15, 0.35)),
+    "shake": (0.008, 0.015, 0.03, 0.05),
+    "sway": (0.01, 0.03, 0.06, 0.1),
+    "noise": ((0.004, 0.012), (0.005, 0.02), (0.01, 0.035), (0.02, 0.05)),
+    "flicker": (0.01, 0.02, 0.04, 0.07),
+    "extra_acts": ((0, 0), (0, 1), (0, 2), (1, 2)),
+    "act_seconds": ((0.8, 1.1), (0.6, 1.2), (0.4, 1.2), (0.25, 1.2)),
+    "rest_seconds": ((0.05, 0.15), (0.05, 0.35), (0.05, 0.4), (0.05, 0.3)),
+    "short_sides": ((96, 112), (96, 112, 128), (96, 112, 128, 144), (96, 112, 128, 144)),
+    "frame_rates": ((12, 15), (12, 15, 24, 25), (12, 15, 24, 25, 30), (12, 15, 24, 25, 30)),
+    "crf": ((20, 26), (21, 28), (22, 31), (23, 34)),
+}
+
+DIFFICULTIES = {
+    name: Difficulty(**{field: values[number] for field, values in _PRESETS.items()})
+    for number, name in enumerate(_NAMES)
 }
 """Presets by name, from a world learnt in minutes to one with small, brief, cluttered, noisy acts."""
 
