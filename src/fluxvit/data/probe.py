@@ -20,11 +20,10 @@ from typing import Annotated, Any, TypeVar
 import av
 import msgspec
 from av.error import FFmpegError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fluxvit.data.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
+from fluxvit.data.progress import report
 from fluxvit.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.machine import follow_parent, processes, signals_held_back
 from fluxvit.schema import convert, plain
@@ -98,9 +97,10 @@ def _probe_manifest(
     left = [path for path in paths if path not in done]
     counts = {entry.path: entry.frames for entry in videos.entries if entry.frames is not None}
     look = partial(inspect_video, deep=deep, counts=counts)
+    broken = 0
     with (
         log.open("a", encoding="utf-8") as results,
-        _bar(len(paths), len(done), progress) as advance,
+        report("Checking videos", len(paths), len(done), enabled=progress) as advance,
         # Closed at once: on Ctrl-C the processes must not wait for the garbage collector.
         closing(guarded(look, left, workers, time_limit)) as outcomes,
     ):
@@ -110,7 +110,8 @@ def _probe_manifest(
             results.write(json.dumps(row) + "\n")
             results.flush()
             done[path] = facts
-            advance(facts["ok"])
+            broken += not facts["ok"]
+            advance(1, f"{broken} broken" * bool(broken))
 
     entries = tuple(_checked(entry, done[entry.path]) for entry in videos.entries)
     digest = content_digest(entries, videos.root)
@@ -453,25 +454,3 @@ def _until_damage(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
         yield from packets
     except FFmpegError:
         return
-
-
-@contextmanager
-def _bar(total: int, done: int, enabled: bool) -> Iterator[Callable[[bool], None]]:
-    """A progress bar; yields a function that takes whether the video just checked is readable."""
-    columns = (
-        TextColumn("Checking videos"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("[red]{task.fields[broken]} broken"),
-        TimeRemainingColumn(),
-    )
-    broken = 0
-
-    def advance(ok: bool) -> None:
-        nonlocal broken
-        broken += not ok
-        bar.update(task, advance=1, broken=broken)
-
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled, transient=True) as bar:
-        task = bar.add_task("", total=total, completed=done, broken=0)
-        yield advance

@@ -14,27 +14,39 @@ LOG_SECONDS = 10.0
 
 
 @contextmanager
-def report(label: str, total: int, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield a function that takes the number of items just finished. Writes to standard error."""
+def report(label: str, total: int, done: int = 0, *, enabled: bool = True) -> Iterator[Callable[..., None]]:
+    """Report the progress of work on standard error.
+
+    Args:
+        label: What is being done.
+        total: Number of items.
+        done: Number of items that are finished already.
+
+    Yields:
+        A function ``advance(count, note="")`` that takes the number of items just finished, and a note to
+        show behind them.
+    """
     console = Console(stderr=True, quiet=not enabled)
     if console.is_terminal:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda count: bar.advance(task, count)
+        with Progress(
+            *columns, TextColumn("[red]{task.fields[note]}"), console=console, transient=True
+        ) as bar:
+            task = bar.add_task(label, total=total, completed=done, note="")
+            yield lambda count, note="": bar.update(task, advance=count, note=note)
         return
 
     start = last = time.monotonic()
-    done = 0
+    first = done
 
-    def advance(count: int) -> None:
+    def advance(count: int, note: str = "") -> None:
         nonlocal done, last
         done += count
         now = time.monotonic()
         if done >= total or now - last >= LOG_SECONDS:
             last = now
-            rate = done / max(now - start, 1e-9)
-            left = (total - done) / rate
-            console.print(f"{label}: {done}/{total}, {rate:.1f} a second, {left:.0f} s left", highlight=False)
+            rate = (done - first) / max(now - start, 1e-9)
+            facts = [f"{done}/{total}", f"{rate:.1f} a second", f"{(total - done) / rate:.0f} s left"]
+            console.print(f"{label}: {', '.join(facts + [note] * bool(note))}", highlight=False)
 
     yield advance
