@@ -14,7 +14,7 @@ from fluxvit.evaluation.probe_training import (
     score_probes,
     train_probes,
 )
-from fluxvit.models.fluxvit import AttentionPool
+from fluxvit.models.layers import AttentionPool
 
 
 def make(kind: str, count: int) -> Probes:

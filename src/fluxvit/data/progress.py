@@ -28,10 +28,9 @@ def report(label: str, total: int, done: int = 0, *, enabled: bool = True) -> It
     """
     console = Console(stderr=True, quiet=not enabled)
     if console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(
-            *columns, TextColumn("[red]{task.fields[note]}"), console=console, transient=True
-        ) as bar:
+        label_column, note_column = TextColumn("{task.description}"), TextColumn("[red]{task.fields[note]}")
+        columns = label_column, BarColumn(), MofNCompleteColumn(), note_column, TimeRemainingColumn()
+        with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(label, total=total, completed=done, note="")
             yield lambda count, note="": bar.update(task, advance=count, note=note)
         return

@@ -33,7 +33,8 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.machine import device_name, log_device, usable_device
-from fluxvit.models.fluxvit import CosineClassifier, FluxViT
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.layers import CosineClassifier
 from fluxvit.schema import Batch, Size, Workers, check
 
 RESULTS = "retrieval.json"

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from fluxvit.data.texts import Texts, embed_texts
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.dual_encoder import DualEncoder
-from fluxvit.models.fluxvit import CosineClassifier, FluxViT
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.layers import CosineClassifier
 
 TEMPLATES = (
     "{}",

@@ -17,17 +17,15 @@ from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import max_pool
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
 from fluxvit.machine import memory_bytes
-from fluxvit.models.attention import Attention, attention
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
-from fluxvit.models.norm import RMSNorm
+from fluxvit.models.layers import Aligner, Block, BudgetHead, CosineClassifier, init_linear, make_classifier
 
 
 class FluxViTOutput(NamedTuple):
@@ -54,146 +52,6 @@ class Intermediates(NamedTuple):
     layers: list[Tensor]
     kept: Tensor | None
     shape: tuple[int, int, int]
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, dim: int, hidden: int, activation: str) -> None:
-        super().__init__()
-        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
-
-
-class LayerScale(nn.Module):
-    """Learned scale per channel, multiplied in fp32."""
-
-    def __init__(self, dim: int, value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.float() * self.gamma.float()
-
-
-class DropPath(nn.Module):
-    """Skip the branch of a clip with probability ``rate`` in training; scale the others up."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
-        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
-        if not self.training or self.rate == 0:
-            return x
-        clips = x.shape[0] if lengths is None else len(lengths)
-        stays = (torch.rand(clips, device=x.device) >= self.rate).float() / (1 - self.rate)
-        if lengths is None:
-            return x * stays[:, None, None]
-        return x * stays.repeat_interleave(torch.tensor(lengths, device=x.device))[None, :, None]
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: FluxViTConfig, drop_path: float) -> None:
-        super().__init__()
-        dim = config.embed_dim
-        self.norm1 = RMSNorm(dim)
-        self.attn = Attention(
-            dim,
-            config.num_heads,
-            qkv_bias=config.qkv_bias,
-            qk_norm=config.qk_norm,
-            local_position=config.local_position,
-        )
-        self.ls1 = LayerScale(dim, config.layer_scale)
-        self.norm2 = RMSNorm(dim)
-        self.mlp = Mlp(dim, round(config.mlp_ratio * dim), config.activation)
-        self.ls2 = LayerScale(dim, config.layer_scale)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
-        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), lengths)), lengths).to(x.dtype)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths).to(x.dtype)
-
-
-class AttentionPool(nn.Module):
-    """One attention query, the mean token, over all tokens."""
-
-    def __init__(self, dim: int, num_heads: int, out_dim: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_q, self.norm_k, self.norm_v = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, C]`` to ``[B, P]``."""
-        q, k = self._queries_and_keys(x)
-        v = self._split(self.v(self.norm_v(x)))
-        return self.proj(attention(q, k, v).transpose(1, 2).flatten(1))
-
-    def attention(self, x: Tensor) -> Tensor:
-        """How much each token ``[B, N, C]`` counts in the pooled vector, averaged over heads: fp32
-        ``[B, N]``; rows sum to 1.
-        """
-        q, k = self._queries_and_keys(x)
-        scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
-        return scores.softmax(-1).mean(1)[:, 0]
-
-    def _queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        query = x.mean(1, keepdim=True)
-        return self._split(self.q(self.norm_q(query))), self._split(self.k(self.norm_k(x)))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-
-
-class CosineClassifier(nn.Module):
-    """Scaled cosines between a projected vector and a vector for each class, rows of ``classes``; these keep
-    their lengths, so that one may be the mean of several.
-    """
-
-    def __init__(self, dim: int, class_dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, class_dim)
-        self.classes = nn.Parameter(torch.empty(num_classes, class_dim))
-        self.scale = nn.Parameter(torch.ones(1))
-        _init_linear(self.proj)
-        nn.init.normal_(self.classes, std=class_dim**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, P]`` to logits ``[B, classes]``, fp32."""
-        return self.scale * (F.normalize(self.proj(x).float(), dim=-1) @ self.classes.float().t())
-
-
-class BudgetHead(nn.Module):
-    """Pooling and classifier of one budget."""
-
-    def __init__(self, config: FluxViTConfig) -> None:
-        super().__init__()
-        self.pool = AttentionPool(config.embed_dim, config.pool_heads, config.pool_dim)
-        self.fc = _classifier(config)
-
-
-class Aligner(nn.Module):
-    """Maps a smaller budget's pooled vector onto the largest's (self-alignment of Flux-Multi)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, P]`` to unit vectors ``[B, P]``."""
-        return F.normalize(self.norm(self.proj(x)), dim=-1)
 
 
 class FluxViT(nn.Module):
@@ -231,7 +89,7 @@ class FluxViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and name != "patch_embed.proj":
-                _init_linear(module)
+                init_linear(module)
         with torch.no_grad():
             for i, block in enumerate(self.blocks, start=1):
                 block.attn.proj.weight.div_((2 * i) ** 0.5)
@@ -507,7 +365,7 @@ class FluxViT(nn.Module):
         self.config = FluxViTConfig.from_dict({**self.config.to_dict(), "num_classes": num_classes})
         reference = self.head_norm.weight
         for head in self.heads:
-            head.fc = _classifier(self.config).to(reference.device, reference.dtype)
+            head.fc = make_classifier(self.config).to(reference.device, reference.dtype)
 
     @torch.no_grad()
     def reorder_classes(self, order: Sequence[int]) -> None:
@@ -542,7 +400,7 @@ class FluxViT(nn.Module):
         aligners = nn.ModuleList(Aligner(former.pool_dim) for _ in budgets[1:])
         for layer in aligners.modules():
             if isinstance(layer, nn.Linear):
-                _init_linear(layer)
+                init_linear(layer)
         self.aligners = aligners.to(self.head_norm.weight.device, self.head_norm.weight.dtype)
 
     def no_weight_decay(self) -> set[str]:
@@ -586,22 +444,6 @@ def _token_budget(budget: Any) -> int:
     if tokens is None:
         raise ValueError(f"budget {budget}: a model takes tokens; fluxvit.Predictor takes every unit")
     return tokens
-
-
-def _classifier(config: FluxViTConfig) -> nn.Module:
-    if config.num_classes == 0:
-        return nn.Identity()
-    if config.class_dim:
-        return CosineClassifier(config.pool_dim, config.class_dim, config.num_classes)
-    fc = nn.Linear(config.pool_dim, config.num_classes)
-    _init_linear(fc)
-    return fc
-
-
-def _init_linear(layer: nn.Linear) -> None:
-    nn.init.trunc_normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 def create_model(name: str, **overrides: Any) -> FluxViT:
