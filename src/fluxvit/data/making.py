@@ -149,36 +149,30 @@ def make_dataset(
     workers = processes(workers)
     facts = config.facts  # Fails before anything is written if a simulator is not installed.
     with lock_folder(out):
-        _make(out, config, facts, workers, progress)
+        _claim(out, config)
+        for split in SPLITS:
+            specs = config.specs(split)
+            (out / split).mkdir(exist_ok=True)
+            clear_leftovers(out / split, locked=True)
+            missing = [spec for spec in specs if not (out / video_path(spec)).exists()]
+            missing.sort(key=config.group)
+            with report(f"{split} videos", len(missing), enabled=progress) as advance:
+                for count in _write_all(out, missing, config.write, workers):
+                    advance(count)
+            with atomic_path(out / f"{split}.jsonl") as partial:
+                lines = (_line(out, spec, config) for spec in specs)
+                partial.write_text("".join(lines), encoding="utf-8")
+        write_json(
+            out / "dataset.json",
+            {
+                "name": config.name,
+                "version": config.version,
+                "config": asdict(config),
+                **facts,
+                "counts": config.counts,
+            },
+        )
     return out
-
-
-def _make(
-    out: Path, config: DatasetConfig[Spec], facts: dict[str, Any], workers: int, progress: bool
-) -> None:
-    _claim(out, config)
-    for split in SPLITS:
-        specs = config.specs(split)
-        (out / split).mkdir(exist_ok=True)
-        clear_leftovers(out / split, locked=True)
-        missing = [spec for spec in specs if not (out / video_path(spec)).exists()]
-        missing.sort(key=config.group)
-        with report(f"{split} videos", len(missing), enabled=progress) as advance:
-            for count in _write_all(out, missing, config.write, workers):
-                advance(count)
-        with atomic_path(out / f"{split}.jsonl") as partial:
-            lines = (_line(out, spec, config) for spec in specs)
-            partial.write_text("".join(lines), encoding="utf-8")
-    write_json(
-        out / "dataset.json",
-        {
-            "name": config.name,
-            "version": config.version,
-            "config": asdict(config),
-            **facts,
-            "counts": config.counts,
-        },
-    )
 
 
 def _line(out: Path, spec: Spec, config: DatasetConfig[Spec]) -> str:

@@ -84,41 +84,37 @@ def probe_manifest(
     time_limit = convert(plain(time_limit), _TimeLimit, key="time_limit")
 
     with lock_file(out):
-        return _probe_manifest(videos, out, workers, deep, time_limit, progress)
+        paths = list(dict.fromkeys(entry.path for entry in videos.entries))
+        log = out.with_name(f"{out.name}.partial")
+        known = _resume(log, deep)
+        done = {path: known[str(path)] for path in paths if str(path) in known}
+        left = [path for path in paths if path not in done]
+        counts = {entry.path: entry.frames for entry in videos.entries if entry.frames is not None}
+        look = partial(inspect_video, deep=deep, counts=counts)
+        broken = 0
+        with (
+            log.open("a", encoding="utf-8") as results,
+            report("Checking videos", len(paths), len(done), enabled=progress) as advance,
+            # Closed at once: on Ctrl-C the processes must not wait for the garbage collector.
+            closing(guarded(look, left, workers, time_limit)) as outcomes,
+        ):
+            for path, outcome in outcomes:
+                facts: dict[str, Any] = (
+                    {"ok": False, "error": outcome} if isinstance(outcome, str) else outcome
+                )
+                row = {"path": str(path), "deep": deep, "state": _state(path), "facts": facts}
+                results.write(json.dumps(row) + "\n")
+                results.flush()
+                done[path] = facts
+                broken += not facts["ok"]
+                advance(1, f"{broken} broken" * bool(broken))
 
-
-def _probe_manifest(
-    videos: VideoList, out: Path, workers: int, deep: bool, time_limit: float, progress: bool
-) -> Summary:
-    paths = list(dict.fromkeys(entry.path for entry in videos.entries))
-    log = out.with_name(f"{out.name}.partial")
-    known = _resume(log, deep)
-    done = {path: known[str(path)] for path in paths if str(path) in known}
-    left = [path for path in paths if path not in done]
-    counts = {entry.path: entry.frames for entry in videos.entries if entry.frames is not None}
-    look = partial(inspect_video, deep=deep, counts=counts)
-    broken = 0
-    with (
-        log.open("a", encoding="utf-8") as results,
-        report("Checking videos", len(paths), len(done), enabled=progress) as advance,
-        # Closed at once: on Ctrl-C the processes must not wait for the garbage collector.
-        closing(guarded(look, left, workers, time_limit)) as outcomes,
-    ):
-        for path, outcome in outcomes:
-            facts: dict[str, Any] = {"ok": False, "error": outcome} if isinstance(outcome, str) else outcome
-            row = {"path": str(path), "deep": deep, "state": _state(path), "facts": facts}
-            results.write(json.dumps(row) + "\n")
-            results.flush()
-            done[path] = facts
-            broken += not facts["ok"]
-            advance(1, f"{broken} broken" * bool(broken))
-
-    entries = tuple(_checked(entry, done[entry.path]) for entry in videos.entries)
-    digest = content_digest(entries, videos.root)
-    manifest = Manifest(entries, videos.labels, digest, videos.name, videos.split, videos.root)
-    write_manifest(out, manifest)
-    log.unlink()
-    return Summary.of(manifest)
+        entries = tuple(_checked(entry, done[entry.path]) for entry in videos.entries)
+        digest = content_digest(entries, videos.root)
+        manifest = Manifest(entries, videos.labels, digest, videos.name, videos.split, videos.root)
+        write_manifest(out, manifest)
+        log.unlink()
+        return Summary.of(manifest)
 
 
 def inspect_video(

@@ -143,52 +143,40 @@ def write_shards(
         max_videos = convert(plain(max_videos), Count, key="max_videos")
     out = Path(out).absolute()
     with lock_file(out / f"{name}.jsonl"):
-        return _write_shards(manifest, out, name, max_bytes, max_videos, url, progress)
-
-
-def _write_shards(
-    manifest: Manifest,
-    out: Path,
-    name: str,
-    max_bytes: int,
-    max_videos: int | None,
-    url: str | None,
-    progress: bool,
-) -> ShardSummary:
-    samples, left_out = _samples(manifest)
-    if not samples:
-        path, reason = next(iter(left_out.items()))
-        raise ValueError(f"none of the {len(manifest)} videos can be packed, such as {path}: {reason}")
-    plan = {
-        out / f"{name}-{number:06d}.tar": part
-        for number, part in enumerate(_parts(samples, max_bytes, max_videos))
-    }
-    stray = sorted(set(out.glob(f"{glob.escape(name)}-{'[0-9]' * 6}.tar")) - set(plan))
-    if stray:
-        raise _differs(stray[0])
-    places: dict[Path, TarMember] = {}
-    hashes: dict[Path, str] = {}
-    kept = 0
-    with report("Packing videos", len(samples), enabled=progress) as advance:
-        for path, part in plan.items():
-            contents = _contents(path, part) if path.exists() else []
-            if _is_current(path, contents):
-                kept += 1
-            else:
-                _write_shard(path, part)
-                contents = _contents(path, part)
-            for sample, place, sha256 in contents:
-                places[sample.path], hashes[sample.path] = place, sha256
-            advance(len(part))
-    root = out if url is None else Path(url)
-    entries = tuple(
-        _packed(entry, manifest.root, root, places, hashes, left_out) for entry in manifest.entries
-    )
-    digest = content_digest(entries, root)
-    file = out / f"{name}.jsonl"
-    write_manifest(file, replace(manifest, entries=entries, digest=digest, root=root))
-    size = sum(path.stat().st_size for path in plan)
-    return ShardSummary(file, len(samples), tuple(plan), kept, size, left_out, digest)
+        samples, left_out = _samples(manifest)
+        if not samples:
+            path, reason = next(iter(left_out.items()))
+            raise ValueError(f"none of the {len(manifest)} videos can be packed, such as {path}: {reason}")
+        plan = {
+            out / f"{name}-{number:06d}.tar": part
+            for number, part in enumerate(_parts(samples, max_bytes, max_videos))
+        }
+        stray = sorted(set(out.glob(f"{glob.escape(name)}-{'[0-9]' * 6}.tar")) - set(plan))
+        if stray:
+            raise _differs(stray[0])
+        places: dict[Path, TarMember] = {}
+        hashes: dict[Path, str] = {}
+        kept = 0
+        with report("Packing videos", len(samples), enabled=progress) as advance:
+            for path, part in plan.items():
+                contents = _contents(path, part) if path.exists() else []
+                if _is_current(path, contents):
+                    kept += 1
+                else:
+                    _write_shard(path, part)
+                    contents = _contents(path, part)
+                for sample, place, sha256 in contents:
+                    places[sample.path], hashes[sample.path] = place, sha256
+                advance(len(part))
+        root = out if url is None else Path(url)
+        entries = tuple(
+            _packed(entry, manifest.root, root, places, hashes, left_out) for entry in manifest.entries
+        )
+        digest = content_digest(entries, root)
+        file = out / f"{name}.jsonl"
+        write_manifest(file, replace(manifest, entries=entries, digest=digest, root=root))
+        size = sum(path.stat().st_size for path in plan)
+        return ShardSummary(file, len(samples), tuple(plan), kept, size, left_out, digest)
 
 
 def _samples(manifest: Manifest) -> tuple[list[_Sample], dict[Path, str]]:
