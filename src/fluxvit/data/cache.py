@@ -24,7 +24,7 @@ class FrameCache:
     """Frames of every video of a manifest, evenly spread over its length, uint8.
 
     Args:
-        folder: Where the cache lies, or will lie.
+        folder: Folder of the cache; it need not exist yet.
         manifest: The videos.
         frames: Frames kept of each video.
         short_side: Their shorter side in pixels; smaller videos are kept as they are.

@@ -1,4 +1,4 @@
-"""Classes by name: one list of videos is numbered as another is.
+"""Classes by name: numbers the classes of one list of videos like those of another.
 
 A class index means nothing without the list of names that it counts in, and every data set, split and
 checkpoint has a list of its own. So wherever two of them meet, indices are carried over by name:
@@ -86,11 +86,11 @@ def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) 
 def match_names(
     theirs: Sequence[str], ours: Sequence[str], data: str, other: str, *, loose: bool = False
 ) -> tuple[dict[int, int], list[tuple[str, str]]]:
-    """Where each of ``theirs`` stands in ``ours``.
+    """Find each of the names ``theirs`` in the list ``ours``.
 
     Args:
-        data, other: What has ``theirs`` and what has ``ours``, for messages.
-        loose: Take names that differ only in case, spaces, underscores or punctuation for the same.
+        data, other: Names for messages of what has ``theirs`` and what has ``ours``.
+        loose: Treat names that differ only in case, spaces, underscores or punctuation as the same.
 
     Returns:
         Index in ``ours`` by index in ``theirs``, without those that have none; and the pairs of names that
@@ -124,7 +124,7 @@ def repeated(names: Sequence[str]) -> list[str]:
 
 
 def multi_hot(entries: Sequence[Entry], classes: int) -> np.ndarray:
-    """Which classes videos show: float32 ``[N, classes]`` of zeros and ones."""
+    """The classes of videos as zeros and ones, float32 ``[N, classes]``."""
     rows = np.zeros((len(entries), classes), np.float32)
     for row, entry in zip(rows, entries, strict=True):
         row[list(entry.classes)] = 1

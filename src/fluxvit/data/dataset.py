@@ -177,15 +177,15 @@ class ClipDataset(Dataset[Clip]):
 
     Args:
         manifest: The videos.
-        source: Where frames come from; default: decoded from the files.
-        augmentation: For requests with a seed.
+        source: Gives the frames; by default they are decoded from the files.
+        augmentation: Applied to training clips, which are requests with a seed.
         order: What the model is shown of time: ``normal``; ``shuffled``, frames from random times in random
             order; ``single``, one random frame throughout. The controls tell whether a data set needs
             temporal understanding.
         sampling: ``sparse``, a frame of each of equal segments of the video; or ``dense``, every
             ``stride``-th frame of a window that lies at random in training and in the middle in tests. The
             last frame of a video shorter than the window is repeated.
-        stride: Of dense sampling, in frames.
+        stride: Frames from one sampled frame to the next in dense sampling.
         stride_fps: Frames per second that the stride counts; default: each video's own. With one rate for all
             a stride is a time: 2 at 10 frames per second is 0.2 seconds.
         flip_allowed: False where labels tell left from right: clips are never mirrored, whatever the recipe.

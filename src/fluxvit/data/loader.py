@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Place(NamedTuple):
-    """Of a step: videos number ``first`` to ``first + videos`` of the epoch's order."""
+    """The videos of a step: numbers ``first`` to ``first + videos`` in the order of the epoch."""
 
     epoch: int
     first: int
@@ -49,18 +49,18 @@ class TrainingBatches:
 
     Args:
         videos: Size of the data set.
-        grids: To draw from.
-        batch_size: Clips a batch.
+        grids: Grids to draw from.
+        batch_size: Clips in a batch.
         steps: Batches of the whole run.
-        seed: Of grids, order and augmentation.
-        start_step: First batch, when a run goes on.
+        seed: Seed of grids, order and augmentation.
+        start_step: First batch, for a run that is resumed.
         samples: Clips of one video in a batch, decoded once and augmented differently ("repeated
             augmentation"; the release takes 2).
         tokens_per_batch: Instead of ``batch_size`` clips, as many as the pool tokens of the drawn grid allow:
             steps then cost about the same. Rounded down to a multiple of ``samples * processes``, and at
             least one such multiple, even where that has more tokens.
-        patch_size, tubelet_size: Of the tokens that are counted.
-        processes: Which share each of those batches evenly.
+        patch_size, tubelet_size: Size of the tokens that are counted.
+        processes: Number of processes that share each of those batches evenly.
         labels: The class index of each video ``[videos]``; needed for ``balance``.
         balance: ``none``, ``sqrt`` or ``balanced``; see :func:`~fluxvit.data.classes.class_weights`.
 

@@ -300,17 +300,17 @@ def _one_thread_each() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a manifest holds; as text, what the command prints.
+    """What a manifest holds. Its text is what the command prints.
 
     Attributes:
         videos: Entries, the broken ones among them.
         classes: Classes that the labels use.
         broken: Paths by reason, the commonest reason first. Numbers in a reason are written as ``#``.
-        damaged: Readable files of which a deep look missed frames.
+        damaged: Readable files in which a deep check missed frames.
         hours: Length of the readable files; several segments of a file count once.
-        sizes: Entries that can be read by ``(width, height)``.
-        rates: And by frames per second, to two digits; None where it is unknown.
-        digest: Of the manifest.
+        sizes: Readable entries by ``(width, height)``.
+        rates: Readable entries by frames per second, to two digits; None where it is unknown.
+        digest: Digest of the manifest.
     """
 
     videos: int

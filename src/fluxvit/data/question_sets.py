@@ -41,7 +41,7 @@ from fluxvit.data.text_files import first_line, read_annotations, shown
 
 
 class _Task(NamedTuple):
-    """Of MVBench: its file, the folder of its videos, and the rate of those that are folders of frames."""
+    """A task of MVBench: its file, the folder of its videos, and the rate of those stored as frames."""
 
     name: str
     file: str

@@ -56,12 +56,17 @@ def questions_of(entry: Entry) -> list[Asked]:
 
 
 def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], apart: Sequence[bool] = ()) -> Tensor:
-    """Conversations, of each the ids ``[L]`` that are heard and those that are to be said in every turn, to
-    int64 ``[B, 3, L]``, padded with 0 behind: the ids; the number of the turn, from 1, in which a token is
-    said, 0 for those heard; and numbers that are the same for tokens that may hear one another.
+    """Pack conversations into one tensor.
 
     Args:
-        apart: Of each conversation whether its turns do not hear one another; default: all do.
+        rows: For each conversation its turns: the ids ``[L]`` that the model reads and those that it learns
+            to say.
+        apart: For each conversation, whether its turns do not attend to each other; by default they do.
+
+    Returns:
+        int64 ``[B, 3, L]``, padded with 0 at the end: the ids; the number of the turn, from 1, in which a
+        token is said, and 0 for tokens that are only read; and group numbers, where tokens attend only to
+        tokens of their own group.
     """
     longest = max(sum(len(heard) + len(said) for heard, said in turns) for turns in rows)
     packed = torch.zeros(len(rows), 3, longest, dtype=torch.int64)

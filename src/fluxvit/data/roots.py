@@ -1,4 +1,4 @@
-"""Where the videos that a list names lie: relative to a folder, moved from another machine, or elsewhere."""
+"""Finds the videos that a list names: below a folder, moved from another machine, or elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEVELS, _MOST_FOLDERS = 4, 100  # How deep below a folder roots are searched fo
 
 
 def place(home: Path, name: str) -> Path:
-    """Where the video of a list is: without a suffix it is a folder of frames or an mp4."""
+    """The path of a video in a list; a name without a suffix is a folder of frames or an mp4 file."""
     path = home / name
     if "." not in os.path.basename(name) and path.name and not os.path.isdir(path):
         path = path.with_name(path.name + ".mp4")
@@ -30,7 +30,7 @@ def exists(home: Path, name: str) -> bool:
 
 
 def locate(names: Sequence[str], root: Path | None, home: Path) -> tuple[list[Path], Path, tuple[str, ...]]:
-    """Where the videos of a list are, the folder that holds them, and notes on what was changed to find them.
+    """The paths of a list's videos, the folder that holds them, and notes on what was changed to find them.
 
     Args:
         names: The paths of the list; relative ones start from ``root``.
@@ -64,7 +64,7 @@ def suggest_root(paths: Sequence[Path], root: Path, source: Path) -> Path | None
     """A folder near a list below which its videos would be found, if it were given as the root.
 
     Args:
-        paths: Where they were expected.
+        paths: The paths where they were expected.
         root: The folder that they were expected below.
         source: The list, or the folder of the data set.
     """

@@ -38,16 +38,16 @@ _DIGITS_OF_HASH = 64
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What was written; as text, what the command prints.
+    """What was written. Its text is what the command prints.
 
     Attributes:
         manifest: The file of the new manifest.
         videos: Files in the shards.
         shards: Paths of the shards.
-        kept: How many of them a former run had written.
-        size: Their bytes.
-        left_out: Videos that are not in them, with the reason.
-        digest: Of the new manifest; that of the old one if nothing was left out that it calls readable.
+        kept: Number of shards that an earlier run had written.
+        size: Bytes of the shards.
+        left_out: Reasons by video, for videos that are not in the shards.
+        digest: Digest of the new manifest. It equals the old one's if no readable video was left out.
     """
 
     manifest: Path
@@ -130,8 +130,8 @@ def write_shards(
     Args:
         max_bytes: Size of a shard, which only a single larger video exceeds.
         max_videos: Most videos in one; None: as many as there is room for.
-        url: Where the shards will be read from, such as ``s3://bucket/k400``; default: the folder of the
-            manifest, so that all can be moved together.
+        url: The address that the shards will be read from, such as ``s3://bucket/k400``; default: the folder
+            of the manifest, so that all can be moved together.
 
     Raises:
         ValueError: No video can be packed, the folder holds shards of this name that differ, or another run
@@ -310,7 +310,7 @@ def _hash(file: IO[bytes]) -> str:
 
 
 def _contents(path: Path, samples: list[_Sample]) -> list[tuple[_Sample, TarMember, str]]:
-    """Where each sample is in a shard, how large it is there, and its hash.
+    """The place of each sample in a shard, its size there, and its hash.
 
     Raises:
         ValueError: The shard holds something else, or is damaged.

@@ -22,11 +22,11 @@ PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[END]"
 
 
 class Texts:
-    """Turns texts into token ids; longer ones are cut, and keep the tokens that stand at the end of a text.
+    """Turns texts into token ids. Long texts are cut, but keep the tokens that end a text.
 
     Args:
-        tokenizer: Of the ``tokenizers`` library.
-        context: Most tokens of a text.
+        tokenizer: A tokenizer of the ``tokenizers`` library.
+        context: Maximum number of tokens of a text.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: int) -> None:
@@ -65,7 +65,7 @@ class Texts:
         return ids, lengths
 
     def to_json(self) -> str:
-        """All there is to know about the tokenizer, for :meth:`from_json`."""
+        """The tokenizer as text, for :meth:`from_json`."""
         return self._tokenizer.to_str()
 
     @classmethod
@@ -84,7 +84,7 @@ class Texts:
 
     @classmethod
     def of_words(cls, captions: Iterable[str], context: int, size: int = 8192) -> Texts:
-        """A tokenizer of the words in captions, the most frequent ``size``; upper and lower case are one.
+        """A tokenizer of the ``size`` most frequent words in captions, which ignores case.
 
         Raises:
             ValueError: tokenizers is not installed.
@@ -138,13 +138,13 @@ def embed_texts(encoder: DualEncoder, texts: Texts, sentences: Sequence[str]) ->
 
 
 def caption_number(caption: str) -> int:
-    """A number that tells captions apart, whatever their case and spaces: 63 bits of a hash."""
+    """A 63-bit hash of a caption that ignores case and the amount of white space."""
     digest = hashlib.blake2b(plain_caption(caption).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def plain_caption(caption: str) -> str:
-    """A caption without what makes no difference between two: upper case, and the amount of white space."""
+    """A caption in lower case, with single spaces."""
     return " ".join(caption.casefold().split())
 
 

@@ -50,11 +50,11 @@ class Standardizer:
 
 @dataclass(frozen=True)
 class Readout:
-    """What probes read.
+    """The features that probes read.
 
     Args:
         name: ``pooled``, ``mean`` or ``attentive``.
-        width: Of the vector, or of a token.
+        width: Width of the vector or of a token.
         fetch: Features of videos by their numbers, for each role.
         standardizer: What linear ones went through; None for tokens.
     """

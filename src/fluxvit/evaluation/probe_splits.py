@@ -17,10 +17,10 @@ class Split:
     """The videos of a role.
 
     Args:
-        manifest: Those that can be read.
+        manifest: The videos that can be read.
         name: The manifest's file.
-        digest: Of the whole manifest.
-        missed: Those that cannot be read.
+        digest: Digest of the whole manifest.
+        missed: The videos that cannot be read.
     """
 
     manifest: Manifest
@@ -51,7 +51,7 @@ class Split:
 
     @property
     def classes(self) -> int:
-        """As many as are named or, if that is more, as the largest label asks for."""
+        """Number of classes: the number of names or, if that is more, one above the largest label."""
         return max(len(self.manifest.labels), 1 + max(self.used, default=-1))
 
     @property

@@ -27,7 +27,7 @@ Fetch = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """Of AdamW; the learning rate falls to 0 along half a cosine."""
+    """Settings of AdamW; the learning rate falls to 0 along half a cosine."""
 
     lr: float
     weight_decay: float
@@ -144,7 +144,7 @@ def train_probes(
         settings: One for each probe.
         epochs: Passes over the videos.
         batch_size: Videos a step.
-        seed: Of the order of the videos.
+        seed: Seed of the order of the videos.
         progress: Title of a progress bar; None for none.
     """
     parameters = list(probes.parameters())

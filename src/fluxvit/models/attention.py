@@ -23,7 +23,7 @@ def attention(
         q, k, v: ``[B, H, N, D]``.
         lengths: None for a dense batch: every token of a clip sees every other. Else B is 1, N is the sum of
             the lengths, and tokens see only their own sequence.
-        causal: Of a dense batch: tokens see none after themselves.
+        causal: Whether tokens of a dense batch attend only to themselves and to tokens before them.
 
     Returns:
         ``[B, H, N, D]``.

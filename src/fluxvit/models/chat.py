@@ -35,15 +35,15 @@ class ConnectorConfig:
     """Shape of a `Connector`.
 
     Args:
-        dim: C.
-        pooled_dim: P.
-        out_dim: D.
+        dim: Width C of the tokens.
+        pooled_dim: Width P of the pooled vector.
+        out_dim: Width D of the language model.
         kind: ``mlp``: a vector for each token, and one ahead of them for the pooled vector, N = K + 1.
             ``query``: N queries, made of the pooled vector, that attend to the tokens.
-        queries: N, of ``query``.
+        queries: Number of queries N of the kind ``query``.
         width: Hidden width.
-        num_heads: Of ``query``'s attention.
-        scale: Standard deviation of what comes out: that of the language model's words.
+        num_heads: Attention heads of the kind ``query``.
+        scale: Initial standard deviation of the output, which should be that of the language model's words.
 
     Raises:
         ValueError: A value has another type, is out of range, or does not fit the others.
@@ -133,7 +133,7 @@ def fourier(places: Tensor) -> Tensor:
 
 
 def token_places(kept: Tensor | None, shape: tuple[int, int, int], batch: int) -> Tensor:
-    """Where tokens lie, fp32 ``[B, K, 3]``, as `Connector` takes them.
+    """Positions of tokens for a `Connector`, fp32 ``[B, K, 3]``.
 
     Args:
         kept: int64 ``[B, K]`` indices into the pool; None: all of it.
@@ -171,10 +171,10 @@ class VideoChat(nn.Module):
             clips: One or several clips of each video, ``[B, 3, T, H, W]`` each, in the order of their times;
                 the tokens of all go to the connector together, with the mean of their pooled vectors.
             budget: Tokens of each clip.
-            selector: Which are kept.
+            selector: Chooses the tokens that are kept.
 
         Raises:
-            ValueError: As :meth:`FluxViT.forward`.
+            ValueError: See :meth:`FluxViT.forward`.
         """
         tokens, places, pooled = [], [], []
         for number, clip in enumerate(clips):
@@ -236,7 +236,7 @@ class VideoChat(nn.Module):
 
         Args:
             embeddings: ``[1, L, D]``, what is said now; what was said before is in the cache.
-            cache: Of transformers, filled further: the next call goes on from here.
+            cache: A cache of transformers, which is extended, so that the next call continues from here.
             stop: Ids that end an answer; they are not given out, but are in the cache.
             limit: Most tokens.
             temperature: 0 takes the likeliest token; higher ones draw, from PyTorch's generator.

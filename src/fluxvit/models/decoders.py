@@ -34,7 +34,7 @@ class DistillationDecoders(nn.Module):
     All budgets share them, so that a token means the same at every budget.
 
     Args:
-        config: The student's.
+        config: The student's configuration.
         widths: Channels of the teacher's layer that each aligned layer learns.
         pooled_width: Channels of its pooled vector.
     """
@@ -51,7 +51,7 @@ class DistillationDecoders(nn.Module):
         """Unit vectors to compare with the teacher's, fp32 ``[B, K, D]`` of each aligned layer.
 
         Args:
-            layers: Of the student, ``[B, 1 + K, C]`` each, class token first.
+            layers: Layers of the student, ``[B, 1 + K, C]`` each, class token first.
             shape: Tokens (t, h, w) of the pool.
             kept: Indices ``[B, K]`` into it; None: all.
             class_token: Whether the teacher has one; then ``[B, 1 + K, D]``.
@@ -66,5 +66,5 @@ class DistillationDecoders(nn.Module):
         ]
 
     def no_weight_decay(self) -> set[str]:
-        """As the student's."""
+        """Parameters of two or more axes that must not decay."""
         return {"positions.cls", "positions.grid"}

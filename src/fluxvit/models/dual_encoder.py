@@ -22,14 +22,14 @@ from fluxvit.models.text import TextTower
 
 
 class LanguageSide(nn.Module):
-    """All of a dual encoder but its FluxViT.
+    """Everything in a dual encoder except its FluxViT.
 
     Args:
         text: The text tower. It is always in eval mode: no dropout while it is trained, as CLIP's.
-        pool_dim: P.
-        dim: D.
-        temperature: At which training starts; cosines are divided by it.
-        least_temperature: That training cannot reach.
+        pool_dim: Width P of the pooled vector.
+        dim: Width D of the shared space.
+        temperature: Temperature at the start of training; cosines are divided by it.
+        least_temperature: Lower bound, which training cannot reach.
 
     Raises:
         ValueError: The temperatures are not 0 < least <= first.
@@ -115,10 +115,10 @@ class DualEncoder(nn.Module):
         """Unit vectors ``[B, D]`` of normalised clips ``[B, C, T, H, W]``.
 
         Args:
-            budget, head, selector: As in :meth:`FluxViT.forward`.
+            budget, head, selector: See :meth:`FluxViT.forward`.
 
         Raises:
-            ValueError: As there.
+            ValueError: See :meth:`FluxViT.forward`.
         """
         return self.embed_video_at(video, [budget], [head], selector)[0]
 

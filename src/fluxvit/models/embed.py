@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
             Embeddings ``[B, t, h * w, D]`` without positions, and the token shape (t, h, w).
 
         Raises:
-            ValueError: As :meth:`patchify`.
+            ValueError: See :meth:`patchify`.
         """
         patches, shape = self.patchify(video, self.proj.weight.dtype)
         return self.embed(patches), shape
@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
         """Cut ``[B, C, T, H, W]`` into tubelets.
 
         Args:
-            dtype: Of the result; None: the video's.
+            dtype: Type of the result; None: the video's.
 
         Returns:
             The pixels of each ``[B, t, h * w, V]``, V values a tubelet, and the token shape (t, h, w).

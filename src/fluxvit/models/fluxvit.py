@@ -167,7 +167,7 @@ class FluxViT(nn.Module):
         """Token features after chosen blocks, with the positions that they come from.
 
         Args:
-            video, budget, selector: As in :meth:`forward`.
+            video, budget, selector: See :meth:`forward`.
             indices: Blocks to take (negative ones count from the end), or how many of the last ones.
 
         Raises:
@@ -283,15 +283,17 @@ class FluxViT(nn.Module):
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
 
     def place(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:
-        """Of the pool's embeddings ``[B, T, L, C]`` the kept ones with their positions, class token first:
-        ``[B, 1 + K, C]``.
+        """Add positions to the kept ones of the pool's embeddings ``[B, T, L, C]``.
+
+        Returns:
+            ``[B, 1 + K, C]``, class token first.
         """
         return self._position(embeddings.flatten(1, 2), shape, kept, kept)
 
     def _position(
         self, x: Tensor, shape: tuple[int, int, int], kept: Tensor | None, places: Tensor | None
     ) -> Tensor:
-        """As :meth:`place`, of embeddings ``[B, N, C]`` of which the kept ones are at ``places``."""
+        """Like :meth:`place`, for embeddings ``[B, N, C]`` in which the kept ones are at ``places``."""
         cls_row, rows = self.pos_embed(shape)
         if kept is not None and places is not None:
             x, rows = gather_tokens(x, places), rows[kept]

@@ -31,18 +31,18 @@ def transformers_library(what: str) -> Any:
 
 
 def check_source(source: str) -> None:
-    """Raises ValueError if it is neither a folder nor could be a name on the hub."""
+    """Raise a ValueError if a source is neither a folder nor a possible name on the hub."""
     if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
         raise ValueError("there is no such folder.")
 
 
 @contextmanager
 def explained(what: str, source: str, types: Sequence[str] = ()) -> Iterator[None]:
-    """Say of what goes wrong in loading which source it was, and what would do.
+    """Turn errors in loading into a ValueError that names the source and what could be given instead.
 
     Args:
-        what: Is loaded.
-        types: Of model that are supported, if not all are.
+        what: What is loaded, for the message.
+        types: Supported types of model, if not all are.
     """
     try:
         yield

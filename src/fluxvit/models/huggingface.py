@@ -211,8 +211,8 @@ class VideoTransformerTeacher(MapTeacher):
             modules is the blocks.
         norm: The final norm.
         config: Its configuration.
-        frames: That it sees; 0: as many as make its token frames the student's.
-        size: Side of these, in pixels.
+        frames: Number of frames that it sees; 0: as many as make its token frames the student's.
+        size: Side of these frames, in pixels.
     """
 
     def __init__(
@@ -266,8 +266,8 @@ class VJepa2Teacher(VideoTransformerTeacher):
 
 
 class _Family(NamedTuple):
-    """Which teacher a model type makes, of which network of transformers, and the published normalisation of
-    pixels (mean and standard deviation).
+    """The teacher of a model type, its network in transformers, and the published normalisation of pixels
+    (mean and standard deviation).
     """
 
     teacher: type[Any]
@@ -301,7 +301,7 @@ def huggingface_teacher(source: str, *, size: int = 0, dtype: torch.dtype = torc
             normalises pixels as a ``preprocessor_config.json`` there says, or else as its family does.
         size: Side of the square frames that it sees, in pixels. 0: of an image network what puts its patches
             where the student's tokens are; of a video network its own, the only one that suits VideoMAE.
-        dtype: That it computes in.
+        dtype: Type that it computes in.
 
     Raises:
         ValueError: transformers is not installed, there is no such folder or name, the internet cannot be

@@ -26,8 +26,8 @@ class LanguageModel:
 
     Args:
         source: A folder, a name of the Hugging Face hub, or `PACKAGED`.
-        network: In eval mode, frozen.
-        tokenizer: Of transformers, with a chat template.
+        network: The network, frozen and in eval mode.
+        tokenizer: A tokenizer of transformers with a chat template.
     """
 
     source: str

@@ -54,7 +54,7 @@ class Teacher(ABC):
         pooled_width: Channels of the pooled vector.
         class_token: Whether its layers have a class token of the clip in front.
         mean, std: Normalisation of RGB values in 0..1.
-        dtype: That it computes in.
+        dtype: Type that it computes in.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Teacher(ABC):
             video: RGB in 0..1, ``[B, 3, T, H, W]``.
             shape: Tokens (t, h, w) of the student's pool.
             kept: Indices ``[B, K]`` into the pool; None: all.
-            layers: Which layers to give; negative ones count from the end.
+            layers: Layers to return; negative numbers count from the end.
 
         Raises:
             ValueError: There is no such layer.
@@ -117,7 +117,7 @@ class Teacher(ABC):
     def _features(
         self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
     ) -> TeacherFeatures:
-        """As :meth:`features`, of a fitted and normalised clip."""
+        """Like :meth:`features`, for a fitted and normalised clip."""
 
 
 class FluxViTTeacher(Teacher):
@@ -129,7 +129,7 @@ class FluxViTTeacher(Teacher):
 
     Args:
         model: The network; frozen in place.
-        mean, std: Its normalisation.
+        mean, std: Normalisation of its pixels.
     """
 
     network: FluxViT
@@ -309,7 +309,7 @@ def tokens_of_maps(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tens
 
 
 def spread_layers(student_depth: int, teacher_depth: int, count: int) -> tuple[list[int], list[int]]:
-    """Which layers of a student learn which of a teacher, both ascending.
+    """Pair layers of a student with the layers of a teacher that they learn, both ascending.
 
     The student's are its last ones. The teacher's lie as far apart as the depths' ratio, the last one with
     the student's last: for 6 of 12 that is 23, 26, 29, 33, 36, 39 of 40, InternVideo2's distillation, and the

@@ -179,7 +179,7 @@ class TextTransformer(TextTower):
 
     @torch.no_grad()
     def _init(self) -> None:
-        """As CLIP's (arXiv 2103.00020, the release's ``initialize_parameters``)."""
+        """Initialise like CLIP (arXiv 2103.00020, the release's ``initialize_parameters``)."""
         dim, depth = self.config.embed_dim, self.config.depth
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)

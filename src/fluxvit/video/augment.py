@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, resize
 
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)
-"""Of Temporal Segment Networks, and of the paper's pre-training (table 14)."""
+"""Scales of Temporal Segment Networks and of the paper's pre-training (table 14)."""
 
 _LEVELS = np.arange(256)
 # RGB to luma and two chroma axes (NTSC). The first row is the usual grey of a colour.
@@ -45,7 +45,7 @@ class RandAugment:
         magnitude: Mean strength, 0 to 10.
         ops: Operations drawn per clip.
         std: Standard deviation of the strength, which is drawn for each operation and cut to 0..10.
-        probability: Of applying an operation that was drawn.
+        probability: Probability of applying an operation that was drawn.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -152,7 +152,7 @@ def _solarize_add(video: Tensor, strength: float) -> Tensor:
 
 
 def _factor(strength: float) -> float:
-    """Of an enhancement, 0.1 to 1.9: 1 changes nothing, 0 would remove the property, 2 double it."""
+    """Factor of an enhancement, 0.1 to 1.9: 1 changes nothing, 0 would remove the property, 2 double it."""
     return 1 + 0.9 * strength
 
 

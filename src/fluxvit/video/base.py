@@ -141,7 +141,7 @@ class VideoReader(ABC):
             times: ``[T]`` seconds from the first frame, never falling.
 
         Raises:
-            ValueError: As `read` does, or a time falls.
+            ValueError: See `read`; also if a time is before the one in front of it.
             VideoError: Nothing can be decoded.
         """
         shown = self._shown(times)

@@ -47,7 +47,7 @@ class FolderReader(FixedRateReader):
     Args:
         path: The folder.
         fps: Images per second.
-        short_side: As in `fluxvit.video.reader.open_video`.
+        short_side: See `fluxvit.video.reader.open_video`.
         count: Number of frames by a list of videos: of several groups, the one with so many images is read.
         pattern: Name of the images, with ``*`` for any text or ``%d``, ``%05d`` or ``{:05d}`` for a number.
             All that it fits are read, in natural order.

@@ -61,7 +61,7 @@ class ArrayReader(FixedRateReader):
     Args:
         frames: uint8 RGB, each ``[H, W, 3]``, all of one size; see `fluxvit.video.inputs.as_frames`.
         fps: Frames per second.
-        short_side: As in `fluxvit.video.reader.open_video`.
+        short_side: See `fluxvit.video.reader.open_video`.
 
     Raises:
         ValueError: ``fps`` is out of range.

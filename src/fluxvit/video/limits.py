@@ -29,7 +29,7 @@ _FEW_PIXELS = 1 << 31
 # Boxes of one level of an MP4 file that are looked at; a film in fragments of a second has thousands.
 _MOST_BOXES = 100_000
 
-# Where in a file something begins and ends.
+# Positions in a file where something begins and ends.
 _Span: TypeAlias = tuple[int, int]
 
 
@@ -224,7 +224,7 @@ def is_encrypted(file: IO[bytes]) -> bool:
 
 @contextmanager
 def _whole(file: IO[bytes]) -> Iterator[_Span]:
-    """Where the boxes of a file lie: nowhere if it is no MP4. The file is left at its beginning."""
+    """The part of a file that holds boxes, empty if it is not an MP4. The file is left at its beginning."""
     try:
         length = file.seek(0, os.SEEK_END)
         file.seek(4)
@@ -234,7 +234,7 @@ def _whole(file: IO[bytes]) -> Iterator[_Span]:
 
 
 def _tracks(file: IO[bytes], index: _Span) -> Iterator[_Span]:
-    """Where the tracks of an index lie, compressed ones excepted."""
+    """The parts of a file that hold the tracks of an index, except compressed ones."""
     for kind, span in _boxes(file, index):
         if kind == b"trak":
             yield span

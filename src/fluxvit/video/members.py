@@ -36,9 +36,9 @@ class TarMember:
 
     Attributes:
         tar: File or URL of the tar.
-        offset: Of the first byte of the video in the tar.
+        offset: Position of the first byte of the video in the tar.
         size: Bytes of the video.
-        name: Of the member, ASCII.
+        name: Name of the member, ASCII.
     """
 
     tar: str

@@ -56,7 +56,7 @@ class _Packet:
 
 
 class _Contents:
-    """Where every frame of a file is, from its packets in decoding order.
+    """The position of every frame of a file, from its packets in decoding order.
 
     Frames are known to the decoder by a *tick*: the presentation time or, in files that store none, the
     frame's number.

@@ -1,7 +1,7 @@
-"""Which moments of a video to look at. Times are seconds; readers turn them into frames.
+"""Chooses the times of a video to sample, in seconds; readers turn them into frames.
 
-With a generator a draw is random (training); without one it is fixed, and ``view`` of ``views`` chooses among
-evenly spread draws whose scores are averaged at test time. ``views=1`` gives the central one.
+With a generator the choice is random, for training. Without one it is fixed, and ``view`` chooses one of
+``views`` evenly spread samples, whose scores are averaged at test time. ``views=1`` gives the central one.
 """
 
 from __future__ import annotations

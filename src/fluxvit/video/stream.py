@@ -85,8 +85,7 @@ class FileFrames(FrameSource):
         fps: Frames per second of a folder of images or of frames in memory; None: 25.
 
     Raises:
-        VideoError: As `open_video` does.
-        ValueError: As `open_video` does.
+        VideoError, ValueError: See `open_video`.
     """
 
     def __init__(self, video: VideoInput, *, fps: float | None = None) -> None:
@@ -123,7 +122,7 @@ class TimedFrames(FrameSource):
     Args:
         frames: (seconds, frame) in display order.
         name: For messages.
-        live: As in :class:`FrameSource`.
+        live: See :class:`FrameSource`.
         convert: Makes an RGB uint8 ``[H, W, 3]`` array of a frame; called for sampled frames only.
     """
 

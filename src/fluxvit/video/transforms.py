@@ -72,7 +72,7 @@ def resize_and_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     resized: frames one pixel high would take gigabytes.
 
     Raises:
-        ValueError: As in `resize`.
+        ValueError: See `resize`.
     """
     height, width = _size(video)
     if min(size) >= 1:
@@ -90,7 +90,7 @@ def resize_to_fit(video: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a clip, keeping its aspect, until ``size`` = (height, width) just fits into it.
 
     Raises:
-        ValueError: As in `resize`.
+        ValueError: See `resize`.
     """
     height, width = _size(video)
     scale = max(size[0] / height, size[1] / width)

@@ -18,7 +18,7 @@ class Difficulty:
         background_detail: Standard deviation of the background's brightness.
         object_size: Largest side of the main object.
         clutter: Number of distractor objects.
-        distractor_contrast: As ``contrast``, for distractors.
+        distractor_contrast: The same as ``contrast``, for distractors.
         shake: Largest excursion of the hand-held camera.
         sway: Largest excursion of the background behind the objects.
         noise: Standard deviation of the sensor noise.

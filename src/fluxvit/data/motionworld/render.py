@@ -38,7 +38,7 @@ def render(spec: SampleSpec) -> Iterator[np.ndarray]:
 
 
 def render_scene(scene: Scene) -> Iterator[np.ndarray]:
-    """As :func:`render`, for a scene already planned."""
+    """Like :func:`render`, for a scene that has been planned."""
     painter = _Painter(scene)
     for row in scene.order:
         yield painter.frame(row)
@@ -147,7 +147,7 @@ class _Sprite:
         """Draw onto ``canvas``, float ``[H, W, 3]``, in place.
 
         Args:
-            canvas: Where to draw.
+            canvas: Picture to draw on.
             x, y: Centre in pixels.
             radius: Half the object's longer side in pixels.
             angle: Clockwise turn in radians.

@@ -295,7 +295,7 @@ def _points(observation: np.ndarray) -> np.ndarray:
 
 
 def _eye(camera: Any) -> np.ndarray:
-    """Where a camera is."""
+    """The position of a camera."""
     azimuth, elevation = np.radians([camera.azimuth, camera.elevation])
     forward = [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
     return np.asarray(camera.lookat - camera.distance * np.array(forward))

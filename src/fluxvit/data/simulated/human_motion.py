@@ -40,9 +40,10 @@ class Motion:
 
     Attributes:
         seconds: Time between two frames.
-        position: Of the root, ``[T, 3]``.
-        rotations: Of the root in the world, of the others in their parents, ``[T, len(ROTATIONS), 4]``.
-        angles: Of the hinges, ``[T, len(ANGLES)]``.
+        position: Position of the root, ``[T, 3]``.
+        rotations: Rotation of the root in the world and of the other joints in their parents,
+            ``[T, len(ROTATIONS), 4]``.
+        angles: Angles of the hinges, ``[T, len(ANGLES)]``.
     """
 
     seconds: float
@@ -57,7 +58,7 @@ class Motion:
 
     @property
     def heading(self) -> float:
-        """Where the body faces, all in all: radians about the vertical, from x towards -z."""
+        """The mean direction that the body faces, in radians about the vertical, from x towards -z."""
         w, x, y, z = np.moveaxis(self.rotations[:, 0], -1, 0)
         # First column of the rotation matrix: the body's forward axis. Upright frames weigh most.
         forward = np.array([w * w + x * x - y * y - z * z, 2 * (x * z - w * y)]).sum(1)

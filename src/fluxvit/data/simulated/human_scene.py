@@ -83,7 +83,7 @@ class Performance:
         fps: Frames per second.
         speed: Speed of the person, 1 as recorded.
         poses: The person in each frame.
-        heading: Where the person of the take faces, radians from x towards y.
+        heading: Direction that the person of the take faces, in radians from x towards y.
         mirrored: Whether left and right are exchanged.
         viewpoint: Angle of the camera, in degrees to the left of where the person faces; negative: right.
         outfit: What the person looks like.
@@ -151,7 +151,7 @@ def draw_viewpoint(rng: np.random.Generator, split: str) -> float:
 
 @dataclass(frozen=True)
 class _Shot:
-    """Where the camera is: ``targets`` it looks at, ``[T, 3]``, and its place relative to them, metres."""
+    """A camera: the ``targets`` it looks at, ``[T, 3]``, and its position relative to them, in metres."""
 
     targets: np.ndarray
     offset: np.ndarray
