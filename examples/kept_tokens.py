@@ -16,7 +16,7 @@ from fluxvit import Predictor
 from fluxvit.deploy.explain import dim_dropped, kept_mask, shown_frames
 
 
-def film_strip(frames: np.ndarray, count: int, gap: int = 4) -> np.ndarray:
+def filmstrip(frames: np.ndarray, count: int, gap: int = 4) -> np.ndarray:
     """``count`` frames of uint8 ``[T, H, W, 3]`` side by side, with white gaps below and to the right."""
     chosen = frames[np.linspace(0, len(frames) - 1, count).round().astype(int)]
     framed = np.pad(chosen, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
@@ -43,10 +43,10 @@ def main() -> None:
             prediction = Predictor(args.checkpoint, budget, grid=first.plan.grid)(clip)
             frames = shown_frames(prediction, args.height)
             if budget == config.budgets[0]:
-                rows.append(film_strip(frames, args.frames))
+                rows.append(filmstrip(frames, args.frames))
             shape = prediction.plan.grid.token_shape(config.patch_size, config.tubelet_size)
             mask = kept_mask(prediction.kept, shape, config.tubelet_size)
-            rows.append(film_strip(dim_dropped(frames, mask), args.frames))
+            rows.append(filmstrip(dim_dropped(frames, mask), args.frames))
         rows[-1] = np.pad(rows[-1], ((0, 12), (0, 0), (0, 0)), constant_values=255)
     matplotlib.image.imsave(args.out, np.concatenate(rows), pil_kwargs={"quality": 88})
     print(f"wrote {args.out}")

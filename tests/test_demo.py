@@ -41,7 +41,7 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
         assert row["plain"]["pool"] == row["budget"] <= row["optimised"]["pool"]
     controls = [control["name"] for control in results["controls"]]
     assert controls == ["frames in order", "shuffled frames", "a single frame"]
-    page = (out / "report.html").read_text()
+    page = (out / "report" / "report.html").read_text()
     assert results["headline"] in page
     assert "report" in capsys.readouterr().out
 

@@ -15,7 +15,6 @@ import pytest
 from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.cli import main
-from fluxvit.evaluation.figures import Picture
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.terminal import json_line, printable, say
 
@@ -122,12 +121,3 @@ def test_reports_are_well_formed(tmp_path: Path, clip: Path, capsys: pytest.Capt
     assert not obeyed(text)
     for svg in text.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + svg.split("</svg>")[0].replace("xlink:", "") + "</svg>")
-
-
-def test_a_drawing_holds_nothing_that_is_no_xml(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    picture = Picture(lambda figure: figure.text(0.5, 0.5, "a\x00\x1b<&>--b"), 1.0, "label", 1.0)
-    picture.write(tmp_path / "a.svg")
-    ElementTree.parse(tmp_path / "a.svg")
-    drawn = ElementTree.fromstring(picture.inline().replace("xlink:", ""))
-    assert "a\ufffd\ufffd<&>--b" in "".join(drawn.itertext())

@@ -33,9 +33,9 @@ from fluxvit.data.manifest import Manifest, read_motionworld
 from fluxvit.data.motionworld import MotionWorldConfig, factor_values
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.classification import Predictions, Score, predict_dataset
-from fluxvit.evaluation.figures import require_matplotlib
-from fluxvit.evaluation.report import Strip, write_report
-from fluxvit.evaluation.strips import film_strips
+from fluxvit.evaluation.report.figures import gains_figure, training_figure
+from fluxvit.evaluation.report.filmstrips import Filmstrip, make_filmstrips
+from fluxvit.evaluation.report.page import Section, require_report_packages, write_report
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
 from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.cost import grid_cost
@@ -112,7 +112,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 
 def _run_demo(config: DemoConfig, console: Console | None) -> Path:
     started = time.monotonic() - _setup_seconds()
-    require_matplotlib()  # Now, not after minutes of training.
+    require_report_packages()  # Now, not after minutes of training.
     console = console or Console()
     out = Path(config.out)
     console.rule("fluxvit demo: data")
@@ -188,7 +188,7 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
         "training": training_log,
     }
     write_json(out / "results.json", results)
-    write_report(out / "report.html", results, _strips(folder, data.manifest("test"), config.seed))
+    report = _report(out / "report", results, _filmstrips(folder, data.manifest("test"), config.seed))
     console.rule("done")
     for row in curve:
         plain_text, best_text = (
@@ -198,8 +198,8 @@ def _run_demo(config: DemoConfig, console: Console | None) -> Path:
         console.print(f"{row['budget']:>4} tokens: {plain_text}, {best_text}")
     for control in controls:
         console.print(f"{control['name']}: {100 * control['accuracy']:.1f} %")
-    console.print(f"report      {out / 'report.html'}\ncheckpoint  {folder}", markup=False)
-    return out / "report.html"
+    console.print(f"report      {report}\ncheckpoint  {folder}", markup=False)
+    return report
 
 
 # The time that it takes -----------------------------------------------------------------------------------
@@ -496,11 +496,63 @@ def _factor_accuracy(predictions: Predictions, factors: tuple[str, ...]) -> list
     return [sum(row) / len(row) for row in right]
 
 
-def _strips(checkpoint: Path, test: Manifest, seed: int, count: int = 3) -> list[Strip]:
-    """Film strips of a few test clips, all budgets on the grid of the largest."""
+def _report(folder: Path, results: dict[str, Any], filmstrips: Sequence[Filmstrip]) -> Path:
+    """The report of an evaluation, with sections of controls, factors and training."""
+    chance, factors = results["chance"], results["factors"]
+    points = [
+        {
+            **row[kind],
+            "kind": kind,
+            "budget": row["budget"],
+            "keep": min(row["budget"], row[kind]["pool"]),
+            "top1": row[kind]["accuracy"],
+        }
+        for row in results["curve"]
+        for kind in ("plain", "optimised")
+    ]
+    controls = [
+        (
+            row["name"],
+            row["detail"],
+            f"{100 * row['accuracy']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})",
+            "better than guessing" if row["low"] > chance else "no better than guessing",
+        )
+        for row in results["controls"]
+    ]
+    panels = {
+        f"{row['budget']} tokens": list(zip(factors["names"], row["plain"], row["optimised"], strict=True))
+        for row in factors["rows"]
+    }
+    sections = [
+        Section(
+            "Controls: does the task need time?",
+            "The classes are meant to differ only in the order of events, so a model that cannot see order "
+            f"should do no better than guess ({100 * chance:.3g} %). If the control of shuffled frames or of "
+            "a single frame did better, the data would give the label away by other means.",
+            columns=("Control", "What it is", "Accuracy % (95 %)", "Verdict"),
+            rows=controls,
+        ),
+        Section(
+            "Accuracy of each factor of the motion",
+            figure=gains_figure(panels, "Accuracy of each binary factor of the label"),
+            caption="A class is a combination of binary factors. How often each of them is right shows which "
+            "motion a small budget loses first. Guessing gets 50 %.",
+        ),
+        Section(
+            "Training",
+            figure=training_figure(results["training"]),
+            caption="One model is trained at all budgets at once.",
+        ),
+    ]
+    return write_report(folder, {**results, "points": points}, filmstrips, sections)
+
+
+def _filmstrips(checkpoint: Path, test: Manifest, seed: int, count: int = 3) -> list[Filmstrip]:
+    """Filmstrips of a few test clips, all budgets on the grid of the largest."""
     clips = random.Random(seed).sample(test.entries, min(count, len(test)))
     grid = Predictor(checkpoint, BUDGETS[0]).plan.grid
-    return film_strips(checkpoint, BUDGETS, grid, [(entry.path.stem, entry) for entry in clips], test.labels)
+    titled = [(entry.path.stem, entry) for entry in clips]
+    return make_filmstrips(checkpoint, BUDGETS, grid, titled, test.labels)
 
 
 def environment() -> dict[str, str]:

@@ -1,89 +1,95 @@
-"""The report: one safe, self-contained page with the parts there is data for."""
+"""Reports: one safe, self-contained page with the parts there is data for, its figures, its table."""
 
 from __future__ import annotations
 
-import builtins
+import csv
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
-from fluxvit.evaluation.report import Strip, write_report
+from fluxvit.data.manifest import Entry
+from fluxvit.evaluation.report import figures
+from fluxvit.evaluation.report.filmstrips import Filmstrip, best_and_worst
+from fluxvit.evaluation.report.page import Section, write_report
 
-LIMIT = 3_000_000
+LIMIT = 5_000_000
 NASTY = '<script>alert("x")</script> & $\\frac$'
-SECTIONS = {
-    "curve": "Accuracy at each token budget",
-    "trials": "How the grid of each budget was chosen",
-    "controls": "Controls",
-    "factors": "Accuracy of each factor",
-    "training": "Training",
-    "conditions": "Conditions",
-}
 VOID = {"meta", "link", "img", "br"}
 
 
-def score(accuracy: float, **more: Any) -> dict[str, Any]:
-    return {"accuracy": accuracy, "low": accuracy - 0.03, "high": accuracy + 0.03, "total": 400, **more}
-
-
-def results() -> dict[str, Any]:
-    budgets = (200, 100, 50, 25)  # Four: more than fit into one row of panels.
+def point(kind: str, budget: int, top1: float, classes: int = 3, **more: Any) -> dict[str, Any]:
+    dense = kind != "plain"
     return {
-        "title": f"demo {NASTY}",
-        "headline": f"headline {NASTY}",
-        "notes": [f"note {NASTY}"],
-        "chance": 0.0625,
-        "conditions": {"Machine": f"two cores {NASTY}"},
-        "curve": [
-            {
-                "budget": budget,
-                "plain": score(0.6, grid="16x40", pool=budget, correct=240, gmacs=0.2),
-                "optimised": score(0.7, grid="24x48", pool=432, correct=280, gmacs=0.21),
-            }
-            for budget in budgets
-        ],
-        "trials": [
-            score(0.5 + frames / 100, budget=budget, grid=f"{frames}x{size}", frames=frames)
-            for budget in budgets
-            for frames in (16, 24)
-            for size in (40, 48)
-        ],
-        "controls": [
-            score(0.06, name="single frame", detail=f"detail {NASTY}"),
-            score(0.2, name=NASTY, detail="leaks"),
-        ],
-        "factors": {
-            "names": ["slide", NASTY],
-            "rows": [{"budget": budget, "plain": [0.9, 0.8], "optimised": [0.95, 0.7]} for budget in budgets],
-        },
-        "training": [
-            {"step": step, "loss": 8 / (1 + step), "accuracy@200": step / 500, "accuracy@50": float("nan")}
-            for step in range(500)
-        ],
-    }
+        "kind": kind, "budget": budget, "grid": "16x24x32" if dense else "8x24", "frames": 16, "height": 24,
+        "width": 32, "pool": 2 * budget if dense else budget, "keep": budget, "head": 0,
+        "selector": "group_dynamic" if kind in ("plain", "optimised") else kind, "views": "1x1", "top1": top1,
+        "low": top1 - 0.03, "high": top1 + 0.03, "correct": round(400 * top1), "total": 400, "top5": None,
+        "mean_class": top1, "nll": 0.7, "ece": 0.05, "per_class": [top1] * classes, "gmacs": budget / 1000,
+        "latency_ms": None, **more,
+    }  # fmt: skip
 
 
-def strip(frames: np.ndarray, rows: int = 2) -> Strip:
-    answers = [(200, NASTY, 0.9, True), (50, "rises", 0.5, False)]
-    return Strip(f"clip {NASTY}", NASTY, answers, [(f"row {NASTY}", frames)] * rows)
+def results(**more: Any) -> dict[str, Any]:
+    """Three classes named a, b and NASTY, at two budgets."""
+    latency = {"p10": 4.0, "p50": 5.0, "p90": 6.5, "device": f"cpu {NASTY}"}
+    points = [
+        point("plain", 36, 0.6, confusion=[[9, 0, 0]] * 3),
+        point("optimised", 36, 0.7, confusion=[[5, 1, 0], [0, 7, 0], [0, 2, 0]], latency_ms=latency),
+        point("random", 36, 0.5, latency_ms=latency),
+        point("plain", 18, 0.4, per_class=[0.5, 0.25, None]),
+        point("optimised", 18, 0.65, per_class=[0.4, 0.75, None]),
+        point("random", 18, 0.45),
+    ]
+    trials = [
+        {"budget": budget, "grid": grid, "frames": 16, "accuracy": accuracy, "total": 90}
+        for budget in (36, 18)
+        for grid, accuracy in (("16x24x32", 0.511), ("16x24x32", 0.622), ("16x32", 0.433))
+    ]
+    return {
+        "title": f"title {NASTY}", "checkpoint": f"checkpoint {NASTY}", "headline": f"headline {NASTY}",
+        "chance": 1 / 3, "conditions": {"Machine": f"machine {NASTY}"},
+        "protocol": {"seed": 0, "note": NASTY},
+        "classes": ["a", "b", NASTY], "unreadable": [{"path": f"x {NASTY}.mp4", "error": "no stream"}],
+        "points": points, "trials": trials, **more,
+    }  # fmt: skip
 
 
 def noise(count: int, size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def write(path: Path, results: dict[str, Any], strips: list[Strip]) -> str:
-    write_report(path, results, strips)
-    return path.read_text(encoding="utf-8")
+def strip(frames: np.ndarray, rows: int = 2) -> Filmstrip:
+    predictions = [(200, NASTY, 0.9, True), (50, "rises", 0.5, False)]
+    return Filmstrip(f"clip {NASTY}", NASTY, predictions, [(f"row {NASTY}", frames)] * rows)
+
+
+def sections() -> list[Section]:
+    log = [
+        {"step": step, "loss": 8 / (1 + step), "accuracy@200": step / 500, "accuracy@50": float("nan")}
+        for step in range(500)
+    ]
+    return [
+        Section(f"extra {NASTY}", f"text {NASTY}", columns=("Name", NASTY), rows=[(f"cell {NASTY}", 1.5)]),
+        Section("Training", figure=figures.training_figure(log), caption=f"caption {NASTY}"),
+    ]
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write(tmp_path_factory.mktemp("report") / "report.html", results(), [strip(noise(16, 40))])
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "report"
+    return write_report(folder, results(), [strip(noise(16, 24))], sections()).parent
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 class Balance(HTMLParser):
@@ -113,42 +119,121 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
     assert parser.open == []
     assert all(load.startswith(("data:", "#")) for load in parser.loads)
     assert not re.search(r"url\((?!#)|@import", page)
-
-
-def test_everything_from_data_is_escaped(page: str) -> None:
-    assert "<script" not in page
-    for where in ("demo", "headline", "note", "two cores", "detail", "clip", "row"):
-        assert f"{where} &lt;script&gt;" in page
-
-
-def test_all_parts_are_there(page: str) -> None:
-    assert all(f"<h2>{title}" in page for title in SECTIONS.values())
-    assert page.count('<svg role="img" aria-label=') == 4
-    assert page.count("data:image/jpeg;base64,") == 2 * 12
-    assert "+10.0" in page
-    assert "no better than guessing" in page
-    assert "<td>better than guessing" in page
-    assert "--budget 25 --explain" in page
-    assert len(page) < LIMIT
-
-
-def test_ids_are_unique_across_figures(page: str) -> None:
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("missing", SECTIONS)
-def test_a_part_without_data_is_left_out(tmp_path: Path, missing: str) -> None:
-    page = write(tmp_path / "report.html", {missing: results()[missing]}, [])
-    assert [key for key, title in SECTIONS.items() if f"<h2>{title}" in page] == [missing]
-    empty = write(tmp_path / "report.html", {missing: type(results()[missing])()}, [])
-    assert not any(f"<h2>{title}" in empty for title in SECTIONS.values())
-    assert 'class="film"' not in page
+def test_everything_from_data_is_escaped(page: str) -> None:
+    assert "<script" not in page
+    names = re.findall(r"(\w+) &lt;script&gt;", page)
+    expected = "title headline checkpoint machine cpu x clip row extra text cell caption"
+    assert set(expected.split()) <= set(names)
+    assert "&amp;lt;" not in page
 
 
-def test_many_large_frames_stay_within_the_limit(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", {}, [strip(noise(12, 224), rows=4)] * 5)
-    assert (tmp_path / "report.html").stat().st_size < LIMIT
+def test_all_parts_are_there(page: str) -> None:
+    assert page.count('<svg role="img" aria-label=') == 7
+    assert page.count("data:image/jpeg;base64,") == 2 * 12
+    assert page.count('rowspan="3"') == 2
+    assert "+25.0</td>" in page
+    for title in ("Accuracy against cost", "All points", "What the selector keeps", "Unreadable files"):
+        assert f"<h2>{title}" in page
+
+
+def test_figures_are_files_too_and_nothing_else_is_left(folder: Path) -> None:
+    names = {f"accuracy_{cost}" for cost in figures.COSTS} | {"search", "class_gains", "confusion"}
+    files = {f"{name}{suffix}" for name in names for suffix in (".png", ".svg")}
+    assert {path.name for path in folder.iterdir()} == files | {"report.html", "points.csv"}
+    assert (folder / "search.png").read_bytes().startswith(b"\x89PNG")
+    ElementTree.parse(folder / "search.svg")
+
+
+def test_the_table_has_every_point(folder: Path) -> None:
+    with (folder / "points.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["kind"], row["budget"]) for row in rows] == [
+        (point["kind"], str(point["budget"])) for point in results()["points"]
+    ]
+    assert float(rows[1]["latency_p50_ms"]) == 5.0
+    assert rows[0]["latency_p50_ms"] == rows[0]["top5"] == ""
+    assert float(rows[4]["top1"]) == 0.65
+
+
+def test_gains_are_those_of_the_smallest_budget(page: str) -> None:
+    text = " ".join(page.split())
+    assert "At 18 tokens" in text
+    assert "better than plain sampling in 1 of 2 classes and worse in 1" in text  # The third has no clips.
+    assert page.index("+50</text>") < page.index("−10</text>")  # The largest first.
+
+
+def test_heat_map_shows_the_best_trial_of_a_grid(page: str) -> None:
+    assert page.count(">62.2</text>") == 2
+    assert ">51.1</text>" not in page
+
+
+def test_what_has_no_data_is_left_out_and_its_old_figures_go(tmp_path: Path) -> None:
+    bare = {"title": "bare", "headline": "one point", "chance": None, "points": [point("plain", 36, 0.6)]}
+    (tmp_path / "search.png").write_bytes(b"old")
+    (tmp_path / "notes.txt").write_text("somebody's own")
+    page = write_report(tmp_path, bare | {"classes": ["a", "b", "c"]}).read_text(encoding="utf-8")
+    titles = re.findall("<h2>(.*)</h2>", page)
+    assert titles == ["Accuracy against cost", "All points", "How to read this"]
+    drawn = {f"accuracy_{cost}.{kind}" for cost in ("tokens", "gmacs") for kind in ("png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == drawn | {"report.html", "points.csv", "notes.txt"}
+    assert "ms (10th" not in page
+
+
+def test_points_need_only_what_is_always_drawn(tmp_path: Path) -> None:
+    names = ("kind", "budget", "grid", "pool", "keep", "top1", "low", "high", "total", "gmacs")
+    points = [{name: row[name] for name in names} for row in results()["points"]]
+    points.append({**points[0], "kind": "one grid"})
+    kinds = {"one grid": "a model trained on this grid alone."}
+    few = {"title": "few", "headline": "h", "chance": 0.5, "points": points, "kinds": kinds}
+    page = write_report(tmp_path, few).read_text(encoding="utf-8")
+    assert kinds["one grid"] in page
+    assert "NLL" not in page
+
+
+def test_much_is_cut_to_what_can_be_read(tmp_path: Path) -> None:
+    count = 400
+    confusion = [[3 if i == j else 0 for j in range(count)] for i in range(count)]
+    confusion[7][9] = 6
+    gains = [i / count for i in range(count)]
+    many = results(
+        classes=[f"{i} {'long ' * 20}" for i in range(count)],
+        points=[
+            point("plain", 36, 0.5, count),
+            point("optimised", 36, 0.6, count, per_class=gains, confusion=confusion),
+        ],
+        trials=[],
+        unreadable=[{"path": f"{i}.mp4", "error": "empty"} for i in range(300)],
+    )
+    path = write_report(tmp_path, many, [strip(noise(12, 224), rows=4)] * 5)
+    page = path.read_text(encoding="utf-8")
+    assert "15 largest gains and the 15 smallest" in page
+    assert page.count("…</text>") == 30
+    assert "<td>6</td><td>67 % of 9</td>" in page
+    assert not (tmp_path / "confusion.png").exists()
+    assert "300 files could not be read" in page
+    assert "and 100 more" in page
+    assert path.stat().st_size < LIMIT
+
+
+def test_a_single_point_and_an_empty_score_can_be_drawn() -> None:
+    empty = {"low": 0.0, "high": 0.0, "latency_ms": {"p50": 3.0}}
+    for cost in figures.COSTS:
+        for top1, chance in ((0.0, 0.5), (1.0, None)):
+            drawn = figures.accuracy_figure([point("plain", 18, top1, **empty)], cost, chance)
+            assert ">plain</text>" in figures.inline_svg(drawn)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_drawing_holds_nothing_that_is_no_xml(tmp_path: Path) -> None:
+    drawn = figures.gains_figure({"a\x00\x1b<&>--b": [("c", 0.5, 0.6)]}, NASTY)
+    figures.save(drawn, tmp_path / "a.svg")
+    ElementTree.parse(tmp_path / "a.svg")
+    inline = ElementTree.fromstring(figures.inline_svg(drawn).replace("xlink:", ""))
+    assert "a\\x00\\x1b<&>--b" in "".join(inline.itertext())
 
 
 def test_frames_must_be_uint8_pictures() -> None:
@@ -156,15 +241,27 @@ def test_frames_must_be_uint8_pictures() -> None:
         strip(np.zeros((2, 4, 4, 3)))
 
 
-def test_a_missing_matplotlib_names_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = builtins.__import__
+def test_best_and_worst_clips_are_whole_readable_videos(tmp_path: Path) -> None:
+    names = list("abcdef")
+    entries = [Entry(tmp_path / name, 0) for name in names]
+    entries[0] = Entry(tmp_path / "a", 0, start=1.0, end=2.0)
+    scores = torch.tensor([-0.1, -3.0, float("nan"), -1.0, -2.0, -0.5])
+    titles = [title for title, _ in best_and_worst(scores, names, entries, count=2)]
+    assert titles == ["best: f", "best: d", "worst: b", "worst: e"]
+    titles = [title for title, _ in best_and_worst(scores, names, entries, count=3)]
+    assert titles == ["best: f", "best: d", "best: e", "worst: b"]
 
-    def without_matplotlib(name: str, *args: Any) -> Any:
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return load(name, *args)
 
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+def test_long_names_are_cut() -> None:
+    assert figures.short_name("x" * 36) == "x" * 36
+    assert figures.short_name("x" * 37) == "x" * 35 + "…"
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_missing_package_names_the_cure(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"fluxvit\[report\]"):
-        write_report(tmp_path / "report.html", results(), [])
+        write_report(tmp_path / "report", results())
     assert list(tmp_path.iterdir()) == []

@@ -25,13 +25,11 @@ from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_rec
 from fluxvit.deploy.latency import LatencyTable
 from fluxvit.evaluation.answers import Answers
 from fluxvit.evaluation.classification import Predictions, Request, number_for_checkpoint, predict_requests
-from fluxvit.evaluation.evaluation_report import write_evaluation_report
 from fluxvit.evaluation.features import backbone_digest
-from fluxvit.evaluation.figures import require_matplotlib
 from fluxvit.evaluation.metrics import Metrics, average_precision, mean_of_classes, measure
 from fluxvit.evaluation.protocol import Protocol, head_of
-from fluxvit.evaluation.report import Strip
-from fluxvit.evaluation.strips import film_strips
+from fluxvit.evaluation.report.filmstrips import Filmstrip, best_and_worst, make_filmstrips
+from fluxvit.evaluation.report.page import require_report_packages, write_report
 from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
 from fluxvit.evaluation.views import MOST_VIEWS, ONE_VIEW, Views
 from fluxvit.files import lock_folder, write_json
@@ -50,7 +48,6 @@ RESULTS, PREDICTIONS = "results.json", "predictions.npz"
 RESIZE = "bilinear with antialiasing, aspect kept, until the grid just fits; one crop: the centre"
 # Raise it when the same protocol would give other predictions than before.
 _VERSION = 1
-_STRIPS = 2  # Of the surest right answers, and of the surest wrong ones.
 _NAMED = 10  # Unreadable videos that are named in print; the results name all.
 
 T = TypeVar("T")
@@ -198,7 +195,7 @@ def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool 
 
 def _run_evaluation(config: EvaluateConfig, world: World, progress: bool) -> Evaluation | None:
     if config.report:
-        require_matplotlib()  # Now, not after all videos.
+        require_report_packages()  # Now, not after all videos.
     manifest = read_manifest(config.data, config.target)
     model, info = load_checkpoint(config.checkpoint, world.device)
     manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
@@ -408,9 +405,9 @@ def _finish(
     write_json(out / RESULTS, results)
     wrote = [out / RESULTS, answers.path]
     if config.report:
-        shown = _strips(config, info, manifest, subjects, answers, model)
+        filmstrips = _filmstrips(config, info, manifest, subjects, answers, model)
         with lock_folder(config.report):
-            wrote.append(write_evaluation_report(config.report, results, shown))
+            wrote.append(write_report(config.report, results, filmstrips))
     return Evaluation(results, warning, wrote)
 
 
@@ -529,27 +526,19 @@ def _warning(config: EvaluateConfig, manifest: Manifest) -> str:
     )
 
 
-def _strips(
+def _filmstrips(
     config: EvaluateConfig,
     info: CheckpointInfo,
     manifest: Manifest,
     subjects: Sequence[Subject],
     answers: Answers,
     model: FluxViT,
-) -> list[Strip]:
-    """Strips of the videos whose class is found likeliest and least likely, all budgets on one grid."""
+) -> list[Filmstrip]:
+    """Filmstrips of the videos whose true class is most and least likely, all budgets on one grid."""
     first = next((subject for subject in subjects if subject.kind != "plain"), subjects[0])
-    truth = answers.rows[_key(first.plan)].gather(1, answers.labels[:, None])[:, 0]
-    # Segments are left out: a strip shows a whole video.
-    shown = [
-        i
-        for i in truth.argsort(descending=True).tolist()
-        if not truth[i].isnan() and manifest.entries[i].start is None and manifest.entries[i].end is None
-    ]
-    best, worst = shown[:_STRIPS], shown[_STRIPS:][-_STRIPS:]
-    clips = [(f"best: {answers.names[i]}", manifest.entries[i]) for i in best]
-    clips += [(f"worst: {answers.names[i]}", manifest.entries[i]) for i in reversed(worst)]
+    scores = answers.rows[_key(first.plan)].gather(1, answers.labels[:, None])[:, 0]
+    clips = best_and_worst(scores, answers.names, manifest.entries)
     labels = list(info.labels or manifest.labels) or [f"class {i}" for i in range(model.num_classes)]
     budgets = sorted({subject.budget for subject in subjects}, reverse=True)
     device = str(next(model.parameters()).device)
-    return film_strips(config.checkpoint, budgets, first.plan.grid, clips, labels, device)
+    return make_filmstrips(config.checkpoint, budgets, first.plan.grid, clips, labels, device)

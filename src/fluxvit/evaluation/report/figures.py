@@ -1,0 +1,345 @@
+"""Figures of an evaluation report.
+
+Each function returns a Matplotlib figure whose label says what it shows. :func:`save` writes a figure to a
+file, and :func:`inline_svg` makes it part of a page. A point is an element of ``points`` in the
+``results.json`` of ``fluxvit evaluate``, and a trial is an element of ``trials``.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fluxvit.files import atomic_path
+from fluxvit.terminal import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+INK, MUTED, RULE, PAPER = "#1f2430", "#687080", "#d8dce3", "#fdfdfe"
+PLAIN, OPTIMISED = "#1f66a8", "#d2620c"  # Blue and orange differ for every kind of colour blindness.
+BASELINES = ("#84660a", "#0c7489", "#8a3f9e", "#0f7a5a")
+CSS_VARIABLES = {
+    **{INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"},
+    **{PLAIN: "--plain", OPTIMISED: "--optimised"},
+    **{colour: f"--baseline-{number}" for number, colour in enumerate(BASELINES, start=1)},
+}
+"""The CSS variable that replaces each colour on a page, so that one drawing serves light and dark screens."""
+
+WIDTH = 9.0  # Inches of a figure that takes the whole width of a page.
+COSTS = {
+    "tokens": "tokens that the encoder sees (log scale)",
+    "gmacs": "GMACs of one view (log scale)",
+    "milliseconds": "median milliseconds of one view (log scale)",
+}
+_MAIN = {"plain": (PLAIN, "o"), "optimised": (OPTIMISED, "D")}
+_LABELLED_BUDGETS = 8  # With more budgets than this, their labels would overlap.
+_NUMBERED_CLASSES = 20  # Cells of a larger confusion matrix are too small for numbers.
+_NAME_LENGTH = 36
+
+
+@contextmanager
+def _style(**settings: Any) -> Iterator[None]:
+    """Draw in the style of the report; also a decorator."""
+    import matplotlib
+
+    style: Any = {
+        "axes.axisbelow": True,
+        "axes.edgecolor": MUTED,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.labelcolor": MUTED,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": INK,
+        "axes.titlesize": 10.5,
+        "font.size": 9.5,
+        "grid.color": RULE,
+        "grid.linewidth": 0.7,
+        "legend.frameon": False,
+        "lines.linewidth": 1.9,
+        "lines.markersize": 5.5,
+        "text.color": INK,
+        "text.parse_math": False,  # A class name may contain "$".
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        **settings,
+    }
+    with matplotlib.rc_context(style):
+        yield
+
+
+def _figure(label: str, height: float, width: float = WIDTH) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    figure.set_label(label)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure on white as a ``.png`` or ``.svg`` file; letters of an SVG are outlines."""
+    with atomic_path(path) as partial:
+        if path.suffix == ".svg":
+            partial.write_text(_svg(figure, "path", facecolor="white"), encoding="utf-8")
+        else:
+            with _style():
+                figure.savefig(partial, format=path.suffix[1:], facecolor="white", dpi=200)
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure as an ``<svg>`` element, in the page's colours and with text that can be searched."""
+    width, height = figure.get_size_inches()
+    # At 104 pixels an inch, 10-point text is 14 pixels high. Narrow screens scroll below 64 pixels an inch.
+    opening = (
+        f'<svg role="img" aria-label="{html.escape(str(figure.get_label()))}" '
+        f'viewBox="0 0 {72 * width:g} {72 * height:g}" '
+        f'style="max-width: {104 * width:.0f}px; min-width: {64 * width:.0f}px">'
+    )
+    _, _, body = _svg(figure, "none", transparent=True).partition("<svg")
+    # Group ids such as "axes_1" would repeat from figure to figure.
+    body = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', "", body, flags=re.DOTALL)
+    for colour, variable in CSS_VARIABLES.items():
+        body = body.replace(colour, f"var({variable}, {colour})")
+    return opening + body.partition(">")[2].strip()
+
+
+def _svg(figure: Figure, fonttype: str, **options: Any) -> str:
+    document = io.StringIO()
+    # The salt keeps ids apart from those of other figures on a page, and equal from run to run.
+    with _style(**{"svg.fonttype": fonttype, "svg.hashsalt": figure.get_label()}):
+        figure.savefig(document, format="svg", metadata={"Date": None}, **options)
+    return printable(document.getvalue(), keep="\n\t")  # Matplotlib writes characters that XML forbids.
+
+
+def kinds_of(points: Sequence[Row]) -> list[str]:
+    """The kinds of points: plain, optimised, then the others in their order."""
+    kinds = dict.fromkeys(point["kind"] for point in points)
+    return [*(kind for kind in _MAIN if kind in kinds), *(kind for kind in kinds if kind not in _MAIN)]
+
+
+def cost_of(point: Row, cost: str) -> float:
+    """The cost of a point by its name in :data:`COSTS`; 0 if it was not measured."""
+    if cost == "milliseconds":
+        return float((point.get("latency_ms") or {"p50": 0})["p50"])
+    return float(point["keep" if cost == "tokens" else cost])
+
+
+@_style()
+def accuracy_figure(points: Sequence[Row], cost: str, chance: float | None, width: float = WIDTH) -> Figure:
+    """Top-1 accuracy of each kind of points against a cost, with 95 % intervals."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    label = f"Top-1 accuracy against {COSTS[cost].removesuffix(' (log scale)')}, by kind of sampling"
+    figure = _figure(label, 4.3 if width == WIDTH else 3.6, width)
+    axes = figure.subplots()
+    shown = [point for point in points if cost_of(point, cost)]
+    costs = [cost_of(point, cost) for point in shown]
+    least, most = min(costs), max(costs)
+    margin = 1.05 * (most / least) ** 0.06  # A single cost has a margin, too.
+    axes.set(xscale="log", xlabel=COSTS[cost], ylabel="top-1 accuracy (%)")
+    axes.set_xlim(least / margin, most * margin)
+    for number, kind in enumerate(kinds_of(shown)):
+        line = sorted((point for point in shown if point["kind"] == kind), key=lambda point: point["budget"])
+        baseline = BASELINES[number % len(BASELINES)], "s^vPXph<>"[number % 9]
+        colour, marker = _MAIN.get(kind, baseline)
+        shift = 0 if kind in _MAIN else 0.01 * number  # Bars at the same cost would hide each other.
+        x = np.array([cost_of(point, cost) for point in line]) * (1 + shift)
+        top1, low, high = (100 * np.array([point[key] for point in line]) for key in ("top1", "low", "high"))
+        axes.vlines(x, low, high, color=colour, linewidth=1.1)
+        axes.plot(x, top1, marker + ("-" if kind in _MAIN else "--"), color=colour, label=kind)
+        if kind in _MAIN:
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.margins(y=0.12)
+    if min(point["low"] for point in shown) < 0.4:
+        if chance:
+            text = f"chance ({100 * chance:.3g} %)"
+            axes.axhline(100 * chance, color=MUTED, linestyle=":", linewidth=1.2, label=text)
+        axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if most > 10 * least else MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    budgets = sorted({point["keep"] for point in shown})
+    if cost == "tokens" and len(budgets) <= _LABELLED_BUDGETS:
+        axes.set_xticks(budgets)
+        for point in shown:
+            _label_grid(axes, point, shown)
+    figure.legend(loc="outside upper left", ncols=round(width / 1.8))
+    return figure
+
+
+def _label_grid(axes: Any, point: Row, points: Sequence[Row]) -> None:
+    """Name the grid of a plain or optimised point, on the side away from the other one."""
+    if point["kind"] not in _MAIN:
+        return
+    rivals = [rival for rival in points if rival["kind"] in _MAIN and rival["budget"] == point["budget"]]
+    above = point is max(rivals, key=lambda rival: (rival["top1"], rival["kind"] == "optimised"))
+    axes.annotate(
+        str(point["grid"]),
+        (point["keep"], 100 * point["high" if above else "low"]),
+        (0, 4 if above else -4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if above else "top",
+        color=_MAIN[point["kind"]][0],
+        bbox={"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.5},
+    )
+
+
+@_style()
+def search_figure(trials: Sequence[Row], points: Sequence[Row]) -> Figure:
+    """A heat map of frames and frame sizes for each budget, with the accuracy of the best trial of each grid.
+
+    Grids of plain points are outlined in blue, grids of optimised points in orange.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    best = {(row["budget"], row["grid"]): row for row in sorted(trials, key=lambda row: row["accuracy"])}
+    budgets = sorted({budget for budget, _ in best}, reverse=True)
+    frames = sorted({row["frames"] for row in trials})
+    sizes = sorted({_frame_size(row) for row in trials}, key=lambda size: (math.prod(size), size))
+    across = min(len(budgets), max(1, min(3, 16 // len(sizes))))
+    down = -(-len(budgets) // across)
+    across = -(-len(budgets) // down)  # The same number of rows, filled evenly.
+    size = 0.6 + down * (0.5 + 0.4 * len(frames)), min(WIDTH, 1.2 + across * max(1.9, 0.68 * len(sizes)))
+    figure = _figure("Validation accuracy of the sampling grids that were tried", *size)
+    grey = LinearSegmentedColormap.from_list("grey", ["#e8ebf0", "#545d70"])  # Leaves colours to outlines.
+    accuracies = [row["accuracy"] for row in best.values()]
+    low, span = min(accuracies), max(accuracies) - min(accuracies) or 1.0
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat
+    for axes in panels[len(budgets) :]:
+        axes.set_axis_off()
+    for axes, budget in zip(panels, budgets, strict=False):
+        kinds = {row["kind"]: row["grid"] for row in points if row["budget"] == budget}
+        outlines = {kinds.get(kind): colour for kind, (colour, _) in _MAIN.items()}
+        for row in (row for row in best.values() if row["budget"] == budget):
+            x, y = sizes.index(_frame_size(row)), frames.index(row["frames"])
+            shade, outline = (row["accuracy"] - low) / span, outlines.get(row["grid"])
+            cell = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=grey(shade), linewidth=3)
+            axes.add_patch(cell).set(edgecolor=outline or "none", zorder=3 if outline else 2)
+            # Cells look the same on a dark page, and so does their text.
+            colour, text = "#11151d" if shade < 0.55 else "#f7f8fa", f"{100 * row['accuracy']:.1f}"
+            axes.text(x, y, text, ha="center", va="center", color=colour, zorder=4)
+        axes.set(xlim=(-0.55, len(sizes) - 0.45), ylim=(-0.55, len(frames) - 0.45))
+        axes.set_title(f"{budget} tokens")
+        axes.set_xticks(range(len(sizes)), ["x".join(map(str, size)) for size in sizes])
+        axes.set_yticks(range(len(frames)), map(str, frames))
+        axes.tick_params(length=0, labelbottom=True)
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
+    figure.supxlabel("frame size (pixels)", fontsize=10, color=MUTED)
+    figure.supylabel("frames", fontsize=10, color=MUTED)
+    return figure
+
+
+def _frame_size(trial: Row) -> tuple[int, ...]:
+    """Height and width of a trial's frames; of square ones only their side."""
+    return tuple(map(int, trial["grid"].split("x")[1:]))
+
+
+@_style()
+def gains_figure(panels: Mapping[str, Sequence[tuple[str, float, float]]], label: str) -> Figure:
+    """Plain and optimised accuracy as two dots joined by a line, with the gain beside them.
+
+    Args:
+        panels: For each title, rows of a name and its plain and optimised accuracy, from 0 to 1.
+        label: What the figure shows.
+    """
+    counts = [len(rows) for rows in panels.values()]
+    figure = _figure(label, 0.9 + 0.3 * len(panels) + 0.24 * sum(counts))
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=counts)[:, 0]
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        heights = range(len(rows))
+        plain, optimised = (100 * np.array([row[column] for row in rows]) for column in (1, 2))
+        axis.hlines(heights, plain, optimised, color=RULE, linewidth=4)
+        axis.plot(plain, heights, "o", color=PLAIN, label="plain")
+        axis.plot(optimised, heights, "D", color=OPTIMISED, label="optimised")
+        axis.set(xlim=(-3, 103), ylim=(len(rows) - 0.4, -0.6))  # The first row is on top.
+        axis.set_title(title, loc="left")
+        axis.set_yticks(heights, [short_name(row[0]) for row in rows])
+        axis.grid(axis="both", visible=False)
+        axis.grid(axis="x")
+        gains = axis.secondary_yaxis("right")
+        gains.set_yticks(heights, [f"{gain:+.0f}".replace("-", "−") for gain in optimised - plain])
+        gains.tick_params(length=0)
+        gains.spines[:].set_visible(False)
+    axes[-1].set_xlabel("accuracy (%); numbers on the right are gains in points")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+@_style()
+def confusion_figure(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Figure:
+    """Clips of each true class (rows) by predicted class (columns), shaded by their share of the row."""
+    from matplotlib.patches import Rectangle
+
+    count = len(classes)
+    names = [f"{short_name(name)}  {number}" for number, name in enumerate(classes, start=1)]
+    cell = min(0.36, 6.4 / count)
+    side, fontsize = max(cell * count, 1.2), min(9.5, 60 * cell)
+    width = min(WIDTH, side + 1.2 + 0.009 * fontsize * max(map(len, names)))
+    figure = _figure("Confusion matrix", side + 0.7, width)
+    axes = figure.subplots()
+    for i, row in enumerate(confusion):
+        for j, clips in ((j, clips) for j, clips in enumerate(row) if clips):
+            # Pale enough for ink to be read on it, on light and on dark paper.
+            shade, colour = 0.08 + 0.5 * clips / sum(row), PLAIN if i == j else OPTIMISED
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=shade, linewidth=0))
+            if count <= _NUMBERED_CLASSES:
+                axes.text(j, i, str(clips), ha="center", va="center", fontsize=8.5)
+    edges = np.arange(count + 1) - 0.5
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.grid(False)
+    axes.grid(which="minor", axis="both", linewidth=0.5)
+    axes.set_yticks(range(count), names, fontsize=fontsize)
+    axes.set_xticks(
+        range(count), map(str, range(1, count + 1)), fontsize=fontsize, rotation=90 if count > 40 else 0
+    )
+    axes.tick_params(which="both", length=0, top=False, labeltop=True, labelbottom=False)
+    axes.xaxis.set_label_position("top")
+    axes.set(xlabel="predicted class", ylabel="true class", aspect="equal")
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@_style()
+def training_figure(log: Sequence[Row]) -> Figure:
+    """Loss, and accuracy at each budget, against the training step, averaged over short stretches.
+
+    Args:
+        log: Rows of a training log: ``step``, ``loss``, and ``accuracy@BUDGET`` where it was measured.
+    """
+    names = dict.fromkeys(name for row in log for name in row if name.startswith("accuracy@"))
+    figure = _figure("Training loss and accuracy against training step", 2.9)
+    loss, accuracy = figure.subplots(1, 2)
+    loss.set(title="loss", xlabel="training step")
+    accuracy.set(title="accuracy while training (%)", xlabel="training step")
+    lines = [(loss, "loss", INK, 1)]
+    lines += [(accuracy, name, BASELINES[i % len(BASELINES)], 100) for i, name in enumerate(names)]
+    for axes, name, colour, scale in lines:
+        pairs = [(row["step"], scale * row[name]) for row in log if math.isfinite(row.get(name, math.nan))]
+        stretches = np.array_split(np.array(pairs).reshape(-1, 2), min(len(pairs), 120) or 1)
+        steps, values = np.array([stretch.mean(0) for stretch in stretches if pairs]).reshape(-1, 2).T
+        axes.plot(steps, values, color=colour, label=f"{name.partition('@')[2]} tokens")
+    if names:
+        accuracy.legend()
+    return figure
+
+
+def short_name(name: str) -> str:
+    """A class name on one line, shortened where it is long."""
+    name = printable(name)
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1].rstrip()}…"
