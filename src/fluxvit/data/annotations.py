@@ -24,9 +24,9 @@ from fluxvit.data.layout import (
     is_list,
     list_file,
     name_split,
+    requested_split,
     seconds_of,
     split_in,
-    wanted_split,
 )
 from fluxvit.data.lists import read_csv
 from fluxvit.data.manifest import NO_LABEL, Entry
@@ -75,8 +75,8 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
         listed = read_csv(source, root, split)
         return replace(listed, entries=tuple(replace(entry, noflip=True) for entry in listed.entries))
     folder = source if source.is_dir() else source.parent
-    wanted = wanted_split(split, source)
-    long_name = SPLIT_NAMES[wanted][1] if wanted == "val" else wanted
+    requested = requested_split(split, source)
+    long_name = SPLIT_NAMES[requested][1] if requested == "val" else requested
     file = source if source.is_file() else first_of(folder, _ssv2_names(long_name))
     classes = first_of(folder, _ssv2_names("labels"))
     numbers, names = _numbered(classes, read_annotations(classes).items())
@@ -92,7 +92,7 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
         path = videos.find(str(video["id"]), expected=videos.root / f"{video['id']}.webm")
         label = numbers[name] if name else NO_LABEL
         entries.append(Entry(path, label, captions, noflip=True, extra=extra))
-    return VideoList("", wanted, videos.root, tuple(entries), names)
+    return VideoList("", requested, videos.root, tuple(entries), names)
 
 
 @data_format("mit", "moments_categories.txt")
@@ -105,14 +105,14 @@ def read_mit(source: Path, root: Path | None, split: str | None) -> VideoList:
     file = list_file(source, split)
     classes = first_of(file.parent, ["moments_categories.txt"])
     numbers, names = _numbered(classes, (line.rpartition(",")[::2] for line in text_lines(classes)))
-    wanted = wanted_split(split, file)
+    requested = requested_split(split, file)
     root = root or file.parent
     entries = []
     for row in csv.reader(text_lines(file)):
         if len(row) < 2 or row[1] not in numbers:
             raise ValueError(f"{file}: {','.join(row)!r} is not FILE,CLASS,... of a class of the categories")
-        entries.append(Entry(root / SPLIT_NAMES[wanted][1] / row[0], numbers[row[1]]))
-    return VideoList("", wanted, root, tuple(entries), names)
+        entries.append(Entry(root / SPLIT_NAMES[requested][1] / row[0], numbers[row[1]]))
+    return VideoList("", requested, root, tuple(entries), names)
 
 
 @data_format("ucf101", "classInd.txt")
@@ -172,7 +172,7 @@ def read_coin(source: Path, root: Path | None, split: str | None) -> VideoList:
     """
     file = first_of(source, ["COIN.json"]) if source.is_dir() else source
     database = _database(file)
-    annotated, wanted = _subset(database, file, split)
+    annotated, requested = _subset(database, file, split)
     tasks = dict(sorted({video["recipe_type"]: video["class"] for video in database.values()}.items()))
     numbers = {task: number for number, task in enumerate(tasks)}
     videos = VideoFinder(root or file.parent)
@@ -183,7 +183,7 @@ def read_coin(source: Path, root: Path | None, split: str | None) -> VideoList:
             for step in video.get("annotation", ())
         ]
         entries.append(Entry(videos.find(key), numbers[video["recipe_type"]], extra={"steps": steps}))
-    return VideoList("", wanted, videos.root, tuple(entries), tuple(tasks.values()))
+    return VideoList("", requested, videos.root, tuple(entries), tuple(tasks.values()))
 
 
 @data_format("activitynet", "activity_net*.json")
@@ -207,7 +207,7 @@ def read_hacs(source: Path, root: Path | None, split: str | None) -> VideoList:
 def _read_annotated(source: Path, names: Sequence[str], root: Path | None, split: str | None) -> VideoList:
     file = first_of(source, names) if source.is_dir() else source
     database = _database(file)
-    annotated, wanted = _subset(database, file, split)
+    annotated, requested = _subset(database, file, split)
     labels = sorted({part["label"] for video in database.values() for part in video.get("annotations", ())})
     numbers = {name: number for number, name in enumerate(labels)}
     videos = VideoFinder(root or file.parent)
@@ -224,7 +224,7 @@ def _read_annotated(source: Path, names: Sequence[str], root: Path | None, split
             entries.append(Entry(path, numbers[part["label"]], start=start, end=end))
         if not parts:
             entries.append(Entry(path))
-    return VideoList("", wanted, videos.root, tuple(entries), tuple(labels))
+    return VideoList("", requested, videos.root, tuple(entries), tuple(labels))
 
 
 def _ssv2_names(name: str) -> list[str]:
@@ -254,16 +254,16 @@ def _database(path: Path) -> dict[str, Any]:
 
 def _numbered_split(split: str | None, source: Path) -> tuple[str, int]:
     """``train`` or ``test``, and which of three such pairs."""
-    told = re.fullmatch(r"(train|test)(?:list)?0?([123])?", split or source.stem)
-    if not told:
+    match = re.fullmatch(r"(train|test)(?:list)?0?([123])?", split or source.stem)
+    if not match:
         raise ValueError(
             f"{source}: choose --split train or test (the first of three; or train2, test3, ...)"
         )
-    return told[1], int(told[2] or 1)
+    return match[1], int(match[2] or 1)
 
 
 def _subset(database: dict[str, Any], file: Path, split: str | None) -> tuple[dict[str, Any], str]:
     """The videos of a ``database`` that belong to a split, and its name."""
     of = {key: split_in(video["subset"]) for key, video in database.items()}
-    wanted = wanted_split(split, file, found=sorted({name for name in of.values() if name}))
-    return {key: video for key, video in database.items() if of[key] == wanted}, wanted
+    requested = requested_split(split, file, found=sorted({name for name in of.values() if name}))
+    return {key: video for key, video in database.items() if of[key] == requested}, requested

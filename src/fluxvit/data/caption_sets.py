@@ -21,7 +21,7 @@ from fluxvit.data.layout import (
     files_in,
     first_of,
     name_split,
-    wanted_split,
+    requested_split,
 )
 from fluxvit.data.manifest import Entry
 from fluxvit.data.rows import (
@@ -54,12 +54,12 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     has the captions, twenty a video, as ``sentences`` with ``video_id`` and ``caption``. ``source`` is one of
     the lists, or their folder. Videos are ``ID`` with any suffix in any folder below ``root``.
     """
-    wanted = wanted_split(split, source, found=("train", "test"))
+    requested = requested_split(split, source, found=("train", "test"))
     if source.is_dir():
         names = [
-            path.name for path in files_in(source) if path.suffix.lower() == ".csv" and wanted in path.name
+            path.name for path in files_in(source) if path.suffix.lower() == ".csv" and requested in path.name
         ]
-        file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{wanted}.csv"])
+        file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{requested}.csv"])
     else:
         file = source
     rows = list(dict_rows(file))
@@ -77,7 +77,7 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
         for _, (name, text) in pairs:
             if name in captions:
                 captions[name].append(text)
-    return _by_name(captions, file, root, wanted, notes)
+    return _by_name(captions, file, root, requested, notes)
 
 
 @data_format("didemo")
@@ -87,19 +87,19 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
     The sentences of a video become a paragraph, in the order of the file; the video is cut after 30 seconds,
     which the sentences are about. Videos are found below ``root`` by their names, with or without suffix.
     """
-    wanted = wanted_split(split, source)
-    file = first_of(source, [f"{wanted}_data.json", f"{wanted}.json"]) if source.is_dir() else source
+    requested = requested_split(split, source)
+    file = first_of(source, [f"{requested}_data.json", f"{requested}.json"]) if source.is_dir() else source
     sentences: dict[str, list[str]] = defaultdict(list)
     pairs, notes = usable_rows(file, lambda row: _pair(row, "video", "description"))
     for _, (name, text) in pairs:
         sentences[name].append(text)
     videos = VideoFinder(root or file.parent)
     entries = []
-    for name, told in sentences.items():
+    for name, texts in sentences.items():
         # Some are downloaded with a suffix behind their own, such as ``.mov.mp4``.
         path = videos.find(name, Path(name).stem, expected=videos.root / name)
-        entries.append(Entry(path, captions=(_paragraph(told),), end=DIDEMO_SECONDS))
-    return VideoList("", wanted, videos.root, tuple(entries), notes=notes)
+        entries.append(Entry(path, captions=(_paragraph(texts),), end=DIDEMO_SECONDS))
+    return VideoList("", requested, videos.root, tuple(entries), notes=notes)
 
 
 @data_format("activitynet_captions")
@@ -110,9 +110,9 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
     The sentences become a paragraph, in the order of their times. What is reported is ``val_1.json``; of a
     folder split ``val`` takes it. Videos are ``v_ID`` or ``ID`` with any suffix in any folder below ``root``.
     """
-    wanted = wanted_split(split, source, found=("train", "val"))
+    requested = requested_split(split, source, found=("train", "val"))
     names = {"train": ["train.json"], "val": ["val_1.json", "val.json"]}
-    file = first_of(source, names[wanted]) if source.is_dir() else source
+    file = first_of(source, names[requested]) if source.is_dir() else source
     videos = VideoFinder(root or file.parent)
     entries = []
     content = read_annotations(file)
@@ -123,7 +123,7 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
         key = name.removeprefix("v_")
         path = videos.find(f"v_{key}", key)
         entries.append(Entry(path, captions=(_paragraph(sentences),)))
-    return VideoList("", wanted, videos.root, tuple(entries), notes=notes)
+    return VideoList("", requested, videos.root, tuple(entries), notes=notes)
 
 
 @data_format("lsmdc")
@@ -139,8 +139,8 @@ def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
     clips, notes = usable_rows(source, _lsmdc_clip, lines)
     for _, (name, sentence) in clips:
         captions[name].append(sentence)
-    told = "test" if "challenge" in source.name else ""
-    return _by_name(captions, source, root, split or told or name_split(None, source), notes)
+    named = "test" if "challenge" in source.name else ""
+    return _by_name(captions, source, root, split or named or name_split(None, source), notes)
 
 
 @data_format("msvd", "raw-captions.pkl", *_MSVD_TABLES)
@@ -152,8 +152,8 @@ def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
     Videos are ``NAME`` (``ID_START_END``) with any suffix in any folder below ``root``.
     """
     folder = source if source.is_dir() else source.parent
-    wanted = wanted_split(split, source)
-    file = source if source.is_file() else first_of(folder, [f"{wanted}_list.txt", f"{wanted}.txt"])
+    requested = requested_split(split, source)
+    file = source if source.is_file() else first_of(folder, [f"{requested}_list.txt", f"{requested}.txt"])
     captions: dict[str, list[str]] = {name: [] for name in text_lines(file)}
     if (folder / "raw-captions.pkl").is_file():
         for name, texts in _unpickle(folder / "raw-captions.pkl").items():
@@ -165,7 +165,7 @@ def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
             name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
             if row["Language"] == "English" and name in captions and row.get("Description"):
                 captions[name].append(row["Description"].strip())
-    return _by_name(captions, file, root, wanted, ())
+    return _by_name(captions, file, root, requested, ())
 
 
 @data_format("pairs")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.text_files import read_text, whole
+from fluxvit.data.text_files import parse_integer, read_text
 from fluxvit.files import read_json
 
 _LEADING = re.compile(r"\s*(\d+)\s*[\s,:;]\s*(\S.*)")
@@ -74,10 +74,10 @@ def _from_lines(lines: Sequence[str], path: Path) -> list[str]:
     filled = [line for line in lines if line.strip()]
     leading = [_LEADING.fullmatch(line) for line in filled]
     if filled and all(leading):
-        return _in_order([(whole(match[1]), match[2]) for match in leading if match], path)
+        return _in_order([(parse_integer(match[1]), match[2]) for match in leading if match], path)
     trailing = [match for line in filled if (match := _TRAILING.fullmatch(line))]
     if filled and len(trailing) == len(filled):
-        pairs = [(whole(match[3]), match[1]) for match in trailing]
+        pairs = [(parse_integer(match[3]), match[1]) for match in trailing]
         is_sure = all(match[2] in ",:;\t" for match in trailing)
         # "Route 66" is a name, unless all lines end in the numbers that classes have.
         if is_sure or sorted(number for number, _ in pairs) == list(range(len(pairs))):
@@ -110,11 +110,11 @@ def _from_rows(lines: Sequence[str], path: Path) -> list[str]:
         odd = next(row for row in rows if len(row) != len(rows[0]))
         raise ValueError(f"{path}: {delimiter.join(odd)!r} has {len(odd)} columns, others {len(rows[0])}")
     header, body = rows[0], rows[1:] or rows
-    whole = [i for i in range(len(header)) if all(_INDEX.fullmatch(row[i]) for row in body)]
-    if not whole:
+    indexed = [i for i in range(len(header)) if all(_INDEX.fullmatch(row[i]) for row in body)]
+    if not indexed:
         raise ValueError(f"{path}: no column of class indices, as in id,name")
     # The column without a name is the index that pandas writes, which numbers the rows.
-    index = min(whole, key=lambda i: (header[i].lower() not in _INDEX_COLUMNS, not header[i], i))
+    index = min(indexed, key=lambda i: (header[i].lower() not in _INDEX_COLUMNS, not header[i], i))
     if _INDEX.fullmatch(header[index]):
         header, body = [""] * len(header), rows
     known = [i for name in _NAME_COLUMNS for i, cell in enumerate(header) if cell.lower() == name]
@@ -132,10 +132,12 @@ def _from_json(content: Any, path: Path) -> list[str]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a list of class names, or an object of names and indices")
     if all(str(key).isdecimal() for key in content):
-        return _in_order([(whole(key), name) for key, name in content.items()], path)
+        return _in_order([(parse_integer(key), name) for key, name in content.items()], path)
     if all(str(value).isdecimal() for value in content.values()):
         # PyTorchVideo's list of Kinetics has quotes within the names.
-        return _in_order([(whole(str(value)), key.strip('"')) for key, value in content.items()], path)
+        return _in_order(
+            [(parse_integer(str(value)), key.strip('"')) for key, value in content.items()], path
+        )
     raise ValueError(f"{path}: an object of class names must have indices for keys, or for values")
 
 
@@ -144,7 +146,7 @@ def _pair(row: Mapping[str, Any], path: Path) -> tuple[int, str]:
     name = next((row[key] for key in _NAME_COLUMNS if key in row), None)
     if not str(index).isdecimal() or not isinstance(name, str):
         raise ValueError(f'{path}: {row!r} is no class; expected {{"id": 0, "name": "..."}}')
-    return whole(str(index)), name
+    return parse_integer(str(index)), name
 
 
 def _in_order(pairs: Sequence[tuple[int, str]], path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from fluxvit.data.layout import VIDEO_SUFFIXES, is_video
 from fluxvit.data.roots import TRIED, exists
 from fluxvit.data.tables import DELIMITERS, SAMPLE, Row, TextTable
-from fluxvit.data.text_files import shown, whole
+from fluxvit.data.text_files import parse_integer, shown
 
 ROLES = ("path", "label", "caption", "start", "end", "split")
 """What a column of a list may be: the keys of ``columns``."""
@@ -173,7 +173,7 @@ def _fields(row: Row, delimiter: str) -> list[str]:
     return [text for text in row.fields if text] if delimiter == " " else list(row.fields)
 
 
-def _find_header(table: TextTable, asked: Collection[str]) -> tuple[str, list[str], int] | None:
+def _find_header(table: TextTable, required: Collection[str]) -> tuple[str, list[str], int] | None:
     """The delimiter, the names of the columns, and the number of the row behind them; None if a list does not
     name its columns.
 
@@ -186,15 +186,15 @@ def _find_header(table: TextTable, asked: Collection[str]) -> tuple[str, list[st
         # The header may itself look like a comment.
         for at, row in enumerate(rows[: first + 1]):
             header = _header(row, delimiter)
-            told = _told_roles(header)
-            if asked:
-                is_header = all(_column(name, header) is not None for name in asked)
+            named = _roles_by_name(header)
+            if required:
+                is_header = all(_column(name, header) is not None for name in required)
             elif len(header) < 2 or _names_video(row):
                 is_header = False
             else:
                 # Or whatever the column of the paths is called, if the last one is of labels.
-                is_header = told.keys() >= {"path", "label"} or told.keys() >= {"path", "caption"}
-                is_header |= not row.is_comment and told.get("label") == len(header) - 1
+                is_header = named.keys() >= {"path", "label"} or named.keys() >= {"path", "caption"}
+                is_header |= not row.is_comment and named.get("label") == len(header) - 1
             if is_header:
                 others = [_fields(other, delimiter) for other in rows[at + 1 :]]
                 return delimiter, _with_row_names(header, others), at + 1
@@ -207,13 +207,13 @@ def _by_header(table: TextTable, columns: Mapping[str, str]) -> Columns | None:
     Raises:
         ValueError: The columns that are asked for, or those of paths and labels, cannot be found.
     """
-    asked = [name for name in columns.values() if not name.isdecimal()]
-    found = _find_header(table, asked)
+    required = [name for name in columns.values() if not name.isdecimal()]
+    found = _find_header(table, required)
     if found:
         return _with_header(table, *found, columns)
-    if asked:
+    if required:
         first = table.lines[0][1]
-        missing = [name for name in asked if plain_name(name) not in plain_name(first)] or asked
+        missing = [name for name in required if plain_name(name) not in plain_name(first)] or required
         raise ValueError(f"{table.path}: no column {' and '.join(missing)} in its first row, {shown(first)}")
     return None
 
@@ -223,17 +223,17 @@ def _with_header(
 ) -> Columns:
     """The layout of a list with these names of columns, whose videos begin with row number ``start``."""
     rows = list(table.rows(delimiter))[start:]
-    asked = {role: _column(name, header) for role, name in columns.items()}
-    missing = [columns[role] for role, at in asked.items() if at is None]
+    requested = {role: _column(name, header) for role, name in columns.items()}
+    missing = [columns[role] for role, at in requested.items() if at is None]
     if missing:
         raise ValueError(f"{table.path}: no column {', '.join(missing)}; there are {_named(header)}")
-    chosen = {role: at for role, at in asked.items() if at is not None}
-    told = {role: at for role, at in _told_roles(header).items() if at not in chosen.values()}
+    chosen = {role: at for role, at in requested.items() if at is not None}
+    named = {role: at for role, at in _roles_by_name(header).items() if at not in chosen.values()}
     # Texts beside labels are often names of classes.
-    optional = ("caption",) if "label" in {**told, **chosen} and "caption" not in chosen else ()
+    optional = ("caption",) if "label" in {**named, **chosen} and "caption" not in chosen else ()
     if "caption" in chosen:
         optional = ("label",)
-    roles = {**{role: at for role, at in told.items() if role not in optional}, **chosen}
+    roles = {**{role: at for role, at in named.items() if role not in optional}, **chosen}
     sample = [_fields(row, delimiter) for row in rows[:SAMPLE] if not row.is_comment]
     sample = [fields for fields in sample if len(fields) == len(header)]
     free = [at for at, name in enumerate(header) if at not in roles.values() and not _is_index(name)]
@@ -287,7 +287,7 @@ def _layouts(table: TextTable, columns: Mapping[str, str], skip: int) -> Iterato
         width = widths.most_common(1)[0][0]
         layouts = []
         if columns:
-            roles = {role: whole(number) - 1 for role, number in columns.items()}
+            roles = {role: parse_integer(number) - 1 for role, number in columns.items()}
             if "path" in roles and max(roles.values()) < width:
                 layouts.append(Columns(table, delimiter, data, roles, width))
         else:
@@ -354,7 +354,7 @@ def _with_row_names(header: list[str], rows: list[list[str]]) -> list[str]:
     return ["", *header] if is_named and all(fields[0].strip().isdecimal() for fields in rows) else header
 
 
-def _told_roles(header: Sequence[str]) -> dict[str, int]:
+def _roles_by_name(header: Sequence[str]) -> dict[str, int]:
     """Columns by what their names say they are."""
     plain = [plain_name(name) for name in header]
     found = {
@@ -371,7 +371,7 @@ def _column(name: str, header: Sequence[str]) -> int | None:
     plain = [plain_name(other) for other in header]
     if plain_name(name) in plain:
         return plain.index(plain_name(name))
-    return whole(name) - 1 if name.isdecimal() and 0 < whole(name) <= len(header) else None
+    return parse_integer(name) - 1 if name.isdecimal() and 0 < parse_integer(name) <= len(header) else None
 
 
 def plain_name(name: str) -> str:

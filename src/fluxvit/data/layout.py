@@ -105,7 +105,7 @@ def split_in(name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def wanted_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
+def requested_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
     """The split that is asked for, or that the name of the source tells, or the only one that there is.
 
     Args:
@@ -117,9 +117,9 @@ def wanted_split(split: str | None, source: Path, found: Sequence[str] = tuple(S
     """
     if split is not None and split in found:
         return split
-    told = split_in(source.stem) if source.is_file() else None
+    named = split_in(source.stem) if source.is_file() else None
     for name, others in SPLIT_NAMES.items():
-        if name in found and (split in others or (split is None and told == name)):
+        if name in found and (split in others or (split is None and named == name)):
             return name
     if split is None and len(found) == 1:
         return found[0]
@@ -178,12 +178,12 @@ def list_file(source: Path, split: str | None) -> Path:
     if source.is_file():
         return source
     lists = [path for path in files_in(source) if is_list(path)]
-    told = [split_in(path.stem) for path in lists]
-    wanted = wanted_split(split, source, found=[name for name in SPLIT_NAMES if name in told])
-    chosen = [path for path, name in zip(lists, told, strict=True) if name == wanted]
+    splits = [split_in(path.stem) for path in lists]
+    requested = requested_split(split, source, found=[name for name in SPLIT_NAMES if name in splits])
+    chosen = [path for path, name in zip(lists, splits, strict=True) if name == requested]
     if len(chosen) > 1:
         names = ", ".join(path.name for path in chosen)
-        raise ValueError(f"{source}: several lists of the split {wanted} ({names}); give one of them")
+        raise ValueError(f"{source}: several lists of the split {requested} ({names}); give one of them")
     return chosen[0]
 
 

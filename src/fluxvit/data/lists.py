@@ -19,14 +19,14 @@ from fluxvit.data.layout import (
     data_format,
     list_file,
     name_split,
+    requested_split,
     seconds_in,
     split_in,
-    wanted_split,
 )
 from fluxvit.data.manifest import MOST_CLASSES, NO_LABEL, Entry
 from fluxvit.data.roots import locate
 from fluxvit.data.tables import Row, TextTable
-from fluxvit.data.text_files import shown, whole
+from fluxvit.data.text_files import parse_integer, shown
 
 
 @data_format("csv")
@@ -65,14 +65,14 @@ def read_csv(
     names: tuple[str, ...] = ()
     labels = [NO_LABEL] * len(rows)
     if "label" in layout.roles:
-        labels, names, told = _labels_and_names(layout, rows)
-        notes += told
+        labels, names, more = _labels_and_names(layout, rows)
+        notes += more
     split = name_split(split, table.path)
     if "split" in layout.roles:
-        kept, split, told = _of_split(layout, rows, split, table.path)
+        kept, split, more = _of_split(layout, rows, split, table.path)
         rows, labels = [rows[at] for at in kept], [labels[at] for at in kept]
-        notes += told
-    paths, base, told = locate([cells["path"] for _, cells in rows], root, table.path.parent)
+        notes += more
+    paths, base, more = locate([cells["path"] for _, cells in rows], root, table.path.parent)
     if layout.header and plain_name(layout.header[layout.roles["path"]]) in ID_COLUMNS:
         paths = _look_up(paths, base)
     entries = [
@@ -81,7 +81,7 @@ def read_csv(
     ]
     if "caption" in layout.roles:
         entries = _join_captions(entries)
-    return VideoList("", split, base, tuple(entries), names, (*notes, *told))
+    return VideoList("", split, base, tuple(entries), names, (*notes, *more))
 
 
 @data_format("intervals")
@@ -138,7 +138,7 @@ def read_rawframes(source: Path, root: Path | None, split: str | None) -> VideoL
     for (row, cells), label in zip(rows, labels, strict=True):
         if not cells[1].isdecimal():
             raise table.error(row, f"{cells[0]} has {cells[1]!r} frames; expected FOLDER FRAMES LABEL")
-        entries.append(Entry(root / cells[0], label, frames=whole(cells[1])))
+        entries.append(Entry(root / cells[0], label, frames=parse_integer(cells[1])))
     return VideoList("", name_split(split, table.path), root, tuple(entries), names)
 
 
@@ -165,7 +165,7 @@ def _labels(
     for row, text, match in zip(rows, texts, found, strict=True):
         if match is None:
             raise table.error(row, f"the label is {text!r}, but others are numbers")
-        labels.append(whole(match[1]))
+        labels.append(parse_integer(match[1]))
         if labels[-1] >= MOST_CLASSES:
             reason = f"the label is {shown(text)}; the largest index of a class is {MOST_CLASSES - 1}"
             raise table.error(row, reason)
@@ -191,7 +191,7 @@ def _labels_and_names(
         columns = {layout.roles["label"]: texts, at: [(layout.cells(row) or [])[at] for row, _ in rows]}
         index, name = sorted(columns, key=lambda column: not all(map(INDEX.fullmatch, columns[column])))
         both = {*zip(columns[index], columns[name], strict=True)}
-        pairs = {whole(match[1]): text for one, text in both if (match := INDEX.fullmatch(one))}
+        pairs = {parse_integer(match[1]): text for one, text in both if (match := INDEX.fullmatch(one))}
         # Every number has its own name, none is left out, and the names are no numbers.
         if (
             sorted(pairs) == list(range(len(set(columns[index]))))
@@ -209,14 +209,14 @@ def _of_split(
     layout: Columns, rows: Sequence[tuple[Row, dict[str, str]]], split: str, file: Path
 ) -> tuple[list[int], str, tuple[str, ...]]:
     """The numbers of the rows of a split by a column of splits, its name, and a note if there are others."""
-    told = [split_in(cells["split"]) or cells["split"].casefold() for _, cells in rows]
-    if not any(name in SPLIT_NAMES for name in told):
+    splits = [split_in(cells["split"]) or cells["split"].casefold() for _, cells in rows]
+    if not any(name in SPLIT_NAMES for name in splits):
         return list(range(len(rows))), split, ()
-    found = [name for name in dict.fromkeys(told) if name]
-    wanted = wanted_split(split or None, file, found)
-    kept = [at for at, name in enumerate(told) if name == wanted]
-    note = f"took the {len(kept)} of {len(rows)} rows that are of split {wanted}"
-    return kept, wanted, (note,) if len(kept) < len(rows) else ()
+    found = [name for name in dict.fromkeys(splits) if name]
+    requested = requested_split(split or None, file, found)
+    kept = [at for at, name in enumerate(splits) if name == requested]
+    note = f"took the {len(kept)} of {len(rows)} rows that are of split {requested}"
+    return kept, requested, (note,) if len(kept) < len(rows) else ()
 
 
 def _seconds(table: TextTable, row: Row, text: str) -> float:

@@ -184,20 +184,20 @@ def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
     """Record the configuration in the folder, or check that it is the one recorded there."""
     record = out / "config.json"
     # Through JSON and back, so that tuples compare equal to the lists they are stored as.
-    wanted = json.loads(json.dumps({"name": config.name, "version": config.version, **asdict(config)}))
+    expected = json.loads(json.dumps({"name": config.name, "version": config.version, **asdict(config)}))
     if not record.exists():
         if any((out / split).exists() for split in SPLITS):
             raise ValueError(
                 f"{out} holds videos but no config.json: it is not a {config.name}; choose another folder"
             )
-        write_json(record, wanted)
+        write_json(record, expected)
         return
     # The first folders, all of them MotionWorlds, did not tell whose they are.
     found = {"name": "MotionWorld", **convert(load(record), dict[str, Any], str(record))}
     differences = [
-        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
-        for name in sorted(wanted.keys() | found.keys())
-        if found.get(name) != wanted.get(name)
+        f"{name} is {found.get(name)!r} there and {expected.get(name)!r} here"
+        for name in sorted(expected.keys() | found.keys())
+        if found.get(name) != expected.get(name)
     ]
     if differences:
         raise ValueError(

@@ -20,11 +20,11 @@ from fluxvit.data.layout import (
     first_of,
     list_file,
     name_split,
+    requested_split,
     seconds_of,
-    wanted_split,
 )
 from fluxvit.data.manifest import MOST_CLASSES, Entry
-from fluxvit.data.text_files import dict_rows, shown, text_lines, whole
+from fluxvit.data.text_files import dict_rows, parse_integer, shown, text_lines
 
 CHARADES_COLUMNS = ("id", "script", "actions")
 _PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "id", "video_id", "name")
@@ -43,12 +43,12 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
         found = [
             path for path in files_in(source) if re.fullmatch(r"Charades\w*_(train|test)\.csv", path.name)
         ]
-        wanted = wanted_split(split, source, found=("train", "test"))
-        file = next((path for path in found if path.stem.endswith(wanted)), None)
+        requested = requested_split(split, source, found=("train", "test"))
+        file = next((path for path in found if path.stem.endswith(requested)), None)
         if file is None:
-            raise ValueError(f"{source}: no file Charades_v1_{wanted}.csv")
+            raise ValueError(f"{source}: no file Charades_v1_{requested}.csv")
     else:
-        file, wanted = source, name_split(split, source)
+        file, requested = source, name_split(split, source)
     classes = first_of(file.parent, ["Charades_v1_classes.txt"])
     names = []
     for number, line in enumerate(text_lines(classes)):
@@ -65,7 +65,7 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
         actions, labels = [], set[int]()
         for text in filter(None, row["actions"].split(";")):
             action = _ACTION.fullmatch(text.strip())
-            if action is None or whole(action[1]) >= len(names):
+            if action is None or parse_integer(action[1]) >= len(names):
                 raise ValueError(
                     f"{file}, line {line_number}: {shown(text)} is not an action such as c092 11.90 21.20"
                 )
@@ -75,7 +75,7 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
         captions = (row["script"],) if row["script"] else ()
         path, extra = videos.find(row["id"]), {"actions": actions}
         entries.append(Entry(path, captions=captions, labels=tuple(sorted(labels)), extra=extra))
-    return VideoList("", wanted, videos.root, tuple(entries), tuple(names))
+    return VideoList("", requested, videos.root, tuple(entries), tuple(names))
 
 
 @data_format("multi_label")
@@ -91,7 +91,7 @@ def read_multi_label(source: Path, root: Path | None, split: str | None) -> Vide
     root = root or file.parent
     rows = [(line, _cells(file, line, row)) for line, row in dict_rows(file, lower=True)]
     used = {label for _, (_, labels) in rows for label in labels}
-    indices = {label: whole(found[1]) for label in used if (found := INDEX.fullmatch(label))}
+    indices = {label: parse_integer(found[1]) for label in used if (found := INDEX.fullmatch(label))}
     if indices and len(indices) < len(used):
         words = sorted(used - indices.keys())
         raise ValueError(f"{file}: {shown(words[0])} is a label, but others are numbers")

@@ -94,7 +94,7 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     row that has no video, several videos, or is of another form is left out.
     """
     root = root or source.parent
-    asked: dict[Path, list[dict[str, Any]]] = {}
+    by_video: dict[Path, list[dict[str, Any]]] = {}
     left_out: Counter[str] = Counter()
 
     def parse(row: Any) -> tuple[str, list[dict[str, Any]]]:
@@ -105,9 +105,9 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
 
     usable, odd = usable_rows(source, parse)
     for _, (name, questions) in usable:
-        asked.setdefault(root / name, []).extend(questions)
-    entries = [Entry(path, extra={"qa": rows}) for path, rows in asked.items() if rows]
-    left_out["videos without a question"] = len(asked) - len(entries)
+        by_video.setdefault(root / name, []).extend(questions)
+    entries = [Entry(path, extra={"qa": rows}) for path, rows in by_video.items() if rows]
+    left_out["videos without a question"] = len(by_video) - len(entries)
     notes = tuple(f"left out {count} {what}" for what, count in left_out.items() if count)
     return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
 
@@ -214,8 +214,8 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
 def _questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The questions of a row without turns."""
     if "QA" in row:
-        asked = row["QA"] if isinstance(row["QA"], list) else [row["QA"]]
-        return [_asked(as_object(qa)) for qa in asked]
+        rows = row["QA"] if isinstance(row["QA"], list) else [row["QA"]]
+        return [_question(as_object(qa)) for qa in rows]
     if not {"question", "answer"} <= row.keys():
         value_of(row, *TURN_KEYS, "QA", "question and answer")  # There is none of them, which this tells.
     given = [key for key in ("choices", "candidates", "options") if row.get(key) is not None]
@@ -224,7 +224,7 @@ def _questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"question": text_of(row, "question"), "answer": text_of(row, "answer")}]
 
 
-def _asked(qa: Mapping[str, Any]) -> dict[str, Any]:
+def _question(qa: Mapping[str, Any]) -> dict[str, Any]:
     instruction = qa.get("i", qa.get("instruction")) or ""
     question = " ".join(filter(None, (str(instruction).strip(), text_of(qa, "q", "question"))))
     return {"question": without_places(question), "answer": text_of(qa, "a", "answer")}

@@ -40,7 +40,7 @@ def questions_of(entry: Entry) -> list[Asked]:
     """
     rows: Any = entry.extra.get("qa", [])
     try:
-        asked = [
+        questions = [
             Asked(row["question"], row["answer"], tuple(row.get("choices", ())), row.get("task", ""))
             for row in rows
         ]
@@ -48,14 +48,14 @@ def questions_of(entry: Entry) -> list[Asked]:
         raise ValueError(
             f'{entry.path}: qa must be a list of {{"question": ..., "answer": ...}}, not {str(rows)[:80]}'
         ) from None
-    for question in asked:
+    for question in questions:
         texts = (question.question, question.answer, question.task, *question.choices)
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{entry.path}: a question of its qa has something else than texts: {question}")
-    return asked
+    return questions
 
 
-def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], apart: Sequence[bool] = ()) -> Tensor:
+def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], independent: Sequence[bool] = ()) -> Tensor:
     """Pack conversations into one tensor.
 
     Args:
@@ -68,14 +68,14 @@ def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], apart: Sequence[
         token is said, and 0 for tokens that are only read; and group numbers, where tokens attend only to
         tokens of their own group.
     """
-    longest = max(sum(len(heard) + len(said) for heard, said in turns) for turns in rows)
+    longest = max(sum(len(read) + len(answer) for read, answer in turns) for turns in rows)
     packed = torch.zeros(len(rows), 3, longest, dtype=torch.int64)
-    for row, turns, alone in zip(packed, rows, apart or [False] * len(rows), strict=True):
+    for row, turns, is_independent in zip(packed, rows, independent or [False] * len(rows), strict=True):
         end = 0
-        for number, (heard, said) in enumerate(turns, 1):
-            start, first = end + len(heard), end
-            row[0, end:start] = heard
-            end = start + len(said)
-            row[0, start:end], row[1, start:end] = said, number
-            row[2, first:end] = number if alone else 1
+        for number, (read, answer) in enumerate(turns, 1):
+            start, first = end + len(read), end
+            row[0, end:start] = read
+            end = start + len(answer)
+            row[0, start:end], row[1, start:end] = answer, number
+            row[2, first:end] = number if is_independent else 1
     return packed

@@ -26,10 +26,10 @@ from fluxvit.data.layout import (
     folders_in,
     is_list,
     is_video,
+    requested_split,
     split_in,
     splits_in,
     videos_below,
-    wanted_split,
 )
 from fluxvit.data.lists import read_csv
 from fluxvit.data.manifest import Entry, read_manifest
@@ -148,9 +148,9 @@ def detect(source: Path) -> str:
     Raises:
         ValueError: It looks like none of them.
     """
-    told = detect_question_set(source) or detect_caption_set(source)
-    if told:
-        return told
+    format = detect_question_set(source) or detect_caption_set(source)
+    if format:
+        return format
     if source.is_dir():
         names = [path.name for path in files_in(source)]
         for pattern, format in FOLDER_MARKS.items():
@@ -184,11 +184,11 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
     folders = folders_in(source, left_out)
     parts = _splits(folders)
     if parts:
-        wanted = wanted_split(split, source, found=sorted(set(parts.values())))
+        requested = requested_split(split, source, found=sorted(set(parts.values())))
         classes = {path: folders_in(path, left_out) for path in parts}
-        homes = [path for path, part in parts.items() if part == wanted]
+        homes = [path for path, part in parts.items() if part == requested]
     else:
-        wanted, classes, homes = split or "", {source: folders}, [source]
+        requested, classes, homes = split or "", {source: folders}, [source]
     names = sorted({folder.name for folders in classes.values() for folder in folders})
     numbers = {name: number for number, name in enumerate(names)}
     entries = [
@@ -204,7 +204,7 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
         notes.append(
             f"the folders were read, not {', '.join(lists[:3])} beside them; a list is read as SOURCE"
         )
-    return VideoList("", wanted, source, tuple(entries), tuple(names), (*notes, *left_out.notes))
+    return VideoList("", requested, source, tuple(entries), tuple(names), (*notes, *left_out.notes))
 
 
 def _splits(folders: Sequence[Path]) -> dict[Path, str]:
@@ -213,28 +213,28 @@ def _splits(folders: Sequence[Path]) -> dict[Path, str]:
     Raises:
         ValueError: They may be either.
     """
-    told = {path: split for path in folders if (split := split_in(path.name))}
-    if len(told) == len(folders):
-        return told
+    splits = {path: split for path in folders if (split := split_in(path.name))}
+    if len(splits) == len(folders):
+        return splits
     # Beside splits there are often folders of annotations; beside classes, one may be called "test".
-    nested = {path for path in told if any(child.is_dir() for child in path.iterdir())}
-    if nested != told.keys() or len(set(told.values())) < 2:
+    nested = {path for path in splits if any(child.is_dir() for child in path.iterdir())}
+    if nested != splits.keys() or len(set(splits.values())) < 2:
         return {}
-    rest = {path: names for path in folders if path not in told and (names := splits_in(path.name))}
+    rest = {path: names for path in folders if path not in splits and (names := splits_in(path.name))}
     if rest:
         path, names = next(iter(rest.items()))
         raise ValueError(f"{path}: is it {' or '.join(names)}? Give its name one of them, or move it away")
-    return told
+    return splits
 
 
 @data_format("motionworld", "dataset.json")
 def read_motionworld(source: Path, root: Path | None, split: str | None) -> VideoList:
     """What ``fluxvit data make`` has made, such as a MotionWorld: ``dataset.json``, ``<split>.jsonl``."""
     facts = read_annotations(source / "dataset.json")
-    wanted = wanted_split(split, source)
+    requested = requested_split(split, source)
     names = facts.get("motion_classes") or facts.get("classes") or ()
-    videos = read_manifest(source / f"{wanted}.jsonl", labels=tuple(names), root=root)
-    return VideoList(facts.get("name", ""), wanted, videos.root, videos.entries, videos.labels)
+    videos = read_manifest(source / f"{requested}.jsonl", labels=tuple(names), root=root)
+    return VideoList(facts.get("name", ""), requested, videos.root, videos.entries, videos.labels)
 
 
 @data_format("manifest")
@@ -286,11 +286,11 @@ def _detect_list(path: Path) -> str:
     if header and "totaltime" not in header and not any("frames" in name for name in header):
         return "csv"
     for format, before, after in (("mixture", 1, 4), ("intervals", 0, 4), ("rawframes", 0, 2)):
-        told = find_delimiter(table, before, after)
-        if told is None:
+        fixed = find_delimiter(table, before, after)
+        if fixed is None:
             continue
         # The first cell of a mixture is a word; what comes before the numbers of the others is a path.
-        first = told[1][0]
+        first = fixed[1][0]
         if {"mixture": first.isidentifier(), "intervals": True, "rawframes": not is_video(first)}[format]:
             return format
     return "csv"

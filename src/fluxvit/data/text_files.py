@@ -122,7 +122,7 @@ def dict_rows(path: Path, lower: bool = False) -> Iterator[tuple[int, dict[str, 
         raise ValueError(f"{path}, line {first + rows.line_num}: {error}") from None
 
 
-def whole(digits: str) -> int:
+def parse_integer(digits: str) -> int:
     """The number that digits, with or without a sign, say. One of more than 18 digits becomes one of 19:
     Python refuses to convert thousands of digits, and no index is as large as either.
     """

@@ -209,10 +209,10 @@ def _choose(folder: Path, names: list[str], count: int | None) -> list[str]:
             others += [group for group in numbered if len(group.names) >= len(chosen.names)]
             is_clear = not [group for group in others if group is not chosen]
             if not is_clear or 2 * len(chosen.names) <= len(names):
-                told = ", ".join(map(str, groups[:_MOST_NAMED])) + ", ..." * (len(groups) > _MOST_NAMED)
+                examples = ", ".join(map(str, groups[:_MOST_NAMED])) + ", ..." * (len(groups) > _MOST_NAMED)
                 raise VideoError.of(
                     folder,
-                    f"holds images of several kinds: {told}; say which are the video, as in "
+                    f"holds images of several kinds: {examples}; say which are the video, as in "
                     f"{folder / groups[0].pattern}",
                 )
     numbers: dict[tuple[tuple[int, str], ...], str] = {}

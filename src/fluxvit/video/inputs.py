@@ -188,7 +188,7 @@ def _as_array(value: Any) -> np.ndarray:
 
 def _check_pixels(array: np.ndarray, name: str, axes: tuple[str, ...]) -> None:
     """Raise a ValueError that says how to mend frames of another shape or type."""
-    shape, wanted = list(array.shape), f"[{', '.join(axes)}]"
+    shape, expected = list(array.shape), f"[{', '.join(axes)}]"
     if array.ndim != len(axes) or array.shape[-1] != 3:
         cure = ""
         if array.ndim == len(axes):
@@ -213,14 +213,14 @@ def _check_pixels(array: np.ndarray, name: str, axes: tuple[str, ...]) -> None:
             cure = "; give the clips of a batch one by one"
         elif array.ndim == 1:
             cure = "; give the content of a file as bytes"
-        raise ValueError(f"{name} must be uint8 {wanted}, got {array.dtype} {shape}{cure}")
+        raise ValueError(f"{name} must be uint8 {expected}, got {array.dtype} {shape}{cure}")
     if array.dtype != np.uint8:
         cure = "convert them to 0..255 and uint8"
         if np.issubdtype(array.dtype, np.floating):
             cure = "for values from 0 to 1: (255 * frames).round() as uint8"
-        raise ValueError(f"{name} must be uint8 {wanted}, got {array.dtype}; {cure}")
+        raise ValueError(f"{name} must be uint8 {expected}, got {array.dtype}; {cure}")
     if 0 in array.shape:
-        raise ValueError(f"{name} must be uint8 {wanted} with at least one frame and pixel, got {shape}")
+        raise ValueError(f"{name} must be uint8 {expected} with at least one frame and pixel, got {shape}")
 
 
 def _is_tensor(value: Any) -> bool:

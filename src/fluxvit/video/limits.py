@@ -128,13 +128,13 @@ class VideoLimits:
 
     def too_much(self, frames: int, height: int, width: int) -> str | None:
         """Why so many decoded frames are not read at once; None if they may be."""
-        wanted = frames * height * width * 3
-        if wanted <= self.read_bytes:
+        size = frames * height * width * 3
+        if size <= self.read_bytes:
             return None
         return (
-            f"{frames} frames of {width}x{height} at once take {wanted / 1e9:.1f} GB, more than the limit of "
+            f"{frames} frames of {width}x{height} at once take {size / 1e9:.1f} GB, more than the limit of "
             f"{self.read_bytes / 1e9:.1f} GB; read fewer or smaller ones (short_side), or set "
-            f"{_PREFIX}READ_BYTES={wanted}"
+            f"{_PREFIX}READ_BYTES={size}"
         )
 
 
@@ -194,17 +194,15 @@ def claimed_samples(file: IO[bytes]) -> int:
     left out: FFmpeg does not list its samples, which are millions a minute. The file is left at its
     beginning.
     """
-    with _whole(file) as whole:
+    with _box_span(file) as span:
         tracks = [
-            _claimed_in(file, track)
-            for index in _find(file, whole, b"moov")
-            for track in _tracks(file, index)
+            _claimed_in(file, track) for index in _find(file, span, b"moov") for track in _tracks(file, index)
         ]
-        runs = sum(_claimed_by_run(file, run) for run in _find(file, whole, b"moof", b"traf", b"trun"))
+        runs = sum(_claimed_by_run(file, run) for run in _find(file, span, b"moof", b"traf", b"trun"))
         # QuickTime may compress an index; a sample takes four bytes of it, unless claimed as above.
         packed = [
             struct.unpack(">I", _bytes_at(file, place, 4))[0] // 4
-            for place, _ in _find(file, whole, b"moov", b"cmov", b"cmvd")
+            for place, _ in _find(file, span, b"moov", b"cmov", b"cmvd")
         ]
         return max([runs, *packed, *tracks])
 
@@ -213,17 +211,17 @@ def is_encrypted(file: IO[bytes]) -> bool:
     """Whether an MP4 file describes pictures as encrypted (the sample entry encv of ISO/IEC 23001-7), and no
     others. FFmpeg would decode them to noise. The file is left at its beginning.
     """
-    with _whole(file) as whole:
+    with _box_span(file) as span:
         return any(
             {kind for kind, _ in _boxes(file, (start + 8, end))} == {b"encv"}
-            for index in _find(file, whole, b"moov")
+            for index in _find(file, span, b"moov")
             for track in _tracks(file, index)
             for start, end in _find(file, track, b"mdia", b"minf", b"stbl", b"stsd")
         )
 
 
 @contextmanager
-def _whole(file: IO[bytes]) -> Iterator[_Span]:
+def _box_span(file: IO[bytes]) -> Iterator[_Span]:
     """The part of a file that holds boxes, empty if it is not an MP4. The file is left at its beginning."""
     try:
         length = file.seek(0, os.SEEK_END)

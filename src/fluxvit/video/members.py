@@ -152,9 +152,9 @@ class Window(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._at))
+        count = min(len(buffer), max(0, self._size - self._at))
         self._file.seek(self._offset + self._at)
-        data = self._file.read(wanted)
+        data = self._file.read(count)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -244,8 +244,8 @@ class PyAVReader(VideoReader):
         """
         left = targets[::-1]
         previous: av.VideoFrame | None = None
-        wanted = set(targets) if self._seeks else None
-        for number, frame in enumerate(self._frames(self._packets_from(start), skip_unless=wanted)):
+        needed = set(targets) if self._seeks else None
+        for number, frame in enumerate(self._frames(self._packets_from(start), skip_unless=needed)):
             tick = number if self.contents.counts else frame.pts
             if tick is None:
                 continue

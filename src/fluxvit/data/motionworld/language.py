@@ -159,8 +159,8 @@ def _questions(rng: np.random.Generator, spec: SampleSpec, scene: Scene) -> list
     for event in scene.events:
         question, answers = _QUESTIONS[event.act]
         task = "direction" if ACTS[event.act].second == "reverse" else "times"
-        asked = Question(question.format(**words), answers[event.orientation], answers, task)
-        (labelled if event.act in spec.factors else extra).append(asked)
+        question_of_act = Question(question.format(**words), answers[event.orientation], answers, task)
+        (labelled if event.act in spec.factors else extra).append(question_of_act)
     if "order" in spec.factors:
         what = f"Which does the {scene.main.shape} do first: slide sideways or move up or down?"
         choices = tuple(_DOINGS[name.removesuffix(" first")] for name in ORDER)
