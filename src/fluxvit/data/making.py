@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from msgspec import Meta
@@ -36,14 +36,22 @@ CHUNK = 4
 """Videos a worker makes between two reports: enough to make messages cheap, few enough for a smooth bar."""
 
 
-class VideoSpec(Protocol):
-    """Names one video: number ``index`` of a split."""
+@dataclass(frozen=True)
+class VideoSpec:
+    """Names one video. Everything random about it follows from the specification alone.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        index: Number of the video in its split.
+    """
+
+    split: str
+    index: int
 
     @property
-    def split(self) -> str: ...
-
-    @property
-    def index(self) -> int: ...
+    def path(self) -> str:
+        """Path relative to the data set."""
+        return f"{self.split}/{self.index:06d}.mp4"
 
 
 Spec = TypeVar("Spec", bound=VideoSpec)
@@ -118,11 +126,6 @@ def balanced(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:
     return rng.permutation(rng.permutation(classes)[np.arange(count) % classes])
 
 
-def video_path(spec: VideoSpec) -> str:
-    """Path of a video relative to the data set."""
-    return f"{spec.split}/{spec.index:06d}.mp4"
-
-
 def make_dataset(
     out: str | Path, config: DatasetConfig[Spec], *, workers: int | None = None, progress: bool = True
 ) -> Path:
@@ -154,7 +157,7 @@ def make_dataset(
             specs = config.specs(split)
             (out / split).mkdir(exist_ok=True)
             clear_leftovers(out / split, locked=True)
-            missing = [spec for spec in specs if not (out / video_path(spec)).exists()]
+            missing = [spec for spec in specs if not (out / spec.path).exists()]
             missing.sort(key=config.group)
             with report(f"{split} videos", len(missing), enabled=progress) as advance:
                 for count in _write_all(out, missing, config.write, workers):
@@ -176,8 +179,9 @@ def make_dataset(
 
 
 def _line(out: Path, spec: Spec, config: DatasetConfig[Spec]) -> str:
-    path = video_path(spec)
-    return json.dumps({"path": path, **config.annotate(out / path, spec)}, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({"path": spec.path, **config.annotate(out / spec.path, spec)}, ensure_ascii=False) + "\n"
+    )
 
 
 def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
@@ -213,7 +217,7 @@ def _write_all(
     workers = min(workers, len(chunks))
     if workers <= 1:
         for spec in specs:
-            write(out / video_path(spec), spec)
+            write(out / spec.path, spec)
             yield 1
         return
     # Spawned, not forked: the caller may have threads (PyTorch, BLAS) whose locks a fork would copy.
@@ -230,5 +234,5 @@ def _write_all(
 
 def _write_chunk(out: Path, specs: list[Spec], write: Callable[[Path, Spec], None]) -> int:
     for spec in specs:
-        write(out / video_path(spec), spec)
+        write(out / spec.path, spec)
     return len(specs)

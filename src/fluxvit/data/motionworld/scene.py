@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fluxvit.data.making import SPLITS
+from fluxvit.data.making import SPLITS, VideoSpec
 from fluxvit.data.motionworld.acts import ACTS, DEFAULT_FACTORS, STATE, act_states, factor_values, playback
 from fluxvit.data.motionworld.difficulty import Difficulty, get_difficulty
 from fluxvit.data.motionworld.shapes import OBJECTS
@@ -31,12 +31,10 @@ NOISE_TILE_MARGIN = 64
 
 
 @dataclass(frozen=True)
-class SampleSpec:
-    """Names one video. The frames are a function of it alone.
+class SampleSpec(VideoSpec):
+    """A video of a MotionWorld.
 
-    Attributes:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        index: Number of the video in its split.
+    Args:
         motion: Motion class.
         object: Object class.
         seed: Seed of the dataset.
@@ -44,8 +42,6 @@ class SampleSpec:
         factors: Binary factors that the motion class is made of.
     """
 
-    split: str
-    index: int
     motion: int
     object: int
     seed: int = 0

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fluxvit.data.making import SPLITS, DatasetConfig, balanced
+from fluxvit.data.making import SPLITS, DatasetConfig, VideoSpec, balanced
 from fluxvit.data.motionworld.textures import draw_texture, texture, tone
 from fluxvit.files import write_json
 from fluxvit.schema import convert, load, shown
@@ -25,19 +25,15 @@ SIDE_LIMITS = (64, 360)
 
 
 @dataclass(frozen=True)
-class ClipSpec:
-    """Names one video. All that is random about it follows from the seed, the split and the index.
+class ClipSpec(VideoSpec):
+    """A video of a simulated data set.
 
-    Attributes:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        index: Number of the video in its split.
+    Args:
         label: Class index.
         seed: Seed of the data set.
         short_sides: Short sides in pixels to choose from.
     """
 
-    split: str
-    index: int
     label: int
     seed: int
     short_sides: tuple[int, ...]
