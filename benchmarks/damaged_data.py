@@ -41,7 +41,14 @@ from fluxvit.data.manifest import read_manifest
 from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.training.config import DataSettings, GridSettings, ModelSettings, Recipe, TrainConfig
+from fluxvit.training.config import (
+    DataSettings,
+    GridSettings,
+    ModelSettings,
+    NetworkSettings,
+    Recipe,
+    TrainConfig,
+)
 from fluxvit.training.distributed import ALONE
 from fluxvit.training.recipe import train_recipe
 
@@ -153,7 +160,7 @@ def train(world: Path, folder: Path, damaged: dict[Path, str], workers: int) -> 
     recipe = Recipe(
         data=DataSettings(train=str(world / "train.jsonl"), workers=workers),
         out=str(out),
-        model=ModelSettings(name="fluxvit_nano", settings={"budgets": [96]}),
+        model=ModelSettings(name="fluxvit_nano", settings=NetworkSettings((96,))),
         grids=GridSettings(frames=(8, 17, 8), sizes=(32, 41, 8), min_tokens=128, max_tokens=400),
         optim=TrainConfig(batch_size=16, precision="fp32"),
         epochs=2.0,

@@ -57,6 +57,7 @@ from fluxvit.training.config import (
     DistillSettings,
     GridSettings,
     ModelSettings,
+    NetworkSettings,
     PretrainRecipe,
     Recipe,
     TeacherSettings,
@@ -66,6 +67,7 @@ from fluxvit.training.config import (
 from fluxvit.training.distributed import ALONE
 from fluxvit.training.pretrain import pretrain_recipe
 from fluxvit.training.recipe import train_recipe
+from fluxvit.video.augment_settings import AugmentSettings
 
 Videos = TypeVar("Videos", bound=VideoSettings)
 
@@ -265,7 +267,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
         optim=_optim(args.pretrain_optimizer, args.pretrain_lr, 64, seed),
         epochs=args.pretrain_epochs,
         warmup_epochs=args.pretrain_epochs / 10,
-        augment={} if teacher.cache else {"crop_scale": (0.6, 1.0)},
+        augment=AugmentSettings(crop_scale=None if teacher.cache else (0.6, 1.0)),
     )
 
 
@@ -273,19 +275,19 @@ def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str,
     return Recipe(
         data=_data(args, DataSettings, args.out / f"{'full' if way == 'large' else 'labelled'}.jsonl"),
         out=str(out),
-        model=ModelSettings("", init, {"budgets": BUDGETS}) if init else _model(way, BUDGETS),
+        model=ModelSettings("", init, NetworkSettings(BUDGETS)) if init else _model(way, BUDGETS),
         grids=GRIDS,
         optim=_optim(args.optimizer, args.lr, 32, seed),
         epochs=epochs,
         warmup_epochs=epochs / 10,
-        augment={"crop_scale": (0.6, 1.0)},
+        augment=AugmentSettings(crop_scale=(0.6, 1.0)),
     )
 
 
 def _model(way: str, budgets: tuple[int, ...]) -> ModelSettings:
     changes = CHANGES.get(way.removeprefix("scratch_"), {})
     settings = {"budgets": budgets, "tubelet_size": TUBELET, **changes}
-    return ModelSettings("fluxvit_nano", "", settings)
+    return ModelSettings("fluxvit_nano", "", NetworkSettings(**settings))
 
 
 def _frames(args: argparse.Namespace, manifest: Path) -> FrameCache:

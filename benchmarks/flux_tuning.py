@@ -45,12 +45,14 @@ from fluxvit.training.config import (
     DataSettings,
     GridSettings,
     ModelSettings,
+    NetworkSettings,
     Recipe,
     TaskSettings,
     TrainConfig,
 )
 from fluxvit.training.distributed import join_world
 from fluxvit.training.recipe import train_recipe
+from fluxvit.video.augment_settings import AugmentSettings
 
 CACHED_FRAMES = 32
 SAMPLINGS = ("plain", "cut", "dense")
@@ -182,7 +184,7 @@ def _recipe(args: argparse.Namespace, way: str, seed: int, out: Path) -> Recipe:
             cache_side=args.cache_side,
         ),
         out=str(out),
-        model=ModelSettings(args.model, init, settings),
+        model=ModelSettings(args.model, init, NetworkSettings(**settings)),
         grids=grids,
         task=TaskSettings(align_weight=args.align_weight if way == "multi+align" else 0.0),
         optim=TrainConfig(
@@ -193,7 +195,7 @@ def _recipe(args: argparse.Namespace, way: str, seed: int, out: Path) -> Recipe:
         ),
         epochs=epochs,
         warmup_epochs=min(1.0, epochs / 8),
-        augment={"crop_scale": (0.7, 1.0), "crop_ratio": (0.85, 1.18)},
+        augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
     )
 
 

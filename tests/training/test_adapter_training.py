@@ -27,12 +27,13 @@ assert world  # A fixture.
 RECIPE = next(path for path in CONFIGS if path.stem == "motionworld_nano")
 OVERLAY = Path(__file__).parents[2] / "configs" / "overlays" / "lora.yaml"
 ADAPTERS = ["--model.adapters.rank", "2", "--model.adapters.layers", "[attn.qkv, mlp.fc1]"]
+KEPT: dict = {"embed_dim": None, "depth": None, "pool_dim": None}  # What the checkpoint has.
 TRAINED = ("attn.qkv.weight", "mlp.fc1.weight")
 HEADS = ("heads.", "head_norm.", "aligners.")
 
 
 def train(world: Path, init: Path, out: Path, *options: str) -> int:
-    settings = json.dumps({"budgets": [8, 4], "drop_path": 0.3})
+    settings = json.dumps({**KEPT, "budgets": [8, 4], "drop_path": 0.3})
     given = ["--model.init", str(init), "--model.settings", settings, *ADAPTERS, "--optim.lr", "0.01"]
     return main(arguments(RECIPE, world, out, *given, "--epochs", "2", *options))
 
@@ -84,7 +85,8 @@ def test_the_checkpoint_needs_no_library(world: Path, checkpoint: Path, tmp_path
 
 
 def test_both_towers_of_a_dual_encoder_are_trained(world: Path, checkpoint: Path, tmp_path: Path) -> None:
-    given = ["--model.init", str(checkpoint), "--model.settings", "{}", *ADAPTERS, "--optim.lr", "0.01"]
+    kept = ["--model.settings", json.dumps({**KEPT, "budgets": None, "pool_heads": None})]
+    given = ["--model.init", str(checkpoint), *kept, *ADAPTERS, "--optim.lr", "0.01"]
     assert contrast(CONTRAST, world, tmp_path / "run", *given) == 0
     found = changed(tmp_path / "run" / "last" / "video", checkpoint)
     assert found == {f"blocks.{block}.{name}" for block in (0, 1) for name in TRAINED}
@@ -107,7 +109,7 @@ def test_a_chat_model_may_adapt_what_it_sees(world: Path, checkpoint: Path, tmp_
     ("command", "options", "message"),
     [
         ("train", ["--model.init", ""], "give the checkpoint, model.init"),
-        ("train", ["--model.adapters.layers", "[attn.key]"], "attn.key"),
+        ("train", ["--model.adapters.layers", "[attn.key]"], "model.adapters.layers"),
         ("train", ["--model.adapters.rank", "-1"], "adapters.rank is -1, expected an integer from 0"),
         ("contrast", ["--task.video", "head"], "task.video head leaves the blocks as they are"),
         ("pretrain", [], "pre-training trains the whole network"),

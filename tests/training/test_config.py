@@ -8,9 +8,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from fluxvit.data.dataset import Augmentation
+from fluxvit.models.config import FluxViTConfig
 from fluxvit.schema import convert
 from fluxvit.training import config
-from fluxvit.training.config import ModelSettings, Recipe, TrainConfig
+from fluxvit.training.config import ModelSettings, NetworkSettings, Recipe, TrainConfig
 from fluxvit.training.mixing import Mixing
 
 KINDS = [
@@ -95,3 +96,13 @@ def test_a_misspelt_setting_gets_the_nearest_one() -> None:
     with pytest.raises(ValueError, match=r"augment\.flip is '0\.5'"):
         convert({"flip": "0.5"}, Augmentation, key="augment")
     assert convert({"crop_scale": [0.7, 1]}, Augmentation, key="augment").crop_scale == (0.7, 1.0)
+
+
+def test_a_recipe_may_replace_every_field_of_the_network_but_what_the_data_tell() -> None:
+    theirs, ours = (get_type_hints(kind, include_extras=True) for kind in (FluxViTConfig, NetworkSettings))
+    del theirs["num_classes"], theirs["in_chans"], theirs["activation"], ours["activation"]
+    assert ours == {name: hint | None for name, hint in theirs.items()}
+    assert NetworkSettings().given == {}
+    assert NetworkSettings(budgets=[8, 4], qkv_bias=False).given == {"budgets": (8, 4), "qkv_bias": False}
+    with pytest.raises(ValueError, match=r"model\.settings\.budgets\[0\] is 'x', expected an integer"):
+        NetworkSettings(budgets=("x",))

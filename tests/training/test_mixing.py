@@ -117,8 +117,8 @@ def test_half_precision_stays() -> None:
     ("call", "message"),
     [
         (lambda: Mixing(mixup=-1), "at least 0"),
-        (lambda: Mixing(mixup=0, cutmix=0), "one of them above"),
-        (lambda: Mixing(switch=1.5), r"in 0\.\.1"),
+        (lambda: Mixing(mixup=0, cutmix=0), "both 0"),
+        (lambda: Mixing(switch=1.5), "from 0 to 1"),
         (lambda: Mixing(label_smoothing=1.0), "label_smoothing"),
         (
             lambda: Mixing()(torch.zeros(2, 3, 1, 4, 4).byte(), torch.arange(2), 2, (0,)),

@@ -75,7 +75,7 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
 def test_every_recipe_makes_sense_at_its_own_size(path: Path) -> None:
     recipe, _ = parse_recipe([str(path)], "train", Recipe, "")
     with torch.device("meta"):
-        config = fluxvit.create_model(recipe.model.name, **recipe.model.settings).config
+        config = fluxvit.create_model(recipe.model.name, **recipe.model.settings.given).config
     patches = {"patch_size": config.patch_size, "tubelet_size": config.tubelet_size}
     ranges = range(*recipe.grids.frames), range(*recipe.grids.sizes)
     grids = legal_grids(*ranges, recipe.grids.min_tokens, recipe.grids.max_tokens, **patches)
@@ -180,7 +180,7 @@ def test_a_termination_does_not_wait_for_the_validation(world: Path, tmp_path: P
 
 def test_tuning_another_model_with_new_classes(world: Path, checkpoint: Path, tmp_path: Path) -> None:
     recipe = CONFIGS[-1]
-    changed = '{"drop_path": 0.2, "budgets": [8, 4, 2]}'
+    changed = '{"drop_path": 0.2, "budgets": [8, 4, 2], "embed_dim": null, "depth": null, "pool_dim": null}'
     settings = ["--model.init", str(checkpoint), "--model.settings", changed, "--epochs", "1"]
     assert train(recipe, world, tmp_path / "run", *settings) == 0
     tuned, start = fluxvit.load(tmp_path / "run" / "last"), fluxvit.load(checkpoint)
@@ -352,7 +352,7 @@ def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, c
     (tmp_path / "15.mp4").write_text("text")
     lines = [json.dumps({"path": f"{i}.mp4", "label": i % 3}) + "\n" for i in range(16)]
     (tmp_path / "train.jsonl").write_text("".join(lines))
-    options = ["--data.val", "", "--augment", "{}", "--data.train", str(tmp_path / "train.jsonl")]
+    options = ["--data.val", "", "--data.train", str(tmp_path / "train.jsonl")]
     recipe = CONFIGS[-1]
     assert train(recipe, world, tmp_path / "run", *options) == 0
     assert "14.mp4" in caplog.text
@@ -374,7 +374,12 @@ def test_unreadable_videos_are_replaced_and_named(world: Path, tmp_path: Path, c
         (["--evaluation.grid", "4x17"], "height 17 is not a multiple of 8"),
         (["--data.train", "nowhere.jsonl"], "no such manifest"),
         (["--model.init", "nowhere"], "no such checkpoint folder"),
-        (["--augment", '{"crop": "round"}'], "choose resized, multi_scale or center"),
+        (["--augment.crop", "round"], "augment.crop"),
+        (["--augment.flip", "7"], "augment.flip is 7.0, expected a number from 0 to 1"),
+        (["--augment.flp", "0.5"], "--augment.flp"),
+        (["--augment.rand_augment", "auto"], "cannot read 'auto'"),
+        (["--mixing.mixup", "-1"], "mixing.mixup is -1.0, expected a number from 0 to 1000000.0"),
+        (["--model.settings.depth", "many"], "model.settings.depth"),
         (["--data.root", "clips"], "give data.root, or data.train and data.val"),
         (["--data.train", ""], "no data: give data.train"),
         (["--data.sampling", "thick"], "choose sparse or dense"),
@@ -406,8 +411,6 @@ def test_a_folder_of_classes_is_checked_and_split_by_the_run(tmp_path: Path, cap
         "",
         "--data.val",
         "",
-        "--augment",
-        "{}",
     ]
     assert train(CONFIGS[-1], tmp_path, tmp_path / "run", *options) == 0
     splits = {name: read_manifest(tmp_path / "run" / f"{name}.jsonl") for name in ("train", "val")}

@@ -163,18 +163,18 @@ def test_settings_that_differ_are_named() -> None:
     given = {
         "lr": 0.1,
         "optim": {"batch_size": 64, "betas": [0.9, 0.98]},
-        "augment": {"flip": True},
+        "augment": {"flip": 0.5, "erase": 0.0},
         "new": 2,
     }
-    given |= {"mixing": {"mixup": 1}, "model": {"name": "", "settings": {}}, "epochs": 4}
+    given |= {"mixing": {"mixup": 1, "cutmix": 0.0}, "model": {"name": "", "settings": {}}, "epochs": 4}
     found = changed_settings(
         {"recipe": json.dumps(saved), "data": "f00"},
         {"recipe": json.dumps(given), "data": "ba5"},
         free={"epochs"},
     )
     assert found == [
-        "augment.flip was not set, is true",
-        'mixing was null, is {"mixup": 1}',
+        "augment.flip was 0.0, is 0.5",
+        "mixing.mixup was 0.0, is 1",
         'model.name was a, is ""',
         "model.settings.budgets was [8, 4], is not set",
         "optim.batch_size was 32, is 64",

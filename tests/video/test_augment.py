@@ -441,14 +441,14 @@ def test_erase_probability() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"crop": "middle"}, "choose resized, multi_scale or center"),
+        ({"crop": "middle"}, "expected one of 'center', 'multi_scale', 'resized'"),
         ({"crop": "multi_scale", "crop_ratio": (1.0, 1.0)}, "belongs to the resized crop"),
         ({"crop": "multi_scale", "crop_scale": ()}, "need scales"),
         ({"crop": "multi_scale", "crop_scale": (1.5,)}, "need scales"),
         ({"crop_scale": (0.5, 0.7, 1.0)}, "low and a high area"),
         ({"crop_scale": (1.0, 0.5)}, "low <= high"),
-        ({"flip": 1.5}, "probabilities"),
-        ({"erase": -0.1}, "probabilities"),
+        ({"flip": 1.5}, "augment.flip is 1.5, expected a number from 0 to 1"),
+        ({"erase": -0.1}, "augment.erase is -0.1, expected a number from 0 to 1"),
         ({"rand_augment": "auto"}, "cannot read 'auto'"),
         ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "hue at most"),
     ],

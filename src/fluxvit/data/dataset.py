@@ -16,6 +16,7 @@ from fluxvit.data.classes import multi_hot
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_scale_crop, random_erase
+from fluxvit.video.augment_settings import AugmentSettings
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import dense_times, segment_times
@@ -96,47 +97,16 @@ class VideoSource:
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Of training clips; the same for all frames of one. Steps come in this order; the default only crops.
-
-    Args:
-        crop: ``resized``, a box of random area and shape; ``multi_scale``, one of a few boxes at one of 13
-            places (the paper's pre-training); or ``center``, what tests see.
-        crop_scale: For ``resized`` the range of the box's area as a part of the frame's (default 0.5..1); for
-            ``multi_scale`` the sides to choose from as parts of the largest (default 1, 0.875, 0.75, 0.66).
-        crop_ratio: For ``resized`` only: the range of the box's width over its height (default 3/4..4/3).
-        flip: Probability of mirroring left and right, where the data set allows it.
-        rand_augment: `RandAugment` in the usual notation, such as ``rand-m7-n4-mstd0.5-inc1``.
-        color_jitter: Brightness, contrast, saturation and hue of a `ColorJitter`.
-        erase: Probability of replacing a box with noise.
+class Augmentation(AugmentSettings):
+    """Augments training clips by its settings, which :class:`~fluxvit.video.augment_settings.AugmentSettings`
+    describes.
 
     Raises:
         ValueError: A setting is out of its range, or does not belong to the crop.
     """
 
-    crop: str = "resized"
-    crop_scale: tuple[float, ...] | None = None
-    crop_ratio: tuple[float, float] | None = None
-    flip: float = 0.0
-    rand_augment: str | None = None
-    color_jitter: tuple[float, float, float, float] | None = None
-    erase: float = 0.0
-
     def __post_init__(self) -> None:
-        if self.crop not in ("resized", "multi_scale", "center"):
-            raise ValueError(f"crop {self.crop!r}: choose resized, multi_scale or center")
-        if self.crop == "center" and (self.crop_scale is not None or self.crop_ratio is not None):
-            raise ValueError(
-                "crop_scale and crop_ratio do not belong to the center crop, which is always the same"
-            )
-        if self.crop == "multi_scale" and self.crop_ratio is not None:
-            raise ValueError(
-                "crop_ratio belongs to the resized crop; multi_scale takes its shapes from crop_scale"
-            )
-        if self.crop == "resized" and self.crop_scale is not None and len(self.crop_scale) != 2:
-            raise ValueError(f"crop_scale of a resized crop is a low and a high area, got {self.crop_scale}")
-        if not 0 <= self.flip <= 1 or not 0 <= self.erase <= 1:
-            raise ValueError(f"flip and erase are probabilities, got {self.flip} and {self.erase}")
+        super().__post_init__()
         # One pixel goes through everything, so that a bad setting of a part fails here and not in a worker.
         self(torch.zeros(3, 1, 1, 1, dtype=torch.uint8), (1, 1), np.random.default_rng(0))
 

@@ -8,9 +8,12 @@ embeddings are tokens embedded that are dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selection import Reads, Selector, get_selector
+
+if TYPE_CHECKING:
+    from fluxvit.flux.selection import Reads, Selector
 
 
 @dataclass(frozen=True)
@@ -93,5 +96,7 @@ def grid_cost(
     Raises:
         ValueError: The grid is not a whole number of tokens, or the selector is unknown.
     """
+    from fluxvit.flux.selection import get_selector  # It imports PyTorch, which configurations do without.
+
     pool = grid.tokens(size.patch_size, size.tubelet_size)
     return clip_cost(size, min(keep, pool), pool, get_selector(selector).reads)

@@ -22,8 +22,13 @@ Heads = Annotated[int, Meta(ge=1, le=1024)]
 Depth = Annotated[int, Meta(ge=1, le=1024)]
 Classes = Annotated[int, Meta(ge=0, le=10_000_000)]
 Rate = Annotated[float, Meta(ge=0, lt=1)]
+Patch = Annotated[int, Meta(ge=1, le=1024)]
+MlpRatio = Annotated[float, Meta(gt=0, le=64)]
+ClassWidth = Annotated[int, Meta(ge=0, le=1 << 16)]
+LayerScale = Annotated[float, Meta(ge=0, le=1000)]
 _Side = Annotated[int, Meta(ge=1, le=4096)]
-_Tokens = Annotated[int, Meta(ge=1, le=1 << 24)]
+TableShape = tuple[_Side, _Side, _Side]
+Budgets = Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 24)], ...], Meta(min_length=1, max_length=64)]
 
 
 @dataclass(frozen=True)
@@ -67,23 +72,23 @@ class FluxViTConfig:
     embed_dim: Width = 384
     depth: Depth = 12
     num_heads: Heads = 6
-    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0
-    patch_size: Annotated[int, Meta(ge=1, le=1024)] = 14
-    tubelet_size: Annotated[int, Meta(ge=1, le=1024)] = 1
+    mlp_ratio: MlpRatio = 4.0
+    patch_size: Patch = 14
+    tubelet_size: Patch = 1
     in_chans: Annotated[int, Meta(ge=1, le=1024)] = 3
-    table_shape: tuple[_Side, _Side, _Side] = (24, 18, 18)
-    budgets: Annotated[tuple[_Tokens, ...], Meta(min_length=1, max_length=64)] = (3072, 2048, 1024)
+    table_shape: TableShape = (24, 18, 18)
+    budgets: Budgets = (3072, 2048, 1024)
     pool_dim: Width = 768
     pool_heads: Heads = 16
     num_classes: Classes = 400
-    class_dim: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    class_dim: ClassWidth = 0
     activation: str = "gelu_tanh"
     dual_patch_norm: bool = True
     global_position: bool = True
     local_position: bool = True
     qk_norm: bool = True
     qkv_bias: bool = False
-    layer_scale: Annotated[float, Meta(ge=0, le=1000)] = 1e-5
+    layer_scale: LayerScale = 1e-5
     drop_path: Rate = 0.0
     drop_rate: Rate = 0.0
 

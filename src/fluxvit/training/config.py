@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.config import (
+    Budgets,
+    ClassWidth,
+    Depth,
+    Heads,
+    LayerScale,
+    MlpRatio,
+    Patch,
+    Rate,
+    TableShape,
+    Width,
+)
 from fluxvit.schema import (
     Batch,
     Count,
@@ -20,6 +32,7 @@ from fluxvit.schema import (
     check,
     located,
 )
+from fluxvit.video.augment_settings import AugmentSettings
 
 BALANCES = ("none", "sqrt", "balanced")
 """How far differences in the number of videos of a class are evened out."""
@@ -181,6 +194,66 @@ class DataSettings(VideoSettings):
 
 
 @dataclass(frozen=True)
+class NetworkSettings:
+    """Fields of the network's configuration that a recipe replaces. Null keeps what the size or the
+    checkpoint has, and the number of classes follows from the data.
+
+    Args:
+        budgets: Token budgets that have a head each, largest first. With ``model.init``, heads of other
+            budgets start as copies of the checkpoint's nearest.
+        drop_path: Stochastic depth rate of the last block; rises linearly from 0.
+        drop_rate: Dropout of the pooled vector before the classifier.
+        embed_dim: Width of the tokens.
+        depth: Transformer blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
+        patch_size: Side of a square patch in pixels.
+        tubelet_size: Frames that one token spans.
+        table_shape: Size (time, height, width), in tokens, of the learned position table.
+        pool_dim: Width of the pooled vector, the clip's embedding.
+        pool_heads: Attention heads of the pooling.
+        class_dim: Width of a space in which each class is a vector and logits are scaled cosines; 0 for a
+            linear classifier.
+        activation: ``gelu_tanh`` or ``gelu`` (erf).
+        dual_patch_norm: RMS norm before and after patch embedding.
+        global_position: Learned scale and shift of the position table.
+        local_position: Learned per-channel affine of the values, added to the attention output.
+        qk_norm: RMS norm of queries and keys over the full width.
+        qkv_bias: Bias of the qkv projection.
+        layer_scale: Initial value of LayerScale.
+    """
+
+    budgets: Budgets | None = None
+    drop_path: Rate | None = None
+    drop_rate: Rate | None = None
+    embed_dim: Width | None = None
+    depth: Depth | None = None
+    num_heads: Heads | None = None
+    mlp_ratio: MlpRatio | None = None
+    patch_size: Patch | None = None
+    tubelet_size: Patch | None = None
+    table_shape: TableShape | None = None
+    pool_dim: Width | None = None
+    pool_heads: Heads | None = None
+    class_dim: ClassWidth | None = None
+    activation: Literal["gelu_tanh", "gelu"] | None = None
+    dual_patch_norm: bool | None = None
+    global_position: bool | None = None
+    local_position: bool | None = None
+    qk_norm: bool | None = None
+    qkv_bias: bool | None = None
+    layer_scale: LayerScale | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, "model.settings")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that are replaced."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class _Adapters:
     """Low-rank adapters (LoRA) of a network whose own weights stay as they are. They need the package peft:
     ``pip install 'fluxvit[lora]'``.
@@ -230,15 +303,14 @@ class ModelSettings:
     Args:
         name: A size, such as ``fluxvit_small``.
         init: Checkpoint folder to start from; its architecture is kept. Empty: start at random.
-        settings: Fields of the configuration to replace, such as ``budgets`` and ``drop_path``. With
-            ``init``, heads of other budgets start as copies of the checkpoint's nearest.
+        settings: Fields of the network's configuration to replace.
         adapters: With a ``rank`` above 0, the blocks keep the weights of ``init``, and low-rank adapters of
             them are trained instead (LoRA), together with the heads. Checkpoints hold the sum.
     """
 
     name: str = "fluxvit_small"
     init: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: NetworkSettings = field(default_factory=NetworkSettings)
     adapters: AdapterSettings = field(default_factory=AdapterSettings)
 
     def __post_init__(self) -> None:
@@ -337,7 +409,7 @@ class RunRecipe:
         samples: Differently augmented clips of each decoded video in a batch.
         tokens_per_batch: Pool tokens of a step, which then has as many clips as the drawn grid allows;
             ``optim.batch_size`` plays no part. 0: a constant number of clips.
-        augment: Settings of ``Augmentation``.
+        augment: Augmentation of the training clips.
     """
 
     data: VideoSettings
@@ -349,7 +421,7 @@ class RunRecipe:
     warmup_epochs: NotNegative = 1.0
     samples: Annotated[int, Meta(ge=1, le=1024)] = 1
     tokens_per_batch: Natural = 0
-    augment: dict[str, Any] = field(default_factory=dict)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
         check(self)
@@ -366,26 +438,53 @@ class RunRecipe:
 
 
 @dataclass(frozen=True)
+class MixingSettings:
+    """Mixup and CutMix: the clips of a batch are mixed in pairs, with labels to match.
+
+    Args:
+        mixup: Mixup's alpha: the weight of the clip itself is drawn from Beta(alpha, alpha); 0 for no mixup.
+            The release has 0.8.
+        cutmix: CutMix's alpha, of the part of the frame that stays the clip's own; 0 for no CutMix. The
+            release has 1.
+        switch: Probability of CutMix where both are on.
+        label_smoothing: Part of each label that is spread over all classes, where clips are mixed.
+    """
+
+    mixup: _Weight = 0.0
+    cutmix: _Weight = 0.0
+    switch: Share = 0.5
+    label_smoothing: _Decay = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self, "mixing")
+
+    @property
+    def active(self) -> bool:
+        """Whether clips are mixed at all."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
 class Recipe(RunRecipe):
     """Supervised tuning.
 
     Args:
         data: The videos and their labels.
         task: The loss.
-        mixing: Settings of ``Mixing`` (mixup and CutMix); null for none.
+        mixing: Mixup and CutMix; by default clips are not mixed.
         evaluation: Validation.
     """
 
     data: DataSettings
     task: TaskSettings = field(default_factory=TaskSettings)
-    mixing: dict[str, Any] | None = None
+    mixing: MixingSettings = field(default_factory=MixingSettings)
     evaluation: EvalSettings = field(default_factory=EvalSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.task.loss == "bce" and self.data.balance != "none":
             raise ValueError("data.balance goes by the one class of each video; with task.loss bce use none")
-        if self.task.loss == "bce" and self.mixing is not None and self.mixing.get("label_smoothing", 1):
+        if self.task.loss == "bce" and self.mixing.active and self.mixing.label_smoothing:
             raise ValueError(
                 "mixing.label_smoothing spreads the one class of a video; with task.loss bce set it to 0"
             )
@@ -480,11 +579,14 @@ class PretrainRecipe(RunRecipe):
         if bool(self.teacher.source) == (self.teacher.kind == "efficientnet_lite2"):
             fault = "comes in a package; leave out" if self.teacher.source else "needs"
             raise ValueError(f"teacher.kind {self.teacher.kind} {fault} teacher.source")
-        moves = {"rand_augment", "erase", "flip", "crop_scale", "crop_ratio"} & set(self.augment)
-        moves |= {"crop"} if self.augment.get("crop", "center") != "center" else set()
+        moves = [
+            name
+            for name in ("crop", "crop_ratio", "crop_scale", "erase", "flip", "rand_augment")
+            if getattr(self.augment, name) not in (getattr(AugmentSettings, name), "center")
+        ]
         if self.teacher.cache and moves:
             raise ValueError(
-                f"augment {', '.join(sorted(moves))}: cached features do not follow; leave it out, or train "
+                f"augment {', '.join(moves)}: cached features do not follow; leave it out, or train "
                 "without teacher.cache"
             )
         if self.teacher.cache and self.data.sampling != "sparse":

@@ -79,7 +79,7 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
     # Where the video side stays as it is, so do its plans.
-    plans = [] if "budgets" in recipe.model.settings or video.rank else info.plans
+    plans = [] if recipe.model.settings.budgets or video.rank else info.plans
     info = replace(course.describe(info, train, "instruct"), labels=[], plans=plans)
     step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
     trainer = course.trainer(model, step, clip_dataset(recipe, train), info)

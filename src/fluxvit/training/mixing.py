@@ -10,34 +10,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.schema import NotNegative
+from fluxvit.training.config import MixingSettings
+
 
 @dataclass(frozen=True)
-class Mixing:
+class Mixing(MixingSettings):
     """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019): one of the two and one weight for a whole batch.
 
     Clip i is mixed with clip B - 1 - i, so the middle one of an odd batch stays as it is. The defaults are
     those of the FluxViT release; the paper's table 15 has no label smoothing and does not mention mixing.
 
     Args:
-        mixup: Mixup's alpha: the weight of the clip itself is drawn from Beta(alpha, alpha). 0: no mixup.
-        cutmix: CutMix's alpha, of the part of the frame that stays the clip's own. 0: no CutMix.
-        switch: Probability of CutMix where both are on.
-        label_smoothing: Part of each label that is spread over all classes.
+        mixup, cutmix, switch, label_smoothing: See :class:`~fluxvit.training.config.MixingSettings`.
 
     Raises:
         ValueError: A setting is out of its range, or both alphas are 0.
     """
 
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    switch: float = 0.5
-    label_smoothing: float = 0.1
+    mixup: NotNegative = 0.8
+    cutmix: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.mixup, self.cutmix) < 0 or self.mixup == self.cutmix == 0:
-            raise ValueError(f"mixup and cutmix must be at least 0, one of them above; got {self}")
-        if not 0 <= self.switch <= 1 or not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"switch must be in 0..1 and label_smoothing in 0..1 (not 1); got {self}")
+        super().__post_init__()
+        if not self.active:
+            raise ValueError("mixing: mixup and cutmix are both 0, so that nothing would be mixed")
 
     def __call__(
         self, video: Tensor, label: Tensor, classes: int, seed: tuple[int, ...]

@@ -58,7 +58,7 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
     info = replace(course.describe(info, train, "pretrain"), labels=[])
     cached = bool(recipe.teacher.cache)
     if cached:
-        recipe = replace(recipe, augment={**recipe.augment, "crop": "center"})
+        recipe = replace(recipe, augment=replace(recipe.augment, crop="center"))
     dataset = clip_dataset(recipe, train, jitter=not cached)
     teacher = open_teacher(recipe.teacher).to(world.device)
     _, layers = spread_layers(model.config.depth, teacher.depth, recipe.task.layers)

@@ -36,7 +36,6 @@ from fluxvit.machine import device_name
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.schema import convert
 from fluxvit.training.config import (
     AdapterSettings,
     DataSettings,
@@ -71,7 +70,6 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         OSError: The last state or checkpoint could not be saved.
         ValueError: The recipe, the data or the folder cannot be used; the message says why.
     """
-    mixing = None if recipe.mixing is None else convert(recipe.mixing, Mixing, key="mixing")
     recipe = with_manifests(recipe, world, progress)
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
     train = readable(recipe.data.train, recipe.data.target)
@@ -90,7 +88,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     trainer = course.trainer(model, _task(recipe.task, labels, classes), dataset, info)
     # The digest of the data knows indices only: other names would be other classes.
     trainer.fingerprint["classes"] = list(train.labels)
-    trainer.mixing = mixing
+    trainer.mixing = Mixing(**asdict(recipe.mixing)) if recipe.mixing.active else None
     if val is not None:
         shown = _without_broken(recipe.data.val, val)
         trainer.fingerprint["validation"] = shown.digest
@@ -346,7 +344,7 @@ def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe
         ValueError: There is no data, or it cannot be used.
     """
     # Before a data set is gone through.
-    convert(recipe.augment, Augmentation, key="augment")
+    Augmentation(**asdict(recipe.augment))
     if not recipe.data.root:
         if not recipe.data.train:
             raise ValueError("no data: give data.train, a manifest, or data.root, a folder of videos")
@@ -488,10 +486,10 @@ def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> t
     torch.manual_seed(recipe.optim.seed)
     if not recipe.model.init:
         return create_model(
-            recipe.model.name, **{**recipe.model.settings, "num_classes": classes}
+            recipe.model.name, **recipe.model.settings.given, num_classes=classes
         ), CheckpointInfo()
     model, info = load_checkpoint(recipe.model.init)
-    settings = dict(recipe.model.settings)
+    settings = recipe.model.settings.given
     model.reset_budgets(settings.pop("budgets", model.config.budgets))
     if settings:
         changed = FluxViT(FluxViTConfig.from_dict({**model.config.to_dict(), **settings}))
@@ -564,11 +562,10 @@ def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> Clip
     if recipe.data.cache:
         cache = FrameCache(recipe.data.cache, manifest, recipe.data.cache_frames, recipe.data.cache_side)
         source = cache.build()
-    augmentation = convert(recipe.augment, Augmentation, key="augment")
     return ClipDataset(
         manifest,
         source,
-        augmentation,
+        Augmentation(**asdict(recipe.augment)),
         max_bad_clips=recipe.data.max_bad_clips,
         **_sampling(recipe),
         **settings,

@@ -14,7 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,15 +30,21 @@ from fluxvit.files import atomic_path, clear_leftovers, flush_to_disk, write_jso
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.schema import Natural, convert, located
 from fluxvit.schema import load as load_json
+from fluxvit.training.config import MixingSettings, NetworkSettings
 from fluxvit.training.distributed import World, local
 from fluxvit.training.ema import Ema
 from fluxvit.training.sharded_state import StateReader, read_metadata
+from fluxvit.video.augment_settings import AugmentSettings
 from fluxvit.weights import kind_of
 
 STATE = "state.pt"
 ABOUT = "about.json"
-_UNSET = "not set"
-_OPEN = frozenset(("model.settings", "augment", "mixing"))  # Settings whose keys the user chooses.
+# Groups of settings of which former versions saved only those that were given.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "model.settings": asdict(NetworkSettings()),
+    "augment": asdict(AugmentSettings()),
+    "mixing": asdict(MixingSettings()),
+}
 _DIGESTS = {"data": "the digest of the training videos", "validation": "the digest of the validation videos"}
 _FOLDER = re.compile(r"state-(\d+)")
 _PARTIAL_FOLDER = re.compile(r"\.state-\d+\.partial")
@@ -164,7 +170,7 @@ def changed_settings(
     """Which settings of two runs differ, in words: ``optim.batch_size was 32, is 64``.
 
     Settings that only one of them knows are not compared, for versions of fluxvit add some and drop some;
-    but where the user chooses the keys (`_OPEN`), a missing one has its default, and that may differ.
+    but in the groups of `_DEFAULTS` a missing one has its default, and that may differ.
 
     Args:
         saved: Fingerprint of a saved run.
@@ -189,16 +195,19 @@ def _differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
     """Names and descriptions of the settings that differ."""
-    is_open = prefix.removesuffix(".") in _OPEN
-    for key in sorted(old.keys() | new.keys() if is_open else old.keys() & new.keys()):
-        name, was, now = prefix + key, old.get(key, _UNSET), new.get(key, _UNSET)
+    for key in sorted(old.keys() & new.keys()):
+        name = prefix + key
+        was, now = (_DEFAULTS.get(name) if group is None else group for group in (old[key], new[key]))
         if isinstance(was, dict) and isinstance(now, dict):
-            yield from _differences(was, now, f"{name}.")
+            defaults = _DEFAULTS.get(name, {})
+            yield from _differences(defaults | was, defaults | now, f"{name}.")
         elif was != now:
             yield name, f"{name} was {_shown(was)}, is {_shown(now)}"
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
