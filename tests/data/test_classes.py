@@ -116,7 +116,7 @@ def test_names_that_differ_in_writing_only_are_matched_where_that_is_asked_for()
 
 def test_lists_of_videos_take_names_over() -> None:
     entries = manifest([0, 1, NO_LABEL]).entries
-    videos = VideoList("csv", "val", Path(), entries, ("brush hair", "run"))
+    videos = VideoList("val", Path(), entries, ("brush hair", "run"))
     numbered = number_list(videos, ["jump", "run", "brush_hair"], "val.csv", "train.jsonl")
     assert labels(numbered) == [2, 1, NO_LABEL]
     assert numbered.labels == ("jump", "run", "brush_hair")

@@ -175,7 +175,7 @@ def test_segments_must_lie_in_their_videos(tmp_path: Path) -> None:
     path = video(tmp_path / "a.mp4", 24)
     spans = [(0.5, 1.5), (None, None), (1.5, 9.0), (2.5, 3.0), (1.0, 1.0), (-1.0, 1.0)]
     entries = tuple(Entry(path, 0, start=start, end=end) for start, end in spans)
-    summary = probe_manifest(VideoList("x", "", tmp_path, entries), tmp_path / "x.jsonl", progress=False)
+    summary = probe_manifest(VideoList("", tmp_path, entries, name="x"), tmp_path / "x.jsonl", progress=False)
     checked = read_manifest(tmp_path / "x.jsonl").entries
     assert [entry.ok for entry in checked] == [True, True, True, False, False, False]
     assert "starts at 2.5 s, but the video ends at 2 s" in (checked[3].error or "")
@@ -196,7 +196,7 @@ def test_a_deep_look_finds_damage_inside(tmp_path: Path, part: float, usable: bo
     found = inspect_video(path, deep=True)
     assert found["ok"] == usable
     if usable:
-        videos = VideoList("x", "", tmp_path, (Entry(path, 0),))
+        videos = VideoList("", tmp_path, (Entry(path, 0),))
         summary = probe_manifest(videos, tmp_path / "x.jsonl", deep=True, progress=False)
         assert summary.damaged == [path]
         assert "1 usable, with frames that cannot be decoded" in str(summary)

@@ -58,7 +58,7 @@ def read_kinetics(source: Path, root: Path | None, split: str | None) -> VideoLi
         clip = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         path = videos.find(clip, row["youtube_id"])
         entries.append(Entry(path, numbers.get(row.get("label", ""), NO_LABEL)))
-    return VideoList("", name_split(split, file), videos.root, tuple(entries), tuple(names))
+    return VideoList(name_split(split, file), videos.root, tuple(entries), tuple(names))
 
 
 @data_format("ssv2", "something-something-v2-*.json")
@@ -92,7 +92,7 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
         path = videos.find(str(video["id"]), expected=videos.root / f"{video['id']}.webm")
         label = numbers[name] if name else NO_LABEL
         entries.append(Entry(path, label, captions, noflip=True, extra=extra))
-    return VideoList("", requested, videos.root, tuple(entries), names)
+    return VideoList(requested, videos.root, tuple(entries), names)
 
 
 @data_format("mit", "moments_categories.txt")
@@ -112,7 +112,7 @@ def read_mit(source: Path, root: Path | None, split: str | None) -> VideoList:
         if len(row) < 2 or row[1] not in numbers:
             raise ValueError(f"{file}: {','.join(row)!r} is not FILE,CLASS,... of a class of the categories")
         entries.append(Entry(root / SPLIT_NAMES[requested][1] / row[0], numbers[row[1]]))
-    return VideoList("", requested, root, tuple(entries), names)
+    return VideoList(requested, root, tuple(entries), names)
 
 
 @data_format("ucf101", "classInd.txt")
@@ -134,7 +134,7 @@ def read_ucf101(source: Path, root: Path | None, split: str | None) -> VideoList
         if path.parent.name not in numbers:
             raise ValueError(f"{file}: {line!r} is in no folder of a class of classInd.txt")
         entries.append(Entry(path, numbers[path.parent.name]))
-    return VideoList("", f"{part}{number}", root, tuple(entries), names)
+    return VideoList(f"{part}{number}", root, tuple(entries), names)
 
 
 @data_format("hmdb51", "*_test_split1.txt")
@@ -158,7 +158,7 @@ def read_hmdb51(source: Path, root: Path | None, split: str | None) -> VideoList
             video, _, use = line.rpartition(" ")
             if use == mark:
                 entries.append(Entry(root / name / video.strip(), label))
-    return VideoList("", f"{part}{number}", root, tuple(entries), tuple(names))
+    return VideoList(f"{part}{number}", root, tuple(entries), tuple(names))
 
 
 @data_format("coin", "COIN.json")
@@ -183,7 +183,7 @@ def read_coin(source: Path, root: Path | None, split: str | None) -> VideoList:
             for step in video.get("annotation", ())
         ]
         entries.append(Entry(videos.find(key), numbers[video["recipe_type"]], extra={"steps": steps}))
-    return VideoList("", requested, videos.root, tuple(entries), tuple(tasks.values()))
+    return VideoList(requested, videos.root, tuple(entries), tuple(tasks.values()))
 
 
 @data_format("activitynet", "activity_net*.json")
@@ -224,7 +224,7 @@ def _read_annotated(source: Path, names: Sequence[str], root: Path | None, split
             entries.append(Entry(path, numbers[part["label"]], start=start, end=end))
         if not parts:
             entries.append(Entry(path))
-    return VideoList("", requested, videos.root, tuple(entries), tuple(labels))
+    return VideoList(requested, videos.root, tuple(entries), tuple(labels))
 
 
 def _ssv2_names(name: str) -> list[str]:

@@ -99,7 +99,7 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
         # Some are downloaded with a suffix behind their own, such as ``.mov.mp4``.
         path = videos.find(name, Path(name).stem, expected=videos.root / name)
         entries.append(Entry(path, captions=(_paragraph(texts),), end=DIDEMO_SECONDS))
-    return VideoList("", requested, videos.root, tuple(entries), notes=notes)
+    return VideoList(requested, videos.root, tuple(entries), notes=notes)
 
 
 @data_format("activitynet_captions")
@@ -123,7 +123,7 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
         key = name.removeprefix("v_")
         path = videos.find(f"v_{key}", key)
         entries.append(Entry(path, captions=(_paragraph(sentences),)))
-    return VideoList("", requested, videos.root, tuple(entries), notes=notes)
+    return VideoList(requested, videos.root, tuple(entries), notes=notes)
 
 
 @data_format("lsmdc")
@@ -196,7 +196,7 @@ def _read_pairs(source: Path, root: Path | None, split: str | None, paragraphs: 
         Entry(root / name, captions=(_paragraph(texts),) if paragraphs else tuple(texts))
         for _, (name, texts) in rows
     ]
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=notes)
+    return VideoList(name_split(split, source), root, tuple(entries), notes=notes)
 
 
 def _pair(row: Any, video: str, caption: str) -> tuple[str, str]:
@@ -232,7 +232,7 @@ def _by_name(
     entries = [Entry(videos.find(name), captions=tuple(texts)) for name, texts in captions.items() if texts]
     bare = len(captions) - len(entries)
     notes += (f"left out {bare} videos without a caption",) if bare else ()
-    return VideoList("", split, videos.root, tuple(entries), notes=notes)
+    return VideoList(split, videos.root, tuple(entries), notes=notes)
 
 
 def _paragraph(sentences: Iterable[str]) -> str:

@@ -30,20 +30,20 @@ class VideoList:
     """Videos that are yet to be checked.
 
     Attributes:
-        name: What it was read as, such as ``kinetics``.
         split: ``train``, ``val``, ``test`` or a name of the data set's own; empty if it has none.
         root: Absolute folder that holds the videos.
         entries: Their paths are absolute; files need not exist.
         labels: Class names; empty if the data set ships none.
         notes: What the reader passed over, one sentence each.
+        name: The format that it was read as, such as ``kinetics``, or a name of its own.
     """
 
-    name: str
     split: str
     root: Path
     entries: tuple[Entry, ...]
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    name: str = ""
 
 
 # --- Formats -----------------------------------------------------------------------------------------------

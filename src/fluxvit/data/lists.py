@@ -81,7 +81,7 @@ def read_csv(
     ]
     if "caption" in layout.roles:
         entries = _join_captions(entries)
-    return VideoList("", split, base, tuple(entries), names, (*notes, *more))
+    return VideoList(split, base, tuple(entries), names, (*notes, *more))
 
 
 @data_format("intervals")
@@ -118,7 +118,7 @@ def _read_segments(source: Path, root: Path | None, split: str | None, before: i
         if not start == end == -1:
             entry = replace(entry, start=start, end=end)
         entries.append(entry)
-    return VideoList("", name_split(split, table.path), root, tuple(entries), names, notes)
+    return VideoList(name_split(split, table.path), root, tuple(entries), names, notes)
 
 
 @data_format("rawframes")
@@ -139,7 +139,7 @@ def read_rawframes(source: Path, root: Path | None, split: str | None) -> VideoL
         if not cells[1].isdecimal():
             raise table.error(row, f"{cells[0]} has {cells[1]!r} frames; expected FOLDER FRAMES LABEL")
         entries.append(Entry(root / cells[0], label, frames=parse_integer(cells[1])))
-    return VideoList("", name_split(split, table.path), root, tuple(entries), names)
+    return VideoList(name_split(split, table.path), root, tuple(entries), names)
 
 
 # --- Cells -------------------------------------------------------------------------------------------------

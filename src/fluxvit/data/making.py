@@ -179,9 +179,8 @@ def make_dataset(
 
 
 def _line(out: Path, spec: Spec, config: DatasetConfig[Spec]) -> str:
-    return (
-        json.dumps({"path": spec.path, **config.annotate(out / spec.path, spec)}, ensure_ascii=False) + "\n"
-    )
+    record = {"path": spec.path, **config.annotate(out / spec.path, spec)}
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _claim(out: Path, config: DatasetConfig[Spec]) -> None:

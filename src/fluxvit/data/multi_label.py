@@ -75,7 +75,7 @@ def read_charades(source: Path, root: Path | None, split: str | None) -> VideoLi
         captions = (row["script"],) if row["script"] else ()
         path, extra = videos.find(row["id"]), {"actions": actions}
         entries.append(Entry(path, captions=captions, labels=tuple(sorted(labels)), extra=extra))
-    return VideoList("", requested, videos.root, tuple(entries), tuple(names))
+    return VideoList(requested, videos.root, tuple(entries), tuple(names))
 
 
 @data_format("multi_label")
@@ -111,7 +111,7 @@ def read_multi_label(source: Path, root: Path | None, split: str | None) -> Vide
         if videos and path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir():
             path = videos.find(name)
         entries.append(Entry(path, labels=tuple(sorted(classes))))
-    return VideoList("", name_split(split, file), root, tuple(entries), names)
+    return VideoList(name_split(split, file), root, tuple(entries), names)
 
 
 def has_label_lists(file: Path) -> bool:

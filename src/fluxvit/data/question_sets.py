@@ -109,7 +109,7 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     entries = [Entry(path, extra={"qa": rows}) for path, rows in by_video.items() if rows]
     left_out["videos without a question"] = len(by_video) - len(entries)
     notes = tuple(f"left out {count} {what}" for what, count in left_out.items() if count)
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
+    return VideoList(name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
 
 
 @data_format("choices")
@@ -139,7 +139,7 @@ def read_choices(source: Path, root: Path | None, split: str | None) -> VideoLis
         question = {"question": DESCRIBE, "answer": texts[number], "choices": choices}
         entries.append(Entry(root / name, extra={"qa": [question]}))
     notes = (f"{twice} videos have a caption twice, which was taken once",) if twice else ()
-    return VideoList("", name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
+    return VideoList(name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
 
 
 @data_format("mvbench")
@@ -180,7 +180,7 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
         notes += odd
     if missing:
         notes.append(f"no file of {', '.join(missing)}")
-    return VideoList("", split or "test", root, tuple(entries), notes=tuple(notes))
+    return VideoList(split or "test", root, tuple(entries), notes=tuple(notes))
 
 
 @data_format("dream1k")
@@ -208,7 +208,7 @@ def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoLis
     for _, (name, question, events) in rows:
         extra = {"qa": [question], "events": events}
         entries.append(Entry(videos.find(name), captions=(question["answer"],), extra=extra))
-    return VideoList("", split or "test", videos.root, tuple(entries), notes=notes)
+    return VideoList(split or "test", videos.root, tuple(entries), notes=notes)
 
 
 def _questions(row: Mapping[str, Any]) -> list[dict[str, Any]]:

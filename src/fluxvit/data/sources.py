@@ -204,7 +204,7 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
         notes.append(
             f"the folders were read, not {', '.join(lists[:3])} beside them; a list is read as SOURCE"
         )
-    return VideoList("", requested, source, tuple(entries), tuple(names), (*notes, *left_out.notes))
+    return VideoList(requested, source, tuple(entries), tuple(names), (*notes, *left_out.notes))
 
 
 def _splits(folders: Sequence[Path]) -> dict[Path, str]:
@@ -234,7 +234,7 @@ def read_motionworld(source: Path, root: Path | None, split: str | None) -> Vide
     requested = requested_split(split, source)
     names = facts.get("motion_classes") or facts.get("classes") or ()
     videos = read_manifest(source / f"{requested}.jsonl", labels=tuple(names), root=root)
-    return VideoList(facts.get("name", ""), requested, videos.root, videos.entries, videos.labels)
+    return VideoList(requested, videos.root, videos.entries, videos.labels, name=facts.get("name", ""))
 
 
 @data_format("manifest")
@@ -242,7 +242,7 @@ def read_probed(source: Path, root: Path | None, split: str | None) -> VideoList
     """A manifest (``.jsonl``), to be checked again; what else it says about the videos is kept."""
     videos = read_manifest(source, target=None, root=root)
     entries = tuple(replace(entry, ok=True, error=None) for entry in videos.entries)
-    return VideoList(videos.name, split or videos.split, videos.root, entries, videos.labels)
+    return VideoList(split or videos.split, videos.root, entries, videos.labels, name=videos.name)
 
 
 def _detect_json(path: Path) -> str:
