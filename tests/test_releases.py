@@ -24,8 +24,8 @@ from fluxvit.releases import (
     is_internvideo2,
     load_internvideo2,
     read_release,
-    to_release,
 )
+from to_release import to_release
 
 # The authors' files ----------------------------------------------------------------------------------------
 

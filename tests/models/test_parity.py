@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from fluxvit.checkpoints import compare_keys
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.releases import from_release, to_release
+from fluxvit.releases import from_release
+from to_release import to_release
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STEP = json.loads((FIXTURES / "multi_budget_step.json").read_text())
