@@ -134,7 +134,7 @@ def _answers(model: FluxViT, video: Tensor, budgets: Sequence[int], method: str)
         return [model(video).logits]
     if method == MERGING:
         embeddings, shape = model.patch_embed(video)
-        placed = model.place(embeddings, shape, None)
+        placed = model.add_positions(embeddings, shape, None)
         merged = [torch.cat([placed[:, :1], merge_tokens(placed[:, 1:], k)[0]], dim=1) for k in budgets]
         return [model.forward_head(model.encode(tokens)) for tokens in merged]
     return [out.logits for out in model(video, budgets, selector=method)]
@@ -189,7 +189,7 @@ def _milliseconds(model: FluxViT, args: argparse.Namespace, setting: dict[str, A
         video = _noise(model, args.grid, batch, args.device)
         embeddings, shape = model.patch_embed(video)
         patches, _ = model.patch_embed.patchify(video)
-        placed = model.place(embeddings, shape, None)[:, 1:]
+        placed = model.add_positions(embeddings, shape, None)[:, 1:]
         for budget in setting["budgets"]:
             for method in setting["methods"]:
                 if method == PLAIN:
@@ -201,7 +201,7 @@ def _milliseconds(model: FluxViT, args: argparse.Namespace, setting: dict[str, A
                     jobs[method, budget, "choose", batch] = _bind(merge_tokens, placed, budget)
                 elif method != PLAIN:
                     tokens = embeddings if SELECTORS[method].reads == "embeddings" else patches
-                    choose = _bind(model.choose, tokens, [budget], method, shape[1:])
+                    choose = _bind(model.select_indices, tokens, [budget], method, shape[1:])
                     jobs[method, budget, "choose", batch] = choose
     times: dict[tuple[str, int, str, int], list[float]] = {job: [] for job in jobs}
     for turn in _track(range(args.repeats + 2), "Timing", args.repeats + 2):

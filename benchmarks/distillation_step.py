@@ -125,7 +125,7 @@ def _times(args: argparse.Namespace, budgets: list[int], depth: int) -> dict[str
         setting.task.teacher_tokens = budgets[0]
     model, task = together.student, together.task
     embedded, shape = model.patch_embed(together.video)
-    (seen,) = model.choose(embedded, [budgets[0]])
+    (seen,) = model.select_indices(embedded, [budgets[0]])
     target = task.targets(together.video, together.item, shape, seen)
 
     class Ready:
@@ -171,7 +171,7 @@ class _Embedding:
 
     def __call__(self, video: Tensor, keep: int) -> None:
         embedded, shape = self.model.patch_embed(video)
-        self.model.choose(embedded, [keep], shape=shape[1:])
+        self.model.select_indices(embedded, [keep], shape=shape[1:])
         embedded.sum().backward()
 
 

@@ -75,7 +75,7 @@ def test_keeping_all_equals_no_selection(shape: tuple[int, int, int]) -> None:
     pool = shape[0] * shape[1] * shape[2]
     embeddings, token_shape = MODEL.patch_embed(video)
     everything = torch.arange(pool).expand(2, -1)
-    kept_all = MODEL.encode(MODEL.place(embeddings, token_shape, everything))
+    kept_all = MODEL.encode(MODEL.add_positions(embeddings, token_shape, everything))
     torch.testing.assert_close(kept_all, MODEL.forward_features(video), rtol=1e-5, atol=1e-5)
     assert torch.equal(MODEL(video, budget=pool).logits, MODEL(video).logits)
 
@@ -99,10 +99,11 @@ def test_packed_equals_dense(data: st.DataObject) -> None:
 def test_order_of_kept_tokens_does_not_matter() -> None:
     video = clip(2, 6, 3, 4)
     embeddings, shape = MODEL.patch_embed(video)
-    (kept,) = MODEL.choose(embeddings, [20])
+    (kept,) = MODEL.select_indices(embeddings, [20])
     shuffled = kept[:, torch.randperm(20)]
     logits = [
-        MODEL.forward_head(MODEL.encode(MODEL.place(embeddings, shape, k)), 0) for k in (kept, shuffled)
+        MODEL.forward_head(MODEL.encode(MODEL.add_positions(embeddings, shape, k)), 0)
+        for k in (kept, shuffled)
     ]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
@@ -134,13 +135,13 @@ def test_selecting_before_the_embedding_gives_the_tokens_of_selecting_after(
 ) -> None:
     video = clip(2, 8, 3, 4, TUBELET)
     pixels, shape = TUBELET.patch_embed.patchify(video)
-    choices = TUBELET.choose(pixels, budgets, selector, shape[1:])
+    choices = TUBELET.select_indices(pixels, budgets, selector, shape[1:])
     embeddings, _ = TUBELET.patch_embed(video)
     outputs = TUBELET(video, budget=budgets, selector=selector)
     assert len(outputs) == len(budgets)
     for budget, kept, out in zip(budgets, choices, outputs, strict=True):
         assert (out.kept is None and kept is None) or torch.equal(out.kept, kept)
-        tokens = TUBELET.encode(TUBELET.place(embeddings, shape, kept))
+        tokens = TUBELET.encode(TUBELET.add_positions(embeddings, shape, kept))
         for ours in (
             TUBELET.forward_features(video, budget, selector),
             TUBELET.forward_intermediates(video, budget=budget, selector=selector).tokens,
@@ -185,7 +186,9 @@ def test_pixels_are_scored_before_they_are_rounded() -> None:
 def test_bf16_model_keeps_the_tokens_of_fp32() -> None:
     embeddings = torch.randn(2, 8, 9, 32).bfloat16()
     half = tiny().bfloat16()
-    assert torch.equal(half.choose(embeddings, [30])[0], MODEL.choose(embeddings.float(), [30])[0])
+    assert torch.equal(
+        half.select_indices(embeddings, [30])[0], MODEL.select_indices(embeddings.float(), [30])[0]
+    )
     assert half(clip(1, 4, 2, 2), budget=7).logits.dtype == torch.bfloat16
 
 

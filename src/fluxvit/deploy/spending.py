@@ -34,10 +34,10 @@ def run_stages(
     for plan in stages:
         if plan not in samples:
             alike = [s for s in stages if (s.grid, s.selector) == (plan.grid, plan.selector)]
-            found, _ = model.sample(clip_of(plan.grid), [s.keep for s in alike], plan.selector)
+            found, _ = model.select_tokens(clip_of(plan.grid), [s.keep for s in alike], plan.selector)
             samples.update(zip(alike, found, strict=True))
         tokens, kept = samples[plan]
-        yield model.read(model.encode(tokens), kept, plan.head)
+        yield model.head_output(model.encode(tokens), kept, plan.head)
 
 
 @torch.inference_mode()

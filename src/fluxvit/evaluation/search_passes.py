@@ -277,10 +277,10 @@ class Search:
                 # One embedding of the pool is enough for all of them.
                 pool = model.patch_embed(video) if pool is None else pool
                 embeddings, shape = pool
-                choices = model.choose(embeddings, keeps, selector, shape[1:])
-                inputs = (model.place(embeddings, shape, kept) for kept in choices)
+                choices = model.select_indices(embeddings, keeps, selector, shape[1:])
+                inputs = (model.add_positions(embeddings, shape, kept) for kept in choices)
             else:
-                inputs = (tokens for tokens, _ in model.sample(video, keeps, selector)[0])
+                inputs = (tokens for tokens, _ in model.select_tokens(video, keeps, selector)[0])
             for sampling, tokens in zip(here, inputs, strict=True):
                 yield sampling, model.encode(tokens)
 

@@ -178,7 +178,7 @@ class VideoChat(nn.Module):
         """
         tokens, places, pooled = [], [], []
         for number, clip in enumerate(clips):
-            ((sample, kept),), shape = self.video.sample(clip, [budget], selector)
+            ((sample, kept),), shape = self.video.select_tokens(clip, [budget], selector)
             encoded = self.video.encode(sample)
             tokens.append(encoded[:, 1:])
             pooled.append(self.video.forward_head(encoded, pre_logits=True))

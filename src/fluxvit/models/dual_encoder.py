@@ -130,7 +130,7 @@ class DualEncoder(nn.Module):
         selector: str | Selector = "group_dynamic",
     ) -> list[Tensor]:
         """The same at several budgets and heads; the pool is embedded once."""
-        samples, _ = self.video.sample(video, budgets, selector)
+        samples, _ = self.video.select_tokens(video, budgets, selector)
         return [
             self.language.embed_video(
                 self.video, self.video.forward_head(self.video.encode(tokens), head, pre_logits=True)

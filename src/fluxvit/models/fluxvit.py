@@ -136,15 +136,15 @@ class FluxViT(nn.Module):
                 into tubelets.
         """
         budgets = list(budget) if isinstance(budget, Sequence) else [budget]
-        samples, _ = self.sample(video, budgets, selector)
-        outputs = [self.read(self.encode(tokens), kept, head) for tokens, kept in samples]
+        samples, _ = self.select_tokens(video, budgets, selector)
+        outputs = [self.head_output(self.encode(tokens), kept, head) for tokens, kept in samples]
         return outputs if isinstance(budget, Sequence) else outputs[0]
 
     def forward_features(
         self, video: Tensor, budget: int | None = None, selector: str | Selector = "group_dynamic"
     ) -> Tensor:
         """Tokens after the last block ``[B, 1 + K, C]``, class token first; arguments as in ``forward``."""
-        ((tokens, _),), _ = self.sample(video, [budget], selector)
+        ((tokens, _),), _ = self.select_tokens(video, [budget], selector)
         return self.encode(tokens)
 
     def forward_head(self, tokens: Tensor, head: int | None = None, pre_logits: bool = False) -> Tensor:
@@ -179,7 +179,7 @@ class FluxViT(nn.Module):
         wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
         if any(not -depth <= i < depth for i in wanted):
             raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
-        ((tokens, kept),), shape = self.sample(video, [budget], selector)
+        ((tokens, kept),), shape = self.select_tokens(video, [budget], selector)
         tokens, layers = self.encode_layers(tokens, wanted)
         return Intermediates(tokens, layers, kept, shape)
 
@@ -200,25 +200,25 @@ class FluxViT(nn.Module):
             One output per clip, with a batch axis of 1; equal to running each clip alone.
         """
         samples = [
-            self.sample(video[None], [budget], selector)[0][0]
+            self.select_tokens(video[None], [budget], selector)[0][0]
             for video, budget in zip(videos, budgets, strict=True)
         ]
         lengths = [tokens.shape[1] for tokens, _ in samples]
         packed = self.encode(torch.cat([tokens for tokens, _ in samples], dim=1), lengths)
         return [
-            self.read(tokens, kept, head)
+            self.head_output(tokens, kept, head)
             for tokens, (_, kept) in zip(packed.split(lengths, dim=1), samples, strict=True)
         ]
 
     # Its steps -------------------------------------------------------------------------------------------
 
-    def sample(
+    def select_tokens(
         self,
         video: Tensor,
         budgets: Sequence[int | None],
         selector: str | Selector = "group_dynamic",
     ) -> tuple[list[tuple[Tensor, Tensor | None]], tuple[int, int, int]]:
-        """What enters the blocks at each budget; arguments as in :meth:`forward`.
+        """Select the tokens that enter the blocks at each budget; see :meth:`forward` for the arguments.
 
         No token is embedded twice, and none that is dropped if the selector reads no embeddings.
 
@@ -234,10 +234,10 @@ class FluxViT(nn.Module):
         chooser = get_selector(selector)
         if chooser.reads == "embeddings":
             embeddings, shape = self.patch_embed(video)
-            choices = self.choose(embeddings, budgets, chooser, shape[1:])
-            return [(self.place(embeddings, shape, kept), kept) for kept in choices], shape
+            choices = self.select_indices(embeddings, budgets, chooser, shape[1:])
+            return [(self.add_positions(embeddings, shape, kept), kept) for kept in choices], shape
         patches, shape = self.patch_embed.patchify(video)
-        choices = self.choose(patches, budgets, chooser, shape[1:])
+        choices = self.select_indices(patches, budgets, chooser, shape[1:])
         # Smaller budgets keep subsets, so that the largest choice holds all of them.
         pool = patches.shape[1] * patches.shape[2]
         largest = max(choices, key=lambda kept: pool if kept is None else kept.shape[1], default=None)
@@ -246,7 +246,7 @@ class FluxViT(nn.Module):
         samples = []
         for kept in choices:
             places = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
-            samples.append((self._position(embeddings, shape, kept, places), kept))
+            samples.append((self._with_positions(embeddings, shape, kept, places), kept))
         return samples, shape
 
     def _check_pool(self, video: Tensor) -> None:
@@ -260,14 +260,14 @@ class FluxViT(nn.Module):
                 f"the limit of {most}; use fewer frames or a smaller size, or set FLUXVIT_MAX_POOL={pool}"
             )
 
-    def choose(
+    def select_indices(
         self,
         tokens: Tensor,
         budgets: Sequence[int | None],
         selector: str | Selector = "group_dynamic",
         shape: tuple[int, int] | None = None,
     ) -> list[Tensor | None]:
-        """Indices ``[B, K]`` to keep for each budget; None where all stay.
+        """Select the indices ``[B, K]`` to keep for each budget; None where all tokens stay.
 
         Args:
             tokens: What the selector reads, ``[B, T, L, C]``.
@@ -282,18 +282,18 @@ class FluxViT(nn.Module):
         selections = iter(select_many(tokens, keeps, selector, shape) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
 
-    def place(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:
+    def add_positions(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:
         """Add positions to the kept ones of the pool's embeddings ``[B, T, L, C]``.
 
         Returns:
             ``[B, 1 + K, C]``, class token first.
         """
-        return self._position(embeddings.flatten(1, 2), shape, kept, kept)
+        return self._with_positions(embeddings.flatten(1, 2), shape, kept, kept)
 
-    def _position(
+    def _with_positions(
         self, x: Tensor, shape: tuple[int, int, int], kept: Tensor | None, places: Tensor | None
     ) -> Tensor:
-        """Like :meth:`place`, for embeddings ``[B, N, C]`` in which the kept ones are at ``places``."""
+        """:meth:`add_positions` for embeddings ``[B, N, C]`` in which the kept ones are at ``places``."""
         cls_row, rows = self.pos_embed(shape)
         if kept is not None and places is not None:
             x, rows = gather_tokens(x, places), rows[kept]
@@ -331,7 +331,7 @@ class FluxViT(nn.Module):
             return checkpoint(block, x, lengths, use_reentrant=False)
         return block(x, lengths)
 
-    def read(self, tokens: Tensor, kept: Tensor | None, head: int | None = None) -> FluxViTOutput:
+    def head_output(self, tokens: Tensor, kept: Tensor | None, head: int | None = None) -> FluxViTOutput:
         """The output for encoded tokens ``[B, 1 + K, C]``, of which ``kept`` tells the places.
 
         Raises:

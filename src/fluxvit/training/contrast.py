@@ -106,7 +106,7 @@ class FluxContrast(nn.Module):
         budgets: list[int | None] = list(model.config.budgets)
         if video.shape[2] == model.config.tubelet_size:
             budgets = [None] * len(budgets)
-        samples, _ = model.sample(video, budgets, self.selector)
+        samples, _ = model.select_tokens(video, budgets, self.selector)
         vectors, align, anchor = [], video.new_zeros((), dtype=torch.float32), None
         for head, (tokens, _) in enumerate(samples):
             pooled = model.forward_head(model.encode(tokens), head, pre_logits=True)

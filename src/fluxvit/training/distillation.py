@@ -188,7 +188,7 @@ class FluxDistillation(nn.Module):
         total = video.new_zeros((), dtype=torch.float32)
         for head, (budget, chosen) in enumerate(zip(budgets, visible, strict=True)):
             kept = seen if chosen is None else chosen if seen is None else seen.gather(1, chosen)
-            tokens, outputs = model.encode_layers(model.place(embeddings, shape, kept), aligned)
+            tokens, outputs = model.encode_layers(model.add_positions(embeddings, shape, kept), aligned)
             decoded = self.decoders.decode_layers(outputs, shape, kept, self.targets.class_token)
             matched = [self._at(layer, chosen) for layer in layers]
             pairs = zip(decoded, matched, strict=True)
@@ -206,7 +206,7 @@ class FluxDistillation(nn.Module):
     def _seen(self, model: FluxViT, video: Tensor, embeddings: Tensor, shape: TokenShape) -> Tensor | None:
         """Indices ``[B, K]`` of the tokens that the teacher sees; None: all."""
         tokens = model.patch_embed.patchify(video)[0] if self.selector.reads == "pixels" else embeddings
-        (seen,) = model.choose(tokens, [self.teacher_tokens or None], self.selector, shape[1:])
+        (seen,) = model.select_indices(tokens, [self.teacher_tokens or None], self.selector, shape[1:])
         return seen
 
     @torch.no_grad()

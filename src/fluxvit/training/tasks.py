@@ -57,7 +57,7 @@ class FluxTuning:
 
     def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
         budgets = model.config.budgets
-        samples, _ = model.sample(video, budgets, self.selector)
+        samples, _ = model.select_tokens(video, budgets, self.selector)
         result: dict[str, Tensor] = {}
         truth = label if label.ndim == 1 else label.argmax(-1)  # Of mixed clips, the one that shows more.
         loss = video.new_zeros((), dtype=torch.float32)
