@@ -167,7 +167,7 @@ def read_coin(source: Path, root: Path | None, split: str | None) -> VideoList:
 
     A video is one entry of its whole length (as in the release), labelled with its task (``recipe_type``,
     named by ``class``); its steps are kept. Subsets are ``training`` and ``testing``; the latter is what is
-    evaluated. Tasks that do not number from 0 on without a gap are numbered anew in their order. Videos are
+    evaluated. Tasks whose numbers do not start at 0 or have gaps are renumbered in order. Videos are
     ``ID`` with any suffix in any folder below ``root``.
     """
     file = first_of(source, ["COIN.json"]) if source.is_dir() else source

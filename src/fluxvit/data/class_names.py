@@ -1,4 +1,4 @@
-"""Files that name classes: lists of names, tables of indices and names, manifests, checkpoint folders."""
+"""Reads class names from lists of names, tables of indices and names, manifests and checkpoint folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
             * a manifest, or a checkpoint folder.
 
     Raises:
-        ValueError: There is no such file, it names no classes, a name is empty or stands twice, or its
+        ValueError: There is no such file, it names no classes, a name is empty or occurs twice, or its
             indices are not 0, 1, 2 and so on without a gap; the message says which.
     """
     path = Path(path)

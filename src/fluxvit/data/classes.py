@@ -97,7 +97,7 @@ def match_names(
         are not equal.
 
     Raises:
-        ValueError: A name stands twice in either list, so that it does not say which class is meant.
+        ValueError: A name occurs twice in either list, so that it does not identify a class.
     """
     for names, where in ((theirs, data), (ours, other)):
         if twice := repeated(names):

@@ -1,4 +1,4 @@
-"""The columns of a list of videos: what separates its cells, and which of them hold paths and labels."""
+"""Finds the columns of a list of videos: its delimiter, and the cells that hold paths and labels."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ def header_of(table: TextTable) -> list[str]:
 
 @dataclass(frozen=True)
 class Columns:
-    """How the rows of a list are cut, and what the cells mean.
+    """How the rows of a list are cut into cells, and the meaning of the cells.
 
     Attributes:
         table: The list.
         delimiter: What separates cells.
         rows: The rows that may hold videos.
-        roles: The numbers of the columns that are read, by what they are.
-        width: Cells of a row; None: two, the path and what stands behind the last delimiter.
+        roles: The numbers of the columns that are read, by role.
+        width: Number of cells of a row; None: two, the path and the text behind the last delimiter.
         header: Names of the columns, if the list has some.
-        other_labels: The numbers of more columns that are named like labels.
-        behind_suffix: Instead of the last delimiter the one that follows the suffix of a video counts.
+        other_labels: The numbers of further columns that are named like labels.
+        behind_suffix: Cut at the delimiter that follows the suffix of a video, not at the last one.
     """
 
     table: TextTable
@@ -154,7 +154,7 @@ class Columns:
         )
 
     def note(self) -> str:
-        """What was decided, in one sentence."""
+        """A sentence that describes the layout."""
         table, kind = self.table, DELIMITERS[self.delimiter]
         if self.width is None:
             how = f"each line cut at {'the' if self.behind_suffix else 'its last'} {kind}"
@@ -205,7 +205,7 @@ def _by_header(table: TextTable, columns: Mapping[str, str]) -> Columns | None:
     """The layout of a list whose first row names its columns; None if it does not.
 
     Raises:
-        ValueError: The columns that are asked for, or those of paths and labels, cannot be found.
+        ValueError: The requested columns, or those of paths and labels, cannot be found.
     """
     required = [name for name in columns.values() if not name.isdecimal()]
     found = _find_header(table, required)
@@ -254,7 +254,7 @@ def _with_header(
 
 
 def _by_content(table: TextTable, home: Path, columns: Mapping[str, str]) -> Columns:
-    """The layout of a list whose first row does not tell it.
+    """The layout of a list without a header that names its columns.
 
     Raises:
         ValueError: No delimiter makes a path and a label of most lines.
@@ -277,7 +277,7 @@ def _by_content(table: TextTable, home: Path, columns: Mapping[str, str]) -> Col
 
 
 def _layouts(table: TextTable, columns: Mapping[str, str], skip: int) -> Iterator[Columns]:
-    """Layouts that make a path and a label of at least half of the first lines."""
+    """Layouts that find a path and a label in at least half of the first lines."""
     for delimiter in DELIMITERS:
         rows = list(table.rows(delimiter, SAMPLE))[skip:]
         data = [row for row in rows if not row.is_comment] or rows
@@ -301,7 +301,7 @@ def _layouts(table: TextTable, columns: Mapping[str, str], skip: int) -> Iterato
 
 
 def _columns(table: TextTable, delimiter: str, rows: list[Row], width: int) -> Iterator[Columns]:
-    """Layouts by columns of equal number: a path and what follows it, or else precedes it."""
+    """Layouts by columns: a path, and its label in the next column or else in the one before."""
     cells = [fields for row in rows if len(fields := _trimmed(_fields(row, delimiter))) == width]
     like_videos = [at for at in range(width) if all(is_video(fields[at]) for fields in cells)]
     for path in like_videos[:1] or [0]:
@@ -312,7 +312,7 @@ def _columns(table: TextTable, delimiter: str, rows: list[Row], width: int) -> I
 
 
 def _fitness(layout: Columns, home: Path) -> tuple[bool, float, bool, float, bool]:
-    """How well a layout fits the first lines; the best one is meant. Of equal ones the first is."""
+    """A score of how well a layout fits the first lines; the first layout with the highest score is taken."""
     rows = [row for row in layout.rows if layout.path(row)]
     paths = [layout.path(row) for row in rows]
     label = layout.roles.get("label", layout.roles["path"])
@@ -338,7 +338,7 @@ def _is_header(layout: Columns, table: TextTable, home: Path) -> bool:
 
 
 def _names_video(row: Row) -> bool:
-    """Whether there is the name of a video anywhere in a row, however that is cut."""
+    """Whether the name of a video occurs anywhere in a row."""
     return re.search(rf"{_VIDEO_SUFFIX}(?!\w)", row.text) is not None
 
 
@@ -355,7 +355,7 @@ def _with_row_names(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _roles_by_name(header: Sequence[str]) -> dict[str, int]:
-    """Columns by what their names say they are."""
+    """The numbers of the columns by role, as their names suggest."""
     plain = [plain_name(name) for name in header]
     found = {
         role: next((plain.index(word) for word in words if word in plain), -1)

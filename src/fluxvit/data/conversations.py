@@ -57,7 +57,7 @@ def video_of_turns(row: Mapping[str, Any]) -> str:
 
 
 def questions_of_turns(row: Mapping[str, Any], left_out: Counter[str]) -> list[dict[str, Any]]:
-    """The questions of a conversation with their answers, told apart by who speaks.
+    """The questions of a conversation with their answers. The speaker decides what a turn is.
 
     Turns of the system are left out. Turns of the same speaker that follow each other are joined. An answer
     before the first question, and a question without an answer at the end, are left out.

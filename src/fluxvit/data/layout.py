@@ -1,4 +1,4 @@
-"""What the readers of data sets share: the list that they make, splits by name, and files on disk."""
+"""What the readers of data sets share: the list of videos, the registry of formats, splits, and files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def data_format(name: str, *marks: str) -> Callable[[Reader], Reader]:
     """Register the reader of a format; what `fluxvit.data.sources` imports can be read by its name.
 
     Args:
-        name: What users call the format.
+        name: Name of the format.
         marks: Patterns of file names, such as ``activity_net*.json``. A folder that holds such a file is
             recognised as this format.
     """
@@ -78,7 +78,7 @@ def data_format(name: str, *marks: str) -> Callable[[Reader], Reader]:
 
 
 class SplitNeeded(ValueError):
-    """The data set has splits, and none was asked for."""
+    """The data set has splits, and none was requested."""
 
 
 class NoSuchSplit(ValueError):
@@ -98,22 +98,22 @@ def splits_in(name: str) -> list[str]:
 
 
 def split_in(name: str) -> str | None:
-    """The split that the name of a file or folder tells: ``val`` for ``validationSet``; None if it tells
-    none, or several.
+    """The split that the name of a file or folder mentions, such as ``val`` for ``validationSet``; None if
+    it mentions none or several.
     """
     found = splits_in(name)
     return found[0] if len(found) == 1 else None
 
 
 def requested_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
-    """The split that is asked for, or that the name of the source tells, or the only one that there is.
+    """The requested split, or the one that the name of the source mentions, or the only one that exists.
 
     Args:
-        found: The splits that there are.
+        found: The splits that exist.
 
     Raises:
-        SplitNeeded: There are several.
-        NoSuchSplit: There is no such split.
+        SplitNeeded: None was requested, and several exist.
+        NoSuchSplit: The requested split does not exist.
     """
     if split is not None and split in found:
         return split
@@ -129,7 +129,7 @@ def requested_split(split: str | None, source: Path, found: Sequence[str] = tupl
 
 
 def name_split(split: str | None, file: Path) -> str:
-    """The split that is asked for or, failing that, told by the name of the list; empty if neither."""
+    """The requested split, or else the one that the name of the list mentions; empty if neither exists."""
     return split or split_in(file.stem) or ""
 
 

@@ -175,7 +175,7 @@ def _labels(
 
 
 def _facts(table: TextTable, row: Row, cells: Mapping[str, str]) -> dict[str, Any]:
-    """What the cells of a row say besides path and label."""
+    """The caption and the times in the cells of a row."""
     facts: dict[str, Any] = {"captions": (cells["caption"],)} if "caption" in cells else {}
     times = {role: _seconds(table, row, cells[role]) for role in ("start", "end") if cells.get(role)}
     # -1 means the whole video, as in lists of segments.

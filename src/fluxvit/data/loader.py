@@ -195,7 +195,7 @@ class _Fault(msgspec.Struct):
 class ClipLoader(DataLoader[Clip]):
     """Batches of clips; names every file that could not be read, once, in this process.
 
-    Worker processes cannot be relied on to be heard, so clips bring along the errors of those they replace.
+    Messages of worker processes can get lost, so clips carry the errors of the videos they replace.
     """
 
     report: Path | None = None

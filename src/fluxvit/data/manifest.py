@@ -162,7 +162,7 @@ def read_manifest(
     """Read a manifest.
 
     Args:
-        target: The key of the class index; None: labels are not asked for, and taken where there are any.
+        target: The key of the class index; None: labels are optional.
             In place of ``label`` a video may have ``labels``, a list of class indices.
         labels: Class names; default: those of the header, or of the ``dataset.json`` that
             ``fluxvit data make`` leaves beside it.
@@ -233,7 +233,7 @@ def write_manifest(path: str | Path, manifest: Manifest) -> None:
 
 
 def content_digest(entries: Iterable[Entry], root: Path) -> str:
-    """16 hexadecimal digits that tell whether two manifests lead to the same results.
+    """16 hexadecimal digits that are equal if two manifests lead to the same results.
 
     It covers what a result depends on: paths relative to ``root``, labels, captions, segments, which videos
     are readable, which may not be flipped, and their order, which decides the batches. Where the folder lies,
@@ -261,7 +261,7 @@ def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> 
     """A split of a MotionWorld.
 
     Args:
-        target: ``motion`` (told by time alone) or ``object`` (told by appearance alone).
+        target: ``motion``, which only time shows, or ``object``, which only appearance shows.
 
     Raises:
         ValueError: The folder is not a complete MotionWorld, or the target is unknown.
@@ -278,7 +278,7 @@ def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> 
 
 
 def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
-    """Class names of a data set that lies as it was made; none if this is not one."""
+    """Class names from the ``dataset.json`` of a generated data set; empty if there is none."""
     facts = folder / "dataset.json"
     if not facts.is_file():
         return ()

@@ -127,7 +127,7 @@ def inspect_video(
     that has lost up to a tenth of its frames is usable; how many a deep look misses is in ``damaged_frames``.
 
     Args:
-        counts: Numbers of frames by the list, which tell what to read in folders of several kinds of images.
+        counts: Numbers of frames by the list. They decide what to read in folders of several kinds of images.
     """
     facts: dict[str, Any] = {"ok": True, "error": None}
     try:
@@ -175,7 +175,7 @@ def guarded(
 ) -> Generator[tuple[Job, Result | str], None, None]:
     """Call a function in processes that may hang or die, and yield each job with its result as they come.
 
-    Where there is no result, a sentence tells why: the call took more than ``time_limit`` seconds, or its
+    If there is no result, a sentence gives the reason: the call took more than ``time_limit`` seconds, or its
     process died. Either way that process is replaced. The function must be picklable and must not raise.
 
     Raises:
@@ -374,8 +374,8 @@ def _named(paths: list[Path], shown: int = 20) -> list[str]:
 def _resume(log: Path, deep: bool) -> dict[str, dict[str, Any]]:
     """Facts about readable files that an interrupted check has found, by path.
 
-    The log is written anew without the rest: what was broken may have been repaired since, a shallow look is
-    no deep one, a file may have changed, and the last line may have been cut off.
+    The log is rewritten without the rest: broken files may have been repaired since, a shallow check is not a
+    deep one, a file may have changed, and the last line may have been cut off.
     """
     rows = [
         row
@@ -398,7 +398,7 @@ def _state(path: Path) -> list[int] | None:
 
 
 def _checked(entry: Entry, facts: dict[str, Any]) -> Entry:
-    """The entry with what was found out about its file, and whether its segment lies in it."""
+    """The entry with the facts about its file, and whether its segment lies within it."""
     found = {key: value for key, value in facts.items() if key in _ENTRY_FIELDS}
     extra = {key: value for key, value in entry.extra.items() if key != "damaged_frames"}
     extra |= {key: value for key, value in facts.items() if key not in _ENTRY_FIELDS}

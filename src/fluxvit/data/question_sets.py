@@ -148,8 +148,8 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
     ``candidates``, ``answer``, and of some ``start`` and ``end`` in seconds.
 
     ``source`` is that folder, or the one that holds it; videos are below ``root`` in the folders that MVBench
-    has them in, such as ``star/Charades_v1_480``. Tasks without a file are passed over, and told. What is
-    left of a question is one entry, with the name of its task.
+    has them in, such as ``star/Charades_v1_480``. Tasks without a file are skipped, and a note
+    names them. Each question becomes one entry with the name of its task.
     """
     folder = source / "json" if (source / "json").is_dir() else source
     root = root or source

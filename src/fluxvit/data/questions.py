@@ -17,8 +17,13 @@ DESCRIBE = "What happens in the video?"
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a video, its answer, the answers to choose from (none if it is open), and the task
-    that it belongs to, if there are several.
+    """A question about a video.
+
+    Args:
+        question: The question.
+        answer: The right answer.
+        choices: The answers to choose from; empty for an open question.
+        task: The task that it belongs to, if there are several.
     """
 
     question: str
@@ -61,7 +66,7 @@ def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], independent: Seq
     Args:
         rows: For each conversation its turns: the ids ``[L]`` that the model reads and those that it learns
             to say.
-        apart: For each conversation, whether its turns do not attend to each other; by default they do.
+        independent: For each conversation, whether its turns do not attend to each other; by default they do.
 
     Returns:
         int64 ``[B, 3, L]``, padded with 0 at the end: the ids; the number of the turn, from 1, in which a

@@ -36,7 +36,7 @@ def locate(names: Sequence[str], root: Path | None, home: Path) -> tuple[list[Pa
         names: The paths of the list; relative ones start from ``root``.
         root: The folder that was given for the videos. Absolute paths of which none exists are looked for
             below it by their last parts.
-        home: The folder of the list, which stands for a root that was not given.
+        home: The folder of the list, used if no root is given.
     """
     base = root or home
     names = [name.removeprefix("file://") for name in names]

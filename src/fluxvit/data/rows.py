@@ -1,4 +1,4 @@
-"""Rows of annotations in JSON: what they hold is checked, and odd ones are left out, counted and named."""
+"""Checks rows of annotations in JSON. Rows that cannot be used are left out, counted and named."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ def usable_rows(
 
     Args:
         file: A JSON list or a file of JSON lines.
-        parse: Turns a row into what is wanted of it; it raises an `OddRowError` for one that is to be left
-            out.
-        rows: Rows with their names for messages, such as ``line 3``, where they do not come from `file` in
-            this way.
+        parse: Extracts what is needed from a row; it raises an `OddRowError` for a row to leave out.
+        rows: Rows with their names for messages, such as ``line 3``, if they are not the rows of a JSON list.
 
     Returns:
         The names with the parsed rows, and a note of one sentence if rows were left out.

@@ -47,7 +47,7 @@ def read_text(path: Path) -> tuple[str, str]:
     It is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        ValueError: It is of another encoding or no text; the message names the first line at fault.
+        ValueError: The file has another encoding or is not text; the message names the first faulty line.
     """
     data = path.read_bytes()
     for mark, meaning in _FOREIGN:
@@ -178,7 +178,7 @@ def _lines(path: Path, text: str) -> list[Any]:
 
 
 def _fault(text: str, error: json.JSONDecodeError) -> str:
-    """What is wrong with a text, in words that tell the cure."""
+    """A description of what is wrong with a text and how to mend it."""
     place = f"in line {error.lineno}, column {error.colno}"
     before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
     # Python 3.13 points to the comma, older versions to the bracket.

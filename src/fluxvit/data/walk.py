@@ -1,4 +1,4 @@
-"""The one way in which folders are searched for files: links are followed, and nothing ends the search."""
+"""Searches folders for files. Links are followed, and nothing that cannot be read ends the search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 @dataclass
 class LeftOut:
-    """What a search of folders has left out.
+    """What a search of folders left out.
 
     Attributes:
         broken: Links that lead nowhere, or to themselves.
         unreadable: Folders and files that may not be looked at.
-        again: Links to folders that were entered already, or that hold the one that is searched.
+        again: Links to folders that were entered before, or that contain the searched one.
         others: Files that are not what was searched for.
     """
 

@@ -16,7 +16,7 @@ class Action:
         clip: Its file in ``pybullet_data`` is ``data/motions/humanoid3d_<clip>.txt``.
         clauses: What is done, as said after "a person".
         cycles: Least and largest number of repetitions; more than one only where the clip is a step cycle.
-        core: Part of the clip without which the action cannot be told, as shares of its duration.
+        core: Part of the clip that is needed to recognise the action, as shares of its duration.
     """
 
     name: str

@@ -65,7 +65,7 @@ class Motion:
         return float(np.arctan2(-forward[1], forward[0]))
 
     def repeated(self, times: int) -> Motion:
-        """The motion, a cycle, several times in a row, each going on where the one before ended."""
+        """The motion, a cycle, repeated several times; each repetition continues where the last one ended."""
         # The last frame of a cycle shows the first pose again.
         step = (self.position[-1] - self.position[0]) * (1, 0, 1)
         positions = [self.position[:-1] + step * number for number in range(times)]

@@ -224,7 +224,7 @@ class Theatre:
             bullet.resetJointState(person, LINKS[name], angle)
 
     def _build_set(self, rng: np.random.Generator, split: str, shot: _Shot, path: np.ndarray) -> None:
-        """A floor, a wall behind the person, and things that stand about."""
+        """Build a floor, a wall behind the person, and objects around them."""
         middle, extent = path.mean(0) * (1, 1, 0), np.linalg.norm(np.ptp(path[:, :2], axis=0)) / 2
         depth = rng.uniform(1.8, 5.0) + extent
         away = -shot.offset * (1, 1, 0) / np.linalg.norm(shot.offset[:2])
