@@ -1,8 +1,7 @@
-"""A frozen FluxViT and a frozen causal language model, and the connector between them that is trained (the
-setting of the paper's table 10).
+"""A frozen FluxViT, a frozen causal language model, and the trained connector between them (paper, table 10).
 
-What a video's tokens become stands among the words of a prompt, as if it were words. Tokens keep their places
-in the video, since their number varies with grid and budget and no fixed order could tell them.
+The connector turns the tokens of a video into vectors that take the place of words in a prompt. Tokens carry
+their positions in the video, since their number varies with grid and budget.
 
 Shapes: B videos, K kept tokens, C channels of the FluxViT, P of its pooled vector, N what the language model
 sees of a video, D its width, L tokens of text.
@@ -77,7 +76,7 @@ class ConnectorConfig:
 class Connector(nn.Module):
     """Turns a FluxViT's tokens, any number of them, into what a language model reads.
 
-    It gets the pooled vector besides, in which the FluxViT's own training has gathered what counts.
+    It also gets the pooled vector, which the FluxViT's own training has made informative.
 
     Args:
         config: Its shape.
@@ -147,12 +146,12 @@ def token_places(kept: Tensor | None, shape: tuple[int, int, int], batch: int) -
 
 
 class VideoChat(nn.Module):
-    """Videos and words, to words.
+    """A language model that answers questions about videos.
 
     Args:
-        video: Frozen; its classifier, if it has one, is not used.
-        connector: Trained.
-        language: A causal language model of transformers; frozen, but for what its owner has made trainable.
+        video: A frozen FluxViT; its classifier is not used.
+        connector: The connector, which is trained.
+        language: A causal language model of transformers, frozen except for what its owner made trainable.
     """
 
     def __init__(self, video: FluxViT, connector: Connector, language: Any) -> None:
@@ -165,7 +164,7 @@ class VideoChat(nn.Module):
         budget: int | None = None,
         selector: str | Selector = "group_dynamic",
     ) -> Tensor:
-        """What the language model sees of videos, ``[B, N, D]``.
+        """Encode videos for the language model: ``[B, N, D]``.
 
         Args:
             clips: One or several clips of each video, ``[B, 3, T, H, W]`` each, in the order of their times;
@@ -193,34 +192,34 @@ class VideoChat(nn.Module):
         return self.language.get_input_embeddings()(ids)
 
     def log_probabilities(
-        self, before: Tensor, seen: Tensor | None, ids: Tensor, said: Tensor, hearing: Tensor | None = None
+        self, before: Tensor, seen: Tensor | None, ids: Tensor, target: Tensor, groups: Tensor | None = None
     ) -> Tensor:
-        """Log-probability of each token that is said, fp32 ``[B, L]``; 0 for the others.
+        """Log-probability of each target token, fp32 ``[B, L]``; 0 for the others.
 
         Args:
             before: int64 ``[P]``, the prompt before the video.
             seen: ``[B, N, D]`` from :meth:`look`; None: no video at all.
-            ids: int64 ``[B, L]``, the words behind the video: what is heard and what is said, of one or more
-                turns; padded behind.
-            said: bool ``[B, L]``.
-            hearing: int64 ``[B, L]``: words hear the prompt, the video, and words before them that have the
-                same number; None: all before them.
+            ids: int64 ``[B, L]``, the tokens after the video: questions and answers of one or more turns,
+                padded at the end.
+            target: bool ``[B, L]``, whether a token is part of an answer.
+            groups: int64 ``[B, L]``, attention groups. A token attends to the prompt, to the video, and to
+                the tokens before it in its group. None: to all tokens before it.
         """
         batch, length = ids.shape
         words = self.embed_words(torch.cat([before.expand(batch, -1), ids], dim=1))
         head, tail = words[:, : len(before)], words[:, len(before) :]
         parts = [head, tail] if seen is None else [head, seen.to(words.dtype), tail]
         x = torch.cat(parts, dim=1)
-        # Where something is said, then some other places, as many of all rows.
-        spots = said.long().argsort(dim=1, descending=True, stable=True)[:, : int(said.sum(1).max())]
+        # The targets first, then other positions, so that every row has the same number.
+        positions = target.long().argsort(dim=1, descending=True, stable=True)[:, : int(target.sum(1).max())]
         start = x.shape[1] - length
-        # Padding stands behind everything, and needs no mask.
-        options = {} if hearing is None else _apart(hearing, start, x.dtype)
-        # A token is foretold one place ahead of it.
-        with _only_at(self.language.get_output_embeddings(), (start + spots - 1).clamp(min=0)):
+        # Padding comes last and needs no mask.
+        options = {} if groups is None else _independent(groups, start, x.dtype)
+        # A token is predicted at the position before it.
+        with _only_at(self.language.get_output_embeddings(), (start + positions - 1).clamp(min=0)):
             logits = self.language(inputs_embeds=x, use_cache=False, **options).logits
-        found = logits.float().log_softmax(-1).gather(2, ids.gather(1, spots)[..., None])[..., 0]
-        return found.new_zeros(batch, length).scatter(1, spots, found).masked_fill(~said, 0)
+        found = logits.float().log_softmax(-1).gather(2, ids.gather(1, positions)[..., None])[..., 0]
+        return found.new_zeros(batch, length).scatter(1, positions, found).masked_fill(~target, 0)
 
     @torch.no_grad()
     def generate(
@@ -235,11 +234,11 @@ class VideoChat(nn.Module):
         """Token ids of an answer, one by one.
 
         Args:
-            embeddings: ``[1, L, D]``, what is said now; what was said before is in the cache.
+            embeddings: ``[1, L, D]``, the new input; the earlier conversation is in the cache.
             cache: A cache of transformers, which is extended, so that the next call continues from here.
-            stop: Ids that end an answer; they are not given out, but are in the cache.
-            limit: Most tokens.
-            temperature: 0 takes the likeliest token; higher ones draw, from PyTorch's generator.
+            stop: Ids that end an answer; they are not yielded, but are added to the cache.
+            limit: Maximum number of tokens.
+            temperature: 0 takes the likeliest token; higher values sample from PyTorch's generator.
         """
         for _ in range(limit):
             logits = self.extend(embeddings, cache)[0, -1].float()
@@ -251,40 +250,43 @@ class VideoChat(nn.Module):
             if token.item() in stop:
                 break
             yield int(token)
-        # The last token is said, too.
+        # The last token belongs to the conversation, too.
         self.extend(embeddings, cache)
 
     def extend(self, embeddings: Tensor, cache: Any) -> Tensor:
         """Run the language model over embedded words ``[1, L, D]`` and add them to the cache.
 
         Returns:
-            Logits of the word that comes next, ``[1, 1, words]``.
+            Logits of the next token, ``[1, 1, vocabulary]``.
         """
         options = {cache_option(self.language): cache}
         return self.language(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **options).logits
 
 
-def _apart(hearing: Tensor, start: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Places and mask with which words of different numbers ``[B, L]`` do not hear one another, and each come
-    right behind the ``start`` places before them all.
+def _independent(groups: Tensor, start: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Position ids and attention mask for independent groups ``[B, L]``.
+
+    Tokens of different groups do not attend to each other, and each group comes right after the ``start``
+    tokens before all of them.
     """
-    batch, length = hearing.shape
-    together = (hearing[:, :, None] == hearing[:, None, :]).tril()
-    places = torch.arange(start, device=hearing.device).expand(batch, -1)
-    places = torch.cat([places, start - 1 + together.sum(2)], dim=1)
-    heard = torch.ones(batch, start + length, start + length, dtype=torch.bool, device=hearing.device).tril()
-    heard[:, start:, start:] = together
-    mask = torch.zeros(heard.shape, dtype=dtype, device=hearing.device)
+    batch, length = groups.shape
+    together = (groups[:, :, None] == groups[:, None, :]).tril()
+    position_ids = torch.arange(start, device=groups.device).expand(batch, -1)
+    position_ids = torch.cat([position_ids, start - 1 + together.sum(2)], dim=1)
+    visible = torch.ones(batch, start + length, start + length, dtype=torch.bool, device=groups.device).tril()
+    visible[:, start:, start:] = together
+    mask = torch.zeros(visible.shape, dtype=dtype, device=groups.device)
     return {
-        "position_ids": places,
-        "attention_mask": mask.masked_fill(~heard, torch.finfo(dtype).min)[:, None],
+        "position_ids": position_ids,
+        "attention_mask": mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None],
     }
 
 
 @contextmanager
 def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
-    """A layer over ``[B, L, D]`` is applied at some places ``[B, A]`` only: logits of a large vocabulary are
-    most of what a small language model computes and keeps.
+    """Apply a layer over ``[B, L, D]`` at some positions ``[B, A]`` only.
+
+    The logits of a large vocabulary take most of the time and memory of a small language model.
     """
 
     def pick(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:

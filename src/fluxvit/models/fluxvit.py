@@ -171,7 +171,7 @@ class FluxViT(nn.Module):
             indices: Blocks to take (negative ones count from the end), or how many of the last ones.
 
         Raises:
-            ValueError: There is no such block, or there are not so many.
+            ValueError: A block does not exist, or there are fewer blocks.
         """
         depth = len(self.blocks)
         if isinstance(indices, int) and not 1 <= indices <= depth:
@@ -332,7 +332,7 @@ class FluxViT(nn.Module):
         return block(x, lengths)
 
     def head_output(self, tokens: Tensor, kept: Tensor | None, head: int | None = None) -> FluxViTOutput:
-        """The output for encoded tokens ``[B, 1 + K, C]``, of which ``kept`` tells the places.
+        """The output for encoded tokens ``[B, 1 + K, C]``, whose indices in the pool are ``kept``.
 
         Raises:
             ValueError: There is no such head.
@@ -371,7 +371,7 @@ class FluxViT(nn.Module):
 
     @torch.no_grad()
     def reorder_classes(self, order: Sequence[int]) -> None:
-        """Number the classes anew: class ``i`` becomes what class ``order[i]`` was.
+        """Renumber the classes: class ``i`` becomes what class ``order[i]`` was.
 
         Raises:
             ValueError: ``order`` does not hold every class once.
@@ -388,7 +388,7 @@ class FluxViT(nn.Module):
     def reset_budgets(self, budgets: Sequence[int]) -> None:
         """Heads for other token budgets, largest first: each starts as a copy of the head nearest to it.
 
-        Aligners start anew, unless the budgets stay as they are.
+        Aligners are initialised again, unless the budgets stay as they are.
 
         Raises:
             ValueError: The budgets do not fall, or are none.
@@ -419,7 +419,7 @@ class FluxViT(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory: recompute each block in the backward pass."""
+        """Recompute each block in the backward pass, which saves memory and costs time."""
         self.grad_checkpointing = enable
 
 

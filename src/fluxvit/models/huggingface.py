@@ -93,7 +93,7 @@ class TransformerTeacher(ImageTeacher):
 
 
 class ClassTokenTeacher(TransformerTeacher):
-    """An image transformer whose class token, its first, stands for the image."""
+    """An image transformer whose first token, the class token, represents the image."""
 
     def __init__(self, network: nn.Module, **options: Any) -> None:
         super().__init__(network, **options)
@@ -203,8 +203,8 @@ class NaFlexTeacher(SiglipTeacher):
 class VideoTransformerTeacher(MapTeacher):
     """A video transformer of square frames, without a class token.
 
-    What stands for attention is the energy of what leaves the last block, before the final norm: after it all
-    tokens have about the same.
+    The energy of the last block's output takes the place of attention. It is measured before the final norm,
+    after which all tokens have about the same.
 
     Args:
         network: ``network(video)``, ``[B, T, 3, H, W]``, gives its ``last_hidden_state``; its first list of
@@ -240,7 +240,7 @@ class VideoMaeTeacher(VideoTransformerTeacher):
     """VideoMAE, whose positions are of one grid only.
 
     Raises:
-        ValueError: Another size than its own is asked for.
+        ValueError: A size other than its own is requested.
     """
 
     def __init__(self, network: Any, config: Any, size: int, **options: Any) -> None:

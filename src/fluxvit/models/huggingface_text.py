@@ -109,7 +109,7 @@ def huggingface_text(source: str, *, context: int = 0, pooling: str = "") -> Hug
 
     Args:
         source: A folder with ``config.json`` and weights, or a name on the Hugging Face hub.
-        context: Most tokens of a text; 0: as many as it has positions for, 512 at most.
+        context: Maximum number of tokens of a text; 0: as many as it has positions for, up to 512.
         pooling: Another than the checkpoint's own; see `HuggingFaceText`.
 
     Raises:
@@ -133,14 +133,14 @@ def huggingface_text(source: str, *, context: int = 0, pooling: str = "") -> Hug
         elif config.model_type == "clip_text_model":
             pooling = "last"
         else:
-            pooling = _told_pooling(Path(source)) or "mean"
+            pooling = _stored_pooling(Path(source)) or "mean"
     # SigLIP's padding was seen in training: its length is the tower's own.
     context = longest if padded else min(context or 512, longest)
     return HuggingFaceText(network, pooling, context, _pad_id(config) if padded else None)
 
 
 def remake_text(description: dict[str, Any]) -> HuggingFaceText:
-    """A tower of the shape that :meth:`HuggingFaceText.describe` told, with random weights.
+    """A tower of the shape that :meth:`HuggingFaceText.describe` returned, with random weights.
 
     Raises:
         ValueError: transformers is not installed, or does not know such networks.
@@ -195,17 +195,17 @@ def _pad_id(config: Any) -> int:
     return 0 if config.pad_token_id is None else config.pad_token_id
 
 
-def _told_pooling(folder: Path) -> str:
+def _stored_pooling(folder: Path) -> str:
     """What sentence-transformers wrote about a checkpoint's pooling; empty if it did not."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return ""
-    told = convert(load(path), dict[str, Any], str(path))
+    settings = convert(load(path), dict[str, Any], str(path))
     for key, pooling in (
         ("pooling_mode_cls_token", "first"),
         ("pooling_mode_lasttoken", "last"),
         ("pooling_mode_mean_tokens", "mean"),
     ):
-        if told.get(key):
+        if settings.get(key):
             return pooling
     return ""

@@ -47,15 +47,15 @@ class LanguageModel:
     @property
     def stops(self) -> list[int]:
         """Ids that end an answer."""
-        told = self.network.generation_config.eos_token_id
-        ends = [*told] if isinstance(told, list) else [told]
+        eos = self.network.generation_config.eos_token_id
+        ends = [*eos] if isinstance(eos, list) else [eos]
         return [end for end in {*ends, self.tokenizer.eos_token_id} if end is not None]
 
     def first_turn(self, question: str, instruction: str = "") -> tuple[Tensor, Tensor]:
-        """Ids of a prompt before and behind the place of the video, int64 ``[P]`` and ``[Q]``.
+        """Ids of a prompt before and after the video, int64 ``[P]`` and ``[Q]``.
 
         Args:
-            instruction: What the model is told to be; empty: what its template says.
+            instruction: The system message; empty: the default of its template.
         """
         turns = [{"role": "system", "content": instruction}] if instruction else []
         turns.append({"role": "user", "content": f"{_VIDEO}{question}"})
@@ -63,7 +63,7 @@ class LanguageModel:
         return self.ids(before), self.ids(behind)
 
     def next_turn(self, question: str) -> Tensor:
-        """Ids of a later question, behind an answer whose end was said."""
+        """Ids of a later question, after an answer that has ended."""
         marked = [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": _VIDEO},

@@ -1,15 +1,14 @@
 """Frozen networks that a student learns from, behind one small interface.
 
-Whatever a teacher is, :meth:`Teacher.features` gives its features where the student's tokens lie: the teacher
-sees the student's clip, with frames and size fitted to its own patches. There are two kinds:
+:meth:`Teacher.features` gives the features of any teacher at the positions of the student's tokens. The
+teacher sees the student's clip, with frames and size fitted to its own patches. There are two kinds:
 
-* :class:`FluxViTTeacher`, for transformers of this package's architecture, InternVideo2 among them: its
-  tokens lie exactly where the student's do, so that it too encodes the kept tokens alone.
-* :class:`MapTeacher`, for all others: the whole clip goes through, each frame by itself if it is an image
-  network, and its feature maps are resampled to the student's tokens.
+* :class:`FluxViTTeacher`, for transformers of this package's architecture, including InternVideo2: its tokens
+  have the positions of the student's, so that it also encodes only the kept tokens.
+* :class:`MapTeacher`, for all others: it sees the whole clip, frame by frame if it is an image network, and
+  its feature maps are resampled to the student's tokens.
 
-A teacher is no module. So whatever holds one neither trains it, nor saves it, nor shares it out between
-processes.
+A teacher is not a module, so that its owner neither trains it, nor saves it, nor shards it between processes.
 
 Shapes: B clips, a pool of t * h * w student tokens, of which K are kept, D channels of a teacher's layer.
 """
@@ -32,7 +31,7 @@ TokenShape = tuple[int, int, int]
 
 
 class TeacherFeatures(NamedTuple):
-    """What a teacher says of clips.
+    """The features of clips.
 
     ``layers``: of each asked layer ``[B, K, D]``, or ``[B, 1 + K, D]``, class token first, if the teacher has
     one for the clip. ``pooled`` ``[B, P]``: its vector of the whole clip. ``attention`` fp32 ``[B, K]``: how
@@ -197,7 +196,7 @@ class MapTeacher(Teacher):
 
 
 class ImageTeacher(MapTeacher):
-    """An image network, which sees each frame by itself: one frame a student's token frame.
+    """An image network, which sees single frames: one for each token frame of the student.
 
     All frames count alike: the pooled vector is the mean of theirs, and each has the same share of the
     attention.
@@ -257,7 +256,7 @@ def energy(maps: Tensor) -> Tensor:
 
 
 def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
-    """A clip ``[B, 3, T, H, W]`` of floating RGB in 0..1 with so many frames of ``size`` = (height, width).
+    """Fit a clip ``[B, 3, T, H, W]``, floating RGB in 0..1, to ``frames`` of ``size`` = (height, width).
 
     Frames are picked, or repeated, evenly: of a tubelet's the middle one. Sizes change by bicubic resampling
     with antialiasing, as in Unmasked Teacher.

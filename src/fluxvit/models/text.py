@@ -70,7 +70,7 @@ class TextTower(nn.Module):
         """Texts to vectors ``[B, out_dim]``, not normalised.
 
         Args:
-            ids: int64 ``[B, N]``, N at most the context; what stands behind a text's end does not count.
+            ids: int64 ``[B, N]``, N at most the context; ids after the end of a text are ignored.
             lengths: int64 ``[B]``, tokens of each.
 
         Raises:
@@ -99,11 +99,11 @@ class TextTower(nn.Module):
         """Parameters of two or more axes that must not decay."""
 
     def train_last(self, blocks: int) -> None:
-        """Train so many of the last blocks and what follows them; all is frozen for 0, the stem is trained
+        """Train this many of the last blocks and what follows them; 0 freezes everything, the stem is trained
         only with all blocks.
 
         Raises:
-            ValueError: There are not so many.
+            ValueError: There are fewer blocks.
         """
         layers = self.blocks_in_order()
         if not 0 <= blocks <= len(layers):

@@ -31,7 +31,7 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says about itself. Headers lie: trust ``VideoReader.times`` for what is really there.
+    """What the header of a file claims. Headers can be wrong; ``VideoReader.times`` cannot.
 
     Attributes:
         path: The file, or the folder of images.

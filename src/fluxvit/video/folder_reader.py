@@ -269,7 +269,7 @@ def _upright_size(frame: av.VideoFrame, stored: tuple[bool, int]) -> tuple[int, 
 
 
 def _decode_image(path: Path) -> tuple[av.VideoFrame, tuple[bool, int]]:
-    """An image, and its orientation as `fluxvit.video.rgb.orientation` tells it."""
+    """An image and its orientation, as from `fluxvit.video.rgb.orientation`."""
     try:
         with path.open("rb") as file:
             size = image_size(file)

@@ -60,7 +60,7 @@ def given_path(video: VideoInput) -> Path | None:
 def as_file(video: Any) -> tuple[str, IO[bytes]]:
     """A name for messages, and a file to read, of a video that is given as bytes or as a file.
 
-    The file is read from its beginning, wherever it stands. It is not closed with the returned one.
+    The file is read from its beginning, whatever its position. Closing the returned file does not close it.
 
     Raises:
         VideoError: It is empty, or cannot be read or sought in.

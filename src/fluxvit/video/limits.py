@@ -89,7 +89,7 @@ class VideoLimits:
         )
 
     def grown(self) -> str:
-        """Why frames are not decoded whose size the decoder refuses, and does not tell."""
+        """Why frames are not decoded if the decoder refuses their size without reporting it."""
         return (
             f"the size of its frames is beyond the limit of {self.pixels} pixels, or damaged; if it is "
             f"right, set {_PREFIX}PIXELS to a larger number"

@@ -1,4 +1,4 @@
-"""Videos inside of tar files (shards), on disk or behind a URL, read by byte range.
+"""Reads videos inside tar files (shards), on disk or behind a URL, by byte range.
 
 Such a video has a path like any other, ``shards/train-000001.tar#1536+204800#00000017.mp4``: 204800 bytes
 from byte 1536 of the tar on, where they are the member ``00000017.mp4``. The path alone says where to read:
@@ -166,7 +166,7 @@ class Window(io.RawIOBase):
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is a URL such as ``s3://bucket/x``, be it as a `Path`, which keeps one slash of two."""
+    """Whether a path is a URL such as ``s3://bucket/x``; a `Path` keeps only one of two slashes."""
     return _URL.match(str(path)) is not None
 
 

@@ -56,8 +56,8 @@ def open_video(
         stream: Number of the picture stream in a file that has several, from 0 on. By default stills such as
             covers are left out, and of the others the one that the file marks as its default is read, or else
             the largest.
-        count: Number of frames by a list of videos. It tells what to read in a folder with several kinds of
-            images, and has no effect otherwise.
+        count: Number of frames by a list of videos. It decides what to read in a folder with several
+            kinds of images, and has no effect otherwise.
 
     Raises:
         VideoError: The video cannot be read; the message is one line and names the file and the reason.

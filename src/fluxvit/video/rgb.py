@@ -48,9 +48,9 @@ _EXIF_BYTES = 1 << 16
 
 
 def exif_orientation(file: IO[bytes]) -> tuple[bool, int] | None:
-    """What the EXIF data of a JPEG file say, as :func:`orientation` tells it; None if they say nothing.
+    """The orientation in the EXIF data of a JPEG file, as from :func:`orientation`; None if there is none.
 
-    PyAV before 19 does not tell mirrored images from turned ones.
+    PyAV before 19 does not distinguish mirrored images from turned ones.
     """
     file.seek(0)
     start = file.read(_EXIF_BYTES)
@@ -81,7 +81,7 @@ class RGBConverter:
         short_side: Shrink to this many pixels along the shorter side; never enlarges. None keeps the size.
         pixel_aspect: Width of a stored pixel over its height; the picture is stretched or squeezed along its
             width, so that pixels come out square.
-        stored: How the picture is stored, as :func:`orientation` tells; None: as the frame says.
+        stored: Orientation of the stored picture, as from :func:`orientation`; None: read it from the frame.
 
     Attributes:
         size: Height and width of what comes out.

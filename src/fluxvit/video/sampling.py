@@ -51,8 +51,8 @@ def dense_times(
 ) -> np.ndarray:
     """Every ``stride``-th frame of a window of ``frames * stride / fps`` seconds within ``[start, end)``.
 
-    The window lies at random if there is a generator, else the windows of all views are spread evenly from
-    the first to the last possible place; the only window of one view lies in the middle. A video shorter
+    The window has a random position if there is a generator. Otherwise the windows of all views are spread
+    evenly from the first to the last possible position; a single view is in the middle. A video shorter
     than the window is played from its start, and its last frame is repeated.
 
     Args:
