@@ -241,6 +241,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
     options = (
         "--task.adapters.rank",
         "2",
