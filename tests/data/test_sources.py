@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from copy import copy
 from pathlib import Path
 
 import pytest
 
+from fluxvit.data import layout, sources
 from fluxvit.data.layout import VideoList
-from fluxvit.data.manifest import NO_LABEL, read_manifest
+from fluxvit.data.manifest import NO_LABEL, Entry, read_manifest
 from fluxvit.data.sources import FORMATS, detect, read_source
 
 
@@ -411,3 +413,21 @@ def test_classes_whose_folders_are_not_named_in_unicode(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes Unicode names alone")
     assert read_source(tmp_path).labels == ("a", r"b\xff")
+
+
+def test_a_format_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in ("FORMATS", "FOLDER_MARKS"):
+        monkeypatch.setattr(layout, registry, copy(getattr(layout, registry)))
+        monkeypatch.setattr(sources, registry, getattr(layout, registry))
+
+    @layout.data_format("mine", "my_*.json")
+    def read_mine(source: Path, root: Path | None, split: str | None) -> VideoList:
+        videos = layout.VideoFinder(root or source)
+        names = json.loads((source / "my_list.json").read_text())
+        return VideoList(split or "", videos.root, tuple(Entry(videos.find(name)) for name in names))
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.webm").touch()
+    (tmp_path / "my_list.json").write_text('["x", "y"]')
+    videos = read_source(tmp_path)
+    assert (videos.name, [entry.path.name for entry in videos.entries]) == ("mine", ["x.webm", "y.mp4"])
