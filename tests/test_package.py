@@ -15,7 +15,7 @@ import fluxvit
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fluxvit"
 FLOORS = [
-    {"flux", "files", "machine", "schema", "weights", "terminal"},
+    {"flux", "files", "machine", "schema", "weights", "state_dicts", "terminal"},
     {"models", "video"},
     {"data", "checkpoints", "releases", "dual_checkpoints", "chat_checkpoints"},
     {"deploy", "training", "evaluation"},

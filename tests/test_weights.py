@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from conftest import small_model
 from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.weights import read_tensors, read_weights, unwrap
+from fluxvit.state_dicts import unwrap
+from fluxvit.weights import read_tensors, read_weights
 
 STATE = {
     "patch_embed.proj.weight": torch.zeros(2, 3),

@@ -29,7 +29,8 @@ from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.language_model import LanguageModel, load_language_model
 from fluxvit.schema import Name, convert, located
 from fluxvit.schema import load as load_json
-from fluxvit.weights import read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
+from fluxvit.state_dicts import savable, strip_prefixes
+from fluxvit.weights import read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1
 VIDEO, WEIGHTS, CONFIG = "video", "connector.safetensors", "chat.json"

@@ -27,8 +27,9 @@ from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.schema import Finite, Positive, convert, located, shown
 from fluxvit.schema import load as load_json
+from fluxvit.state_dicts import bare, savable, strip_prefixes
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
-from fluxvit.weights import bare, read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
+from fluxvit.weights import read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1
 WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"

@@ -33,7 +33,8 @@ from fluxvit.models.huggingface_text import remake_text
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
 from fluxvit.schema import Natural, convert, located, shown
 from fluxvit.schema import load as load_json
-from fluxvit.weights import bare, read_tensors, savable, strip_prefixes, tensor_shapes, write_tensors
+from fluxvit.state_dicts import bare, savable, strip_prefixes
+from fluxvit.weights import read_tensors, tensor_shapes, write_tensors
 
 FORMAT = 1
 VIDEO, WEIGHTS, CONFIG, TOKENIZER = "video", "language.safetensors", "language.json", "tokenizer.json"

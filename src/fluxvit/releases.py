@@ -21,7 +21,8 @@ from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTransformer
 from fluxvit.schema import located
-from fluxvit.weights import Choice, read_weights
+from fluxvit.state_dicts import Choice
+from fluxvit.weights import read_weights
 
 # The authors' FluxViTs -----------------------------------------------------------------------------------
 

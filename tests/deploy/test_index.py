@@ -14,10 +14,11 @@ import torch
 
 from fluxvit.cli import main
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy import index, video_db
+from fluxvit.deploy import index, video_db_file
 from fluxvit.deploy.index import Embedder, IndexSettings, choose_settings, search, update_index
 from fluxvit.deploy.sheet import thumbnail_sheet
-from fluxvit.deploy.video_db import Filter, Hit, VideoDatabase, is_new, make_database
+from fluxvit.deploy.video_db import Filter, Hit, VideoDatabase
+from fluxvit.deploy.video_db_file import is_new, make_database
 from fluxvit.deploy.windows import windows
 from fluxvit.dual_checkpoints import load_dual
 from fluxvit.flux.budget import Budget
@@ -194,7 +195,7 @@ def test_a_database_whose_making_was_cut_off_is_made(tmp_path: Path, cut: str) -
     path.touch()
     if cut != "no bytes":  # As former versions made it, in several steps.
         with closing(sqlite3.connect(path)) as sql:
-            first, rest = video_db._TABLES.split(";", 1)
+            first, rest = video_db_file._TABLES.split(";", 1)
             sql.executescript({"no table": "", "one table": first, "no version": f"{first};{rest}"}[cut])
             sql.execute("PRAGMA user_version = 1")  # So that something is written.
     assert is_new(path)
@@ -316,7 +317,7 @@ def test_random_damage_is_one_line_or_nothing(tmp_path: Path) -> None:
 def test_a_locked_database_is_told_from_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_db, "LOCKED_SECONDS", 0.01)
+    monkeypatch.setattr(video_db_file, "LOCKED_SECONDS", 0.01)
     path = made(tmp_path / "v.db")
     database = VideoDatabase(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -343,7 +344,7 @@ def test_a_journal_of_a_removed_database_is_not_played_back(tmp_path: Path) -> N
 
 def test_a_kill_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from fluxvit.deploy import video_db\n"
+        "import os, sys; from fluxvit.deploy import video_db_file as video_db\n"
         "real = video_db.sqlite3.connect\n"
         "class Killed(video_db.sqlite3.Connection):\n"
         "    def executemany(self, *_): os.kill(os.getpid(), 9)\n"

@@ -67,7 +67,8 @@ def _index_locked(
     from fluxvit.data.layout import videos_below
     from fluxvit.data.walk import LeftOut
     from fluxvit.deploy.index import Embedder, choose_settings, update_index, with_checkpoint
-    from fluxvit.deploy.video_db import VideoDatabase, make_database
+    from fluxvit.deploy.video_db import VideoDatabase
+    from fluxvit.deploy.video_db_file import make_database
     from fluxvit.flux.budget import parse_budget
     from fluxvit.flux.grid import SamplingGrid
     from fluxvit.machine import log_device
@@ -122,7 +123,8 @@ def _settings_to_keep(db: str, rebuild: bool) -> IndexSettings | None:
         ValueError: It cannot be used, nor made anew if that is asked for.
     """
     from fluxvit.deploy.index import settings_of
-    from fluxvit.deploy.video_db import VideoDatabase, check_removable, is_new
+    from fluxvit.deploy.video_db import VideoDatabase
+    from fluxvit.deploy.video_db_file import check_removable, is_new
 
     if rebuild:
         check_removable(db)

@@ -37,7 +37,6 @@ from fluxvit.models.fluxvit import FluxViT
 from fluxvit.terminal import printable
 from fluxvit.video.transforms import normalize
 
-KINDS = ("linear", "attentive")
 # What a model uses when nothing is said, as `fluxvit predict` does.
 USUAL_SELECTOR = "group_dynamic"
 # Raise it when the same backbone and videos would give other features than before.
