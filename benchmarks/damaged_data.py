@@ -3,7 +3,7 @@
 Makes a MotionWorld and damages a twentieth of its training videos, a fifth of them in each of five ways: cut
 short, emptied, replaced by text, replaced by sound, and the middle filled with zeros. Then:
 
-1. `fluxvit data probe --deep` must name every one of them with a reason, and no other.
+1. `fluxvit data check --deep` must name every one of them with a reason, and no other.
 2. Training from the list as it is, without a probe, must run to its end. Files that give no frame are
    replaced and named once each, in the log and in `replaced.jsonl`. Where only the middle is lost, the frame
    before the gap is shown for those in it, so such a file need not be replaced: see `kinds` in the result.
@@ -141,7 +141,7 @@ def probe(world: Path, folder: Path, damaged: dict[Path, str]) -> dict[str, obje
     out = folder / "probed.jsonl"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = fluxvit(["data", "probe", str(world), "--split", "train", "--deep", "--out", str(out)])
+        code = fluxvit(["data", "check", str(world), "--split", "train", "--deep", "--out", str(out)])
     broken = {entry.path: entry.error for entry in read_manifest(out).entries if not entry.ok}
     missed, wrong = set(damaged) - set(broken), set(broken) - set(damaged)
     return {

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from fluxvit.cli.recipes import parse_recipe
+from fluxvit.cli.command import parse
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
@@ -36,8 +36,8 @@ from fluxvit.data.manifest import read_manifest
 from fluxvit.data.motionworld.language import mirrored
 from fluxvit.data.texts import embed_texts
 from fluxvit.dual_checkpoints import load_dual
-from fluxvit.evaluation.optimize import OptimizeConfig
-from fluxvit.evaluation.retrieve import RetrieveConfig, optimize_dual, run_retrieve
+from fluxvit.evaluation.config import OptimizeConfig, RetrievalConfig
+from fluxvit.evaluation.retrieve import optimize_dual, run_retrieve
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _recipe(args: argparse.Namespace) -> ContrastRecipe:
-    recipe = parse_recipe([str(RECIPE)], "contrast", ContrastRecipe, "")[0]
+    recipe = parse("contrast", ContrastRecipe, [str(RECIPE)])
     data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
     model, text = recipe.model, recipe.text
     if args.start == "nothing":
@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace, recipe: ContrastRecipe, seed: int) -> dict[st
     optimize = OptimizeConfig(encoder, str(args.data / "val.jsonl"), budgets, out=str(out / "search"))
     searched = _timed(out / "searched.json", lambda: optimize_dual(optimize))
     asked = tuple(Budget(tokens=budget) for budget in budgets)
-    found = run_retrieve(RetrieveConfig(encoder, test, asked, out=str(out)))
+    found = run_retrieve(RetrievalConfig(encoder, test, asked, out=str(out)))
     print(found)
     rows = [row for row in found.results["rows"] if not row["dual_softmax"]]
     opposites = _Opposites(encoder, Path(test))

@@ -48,7 +48,8 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import content_digest, read_manifest, write_manifest
 from fluxvit.evaluation.classification import predict_dataset
-from fluxvit.evaluation.probes import ProbeConfig, run_probe
+from fluxvit.evaluation.config import ProbeConfig
+from fluxvit.evaluation.probes import run_probe
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.machine import follow_parent, processor_name
@@ -297,7 +298,7 @@ def _frames(args: argparse.Namespace, manifest: Path) -> FrameCache:
 def _probe(args: argparse.Namespace, checkpoint: str, out: Path) -> int:
     """Test videos that a linear probe on a frozen checkpoint gets right."""
     train, val, test = (str(args.out / f"{name}.jsonl") for name in ("labelled", "val", "test"))
-    config = ProbeConfig(checkpoint, train, val, test, grid=str(TEST_GRID), budget=BUDGETS[0], out=str(out))
+    config = ProbeConfig(checkpoint, train, val, test, grid=TEST_GRID, budget=BUDGETS[0], out=str(out))
     result = run_probe(config, progress=False)
     assert result.test is not None
     return result.test.correct

@@ -26,7 +26,8 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.demo import environment
 from fluxvit.evaluation.cascade import predict_plans
-from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_optimize
+from fluxvit.evaluation.config import OptimizeConfig
+from fluxvit.evaluation.optimize import OptimizeResult, run_optimize
 from fluxvit.evaluation.search import paired_interval
 from fluxvit.flux.plan import Plan
 
@@ -72,7 +73,7 @@ def main() -> None:
                     args.data,
                     args.budgets,
                     selectors=tuple(args.selectors.split(",")),
-                    clips=args.clips,
+                    videos=args.clips,
                     seed=seed,
                     exhaustive=exhaustive,
                     to=str(Path(folder) / name),

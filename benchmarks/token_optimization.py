@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from fluxvit.demo import environment
-from fluxvit.evaluation.evaluate import EvaluateConfig, run_evaluation
-from fluxvit.evaluation.optimize import OptimizeConfig, run_optimize
+from fluxvit.evaluation.config import EvaluateConfig, OptimizeConfig
+from fluxvit.evaluation.evaluate import run_evaluation
+from fluxvit.evaluation.optimize import run_optimize
 from fluxvit.evaluation.search import paired_interval
 from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget

@@ -175,15 +175,15 @@ def _inside(folder: Path) -> Iterator[None]:
 CHECKPOINT = (
     ("info", "model"),
     ("predict", "videos/0.mp4", "--checkpoint", "model", "--device", "cpu"),
-    ("evaluate", "model", "list.jsonl", "--out", "out", "--no_latency", "--device", "cpu"),
+    ("evaluate", "model", "list.jsonl", "--out", "out", "--latency=false", "--device", "cpu"),
 )
 DUAL = (
-    ("classes", "dual", "names.txt", "--to", "out"),
+    ("zero-shot", "dual", "names.txt", "--out", "out"),
     ("search", "ball", "--db", "videos.db", "--checkpoint", "dual", "--device", "cpu"),
 )
-CHAT = (("chat", "videos/0.mp4", "--checkpoint", "chat", "--ask", "what", "--limit", "1", "--device", "cpu"),)
+CHAT = (("chat", "videos/0.mp4", "what", "--checkpoint", "chat", "--limit", "1", "--device", "cpu"),)
 MANIFEST = (
-    ("evaluate", "model", "list.jsonl", "--out", "out", "--no_latency", "--device", "cpu"),
+    ("evaluate", "model", "list.jsonl", "--out", "out", "--latency=false", "--device", "cpu"),
     ("data", "shard", "list.jsonl", "out"),
 )
 TRAIN = (("train",),)
@@ -508,8 +508,6 @@ def run_case(case: Case, good: Path, folder: Path) -> Outcome:
     try:
         with _inside(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(words)
-    except SystemExit as stop:
-        code = stop.code
     except _Hang:
         fault = f"took more than {SECONDS} s"
     except BaseException as error:

@@ -49,7 +49,7 @@ def test_with_a_network_of_transformers(tmp_path: Path) -> None:
 
 def test_damaged_folders_are_named(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(
-        ValueError, match="no dual encoder, which `fluxvit contrast` makes: it is a checkpoint w"
+        ValueError, match="no dual encoder, which `fluxvit train-contrastive` makes: it is a checkpoint w"
     ):
         load_dual(checkpoint)
     with pytest.raises(ValueError, match=r"nowhere: no dual encoder.*: it is none"):

@@ -501,7 +501,7 @@ def test_convert_command_tells_the_kinds_apart(tuned_file: Path, tmp_path: Path,
     [
         ("flux", ["--exact"], "--exact is for InternVideo2's files"),
         ("flux", ["--budgets", "2048"], "--budgets is for InternVideo2's files"),
-        ("tower", ["--budgets", "many"], "give whole numbers"),
+        ("tower", ["--budgets", "many"], "each an integer"),
         ("tower", ["--budgets", "512,1024"], "must fall"),
         ("tower", ["--allow_mismatch"], "--allow_mismatch is for FluxViTs"),
     ],

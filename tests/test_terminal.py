@@ -109,7 +109,7 @@ def test_reports_are_well_formed(tmp_path: Path, clip: Path, capsys: pytest.Capt
     manifest = clip.parent / "test.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     checkpoint = str(hostile_checkpoint(tmp_path / "checkpoint"))
-    options = ["--out", str(tmp_path / "out"), "--report", str(tmp_path / "report"), "--no_latency"]
+    options = ["--out", str(tmp_path / "out"), "--report", str(tmp_path / "report"), "--latency=false"]
     assert main(["evaluate", checkpoint, str(manifest), *options]) == 0
     assert not obeyed(capsys.readouterr().out)
     drawings = list((tmp_path / "report").glob("*.svg"))

@@ -102,7 +102,7 @@ def load_chat(
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: no chat model, which `fluxvit instruct` makes")
+        raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
     where = str(folder / CONFIG)
     content = load_json(folder / CONFIG)
     check_format(content, FORMAT, where)
@@ -144,7 +144,7 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: no chat model, which `fluxvit instruct` makes")
+        raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
     prefix = "connector."
     state = {name.removeprefix(prefix): x for name, x in _weights(folder).items() if name.startswith(prefix)}
     report = compare_keys(state, connector)

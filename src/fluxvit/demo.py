@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from msgspec import Meta
 from rich.console import Console
 
 from fluxvit import __version__
@@ -28,9 +27,10 @@ from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
-from fluxvit.data.making import MOST_VIDEOS, Videos, make_dataset
+from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import Manifest, read_motionworld
 from fluxvit.data.motionworld import MotionWorldConfig, factor_values
+from fluxvit.demo_config import BATCH, DemoConfig
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.classification import Predictions, Score, predict_dataset
 from fluxvit.evaluation.report.figures import gains_figure, training_figure
@@ -41,14 +41,14 @@ from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.flux.plan import Plan
-from fluxvit.machine import usable_cores
+from fluxvit.machine import Stopped, usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.schema import Count, NotNegative, Seed, check, read
+from fluxvit.schema import NotNegative, read
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.logs import LOG
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks import FluxTuning
-from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.trainer import Trainer
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 BUDGETS = (100, 50, 25)
@@ -58,7 +58,6 @@ STILL = Plan(SamplingGrid(2, 40, 40), 25)
 PLAIN_SIZE = 40  # Eight, four and two such frames are the three budgets.
 GRIDS = legal_grids(range(16, 33, 8), range(32, 41, 8), 192, 400, patch_size=8, tubelet_size=2)
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
-BATCH = 32
 PACE = "pace.json"
 # What is trained to measure the rate; the first steps start processes and warm up.
 _TRIED_STEPS, _WARM_UP, _TRIED_CLIPS = 14, 4, 32
@@ -66,37 +65,6 @@ _TRIED_SECONDS = 30.0
 # Part of the time left that is planned, for rates vary; the seconds that the report takes; and the least part
 # of the steps that is taken, since a model that has hardly learned shows nothing.
 _PLANNED, _REPORT_SECONDS, _LEAST = 0.92, 20.0, 0.3
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Sizes of the demo.
-
-    Args:
-        out: Folder of everything that the demo writes.
-        videos: Training videos.
-        val: Validation videos, on which the grids are chosen.
-        test: Test videos.
-        steps: Training steps of the model.
-        control_steps: Training steps of each control.
-        minutes: What the demo may take. Where all steps would take longer, which is measured, fewer are
-            taken, though not fewer than 30 %. 0: no limit. ``bash run demo`` counts the set-up, too.
-        seed: Of data, initialisation and order.
-        workers: Processes that make and decode videos; None: one per core.
-    """
-
-    out: str = "runs/demo"
-    videos: Annotated[int, Meta(ge=BATCH, le=MOST_VIDEOS)] = 2400
-    val: Videos = 240
-    test: Videos = 400
-    steps: Count = 1000
-    control_steps: Count = 300
-    minutes: Annotated[float, Meta(ge=0, le=1e6)] = 15.0
-    seed: Seed = 0
-    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> Path:

@@ -103,7 +103,7 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
     folder = Path(folder)
     if not is_dual(folder):
         kind = "is a checkpoint without texts" if (folder / "config.json").is_file() else "is none"
-        raise ValueError(f"{folder}: no dual encoder, which `fluxvit contrast` makes: it {kind}")
+        raise ValueError(f"{folder}: no dual encoder, which `fluxvit train-contrastive` makes: it {kind}")
     video, video_info = load_checkpoint(folder / VIDEO, device)
     where = str(folder / CONFIG)
     content = load_json(folder / CONFIG)

@@ -28,6 +28,10 @@ _log = logging.getLogger(__name__)
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
+class Stopped(Exception):
+    """A run was interrupted by a signal; everything is saved."""
+
+
 def usable_cores() -> int:
     """CPU cores that this process may run on; containers and schedulers often grant fewer than there are."""
     if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
@@ -87,14 +91,14 @@ def usable_device(name: str | int | torch.device | None = None) -> torch.device:
     """The device of a name such as ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
 
     Args:
-        name: None stands for :func:`default_device`.
+        name: None and ``auto`` stand for :func:`default_device`.
 
     Raises:
         ValueError: There is no such device on this machine; the message says what there is.
     """
     import torch
 
-    if name is None:
+    if name in (None, "auto"):
         return default_device()
     try:
         device = torch.device(name)

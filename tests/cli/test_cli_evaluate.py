@@ -21,7 +21,7 @@ def data(clip: Path) -> Path:
 
 def test_evaluate(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out"
-    options = ["--budgets", "12,6", "--views", "2x1", "--baselines", "tube,uniform", "--no_latency"]
+    options = ["--budgets", "12,6", "--views", "2x1", "--baselines", "tube,uniform", "--latency=false"]
     assert main(["evaluate", str(checkpoint), str(data), *options, "--out", str(out), "--device", "cpu"]) == 0
     printed, errors = capsys.readouterr()
     assert re.fullmatch(r"fluxvit: running on cpu, .*\n", errors)
@@ -40,10 +40,13 @@ def test_evaluate(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.C
     [
         (["--budgets", "many"], "budget 'many': give tokens (1024)"),
         (["--views", "3"], "views '3': give CLIPSxCROPS, such as 4x3"),
-        (["--baselines", "best"], "selector 'best' is unknown"),
+        (
+            ["--baselines", "best"],
+            "--baselines is 'best', expected values separated by commas, each one of group",
+        ),
         (["--head", "3"], "head 3 does not exist; this model has heads 0 to 2"),
         (["--grid", "7x16"], "frames 7 is not a multiple of 2"),
-        (["--precision", "fp8"], "precision is 'fp8', expected one of 'bf16', 'fp32'"),
+        (["--precision", "fp8"], "--precision is 'fp8', expected one of fp32, bf16"),
         (["--device", "banana"], "device 'banana' is unknown"),
         (["--target", "object"], "no key 'object'"),
     ],

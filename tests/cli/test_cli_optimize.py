@@ -23,7 +23,7 @@ def data(clip: Path) -> str:
 
 def test_optimize(checkpoint: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ["--budgets", "12,6", "--frames", "4,8", "--sizes", "16,24", "--out", str(tmp_path / "out")]
-    options += ["--selectors", "group_dynamic,uniform", "--clips", "5"]
+    options += ["--selectors", "group_dynamic,uniform", "--videos", "5"]
     assert main(["optimize", str(checkpoint), data, *options]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("budget")
@@ -55,12 +55,15 @@ def test_cascades_of_the_plans_that_saw_all_clips(
     ("options", "message"),
     [
         (["--cascades", "9,some"], "budget 'some': give tokens"),
-        (["--budgets", "many"], "--budgets 'many': give whole numbers"),
+        (["--budgets", "many"], "--budgets is 'many', expected values separated by commas, each an integer"),
         (["--budgets", "0"], "budgets[0] is 0, expected an integer of at least 1"),
-        (["--frames", "8,"], "--frames '8,': give whole numbers"),
+        (["--frames", "8,"], "--frames '8,': there is nothing between two commas"),
         (["--heights", "16"], "give either sizes, for square grids, or heights and widths"),
-        (["--selectors", "best"], "selector 'best' is unknown"),
-        (["--clips", "0"], "clips is 0"),
+        (
+            ["--selectors", "best"],
+            "--selectors is 'best', expected values separated by commas, each one of group",
+        ),
+        (["--videos", "0"], "videos is 0"),
         (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
         (["--target", "action"], "no key 'action'"),
         (["--device", "banana"], "device 'banana' is unknown"),

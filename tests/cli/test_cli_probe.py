@@ -45,8 +45,8 @@ def test_probe(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lrs", "fast"], "--lrs 'fast': give numbers, such as 1e-4,1e-3"),
-        (["--weight_decays", "0.1,,"], "--weight_decays '0.1,,': give numbers"),
+        (["--lrs", "fast"], "--lrs is 'fast', expected values separated by commas, each a finite number"),
+        (["--weight_decays", "0.1,,"], "--weight_decays '0.1,,': there is nothing between two commas"),
         (["--kind", "mlp"], "linear"),
         (["--grid", "8x16", "--budget", "99"], "grid 8x16 has 16 tokens; keep at most these"),
         (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),

@@ -13,7 +13,7 @@ from fluxvit.cli import main
 
 
 def test_stream(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["predict", "--stream", str(clip), "--checkpoint", str(checkpoint), "--budget", "12"]
+    arguments = ["stream", str(clip), "--checkpoint", str(checkpoint), "--budget", "12"]
     assert main([*arguments, "--window", "1", "--hop", "0.5", "--top", "2", "--json"]) == 0
     out, err = capsys.readouterr()
     answers = [json.loads(line) for line in out.splitlines()]
@@ -29,7 +29,7 @@ def test_stream(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> 
 
 
 def test_token_rate(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["predict", "--stream", str(clip), "--checkpoint", str(checkpoint), "--json"]
+    arguments = ["stream", str(clip), "--checkpoint", str(checkpoint), "--json"]
     assert main([*arguments, "--window", "2", "--hop", "1", "--token_rate", "13"]) == 0
     (answer,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (answer["grid"], answer["tokens"]) == ("8x16x32", 13)
@@ -37,7 +37,7 @@ def test_token_rate(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture)
 
 def test_raw_frames_cut_short(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "frames").write_bytes(bytes(9 * 16 * 16 * 3 + 5))
-    arguments = ["predict", "--stream", str(tmp_path / "frames"), "--raw", "16x16@8", "--window", "1"]
+    arguments = ["stream", str(tmp_path / "frames"), "--raw", "16x16@8", "--window", "1"]
     assert main([*arguments, "--checkpoint", str(checkpoint)]) == 2
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1
@@ -49,7 +49,7 @@ def test_raw_frames_cut_short(checkpoint: Path, tmp_path: Path, capsys: pytest.C
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="a background job, which ignores Ctrl-C"
 )
 def test_answers_come_at_once_and_ctrl_c_ends_the_stream(checkpoint: Path) -> None:
-    run = [sys.executable, "-m", "fluxvit", "predict", "--stream", "-", "--raw", "16x16@8", "--live"]
+    run = [sys.executable, "-m", "fluxvit", "stream", "-", "--raw", "16x16@8", "--live"]
     run += ["--checkpoint", str(checkpoint), "--window", "1"]
     with subprocess.Popen(
         run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -69,19 +69,19 @@ def test_answers_come_at_once_and_ctrl_c_ends_the_stream(checkpoint: Path) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stream", "--explain", "x.mp4"], "--explain is not for --stream"),
-        (["--window", "3"], "--window is only for --stream"),
-        (["other.mp4", "--stream"], "one source at a time"),
-        (["--stream", "--budget", "3", "--token_rate", "9"], "not both"),
-        (["--stream", "--window", "9"], "before the first window of 9 s"),
-        (["--stream", "--window", "1", "--hop", "-1"], "hop -1: it must be above 0"),
-        (["--stream", "--window", "1", "--token_rate", "-1"], "token rate -1"),
-        (["--stream", "--live"], "a file waits"),
+        (["--explain", "x.mp4"], "--explain is unknown"),
+        (["other.mp4"], "'other.mp4': unexpected"),
+        (["--budget", "3", "--token_rate", "9"], "not both"),
+        (["--window", "9"], "before the first window of 9 s"),
+        (["--window", "1", "--hop", "-1"], "hop is -1.0, expected a number above 0"),
+        (["--window", "1", "--token_rate", "-1"], "token_rate is -1.0, expected a number above 0"),
+        (["--window", "nan"], "--window is 'nan', expected a finite number"),
+        (["--live"], "a file waits"),
     ],
 )
 def test_bad_input(
     options: list[str], message: str, checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main(["predict", str(clip), *options, "--checkpoint", str(checkpoint)]) == 2
+    assert main(["stream", str(clip), *options, "--checkpoint", str(checkpoint)]) == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]

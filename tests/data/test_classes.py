@@ -67,15 +67,15 @@ def test_a_class_that_no_video_uses_may_be_unknown() -> None:
         (
             manifest([0], "Apply Lipstick"),
             ["apply_lipstick", "b"],
-            "'Apply Lipstick' is written 'apply_lipstick' there: fluxvit data probe --like",
+            "'Apply Lipstick' is written 'apply_lipstick' there: fluxvit data check --like",
         ),
         (manifest([0], " a"), ["a", "b"], "' a' is written 'a' there"),
-        (manifest([0], "caf\u00e9"), ["cafe\u0301", "b"], "fluxvit data probe --like takes over"),
+        (manifest([0], "caf\u00e9"), ["cafe\u0301", "b"], "fluxvit data check --like takes over"),
         (
             manifest([0, 2]),
             ["a", "b"],
             "val numbers its classes without naming them, 0 to 2, but train names 2, so that the two may "
-            "differ; name them with: fluxvit data probe --like",
+            "differ; name them with: fluxvit data check --like",
         ),
         (
             manifest([0, 1], "a", "b", "c"),
@@ -141,7 +141,7 @@ def test_weights_of_classes(rule: str, ratio: float) -> None:
     assert weights[2] == 1  # It has no videos.
 
 
-# fluxvit data probe -----------------------------------------------------------------------------------------
+# fluxvit data check -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def lists(clip: Path) -> Path:
 
 def probe(folder: Path, name: str, *options: str) -> int:
     source, out = str(folder / f"{name}.csv"), str(folder / f"{name}.jsonl")
-    return main(["data", "probe", source, "--out", out, "--workers", "1", *options])
+    return main(["data", "check", source, "--out", out, "--workers", "1", *options])
 
 
 def test_one_split_is_numbered_like_another(

@@ -105,7 +105,7 @@ def test_columns_can_be_chosen(folder: Path) -> None:
     content = "id,path,label,Coarse Label\n7,a.mp4,3,0\n8,b.mp4,4,1\n"
     assert listed(read(folder, content)) == {"a.mp4": 3, "b.mp4": 4}
     for choice in ("label=Coarse Label", "path=path,label=coarse_label", "label=4", " path = 2 , label = 4"):
-        assert listed(read(folder, content, columns=_columns(choice))) == AS_NUMBERS
+        assert listed(read(folder, content, columns=_columns(tuple(choice.split(","))))) == AS_NUMBERS
     assert listed(read(folder, "0;x;a.mp4\n1;y;b.mp4\n", columns={"path": "3", "label": "1"})) == AS_NUMBERS
 
     for text, columns, message in (

@@ -66,7 +66,7 @@ BROKEN = {
 
 def test_damaged_files_are_all_named(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "set.jsonl"
-    assert main(["data", "probe", str(classes), "--out", str(out), "--workers", "2"]) == 0
+    assert main(["data", "check", str(classes), "--out", str(out), "--workers", "2"]) == 0
     printed = capsys.readouterr()
     assert "recognised as folder, 40 videos" in printed.err
     assert "40 videos, 2 classes, 0.00 hours, 8 broken" in printed.out
@@ -248,7 +248,7 @@ def test_names_that_are_not_unicode(tmp_path: Path, capsys: pytest.CaptureFixtur
     video(tmp_path / "a" / "1.mp4")
     odd = tmp_path / "a" / os.fsdecode(b"\xff.mp4")
     odd.write_bytes(b"")
-    assert main(["data", "probe", str(tmp_path), "--out", str(tmp_path / "x.jsonl")]) == 0
+    assert main(["data", "check", str(tmp_path), "--out", str(tmp_path / "x.jsonl")]) == 0
     assert r"\xff.mp4" in capsys.readouterr().out
     assert [entry.path for entry in read_manifest(tmp_path / "x.jsonl").entries if not entry.ok] == [odd]
 
@@ -257,7 +257,7 @@ def test_unknown_keys_are_kept(tmp_path: Path) -> None:
     video(tmp_path / "a.mp4")
     line = {"path": "a.mp4", "label": 3, "mood": "blue", "noflip": True, "caption": "Noise."}
     (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n")
-    assert main(["data", "probe", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "x.jsonl")]) == 0
+    assert main(["data", "check", str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "x.jsonl")]) == 0
     header, record = map(json.loads, (tmp_path / "x.jsonl").read_text().splitlines())
     assert header["videos"] == 1
     assert record["mood"] == "blue"
@@ -282,6 +282,6 @@ def test_unusable_input(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     video(tmp_path / "set" / "a" / "1.mp4")
-    assert main(["data", "probe", *(option.format(set=tmp_path / "set") for option in options)]) == 2
+    assert main(["data", "check", *(option.format(set=tmp_path / "set") for option in options)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error

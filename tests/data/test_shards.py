@@ -244,7 +244,7 @@ def test_shards_are_probed(packed: ShardSummary, tmp_path: Path, capsys: pytest.
     shard = packed.shards[-1]
     shard.write_bytes(shard.read_bytes()[:2000])
     out = tmp_path / "probed.jsonl"
-    assert main(["data", "probe", str(packed.manifest), "--out", str(out), "--workers", "1", "--deep"]) == 0
+    assert main(["data", "check", str(packed.manifest), "--out", str(out), "--workers", "1", "--deep"]) == 0
     assert "broken: the shard is cut short" in capsys.readouterr().out
     probed = read_manifest(out)
     assert {e.ok for e in probed.entries if shard.name in e.path.name} == {False}

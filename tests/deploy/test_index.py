@@ -621,7 +621,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "2 as they were; 4 windows" in capsys.readouterr().out
     assert main(["index", videos, "--db", db, "--seconds", "2"]) == 0
     capsys.readouterr()
-    for other in (["--budget", "12"], ["--seconds", "3"], ["--grid", "4x24"], ["--no_shots"]):
+    for other in (["--budget", "12"], ["--seconds", "3"], ["--grid", "4x24"], ["--shots=false"]):
         assert "made with 6 tokens of 4x16 from every 2 s, not with" in fails(
             "index", videos, "--db", db, *other
         )
@@ -635,7 +635,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "no window passes the filters" in capsys.readouterr().out
     assert main(["search", "a red ball", "--db", db, "--path", "[1].mp4"]) == 1
     assert "'[1].mp4' is in the path of none of the 2 indexed files" in capsys.readouterr().out
-    assert "is no day" in fails("search", "a", "--db", db, "--since", "tomorrow")
+    assert "is not a day" in fails("search", "a", "--db", db, "--since", "tomorrow")
     # An encoder that has moved is named.
     os.rename(encoder, tmp_path / "moved")
     assert "no dual encoder" in fails("search", "a ball", "--db", db)

@@ -11,7 +11,8 @@ import torch
 from fluxvit.chat_checkpoints import load_chat
 from fluxvit.cli import main
 from fluxvit.deploy.chat import Chat
-from fluxvit.evaluation.questions import QuizConfig, run_quiz
+from fluxvit.evaluation.config import VideoQAConfig
+from fluxvit.evaluation.questions import run_quiz
 from fluxvit.models.chat import VideoChat
 from fluxvit.video.writer import write_video
 from talking import saved_chat, tiny_language_model
@@ -69,7 +70,7 @@ def test_the_command(
     checkpoint: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
 ) -> None:
     command = ["chat", str(clip), "--checkpoint", str(checkpoint), "--limit", "6"]
-    assert main([*command, "--budget", "12", "--ask", "what moves ?", "--ask", "which way ?"]) == 0
+    assert main([*command, "--budget", "12", "what moves ?", "which way ?"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"{clip}: 12 tokens of 8x16x32, 5 vectors for")
     assert out[1] == "> what moves ?"
@@ -80,10 +81,10 @@ def test_the_command(
     for wrong, message in (
         (["--limit", "0"], "limit is 0, expected an integer from 1"),
         (["--clips", "0"], "clips is 0, expected an integer from 1"),
-        (["--checkpoint", str(tmp_path)], "no chat model, which `fluxvit instruct` makes"),
+        (["--checkpoint", str(tmp_path)], "no chat model, which `fluxvit train-chat` makes"),
         (["--language", str(tmp_path / "no" / "lm")], "no language model from"),
     ):
-        assert main([*command, *wrong, "--ask", "what ?"]) == 2
+        assert main([*command, "what ?", *wrong]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -119,7 +120,7 @@ def videos(tmp_path: Path) -> Path:
 
 def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    assert main(["quiz", str(checkpoint), str(videos), "--budgets", "24,6", "--out", str(out)]) == 0
+    assert main(["evaluate-qa", str(checkpoint), str(videos), "--budgets", "24,6", "--out", str(out)]) == 0
     assert "blind" in capsys.readouterr().out
     found = json.loads((out / "quiz.json").read_text())
     assert (found["questions"], found["videos"]) == (6, 4)
@@ -154,7 +155,7 @@ def test_quizzes_need_choices_and_forgive_broken_videos(
     checkpoint: Path, videos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "2.mp4").write_bytes(b"broken")
-    quiz = run_quiz(QuizConfig(str(checkpoint), str(videos), out=str(tmp_path / "out")), progress=False)
+    quiz = run_quiz(VideoQAConfig(str(checkpoint), str(videos), out=str(tmp_path / "out")), progress=False)
     assert [Path(row["path"]).name for row in quiz.results["unreadable"]] == ["2.mp4"]
     assert all(row["total"] == 6 for row in quiz.results["rows"])
     assert "count as wrong" in str(quiz)
@@ -165,13 +166,13 @@ def test_quizzes_need_choices_and_forgive_broken_videos(
         assert said.pop("blind")
         assert said
         assert not any(said.values())
-    some = run_quiz(QuizConfig(str(checkpoint), str(videos), videos=2, out=str(tmp_path / "some")), False)
+    some = run_quiz(VideoQAConfig(str(checkpoint), str(videos), videos=2, out=str(tmp_path / "some")), False)
     assert some.results["videos"] == 2
     rows = [{"path": "0.mp4", "qa": [{"question": "a", "answer": "b"}]}]
     videos.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(ValueError, match="no question that has choices"):
-        run_quiz(QuizConfig(str(checkpoint), str(videos)))
+        run_quiz(VideoQAConfig(str(checkpoint), str(videos)))
     rows[0]["qa"][0]["choices"] = ["c", "d"]
     videos.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(ValueError, match="the answer 'b' is not one of"):
-        run_quiz(QuizConfig(str(checkpoint), str(videos)))
+        run_quiz(VideoQAConfig(str(checkpoint), str(videos)))

@@ -9,7 +9,7 @@ from colours import GRID, INFO, Colours, dataset
 from conftest import small_model
 from fluxvit.data.dataset import ClipRequest
 from fluxvit.evaluation.classification import Predictions, Request, predict_dataset, predict_requests
-from fluxvit.evaluation.views import Views
+from fluxvit.evaluation.config import Views
 from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Tube
 from fluxvit.video.base import VideoError

@@ -104,7 +104,7 @@ def test_descriptions_are_kept_as_they_are_said(videos: Path, tmp_path: Path, mo
 
 def test_the_command(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     checkpoint = saved_chat(tmp_path)
-    command = ["describe", str(checkpoint), str(videos), "--budget", "6", "--limit", "4"]
+    command = ["evaluate-descriptions", str(checkpoint), str(videos), "--budget", "6", "--limit", "4"]
     judged = [*command, "--judge", str(tmp_path / "lm"), "--out", str(tmp_path / "out")]
     assert main(judged) == 0
     out = capsys.readouterr().out

@@ -18,8 +18,8 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation import evaluate
-from fluxvit.evaluation.evaluate import EvaluateConfig, Subject, find_subjects, run_evaluation
-from fluxvit.evaluation.views import Views
+from fluxvit.evaluation.config import EvaluateConfig, Views
+from fluxvit.evaluation.evaluate import Subject, find_subjects, run_evaluation
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -235,7 +235,7 @@ def test_classes_that_the_checkpoint_does_not_have(config: EvaluateConfig, data:
     [{"precision": "fp16"}, {"batch_size": 0}, {"seed": -1}, {"baselines": ("x",)}, {"plain_size": 0}],
 )
 def test_bad_settings(bad: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(bad)) if "baselines" not in bad else "'x' is unknown"):
+    with pytest.raises(ValueError, match=next(iter(bad))):
         EvaluateConfig("checkpoint", "data", **bad)
 
 

@@ -13,8 +13,9 @@ from conftest import small_model
 from fluxvit.checkpoints import load_checkpoint, save_checkpoint
 from fluxvit.data.manifest import Entry, Manifest, write_manifest
 from fluxvit.deploy.predictor import Predictor
+from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.probe_splits import read_splits
-from fluxvit.evaluation.probes import ProbeConfig, run_probe
+from fluxvit.evaluation.probes import run_probe
 from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -44,7 +45,7 @@ def config(folder: Path, **settings: object) -> ProbeConfig:
         "checkpoint": str(folder / "backbone"),
         "train": str(folder / "train.jsonl"),
         "val": str(folder / "val.jsonl"),
-        "grid": "8x16",
+        "grid": SamplingGrid(8, 16, 16),
         "budget": 6,
         "lrs": (1e-3, 1e-2),
         "batch_size": 8,
@@ -119,7 +120,7 @@ def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
         small_model(),
         replace(INFO, plans=[Plan(GRID, 12), Plan(SamplingGrid(4, 16, 16), 6)]),
     )
-    result = run_probe(config(videos, grid="", budget=6, epochs=1), progress=False)
+    result = run_probe(config(videos, grid=None, budget=6, epochs=1), progress=False)
     assert "6 of 8 tokens of 4x16" in str(result)
 
 
@@ -127,7 +128,7 @@ def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
     ("settings", "message"),
     [
         ({"kind": "mlp"}, "kind is 'mlp', expected one of 'attentive', 'linear'"),
-        ({"selector": "best"}, "selector 'best' is unknown"),
+        ({"selector": "best"}, "selector is 'best', expected one of"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lrs": (1e-3, 0.0)}, "lrs[1] is 0.0, expected a number above 0"),
         ({"lrs": ()}, "lrs is [], expected"),
@@ -135,8 +136,8 @@ def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
         ({"workers": -1}, "workers is -1"),
         ({"budget": 17}, "grid 8x16 has 16 tokens; keep at most these, or use a larger grid"),
         ({"budget": 0}, "budget is 0, expected an integer of at least 1"),
-        ({"grid": "8x30"}, "height 30 is not a multiple of 8; use 24 or 32"),
-        ({"grid": ""}, "has no plan table; give a grid"),
+        ({"grid": SamplingGrid(8, 30, 30)}, "height 30 is not a multiple of 8; use 24 or 32"),
+        ({"grid": None}, "has no plan table; give a grid"),
         ({"target": "verb"}, "no key 'verb'"),
         ({"lrs": (1e37,)}, "every setting diverged; use smaller learning rates than 1e+37"),
     ],

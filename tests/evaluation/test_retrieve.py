@@ -52,7 +52,9 @@ def ranks_by_hand(similarity: np.ndarray, right: list[set[int]]) -> list[int]:
 
 def test_figures_are_those_of_the_vectors(encoder: Path, videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert main(["retrieve", str(encoder), str(videos), "--budgets", "24,12", "--out", str(out)]) == 0
+    assert (
+        main(["evaluate-retrieval", str(encoder), str(videos), "--budgets", "24,12", "--out", str(out)]) == 0
+    )
     found = json.loads((out / "retrieval.json").read_text())
     assert (found["videos"], found["captions"]) == (10, 15)
     kinds = [(row["budget"], row["kind"], row["dual_softmax"]) for row in found["rows"]]
@@ -99,7 +101,7 @@ def test_unreadable_videos_rank_last(encoder: Path, videos: Path, tmp_path: Path
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     lines[3]["path"] = str(tmp_path / "broken.mp4")
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = ["retrieve", str(encoder), str(tmp_path / "test.jsonl"), "--budgets", "24"]
+    command = ["evaluate-retrieval", str(encoder), str(tmp_path / "test.jsonl"), "--budgets", "24"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "1 videos cannot be read and rank last" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "retrieval.json").read_text())
@@ -132,7 +134,7 @@ def test_a_dual_encoder_chooses_the_nearest_answer(
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     rows.append({**rows[0], "path": str(tmp_path / "broken.mp4")})
     (tmp_path / "mc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["quiz", str(encoder), str(tmp_path / "mc.jsonl"), "--budgets", "24,6"]
+    command = ["evaluate-qa", str(encoder), str(tmp_path / "mc.jsonl"), "--budgets", "24,6"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "1 videos cannot be read; their questions count as wrong" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "quiz.json").read_text())
@@ -163,7 +165,7 @@ def test_a_dual_encoder_chooses_the_nearest_answer(
 
 def test_captions_are_needed(encoder: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "bare.jsonl").write_text('{"path": "a.mp4"}\n')
-    for command in ("retrieve", "optimize"):
+    for command in ("evaluate-retrieval", "optimize"):
         assert main([command, str(encoder), str(tmp_path / "bare.jsonl")]) == 2
         assert "a.mp4 has no caption" in capsys.readouterr().err
 
@@ -221,7 +223,7 @@ def test_classes_of_words_are_an_ordinary_checkpoint(
 ) -> None:
     (tmp_path / "names.txt").write_text("ball\ncube\n")
     folder = tmp_path / "zero"
-    assert main(["classes", str(encoder), str(tmp_path / "names.txt"), "--to", str(folder)]) == 0
+    assert main(["zero-shot", str(encoder), str(tmp_path / "names.txt"), "--out", str(folder)]) == 0
     model, info = load_checkpoint(folder)
     assert info.labels == ["ball", "cube"]
     assert info.provenance["classes"]["average"] == "embeddings"
@@ -235,12 +237,12 @@ def test_classes_of_words_are_an_ordinary_checkpoint(
     lines = [json.loads(line) for line in videos.read_text().splitlines()]
     labelled = [{"path": str(videos.parent / line["path"]), "label": i % 2} for i, line in enumerate(lines)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in labelled))
-    command = ["evaluate", str(folder), str(tmp_path / "test.jsonl"), "--budgets", "12", "--no_latency"]
+    command = ["evaluate", str(folder), str(tmp_path / "test.jsonl"), "--budgets", "12", "--latency=false"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert main(["predict", labelled[0]["path"], "--checkpoint", str(folder)]) == 0
     assert "ball" in capsys.readouterr().out
     # A manifest that names its classes will do, too; one that does not is refused.
-    assert main(["classes", str(encoder), str(tmp_path / "test.jsonl"), "--to", str(folder)]) == 2
+    assert main(["zero-shot", str(encoder), str(tmp_path / "test.jsonl"), "--out", str(folder)]) == 2
     assert "does not name its classes" in capsys.readouterr().err
     assert fluxvit.load(folder).num_classes == 2
 

@@ -14,7 +14,8 @@ from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import predict_dataset
-from fluxvit.evaluation.optimize import OptimizeConfig, run_optimize
+from fluxvit.evaluation.config import OptimizeConfig
+from fluxvit.evaluation.optimize import run_optimize
 from fluxvit.evaluation.search import (
     Sampling,
     Table,

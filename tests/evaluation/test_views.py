@@ -12,7 +12,8 @@ from colours import GRID, Colours, dataset
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.views import ReadableOrBlack, Views, merge_views
+from fluxvit.evaluation.config import Views
+from fluxvit.evaluation.views import ReadableOrBlack, merge_views
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.writer import write_video
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fluxvit.flux.budget import Budget, parse_budget
+from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Measured, Plan, fit_budget, nearest_plan
@@ -58,7 +58,7 @@ def right(share: float) -> Measured:
     ],
 )
 def test_parse(text: str, budget: Budget) -> None:
-    assert parse_budget(text) == budget
+    assert Budget.parse(text) == budget
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_parse(text: str, budget: Budget) -> None:
 )
 def test_a_budget_is_printed_as_it_is_read(budget: Budget, text: str) -> None:
     assert str(budget) == text
-    assert parse_budget(text) == budget
+    assert Budget.parse(text) == budget
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_budget_is_printed_as_it_is_read(budget: Budget, text: str) -> None:
 )
 def test_parse_errors(text: str) -> None:
     with pytest.raises(ValueError, match="budget") as caught:
-        parse_budget(text)
+        Budget.parse(text)
     assert len(str(caught.value)) < 250
     assert str(caught.value).isprintable()
 

@@ -42,9 +42,10 @@ def broken(checkpoint: Path) -> Path:
     return checkpoint
 
 
-@pytest.mark.parametrize("extra", [[], ["--json"], ["--stream"], ["--stream", "--json"]])
-def test_predict_refuses(checkpoint: Path, clip: Path, extra: list[str], capsys) -> None:
-    code = main(["predict", str(clip), "--checkpoint", str(broken(checkpoint)), "--device", "cpu", *extra])
+@pytest.mark.parametrize("command", ["predict", "stream"])
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_predict_refuses(checkpoint: Path, clip: Path, command: str, extra: list[str], capsys) -> None:
+    code = main([command, str(clip), "--checkpoint", str(broken(checkpoint)), "--device", "cpu", *extra])
     out, err = capsys.readouterr()
     assert code == 2
     assert out == ""

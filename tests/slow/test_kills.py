@@ -75,7 +75,7 @@ CASES = {
         data make motionworld {out}/mw --videos 48 --val 4 --test 4 --difficulty demo --workers 2
     """,
     "data shard": "data shard {data}/train.jsonl {out}/shards --size 30KB",
-    "data probe": "data probe {data}/train.jsonl --out {out}/x.jsonl --deep --workers 2",
+    "data check": "data check {data}/train.jsonl --out {out}/x.jsonl --deep --workers 2",
     "train": f"""
         train {CONFIGS}/motionworld_nano.yaml {TINY} {SMALL} --data.root '' --data.val {{data}}/val.jsonl
         --evaluation.grid 4x16 --evaluation.every_epochs 4 --data.cache {{out}}/cache --optim.ema 0.9
@@ -85,14 +85,14 @@ CASES = {
         --teacher.source {{model}} --teacher.size 0 --teacher.precision fp32 --teacher.cache {{out}}/teacher
         --teacher.cache_shape [2,2,2] --task.standardize 0
     """,
-    "contrast": f"""
-        contrast {CONFIGS}/contrast/motionworld_nano.yaml {TINY} {SMALL} --model.init '' --images ''
+    "train-contrastive": f"""
+        train-contrastive {CONFIGS}/contrast/motionworld_nano.yaml {TINY} {SMALL} --model.init '' --images ''
         --val {{data}}/val.jsonl --evaluation.grid 4x16 --evaluation.every_epochs 8 --text.source ''
         --text.tokenizer '' --text.kind words --text.width 32 --text.depth 1 --text.context 40
         --text.trained_blocks -1
     """,
-    "instruct": f"""
-        instruct {CONFIGS}/instruct/motionworld_smollm2.yaml {TINY} --task.width 32 --task.queries 3
+    "train-chat": f"""
+        train-chat {CONFIGS}/instruct/motionworld_smollm2.yaml {TINY} --task.width 32 --task.queries 3
         --task.budgets [12,6] --task.init '' --language {{language}} --model.init {{model}}
     """,
     "probe": """
@@ -100,7 +100,7 @@ CASES = {
         --device cpu --workers 1
     """,
     "evaluate": """
-        evaluate {model} {data}/train.jsonl --no_latency --out {out}/results --report {out}/report
+        evaluate {model} {data}/train.jsonl --latency false --out {out}/results --report {out}/report
         --baselines random,uniform --batch_size 4 --device cpu
     """,
     "optimize": "optimize {model} {data}/train.jsonl --to {out}/copy --out {out}/log --device cpu",
@@ -109,7 +109,7 @@ CASES = {
         demo --out {out}/demo --videos 32 --val 4 --test 4 --steps 8 --control_steps 2 --workers 1
     """,
 }
-NEEDS = {"instruct": "transformers", "evaluate": "matplotlib", "demo": "matplotlib"}
+NEEDS = {"train-chat": "transformers", "evaluate": "matplotlib", "demo": "matplotlib"}
 
 
 @pytest.fixture(scope="module")

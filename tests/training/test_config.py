@@ -84,7 +84,7 @@ def test_warm_up_ends_before_the_run_and_grids_are_countable() -> None:
         config.GridSettings(frames=(1, 1 << 20, 1))
     with pytest.raises(ValueError, match=r"evaluation\.grid: grid '8' is neither"):
         config.EvalSettings(grid="8")
-    with pytest.raises(ValueError, match=r"data\.sampling 'spares': choose sparse or dense"):
+    with pytest.raises(ValueError, match=r"data\.sampling is 'spares', expected one of"):
         config.DataSettings(sampling="spares")
 
 

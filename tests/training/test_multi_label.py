@@ -19,8 +19,9 @@ from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.deploy.spending import CascadePredictor
+from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.metrics import MeanPrecision
-from fluxvit.evaluation.probes import ProbeConfig, run_probe
+from fluxvit.evaluation.probes import run_probe
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.config import DataSettings, MixingSettings, Recipe, TaskSettings
 from fluxvit.training.mixing import Mixing
@@ -96,7 +97,7 @@ def test_from_training_to_prediction(folder: Path, capsys: pytest.CaptureFixture
 
     capsys.readouterr()
     command = ["evaluate", str(best), str(folder / "val.jsonl"), "--device", "cpu", "--views", "2x1"]
-    command += ["--no_latency", "--out", str(folder / "evaluation"), "--plain_size", "16"]
+    command += ["--latency=false", "--out", str(folder / "evaluation"), "--plain_size", "16"]
     assert main(command) == 0
     assert "mAP" in capsys.readouterr().out.splitlines()[1]
     results = json.loads((folder / "evaluation" / "results.json").read_text())
@@ -141,7 +142,7 @@ def test_probes(folder: Path, checkpoint: Path) -> None:
         str(checkpoint),
         str(folder / "train.jsonl"),
         str(folder / "val.jsonl"),
-        grid="8x16",
+        grid=GRID,
         epochs=60,
         batch_size=8,
         out=str(folder / "probe"),
@@ -163,7 +164,7 @@ def test_probes(folder: Path, checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": {"loss": "focal"}}, "task.loss 'focal': choose cross_entropy or bce"),
+        ({"task": {"loss": "focal"}}, "task.loss is 'focal', expected one of"),
         ({"task": {"loss": "bce", "label_smoothing": 0.1}}, "are for videos of one class each"),
         ({"task": {"loss": "bce", "class_weights": "sqrt"}}, "are for videos of one class each"),
         ({"task": {"loss": "bce"}, "data": {"balance": "sqrt"}}, "data.balance goes by the one class"),

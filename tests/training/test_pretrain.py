@@ -10,8 +10,7 @@ import torch
 from test_recipe import TINY, world
 
 import fluxvit
-from fluxvit.cli import main
-from fluxvit.cli.recipes import parse_recipe
+from fluxvit.cli import command, main
 from fluxvit.flux.grid import legal_grids
 from fluxvit.training.config import PretrainRecipe
 from fluxvit.training.state import find_state
@@ -38,7 +37,7 @@ def pretrain(recipe: Path, data: Path, checkpoint: Path, out: Path, *options: st
 
 
 def parse(path: Path) -> PretrainRecipe:
-    return parse_recipe([str(path)], "pretrain", PretrainRecipe, "")[0]
+    return command.parse("pretrain", PretrainRecipe, [str(path)])
 
 
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
@@ -175,7 +174,7 @@ def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_pat
     ("options", "message"),
     [
         (["--teacher.source", ""], "teacher.kind fluxvit needs teacher.source"),
-        (["--teacher.kind", "magic"], "teacher.kind 'magic': choose among internvideo2, fluxvit"),
+        (["--teacher.kind", "magic"], "--teacher.kind is 'magic', expected one of internvideo2, fluxvit"),
         (["--teacher.kind", "efficientnet_lite2"], "comes in a package; leave out teacher.source"),
         (["--teacher.source", "nowhere"], "nowhere: no such checkpoint folder"),
         (["--teacher.size", "64"], "teacher.size: fluxvit sees clips at the size of the student's tokens"),
@@ -183,7 +182,7 @@ def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_pat
         (["--task.teacher_tokens", "6"], "the teacher sees 6 tokens, fewer than the budget of 12"),
         (["--task.layers", "0"], "task.layers is 0, expected an integer from 1"),
         (["--task.standardize", "-1"], "task.standardize is -1, expected an integer of at least 0"),
-        (["--task.selector", "best"], "selector 'best' is unknown"),
+        (["--task.selector", "best"], "--task.selector is 'best', expected one of"),
         (["--data.train", "nothing.jsonl"], "nothing.jsonl"),
         (["--epochs", "0"], "epochs is 0.0, expected a number above 0"),
     ],

@@ -22,13 +22,14 @@ from fluxvit.evaluation.classification import Score, predict_dataset
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
+from fluxvit.machine import Stopped
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.distributed import ALONE, World
 from fluxvit.training.ema import Ema
 from fluxvit.training.optim import Muon, cosine_schedule, layer_of, orthogonalize, parameter_groups
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks import FluxTuning
-from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.trainer import Trainer
 
 GRIDS = [SamplingGrid(8, 16, 16), SamplingGrid(4, 24, 24)]
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -452,7 +453,7 @@ def test_muon_moves_matrices_as_pytorch_does_and_all_else_as_adamw() -> None:
 
 
 def test_unknown_optimizers_and_sharded_muon_are_refused() -> None:
-    with pytest.raises(ValueError, match="choose adamw or muon"):
+    with pytest.raises(ValueError, match="optimizer is 'sgd', expected one of"):
         TrainConfig(optimizer="sgd")
     with pytest.raises(ValueError, match="without shard, or with adamw"):
         TrainConfig(optimizer="muon", shard=True)

@@ -17,10 +17,11 @@ from test_training import GRIDS, Colours, dataset, trainer
 
 from fluxvit import checkpoints
 from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.machine import Stopped
 from fluxvit.training import validation
 from fluxvit.training.distributed import ALONE, fail_together
 from fluxvit.training.state import find_state
-from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.trainer import Trainer
 from fluxvit.training.validation import Validation
 
 VIDEOS = 70  # Three batches.

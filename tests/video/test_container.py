@@ -46,7 +46,7 @@ def test_a_file_does_not_open_others(tmp_path: Path, name: str, disguise: str) -
     encode(tmp_path / "clip.mp4", count=5)
     path = tmp_path / (name + disguise)
     path.write_text(scripts(tmp_path)[name])
-    with pytest.raises(VideoError, match=r"names other files or addresses.*--stream"):
+    with pytest.raises(VideoError, match=r"names other files or addresses.*fluxvit stream"):
         open_video(path)
     with pytest.raises((av.error.FFmpegError, ValueError)):
         open_container(path)

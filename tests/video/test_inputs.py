@@ -179,7 +179,7 @@ def test_a_path_as_bytes_is_told_apart(clip: Path) -> None:
 @pytest.mark.parametrize("kind", [str, Path])
 def test_addresses_are_not_opened(kind: Callable[[str], Any], tmp_path: Path) -> None:
     for scheme in ("http", "https", "rtsp", "s3", "hf"):
-        with pytest.raises(VideoError, match=r"download it first, or open it as a stream \(--stream\)"):
+        with pytest.raises(VideoError, match=r"download it first, or open it with: fluxvit stream"):
             open_video(kind(f"{scheme}://127.0.0.1:9/clip.mp4"))
     with pytest.raises(VideoError, match=r"give the path alone: /videos/clip\.mp4"):
         open_video(kind("file:///videos/clip.mp4"))

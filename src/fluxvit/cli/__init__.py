@@ -1,4 +1,4 @@
-"""The ``fluxvit`` command: one module a command, imported only when it is asked for."""
+"""The ``fluxvit`` command. What a command needs is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -8,54 +8,45 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
+from fluxvit.cli.commands import COMMANDS, GROUPS
+from fluxvit.machine import Stopped
 from fluxvit.terminal import printable, say
-
-COMMANDS = {
-    "demo": "make a small data set, train on it, evaluate and report: a quarter of an hour",
-    "pretrain": "learn the features of a frozen teacher, without labels",
-    "train": "train a model by a recipe",
-    "contrast": "train a dual encoder: videos and their captions meet in one space",
-    "instruct": "teach a language model to read a video model's features: train a connector",
-    "probe": "train classifiers on a frozen checkpoint's features",
-    "evaluate": "test a checkpoint on labelled videos at several budgets, and report",
-    "optimize": "find the best sampling for each budget, and write it beside the weights",
-    "predict": "say what is to be seen in clips, at a budget",
-    "retrieve": "test a dual encoder: find videos by captions, and captions by videos",
-    "classes": "make a classifier of class names out of a dual encoder, without training",
-    "index": "make the videos of a folder searchable",
-    "search": "find moments in indexed videos, by a sentence or another video",
-    "chat": "ask questions about a video",
-    "quiz": "test a chat model on questions with answers to choose from",
-    "describe": "let a chat model describe videos, and judge how much of what happens it tells",
-    "convert": "turn one of the authors' or InternVideo2's .pth files into a checkpoint folder",
-    "data": "check and make data sets",
-    "info": "parameters and cost of a model at each budget",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 for bad input, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    name, rest = _split(argv)
     if not argv or argv[0] in ("-h", "--help"):
         say(_usage())
         return 0 if argv else 2
-    name = argv[0]
-    if name == "--version":
+    if argv[0] == "--version":
         from fluxvit import __version__
 
         say(f"fluxvit {__version__}")
         return 0
     if name not in COMMANDS:
+        known = [command for command in COMMANDS if command.startswith(f"{argv[0]} ")]
+        if known and rest[:1] in ([], ["-h"], ["--help"]):
+            say(_usage(known))
+            return 0 if rest else 2
         close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known or COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
     _show_log()
     if isinstance(sys.stdout, io.TextIOWrapper):  # Some terminals know few letters: the others are spelt.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return import_module(f"fluxvit.cli.{name}").run(argv[1:])
+        from fluxvit.cli.command import run
+
+        return run(name, COMMANDS[name], rest)
+    except SystemExit as end:  # After --help, and after an argument that is wrong.
+        return int(end.code or 0)
+    except Stopped as stop:
+        return _fail(str(stop), 130)
     except ValueError as error:
         return _fail(str(error))
     except BrokenPipeError:
@@ -68,7 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             reason = "a file is where a folder is to be; choose another place, or move the file"
         return _fail(f"{error.filename or ''}: {reason}".removeprefix(": "))
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        goes_on = "; the same command goes on" if COMMANDS[name].resumes else ""
+        return _fail(f"interrupted{goes_on}", 130)
+
+
+def _split(argv: list[str]) -> tuple[str, list[str]]:
+    """The name of the command, which may be of several words, and what comes after it."""
+    for words in (3, 2, 1):
+        name = " ".join(argv[:words])
+        if name in COMMANDS:
+            return name, argv[words:]
+    return " ".join(argv[:1]), argv[1:]
 
 
 class _Lines(logging.Handler):
@@ -86,26 +87,27 @@ def _show_log() -> None:
         log.addHandler(_Lines())
 
 
-def _usage() -> str:
+def _usage(names: Sequence[str] = ()) -> str:
+    """The list of commands, or of some of them, group by group."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: fluxvit COMMAND ...",
-            "",
-            "Budget-adaptive video transformers: train once, deploy at any budget.",
-            "",
-            *lines,
-            "",
-            "fluxvit COMMAND --help tells more.",
+    lines = ["usage: fluxvit COMMAND ...", ""]
+    lines += [] if names else ["Budget-adaptive video transformers: train once, deploy at any budget.", ""]
+    for group in GROUPS:
+        rows = [
+            f"  {name:{width}}  {command.summary}"
+            for name, command in COMMANDS.items()
+            if command.group == group and name in (names or COMMANDS)
         ]
-    )
+        lines += [f"{group}:", *rows, ""] if rows else []
+    return "\n".join([*lines, "fluxvit help COMMAND lists the options of a command."])
 
 
 _LONGEST = 1000  # Characters of an error; a value of any length may be quoted in it.
 
 
 def _fail(message: str, code: int = 2) -> int:
+    if os.environ.get("RANK", "0") != "0" and code == 130:
+        return code  # The main process says it.
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
     say(f"fluxvit: {printable(message)}", error=True)

@@ -1,38 +1,23 @@
-"""``fluxvit info``."""
+"""``fluxvit info``: a model's parameters and cost, and a checkpoint's plan table."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from fluxvit.cli.parser import Parser, values
+import torch
+
+from fluxvit.checkpoints import load_checkpoint, pretrained_names
+from fluxvit.deploy.config import InfoConfig
+from fluxvit.flux.cost import NetworkSize, clip_cost, grid_cost
+from fluxvit.flux.plan import Measured, Plan
+from fluxvit.models.config import PRESETS
+from fluxvit.models.fluxvit import create_model
 from fluxvit.terminal import printable, say
 
-if TYPE_CHECKING:
-    from fluxvit.flux.cost import NetworkSize
-    from fluxvit.flux.plan import Plan
 
-
-def run(argv: list[str]) -> int:
-    parser = Parser("info", "Parameters and cost of a model at each budget; a checkpoint's plan table.")
-    parser.add_argument("model", help="a size, such as fluxvit_small, or a checkpoint")
-    parser.add_argument("--tokens", help="budgets, such as 512,1024; default: the model's, and its paper's")
-    parser.add_argument("--grid", help="sampling grid whose pool is embedded, such as 16x224")
-    return _info(**values(parser, argv))
-
-
-def _info(model: str, tokens: str | None, grid: str | None) -> int:
-    from pathlib import Path
-
-    import torch
-
-    from fluxvit.checkpoints import load_checkpoint, pretrained_names
-    from fluxvit.flux.budget import parse_budget
-    from fluxvit.flux.cost import clip_cost
-    from fluxvit.flux.grid import SamplingGrid
-    from fluxvit.models.config import PRESETS
-    from fluxvit.models.fluxvit import create_model
-    from fluxvit.schema import shown
-
+def run(settings: InfoConfig) -> None:
+    """Print what a model is and costs."""
+    model, grid = settings.model, settings.grid
     plans: list[Plan] = []
     if model in PRESETS:
         with torch.device("meta"):
@@ -44,16 +29,9 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
         names = ", ".join([*PRESETS, *pretrained_names()])
         raise ValueError(f"{model} is neither a checkpoint folder nor one of {names}")
     config = network.config
-    if tokens is None:
-        budgets = sorted({*config.budgets, *((512,) if config.patch_size == 14 else ())})
-    else:
-        budgets = [parse_budget(text).tokens or 0 for text in tokens.split(",")]
-        if not all(budgets):
-            raise ValueError(f"--tokens {shown(tokens)}: give numbers of tokens, such as 512,1024")
-    pool = None
-    if grid is not None:
-        pool = SamplingGrid.parse(grid).tokens(config.patch_size, config.tubelet_size)
-
+    usual = sorted({*config.budgets, *((512,) if config.patch_size == 14 else ())})
+    budgets = settings.tokens or usual
+    pool = None if grid is None else grid.tokens(config.patch_size, config.tubelet_size)
     count = sum(p.numel() for p in network.parameters())
     tables = sum(p.numel() for p in network.pos_embed.parameters())
     say(f"{model}: {config.depth} blocks, width {config.embed_dim}, {config.num_heads} heads, ", end="")
@@ -72,13 +50,9 @@ def _info(model: str, tokens: str | None, grid: str | None) -> int:
         say(f"{budget:>8} {sampled:>8} {row[0] / 1e9:>10.3f} {row[1] / 1e9:>9.3f} {row[2] / 1e9:>8.3f}")
     if plans:
         _print_plans(plans, config.size)
-    return 0
 
 
 def _print_plans(plans: list[Plan], size: NetworkSize) -> None:
-    from fluxvit.flux.cost import grid_cost
-    from fluxvit.flux.plan import Measured
-
     say("its plan table; accuracy on held-out data, latency where it was measured")
     say(
         f"{'tokens':>8} {'grid':>12} {'pool':>8} {'head':>5} {'accuracy':>9} {'GMACs':>8} {'ms':>8}  selector"

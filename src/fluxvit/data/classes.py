@@ -7,7 +7,7 @@ checkpoint has a list of its own. So wherever two of them meet, indices are carr
 * Where only one side has names, the indices of the other are taken as they are if both have as many classes,
   and a warning says so. Otherwise it is an error.
 * A class that videos use and the other side does not have is an error that names it. If a name over there
-  differs only in case, spaces, underscores or punctuation, the error says so; ``fluxvit data probe --like``
+  differs only in case, spaces, underscores or punctuation, the error says so; ``fluxvit data check --like``
   takes such names over.
 """
 
@@ -60,7 +60,7 @@ def numbered_like(manifest: Manifest, names: Sequence[str], classes: int, data: 
 
 
 def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) -> VideoList:
-    """A list of videos whose classes are named and numbered as in a file, for ``fluxvit data probe``.
+    """A list of videos whose classes are named and numbered as in a file, for ``fluxvit data check``.
 
     Names that differ only in case, spaces, underscores or punctuation are taken for the same, and noted.
 
@@ -176,7 +176,7 @@ def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: 
     if classes != named:
         raise ValueError(
             f"{without} numbers its classes without naming them, 0 to {classes - 1}, but {with_names} names "
-            f"{named}, so that the two may differ; name them with: fluxvit data probe --like or --labels"
+            f"{named}, so that the two may differ; name them with: fluxvit data check --like or --labels"
         )
     _log.warning(
         "%s numbers its classes without naming them; the numbers are taken to be those of %s",
@@ -210,7 +210,7 @@ def _check_known(
         if (place := plain.get(_plain(theirs[i]))) is not None
     ]
     if alike:
-        text += f"; {_listed(alike)}: fluxvit data probe --like takes over how names are written"
+        text += f"; {_listed(alike)}: fluxvit data check --like takes over how names are written"
     raise ValueError(text)
 
 

@@ -22,6 +22,7 @@ from msgspec import Meta
 from fluxvit.data.progress import report
 from fluxvit.files import atomic_path, clear_leftovers, lock_folder, write_json
 from fluxvit.machine import follow_parent, processes, signals_held_back
+from fluxvit.options import POSITIONAL
 from fluxvit.schema import Seed, check, convert, load
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +32,20 @@ Videos = Annotated[int, Meta(ge=1, le=MOST_VIDEOS)]
 """A number of videos to make."""
 HeldOut = Annotated[int, Meta(ge=0, le=MOST_VIDEOS)]
 """A number of videos of a split that may stay empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakingOptions:
+    """Where a data set is made, and by how many processes.
+
+    Args:
+        out: Folder to write. An interrupted run goes on where it stopped.
+        workers: Processes that make videos. By default there is one per core.
+    """
+
+    out: str = field(metadata=POSITIONAL)
+    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+
 
 CHUNK = 4
 """Videos a worker makes between two reports: enough to make messages cheap, few enough for a smooth bar."""
@@ -63,8 +78,8 @@ class DatasetConfig(ABC, Generic[Spec]):
 
     Args:
         videos: Number of training videos.
-        seed: Seed of everything random.
-        val: Number of validation videos; default: a tenth of ``videos``, but at least one per class.
+        seed: Seed of everything random; another seed gives other videos.
+        val: Number of validation videos. By default it is a tenth of ``videos``, and at least one per class.
         test: Number of test videos, with the same default.
 
     Attributes:
@@ -78,7 +93,7 @@ class DatasetConfig(ABC, Generic[Spec]):
     name: ClassVar[str]
     version: ClassVar[int] = 1
 
-    videos: Videos
+    videos: Videos = 1000
     seed: Seed = 0
     val: HeldOut | None = field(default=None, kw_only=True)
     test: HeldOut | None = field(default=None, kw_only=True)

@@ -28,7 +28,7 @@ def prepare_manifests(root: str | Path, out: str | Path, *, progress: bool = Tru
     What reading the data set left out is logged, and so are videos that both splits list.
 
     Args:
-        root: Whatever ``fluxvit data probe`` recognises. If it has no split for validation, a tenth of each
+        root: Whatever ``fluxvit data check`` recognises. If it has no split for validation, a tenth of each
             class of its training videos, at least one where there are two, is held out: always the same ones,
             and all segments of a video together.
         out: Folder of the manifests.

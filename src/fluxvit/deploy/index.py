@@ -17,14 +17,17 @@ from fluxvit.checkpoints import state_digest
 from fluxvit.data.layout import videos_below
 from fluxvit.data.texts import embed_texts
 from fluxvit.data.walk import LeftOut
+from fluxvit.deploy.config import IndexConfig
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.deploy.video_db import EVERYTHING, Filter, Hit, VideoDatabase
+from fluxvit.deploy.video_db_file import check_removable, is_new, make_database
 from fluxvit.deploy.windows import Window, windows
 from fluxvit.dual_checkpoints import DualInfo, load_dual
+from fluxvit.files import lock_file
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.machine import usable_device
+from fluxvit.machine import log_device, usable_device
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.finite import NotFiniteError, check_finite
 from fluxvit.schema import Count, Natural, check, convert, plain
@@ -292,6 +295,78 @@ def search(
         )
     query = embedder.embed_sentence(sentence) if video is None else embedder.embed_query(video)
     return database.nearest(query, count, only)
+
+
+def run_index(config: IndexConfig) -> str:
+    """Make or update the database of a folder; returns what was done, for people.
+
+    Raises:
+        ValueError: The folder, the database or the encoder cannot be used, or the database was made with
+            other settings; the message says which.
+    """
+    if not Path(config.folder).is_dir():
+        raise ValueError(f"{config.folder}: no such folder")
+    with lock_file(config.db):
+        return _run_index(config)
+
+
+def _run_index(config: IndexConfig) -> str:
+    former = _former_settings(config)
+    settings = _settings(config, former)
+    embedder = Embedder(settings, config.device)
+    log_device(embedder.device)
+    if former is None or config.rebuild:
+        # Now, so that nothing is made or removed for a folder without videos.
+        left_out = LeftOut()
+        if not videos_below(Path(config.folder), left_out):
+            raise ValueError("; ".join((f"{config.folder}: no videos in it", *left_out.notes)))
+        # Not before the encoder is known to be good.
+        make_database(config.db, index=asdict(settings), encoder=embedder.digest)
+    with VideoDatabase(config.db) as database:
+        indexed = update_index(database, config.folder, embedder)
+    return f"{indexed}\ndatabase  {config.db}, {settings}"
+
+
+def _former_settings(config: IndexConfig) -> IndexSettings | None:
+    """The settings of the database; None if it is new, or if it is to be made anew and does not tell them.
+
+    Raises:
+        ValueError: It cannot be used, nor made anew if that is asked for.
+    """
+    if config.rebuild:
+        check_removable(config.db)
+    if is_new(config.db):
+        return None
+    try:
+        with VideoDatabase(config.db) as database:
+            return settings_of(database)
+    except ValueError:
+        if config.rebuild:  # What is wrong with it plays no part.
+            return None
+        raise
+
+
+def _settings(config: IndexConfig, former: IndexSettings | None) -> IndexSettings:
+    """The settings that the database will have: the former ones, unless it is new or made anew."""
+    source = config.checkpoint or (former.checkpoint if former else "")
+    if not source:
+        raise ValueError(f"{config.db}: name the dual encoder that embeds, with --checkpoint")
+    kept = None if config.rebuild else former
+    plan_given = config.budget is not None or config.grid is not None
+    if kept and not plan_given and config.seconds is None and config.shots is None:
+        return with_checkpoint(kept, config.checkpoint)
+    seconds = config.seconds if config.seconds is not None else kept.seconds if kept else 4.0
+    shots = config.shots if config.shots is not None else kept.shots if kept else True
+    settings = choose_settings(source, config.budget, config.grid, seconds, shots)
+    if kept and not plan_given:
+        settings = replace(settings, **kept.plan_settings)
+    # The command that made it may be given again.
+    if kept and replace(settings, checkpoint=kept.checkpoint) != kept:
+        raise ValueError(
+            f"{config.db} is there already, made with {kept}, not with {settings}; leave --budget, --grid, "
+            "--seconds and --shots out, or make the database anew with --rebuild"
+        )
+    return settings
 
 
 def _mark(path: Path) -> tuple[str, float]:

@@ -17,7 +17,8 @@ from fluxvit.data.classes import numbered_like
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest
-from fluxvit.evaluation.views import ONE_VIEW, ReadableOrBlack, Views, merge_views
+from fluxvit.evaluation.config import ONE_VIEW, Views
+from fluxvit.evaluation.views import ReadableOrBlack, merge_views
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Selector, get_selector

@@ -1,4 +1,4 @@
-"""``fluxvit describe``: descriptions of videos, and how much of what happens they tell (DREAM-1K's AutoDQ).
+"""Descriptions of videos, and how much of what happens they tell (DREAM-1K's AutoDQ).
 
 A *judge* cuts texts into events and says which events a text tells of. Recall is the part of the reference's
 events that the description tells of, precision the part of the description's events that the reference tells
@@ -19,11 +19,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from fluxvit.data.manifest import Entry, Manifest, to_record
+from fluxvit.data.manifest import Entry, Manifest, read_manifest, to_record
 from fluxvit.data.questions import questions_of
 from fluxvit.deploy.chat import Chat, check_answer
+from fluxvit.evaluation.config import DescriptionsConfig
 from fluxvit.files import append_json, lock_file, read_json_lines
-from fluxvit.models.language_model import LanguageModel
+from fluxvit.machine import log_device
+from fluxvit.models.language_model import LanguageModel, load_language_model
 from fluxvit.video.base import VideoError
 
 DESCRIPTIONS = "descriptions.jsonl"
@@ -197,3 +199,29 @@ def _reference(entry: Entry) -> str:
     if not entry.captions:
         raise ValueError(f"{entry.path} has no caption that tells what a description should say")
     return entry.captions[0]
+
+
+def run_descriptions(config: DescriptionsConfig) -> str:
+    """Describe the videos of a manifest and judge the descriptions; returns the figures, for people.
+
+    Raises:
+        ValueError: The chat model, the manifest or the judge cannot be used.
+    """
+    check_answer(config.limit)
+    manifest = read_manifest(config.data, None)
+    chat = Chat(
+        config.checkpoint, config.budget, grid=config.grid, language=config.language, device=config.device
+    )
+    log_device(chat.device)
+    described = describe_videos(chat, manifest, config.out, limit=config.limit)
+    lost = len(manifest) - len(described)
+    lines = [f"{len(described)} videos described" + (f", {lost} cannot be read" if lost else "")]
+    if config.judge:
+        model = load_language_model(config.judge)
+        model.network.to(chat.device)
+        score = score_descriptions(described, LanguageModelJudge(model))
+        lines.append(
+            f"F1 {100 * score.f1:.1f} %, recall {100 * score.recall:.1f} %, precision "
+            f"{100 * score.precision:.1f} %, judged by {config.judge}"
+        )
+    return "\n".join([*lines, f"wrote   {Path(config.out) / DESCRIPTIONS}"])

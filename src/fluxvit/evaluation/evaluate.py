@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,22 +25,20 @@ from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_rec
 from fluxvit.deploy.latency import LatencyTable
 from fluxvit.evaluation.answers import Answers
 from fluxvit.evaluation.classification import Predictions, Request, number_for_checkpoint, predict_requests
+from fluxvit.evaluation.config import EvaluateConfig, Views
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.metrics import Metrics, average_precision, mean_of_classes, measure
 from fluxvit.evaluation.protocol import Protocol, head_of
 from fluxvit.evaluation.report.filmstrips import Filmstrip, best_and_worst, make_filmstrips
 from fluxvit.evaluation.report.page import require_report_packages, write_report
 from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
-from fluxvit.evaluation.views import MOST_VIEWS, ONE_VIEW, Views
 from fluxvit.files import lock_folder, write_json
-from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.schema import Batch, Frames, Natural, Rate, Seed, Size, Workers, check, convert, load
+from fluxvit.schema import convert, load
 from fluxvit.terminal import printable
 from fluxvit.training.distributed import ALONE, World, fail_together, lock_run
 
@@ -53,67 +51,6 @@ _NAMED = 10  # Unreadable videos that are named in print; the results name all.
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """An evaluation.
-
-    Args:
-        checkpoint: Checkpoint folder, or the name of one of the package's.
-        data: Manifest of the videos.
-        budgets: What a clip may cost; empty: the token budgets that the checkpoint was trained for.
-        views: Of each video.
-        grid: Tested in place of the plan table's grids; None: these.
-        head: Head to read; None: the plan's, or the nearest.
-        selector: Which tokens plain and optimised plans keep; None: what the plan says.
-        baselines: Names of selectors that are tested on the optimised plans' grids.
-        plain_size: Side of the square frames of plain sampling; None: that of the training grid with the
-            largest pool of which one tubelet fits into the smallest budget.
-        sampling, stride, stride_fps: As for :class:`~fluxvit.data.dataset.ClipDataset`.
-        target: Key of the class index in the manifest.
-        seed: Of selectors that draw.
-        precision: ``fp32`` or ``bf16``.
-        batch_size: Views at once, if a video has no more; else those of one video.
-        latency: Measure how long each plan takes.
-        out: Folder to write.
-        report: Folder of a report; empty: none.
-        workers: Processes that decode clips, for each process; 0: this one.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    checkpoint: str
-    data: str
-    budgets: tuple[Budget, ...] = ()
-    views: Views = ONE_VIEW
-    grid: SamplingGrid | None = None
-    head: Natural | None = None
-    selector: str | None = None
-    baselines: tuple[str, ...] = ()
-    plain_size: Size | None = None
-    sampling: Literal["sparse", "dense"] = "sparse"
-    stride: Frames = 4
-    stride_fps: Rate | None = None
-    target: str = "label"
-    seed: Seed = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    batch_size: Batch = 32
-    latency: bool = True
-    out: str = "runs/evaluate"
-    report: str = ""
-    workers: Workers = 0
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.views.total > MOST_VIEWS:
-            raise ValueError(
-                f"views {self.views} are {self.views.total} of each video, which are held at once; "
-                f"use at most {MOST_VIEWS}"
-            )
-        for name in (*self.baselines, *([self.selector] if self.selector else [])):
-            get_selector(name)
 
 
 @dataclass(frozen=True)

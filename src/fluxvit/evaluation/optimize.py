@@ -34,6 +34,7 @@ from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 from fluxvit.deploy.latency import measure_latencies
 from fluxvit.evaluation.cascade import tune_cascades
 from fluxvit.evaluation.classification import Score, number_for_checkpoint
+from fluxvit.evaluation.config import OptimizeConfig
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.search import Sampling, Table, choose, paired_interval, pass_gmacs
 from fluxvit.evaluation.search_candidates import aspect_of, find_candidates
@@ -41,70 +42,12 @@ from fluxvit.evaluation.search_passes import Search
 from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.plan import Cascade, Measured, Plan
-from fluxvit.flux.selection import get_selector
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.schema import Count, Frames, Seed, Size, Workers, check
 
 LOG = "search.jsonl"
 # Raise it when the same settings would log other figures than before.
 _VERSION = 1
-
-
-@dataclass(frozen=True)
-class OptimizeConfig:
-    """A search.
-
-    Args:
-        checkpoint: A checkpoint folder, or the name of one of the package's.
-        data: Manifest of the held-out videos that choose.
-        budgets: Kept tokens, a plan for each; empty: those that the model was trained for.
-        frames: Frames of the candidate grids; empty: those of training and one step beyond.
-        sizes: Sides of square candidate grids; empty: likewise.
-        heights, widths: Instead of ``sizes``: every height with every width.
-        selectors: Names of the selectors to try; empty: those of the checkpoint's plans, or the usual one.
-        clips: How many videos, drawn at random; None: all.
-        seed: Of their order.
-        test: Manifest of the videos that the result will be tested on, which must not choose; empty: unknown.
-        exhaustive: Try every candidate on every clip.
-        cascades: Mean budgets; for each a cascade is tuned on the same videos, of all plans that saw all of
-            them.
-        to: Folder for a copy of the checkpoint that gets the plans; empty: they are written beside the
-            weights.
-        target: Key of the class index in the manifests.
-        out: Folder of the log.
-        workers: Processes that decode; 0: this one.
-        device: Where to run; None: the accelerator if there is one.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    checkpoint: str
-    data: str
-    budgets: tuple[Count, ...] = ()
-    frames: tuple[Frames, ...] = ()
-    sizes: tuple[Size, ...] = ()
-    heights: tuple[Size, ...] = ()
-    widths: tuple[Size, ...] = ()
-    selectors: tuple[str, ...] = ()
-    clips: Count | None = None
-    seed: Seed = 0
-    test: str = ""
-    exhaustive: bool = False
-    cascades: tuple[Budget, ...] = ()
-    to: str = ""
-    target: str = "label"
-    out: str = "runs/optimize"
-    workers: Workers = 0
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
-        if bool(self.heights) != bool(self.widths) or (self.heights and self.sizes):
-            raise ValueError("give either sizes, for square grids, or heights and widths")
-        for selector in self.selectors:
-            get_selector(selector)
 
 
 @dataclass(frozen=True)
@@ -265,7 +208,7 @@ def _run_optimize(config: OptimizeConfig, progress: bool) -> OptimizeResult:
     folder = _writable_folder(config, digest)
     manifest = _held_out(config, model, info)
     readable = manifest.readable().entries
-    order = np.random.default_rng(config.seed).permutation(len(readable))[: config.clips]
+    order = np.random.default_rng(config.seed).permutation(len(readable))[: config.videos]
     clips = replace(manifest, entries=tuple(readable[i] for i in order))
     candidates = find_candidates(config, model, info, lambda: aspect_of(clips))
     search = Search(model, info, clips, VideoSource(clips), candidates, config.workers)

@@ -19,16 +19,16 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from msgspec import Meta
 
 from fluxvit import __version__
 from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.features import USUAL_SELECTOR, Backbone, backbone_digest, cached_features
 from fluxvit.evaluation.metrics import MeanPrecision, average_precision, mean_of_classes
 from fluxvit.evaluation.probe_readouts import Readout, merge, readouts
@@ -43,78 +43,18 @@ from fluxvit.evaluation.probe_training import (
     train_probes,
 )
 from fluxvit.files import lock_folder, write_json
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan, nearest_plan
-from fluxvit.flux.selection import get_selector
 from fluxvit.machine import log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.schema import Batch, Count, Seed, Workers, check
-
-# A larger learning rate does not fit the first step of AdamW in float32.
-_LearningRates = Annotated[tuple[Annotated[float, Meta(gt=0, le=1e37)], ...], Meta(min_length=1)]
-_Decays = Annotated[tuple[Annotated[float, Meta(ge=0, le=1000)], ...], Meta(min_length=1)]
-_Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """A run of probes.
-
-    Args:
-        checkpoint: Folder of the backbone.
-        train: Manifest of the videos that train.
-        val: Manifest of the videos that choose the setting.
-        test: Manifest of the videos that the chosen probe is scored on; empty for none.
-        kind: ``linear`` or ``attentive``.
-        grid: What is sampled of each video, such as ``16x224``; empty: the checkpoint's plan for the budget.
-        budget: Tokens kept; None: the checkpoint's largest budget, or the whole pool if that is smaller.
-        selector: Which tokens are kept.
-        epochs: Passes over the training features.
-        batch_size: Videos a step.
-        lrs: Peak learning rates.
-        weight_decays: Of matrices; every one is tried with every learning rate.
-        seed: Of initial weights and order; the same for every setting.
-        target: Key of the class index in the manifests.
-        out: Folder to write.
-        cache: Folder of features; empty: ``features`` in ``out``.
-        workers: Processes that decode clips; 0: this one.
-        device: Where to run; None: the accelerator if there is one.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    checkpoint: str
-    train: str
-    val: str
-    test: str = ""
-    kind: Literal["linear", "attentive"] = "linear"
-    grid: str = ""
-    budget: Count | None = None
-    selector: str = USUAL_SELECTOR
-    epochs: _Epochs = 20
-    batch_size: Batch = 64
-    lrs: _LearningRates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    weight_decays: _Decays = (0.01,)
-    seed: Seed = 0
-    target: str = "label"
-    out: str = "runs/probe"
-    cache: str = ""
-    workers: Workers = 0
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
-        get_selector(self.selector)
-
-    @property
-    def settings(self) -> list[Setting]:
-        """Every learning rate with every weight decay."""
-        return [Setting(lr, decay) for decay in self.weight_decays for lr in self.lrs]
 
 
 def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values) or "(none)"
+
+
+def _settings(config: ProbeConfig) -> list[Setting]:
+    """Every learning rate with every weight decay."""
+    return [Setting(lr, decay) for decay in config.weight_decays for lr in config.lrs]
 
 
 @dataclass(frozen=True)
@@ -242,13 +182,13 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
         probes = _train(config, backbone, readout, splits["train"], progress)
         stacks.append((readout, probes))
         scores, losses = _score(config, probes, readout, splits, "val")
-        for setting, score, loss in zip(config.settings, scores, losses, strict=True):
+        for setting, score, loss in zip(_settings(config), scores, losses, strict=True):
             trials.append(Trial(readout.name, setting, score, loss))
     choice = max(range(len(trials)), key=lambda i: trials[i].rank)
     best = trials[choice]
     if best.diverged:
         raise ValueError(f"every setting diverged; use smaller learning rates than {_listed(config.lrs)}")
-    number, place = divmod(choice, len(config.settings))
+    number, place = divmod(choice, len(_settings(config)))
     readout, probes = stacks[number]
     test = None
     if "test" in splits:
@@ -297,7 +237,7 @@ def _plan(model: FluxViT, info: CheckpointInfo, config: ProbeConfig) -> Plan:
         raise ValueError(f"budget {budget}: at least one token must be kept")
     if not config.grid and not info.plans:
         raise ValueError(f"{config.checkpoint} has no plan table; give a grid, such as 16x224")
-    plan = Plan(SamplingGrid.parse(config.grid), budget) if config.grid else nearest_plan(info.plans, budget)
+    plan = Plan(config.grid, budget) if config.grid else nearest_plan(info.plans, budget)
     pool = plan.grid.tokens(model.config.patch_size, model.config.tubelet_size)
     if config.budget is not None and budget > pool:
         raise ValueError(
@@ -309,7 +249,7 @@ def _plan(model: FluxViT, info: CheckpointInfo, config: ProbeConfig) -> Plan:
 
 def _train(config: ProbeConfig, backbone: Backbone, readout: Readout, train: Split, progress: bool) -> Probes:
     """A probe for every setting, on one readout."""
-    settings, size = config.settings, backbone.model.config
+    settings, size = _settings(config), backbone.model.config
     probes: Probes
     if config.kind == "linear":
         probes = LinearProbes(len(settings), readout.width, train.classes, config.seed)

@@ -1,4 +1,4 @@
-"""``fluxvit quiz``: questions about videos with answers to choose from, at several budgets and blind.
+"""``fluxvit evaluate-qa``: questions about videos with answers to choose from, at several budgets and blind.
 
 The choices stand in the question, and the one that the language model finds likeliest, with its end, is its
 answer: nothing has to be read out of free text. *Blind* it hears the same questions and choices without any
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,55 +32,19 @@ from fluxvit.data.texts import embed_texts
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.dual_checkpoints import is_dual, load_dual
 from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.config import VideoQAConfig
 from fluxvit.evaluation.retrieve import cosines
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import write_json, write_json_lines
 from fluxvit.flux.budget import Budget
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.finite import check_finite
-from fluxvit.schema import Count, Seed, check
 from fluxvit.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.transforms import normalize
 
 RESULTS, ANSWERS = "quiz.json", "answers.jsonl"
-
-
-@dataclass(frozen=True)
-class QuizConfig:
-    """A quiz.
-
-    Args:
-        checkpoint: A chat model's folder, or a dual encoder's.
-        data: Manifest of the videos, with questions (``qa``) that have choices.
-        budgets: What a clip may cost; empty: the token budgets that the video side was trained for.
-        grid: Sampling of all budgets; None: the plans of the checkpoint.
-        videos: So many of the manifest, drawn at random; None: all.
-        seed: Of the draw.
-        language: Where the language model is now, if not where the checkpoint says.
-        precision: ``fp32`` or ``bf16``.
-        out: Folder to write.
-        device: Where to run; None: the accelerator if there is one.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    checkpoint: str
-    data: str
-    budgets: tuple[Budget, ...] = ()
-    grid: SamplingGrid | None = None
-    videos: Count | None = None
-    seed: Seed = 0
-    language: str = ""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    out: str = "runs/quiz"
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -117,7 +81,7 @@ class Quiz:
         return "\n".join([*lines, f"wrote   {self.wrote}"])
 
 
-def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
+def run_quiz(config: VideoQAConfig, progress: bool = True) -> Quiz:
     """Ask all questions that have choices, and write into ``config.out``: ``quiz.json``, and the answer to
     each question, ``answers.jsonl``.
 
@@ -184,7 +148,7 @@ def run_quiz(config: QuizConfig, progress: bool = True) -> Quiz:
     return Quiz(results, path)
 
 
-def _with_choices(config: QuizConfig) -> tuple[Manifest, list[list[Asked]]]:
+def _with_choices(config: VideoQAConfig) -> tuple[Manifest, list[list[Asked]]]:
     """The videos that are asked about, and of each the questions that have choices."""
     manifest = read_manifest(config.data, None)
     found = []
@@ -218,7 +182,7 @@ def _digest(records: Sequence[dict[str, Any]]) -> str:
 class _ChatReader:
     """Answers by the likeliest choice."""
 
-    def __init__(self, config: QuizConfig, device: torch.device) -> None:
+    def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
         self._chat, self._language, info = load_chat(config.checkpoint, config.language, device)
         self.name, self.video, self.info = self._language.source, self._chat.video, info.video
         self._instruction, self._precision = info.instruction, config.precision
@@ -279,7 +243,7 @@ class _DualReader:
 
     name = "dual encoder"
 
-    def __init__(self, config: QuizConfig, device: torch.device) -> None:
+    def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
         self._encoder, info = load_dual(config.checkpoint, device)
         self._texts, self._precision = info.texts, config.precision
         self.video, self.info = self._encoder.video, info.video

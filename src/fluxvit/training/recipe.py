@@ -32,7 +32,7 @@ from fluxvit.data.prepare import prepare_manifests
 from fluxvit.files import write_json
 from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid, legal_grids
-from fluxvit.machine import device_name
+from fluxvit.machine import Stopped, device_name
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
@@ -47,7 +47,7 @@ from fluxvit.training.config import (
 from fluxvit.training.distributed import World, lock_run
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks import FluxTuning, Task
-from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.trainer import Trainer
 from fluxvit.training.validation import BEST, Validation, export_checkpoint
 
 LAST = "last"
@@ -390,7 +390,7 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     Manifests may be moved: their digests are compared.
     """
     settings = asdict(recipe)
-    del settings["out"]
+    del settings["out"], settings["device"]
     for name in ("train", "val", "workers", "max_bad_clips"):
         settings["data"].pop(name, None)
     settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
@@ -543,7 +543,7 @@ def _fit_classifier(
         same = len(numbers) - len(alike)
         hint = (
             f"; {alike[0][0]!r} in the data and {alike[0][1]!r} there differ only in how they are written: "
-            f"fluxvit data probe --like {checkpoint} takes such names over"
+            f"fluxvit data check --like {checkpoint} takes such names over"
             if alike
             else ""
         )

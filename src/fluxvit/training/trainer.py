@@ -18,7 +18,7 @@ import torch.utils.deterministic
 from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
-from fluxvit.machine import log_device
+from fluxvit.machine import Stopped, log_device
 from fluxvit.models.adapters import adapted_layers, merged_state
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import TrainConfig
@@ -46,10 +46,6 @@ _FREE = frozenset(("epochs", "steps", "warmup"))
 _MOST_SKIPPED = 0.5
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """Training was interrupted by a signal; everything is saved."""
 
 
 def faster_precision(device: torch.device) -> str:
@@ -361,7 +357,7 @@ class Trainer:
         """Go back to the newest saved state, if there is one; returns the steps taken."""
         saved = self._find_saved()
         if saved is None:
-            chosen = self.config.precision
+            chosen: str = self.config.precision
             if chosen == "auto":
                 chosen = self.world.main_value(faster_precision(self.world.device))
             self.precision = chosen

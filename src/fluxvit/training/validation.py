@@ -21,9 +21,10 @@ from fluxvit.evaluation.classification import Predictions, predict_dataset
 from fluxvit.evaluation.metrics import average_precision, mean_of_classes
 from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.machine import Stopped
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.distributed import fail_together
-from fluxvit.training.trainer import Stopped, Trainer
+from fluxvit.training.trainer import Trainer
 
 VALIDATION = "validation.jsonl"
 BEST = "best"

@@ -52,7 +52,7 @@ def given_path(video: VideoInput) -> Path | None:
         if address[1].lower() == "file":
             raise VideoError.of(text, f"give the path alone: /{address[2]}")
         raise VideoError.of(
-            text, "this is an address, not a file; download it first, or open it as a stream (--stream)"
+            text, "this is an address, not a file; download it first, or open it with: fluxvit stream"
         )
     return Path(text)
 

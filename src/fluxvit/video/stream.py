@@ -258,7 +258,7 @@ def _standard_input() -> IO[bytes]:
     if sys.stdin is None or sys.stdin.isatty():
         raise ValueError(
             "standard input is a terminal; pipe a video into it, as by "
-            "ffmpeg -i clip.mp4 -f matroska - | fluxvit predict --stream -"
+            "ffmpeg -i clip.mp4 -f matroska - | fluxvit stream -"
         )
     # Unbuffered: a buffer would wait until it is full.
     return open(os.dup(sys.stdin.fileno()), "rb", buffering=0)
@@ -360,7 +360,7 @@ def _why_not_opened(address: str, device: str | None, error: Exception) -> str:
     if device and isinstance(error, ValueError):
         return (
             f"this build of PyAV has no {device} cameras; pipe one in by ffmpeg -f {device} -i NAME "
-            "-f matroska - | fluxvit predict --stream - --live"
+            "-f matroska - | fluxvit stream - --live"
         )
     if device:
         return f"no camera can be opened there ({reason}); is one connected, allowed, and not in use?"

@@ -165,7 +165,7 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
         if kind is not None:
             return (
                 f"not a video but {kind}, which names other files or addresses; if you trust it, open it "
-                "as a stream: fluxvit predict --stream"
+                "as a stream: fluxvit stream"
             )
         if _is_mp4_without_index(opened):
             return "cut short: its index (moov atom) is missing; copy or download the file again"

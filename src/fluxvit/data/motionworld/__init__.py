@@ -12,7 +12,7 @@ from fluxvit.data.motionworld.acts import (
     motion_classes,
     playback,
 )
-from fluxvit.data.motionworld.dataset import MotionWorldConfig, annotate
+from fluxvit.data.motionworld.dataset import MakeMotionWorldConfig, MotionWorldConfig, annotate
 from fluxvit.data.motionworld.difficulty import DIFFICULTIES, Difficulty, get_difficulty
 from fluxvit.data.motionworld.render import render
 from fluxvit.data.motionworld.scene import SampleSpec, Scene, plan
@@ -25,6 +25,7 @@ __all__ = [
     "FACTORS",
     "OBJECTS",
     "Difficulty",
+    "MakeMotionWorldConfig",
     "MotionWorldConfig",
     "SampleSpec",
     "Scene",

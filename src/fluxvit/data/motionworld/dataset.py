@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fluxvit.data.making import SPLITS, DatasetConfig, balanced
+from fluxvit.data.making import SPLITS, DatasetConfig, MakingOptions, balanced
 from fluxvit.data.motionworld.acts import ACTS, DEFAULT_FACTORS, check_factors, motion_classes
 from fluxvit.data.motionworld.difficulty import get_difficulty
 from fluxvit.data.motionworld.language import describe
@@ -79,6 +79,11 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
 
     def annotate(self, path: Path, spec: SampleSpec) -> dict[str, Any]:
         return annotate(spec)
+
+
+@dataclass(frozen=True)
+class MakeMotionWorldConfig(MotionWorldConfig, MakingOptions):
+    """Make MotionWorld, a data set of videos that only motion can tell apart."""
 
 
 def annotate(spec: SampleSpec) -> dict[str, Any]:

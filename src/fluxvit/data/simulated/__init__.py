@@ -6,8 +6,8 @@ and under which licence: ``docs/simulated.md``.
 
 from fluxvit.data.simulated.arm_tasks import TASK_NAMES, TASKS
 from fluxvit.data.simulated.human_actions import ACTION_NAMES, ACTIONS
-from fluxvit.data.simulated.metaworld import MetaworldConfig
-from fluxvit.data.simulated.mocap import MocapConfig
+from fluxvit.data.simulated.metaworld import MakeMetaworldConfig, MetaworldConfig
+from fluxvit.data.simulated.mocap import MakeMocapConfig, MocapConfig
 from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "TASKS",
     "TASK_NAMES",
     "ClipSpec",
+    "MakeMetaworldConfig",
+    "MakeMocapConfig",
     "MetaworldConfig",
     "MocapConfig",
     "SimulatedConfig",

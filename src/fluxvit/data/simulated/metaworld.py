@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from fluxvit.data.making import MakingOptions
 from fluxvit.data.simulated.arm_scene import Studio, load_simulator, plan_take
 from fluxvit.data.simulated.arm_tasks import TASK_NAMES, TASKS, captions
 from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig, write_notes
@@ -54,6 +55,11 @@ class MetaworldConfig(SimulatedConfig):
         )
         frames = studio.film(rng, spec.split, episode, take)
         write_video(path, frames, take.fps, crf=int(rng.integers(20, 28)))
+
+
+@dataclass(frozen=True)
+class MakeMetaworldConfig(MetaworldConfig, MakingOptions):
+    """Make 50 manipulations by a robot arm; this needs pip install 'fluxvit[metaworld]'."""
 
 
 _open: dict[int, Studio] = {}

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+from fluxvit.data.making import MakingOptions
 from fluxvit.data.simulated.human_actions import ACTION_NAMES, ACTIONS, captions
 from fluxvit.data.simulated.human_scene import Theatre, load_simulator, plan_performance
 from fluxvit.data.simulated.specs import ClipSpec, SimulatedConfig, write_notes
@@ -52,6 +53,11 @@ class MocapConfig(SimulatedConfig):
         write_video(
             path, theatre.film(rng, spec.split, performance), performance.fps, crf=int(rng.integers(20, 28))
         )
+
+
+@dataclass(frozen=True)
+class MakeMocapConfig(MocapConfig, MakingOptions):
+    """Make 15 human actions, split by viewpoint; this needs pip install 'fluxvit[mocap]'."""
 
 
 @cache

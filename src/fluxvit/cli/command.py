@@ -1,0 +1,272 @@
+"""A command is a config dataclass and a function that takes an instance of it.
+
+The fields of the dataclass are the options, its docstring is the help, and its type annotations are checked
+by jsonargparse. A field with ``metadata={"positional": True}`` may be given without its name. An argument
+that ends in ``.yaml`` is a file of options.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from argparse import Action, HelpFormatter
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from shutil import get_terminal_size
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+
+from fluxvit.cli.commands import Command
+from fluxvit.schema import shown
+from fluxvit.terminal import say
+
+_KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
+
+
+def run(name: str, command: Command, argv: Sequence[str]) -> int:
+    """Parse the arguments of a command and run it; returns the exit code.
+
+    Raises:
+        ValueError: An option has a value that the command refuses, or the command fails on bad input.
+    """
+    config = parse(name, _load(command.config), argv)
+    work = _load(command.run)
+    result = _in_world(work, config) if command.distributed else work(config)
+    if isinstance(result, int):
+        return result
+    if result is not None:
+        say(f"wrote   {result}" if isinstance(result, Path) else result)
+    return 0
+
+
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
+
+
+def _in_world(work: Any, config: Any) -> Any:
+    from fluxvit.training.distributed import join_world, leave_world
+
+    world = join_world(config.device)
+    try:
+        result = work(config, world)
+    finally:
+        leave_world(world)
+    return result if world.is_main else None
+
+
+def parse(name: str, kind: type, argv: Sequence[str]) -> Any:
+    """The config of a command line.
+
+    Args:
+        name: The command, such as ``data check``.
+        kind: Its config dataclass.
+        argv: The arguments after the name.
+
+    Raises:
+        ValueError: An argument is unknown or missing, or a value has another type or range. An empty value is
+            wrong, too, for so a shell's variable leaves it that was never set; unless it takes back what a
+            file of options gives.
+        SystemExit: With code 0 after ``--help`` and ``--print_config``.
+    """
+    parser = Parser(name, kind)
+    settings = parser.parse_args(parser.named(argv))
+    given = vars(parser.instantiate(settings)) | parser.several
+    return kind(**{field.name: given[field.name] for field in fields(kind)})
+
+
+class Parser(ArgumentParser):
+    """The parser of a config dataclass. Errors are a ValueError of one line."""
+
+    def __init__(self, name: str, kind: type) -> None:
+        self.positionals = [field.name for field in fields(kind) if field.metadata.get("positional")]
+        self.several: dict[str, tuple[str, ...]] = {}
+        self.options = option_types(kind)
+        for hint in self.options.values():
+            _register_types(hint)
+        places = "".join(f"{self.shown_name(one)} " for one in self.positionals)
+        super().__init__(
+            prog=f"fluxvit {name}",
+            description=_summary(kind),
+            usage=f"fluxvit {name} {places}[OPTIONS.yaml] [--OPTION VALUE ...]",
+            formatter_class=partial(_Formatter, self),  # type: ignore[arg-type]
+        )
+        self.add_class_arguments(kind, as_group=False)
+        self.add_argument(
+            "--config", action="config", help="YAML file of options; may also be given without --config"
+        )
+
+    def named(self, argv: Sequence[str]) -> list[str]:
+        """The arguments with each value joined to the name of its option, as in ``--grid=16x224``.
+
+        Values without a name go to the positional fields in turn; a tuple takes all that are left.
+        A switch that is given without a value is true. Tuples may be written with commas.
+        """
+        words, named, unnamed = list(argv), [], []
+        while words:
+            word = words.pop(0)
+            name, has_value, value = word.removeprefix("--").partition("=")
+            if word in ("-h", "--help") or name in ("print_config", "help"):
+                named.append(word)
+            elif not word.startswith("--"):
+                unnamed.append(word)
+            elif not self._knows(name):
+                near = get_close_matches(name, self.options, n=1)
+                self.error(f"--{name} is unknown{f'; did you mean --{near[0]}?' if near else ''}")
+            elif has_value:
+                named.append(self._joined(name, value))
+            elif _is_switch(self.options.get(name)) and words[:1] not in (["true"], ["false"]):
+                named.append(f"--{name}=true")
+            elif words:
+                named.append(self._joined(name, words.pop(0)))
+            else:
+                self.error(f"--{name} needs a value")
+        files = [word for word in unnamed if word.endswith((".yaml", ".yml"))]
+        unnamed = [word for word in unnamed if word not in files]
+        for name in self.positionals:
+            if unnamed and _is_tuple(self.options[name]):
+                if not all(unnamed):
+                    self.error(f"{name} is empty; give a value, or leave it out")
+                # Past jsonargparse, since YAML holds no names of files that are not Unicode.
+                self.several[name], unnamed = tuple(unnamed), []
+                named.append(f"--{name}=[]")
+            elif unnamed:
+                named.append(self._joined(name, unnamed.pop(0)))
+        if unnamed:
+            self.error(f"{' '.join(map(shown, unnamed))}: unexpected; the options begin with --")
+        files = [f"--config={file}" for file in files] + [w for w in named if w.startswith("--config=")]
+        for word in named:
+            name, has_value, value = word.removeprefix("--").partition("=")
+            if has_value and not value and not (files and self.get_default(name) == ""):
+                shown_name = name if name in self.positionals else f"--{name}"
+                self.error(f"{shown_name} is empty; give a value, or leave it out")
+        return [*files, *(word for word in named if word not in files)]
+
+    def _knows(self, name: str) -> bool:
+        """Whether an option, a section of options, or a key of an option that is a mapping has this name."""
+        known = {"config", *self.options}
+        return name in known or any(one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in known)
+
+    def _joined(self, name: str, value: str) -> str:
+        if _is_tuple(self.options.get(name)) and not value.lstrip().startswith("["):
+            parts = [part.strip() for part in value.split(",")] if value else []
+            if not all(parts):
+                self.error(f"--{name} {shown(value)}: there is nothing between two commas")
+            value = _as_list(parts)
+        return f"--{name}={value}"
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(f"{self._plain(' '.join(message.split()))} ({self.prog} --help lists the options)")
+
+    def _plain(self, message: str) -> str:
+        """An error of jsonargparse in plain words."""
+        if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
+            return f"{', '.join(map(self.shown_name, missing[1].split(', ')))} is missing"
+        found = re.fullmatch(r'Parser key "([\w.]+)": (.*)', message)
+        if not found or found[1] not in self.options:
+            return message
+        name, reason = found.groups()
+        if own := re.search(r"Not of type \w+: (.*)", reason):  # A message of its own.
+            return f"--{name}: {own[1].split(' - Expected a')[0]}"
+        value = re.search(r"(?:Got|Given) value: (.*)", reason)
+        given = f"is {shown(value[1])}, expected" if value else "must be"
+        return f"--{name} {given} {_described(self.options[name])}"
+
+    def shown_name(self, name: str) -> str:
+        """An option as the help names it: positional ones in capitals."""
+        if name not in self.positionals:
+            return f"--{name}"
+        return f"{name.upper()} ..." if _is_tuple(self.options[name]) else name.upper()
+
+
+class _Formatter(HelpFormatter):
+    """Help without markup and without Python's names of types."""
+
+    def __init__(self, parser: Parser, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(get_terminal_size().columns, 110))
+        self._parser = parser
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section((heading or "").replace("`", ""))
+
+    def add_argument(self, action: Action) -> None:
+        # The file of one section of a recipe is left out: --config can do the same.
+        if action.help != "Path to a configuration file.":
+            super().add_argument(action)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if action.dest in self._parser.positionals:
+            return self._parser.shown_name(action.dest)
+        kind = self._parser.options.get(action.dest)
+        if _is_switch(kind):
+            return f"--{action.dest}"
+        if _is_tuple(kind):
+            return f"--{action.dest} {action.dest.split('.')[-1].upper()},..."
+        if action.option_strings and action.nargs is None and not action.choices and action.metavar is None:
+            return f"--{action.dest} {action.dest.split('.')[-1].upper()}"
+        return super()._format_action_invocation(action)
+
+    def _get_help_string(self, action: Action) -> str:
+        text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", action.help or "").replace("`", "")
+        name = action.dest
+        default = self._parser.get_default(name) if name in self._parser.options else None
+        if default is None or default is False or default in ("", (), {}):
+            return text.replace("%", "%%")
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        return f"{text} (default: {shown})".replace("%", "%%")
+
+
+def option_types(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of each option of a config dataclass, those of its sections as ``section.name``."""
+    hints, types = get_type_hints(kind), dict[str, Any]()
+    for field in fields(kind):
+        hint = hints[field.name]
+        if is_dataclass(hint) and not hasattr(hint, "parse"):
+            types |= option_types(hint, f"{prefix}{field.name}.")
+        else:
+            types[prefix + field.name] = hint
+    return types
+
+
+def _is_tuple(hint: Any) -> bool:
+    return get_origin(hint) is tuple
+
+
+def _is_switch(hint: Any) -> bool:
+    return hint is bool or bool in get_args(hint)
+
+
+def _as_list(values: Iterable[str]) -> str:
+    return json.dumps(list(values))
+
+
+def _described(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join("null" if part is NoneType else _described(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if _is_tuple(hint):
+        return f"values separated by commas, each {_described(get_args(hint)[0])}"
+    return _KINDS.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def _register_types(hint: Any) -> None:
+    """Let jsonargparse read types that have a method ``parse``, wherever they stand in a type."""
+    if hasattr(hint, "parse"):
+        register_type(hint, str, lambda value: hint.parse(str(value)))
+    for part in get_args(hint):
+        _register_types(part)
+
+
+def _summary(kind: type) -> str:
+    """The docstring of a config up to its arguments."""
+    return inspect.cleandoc(kind.__doc__ or "").split("\n\nArgs:")[0].replace("`", "")

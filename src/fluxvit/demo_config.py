@@ -1,0 +1,47 @@
+"""Options of ``fluxvit demo``. Imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from fluxvit.schema import Count, Seed, check
+
+BATCH = 32
+_MOST_VIDEOS = 10_000_000
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Make a small data set of videos, train a model with three token budgets on it, evaluate it, and report.
+
+    An interrupted demo goes on where it stopped.
+
+    Args:
+        out: Folder of everything that the demo writes.
+        videos: Training videos.
+        val: Validation videos, on which the sampling grids are chosen.
+        test: Test videos.
+        steps: Training steps of the model.
+        control_steps: Training steps of each control.
+        minutes: Minutes that the demo may take. Where all steps would take longer, which is measured, fewer
+            are taken, though not fewer than 30 %. With 0 there is no limit. ``bash run demo`` counts the
+            set-up, too.
+        seed: Seed of data, initialisation and order.
+        workers: Processes that make and decode videos. By default there is one per core.
+    """
+
+    out: str = "runs/demo"
+    videos: Annotated[int, Meta(ge=BATCH, le=_MOST_VIDEOS)] = 2400
+    val: Annotated[int, Meta(ge=1, le=_MOST_VIDEOS)] = 240
+    test: Annotated[int, Meta(ge=1, le=_MOST_VIDEOS)] = 400
+    steps: Count = 1000
+    control_steps: Count = 300
+    minutes: Annotated[float, Meta(ge=0, le=1e6)] = 15.0
+    seed: Seed = 0
+    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+
+    def __post_init__(self) -> None:
+        check(self)

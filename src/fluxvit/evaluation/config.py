@@ -1,0 +1,331 @@
+"""Options of the commands that measure a model. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple
+
+from msgspec import Meta
+
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selectors import SelectorName
+from fluxvit.options import POSITIONAL, DecodeOptions, DeviceOptions
+from fluxvit.schema import Batch, Count, Frames, Natural, Rate, Seed, Size, check, convert, shown
+
+Precision = Literal["fp32", "bf16"]
+
+MOST_VIEWS = 1000
+"""Views of a video that an evaluation may ask for."""
+_VIEWS = re.compile(r"(\d{1,12})x(\d{1,12})", re.ASCII)
+_Part = Annotated[int, Meta(ge=1, le=MOST_VIEWS)]
+
+
+class Views(NamedTuple):
+    """``clips`` at different times of a video and ``crops`` of each: 4x3 are twelve views.
+
+    One crop is the centre. Several are spread evenly along the side of the frame that has room for them,
+    once the grid just fits into it.
+    """
+
+    clips: _Part = 1
+    crops: _Part = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Views:
+        """Read ``"4x3"``: four clips, three crops of each.
+
+        Raises:
+            ValueError: ``text`` is something else, or a number is not from 1 to 1000.
+        """
+        match = _VIEWS.fullmatch(text.strip().lower())
+        if not match:
+            raise ValueError(f"views {shown(text)}: give CLIPSxCROPS, such as 4x3 or 1x1")
+        return convert([int(match[1]), int(match[2])], cls, key="views")
+
+    @property
+    def total(self) -> int:
+        """The number of views of a video."""
+        return self.clips * self.crops
+
+    def __str__(self) -> str:
+        return f"{self.clips}x{self.crops}"
+
+
+ONE_VIEW = Views()
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(DecodeOptions):
+    """Test a checkpoint on labelled videos, with plain and optimised sampling at each budget.
+
+    An interrupted evaluation goes on where it was. Under ``torchrun`` the processes share the videos.
+
+    Args:
+        checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint.
+        data: Manifest of the videos, such as test.jsonl.
+        budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
+            budgets that the checkpoint was trained for are tested.
+        views: CLIPSxCROPS of each video, such as 4x3.
+        grid: Sampling grid to test instead of those of the plan table, such as 16x224.
+        head: Index of the head to read. By default the plan names it, or it is the nearest to the budget.
+        selector: Selector of plain and optimised plans, in place of the one that the plan names.
+        baselines: Selectors that are also tested on the grids of the optimised plans, such as random,uniform.
+        plain_size: Side of the square frames of plain sampling in pixels. By default it is that of the
+            training grid with the largest pool of which one tubelet fits into the smallest budget.
+        sampling: ``sparse`` takes a frame of each of equal segments, ``dense`` every ``stride``-th frame of a
+            window.
+        stride: Frames from one sampled frame to the next in dense sampling.
+        stride_fps: Frame rate at which the stride counts. By default it is the rate of each video.
+        target: Key of the class index in the manifest.
+        seed: Seed of selectors that draw at random.
+        precision: Number format in which the model computes.
+        batch_size: Views that are predicted at once; at least the views of one video.
+        latency: Measure how long each plan takes.
+        out: Folder to write.
+        report: Folder for a report, one HTML page with figures. By default no report is written.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    data: str = field(metadata=POSITIONAL)
+    budgets: tuple[Budget, ...] = ()
+    views: Views = ONE_VIEW
+    grid: SamplingGrid | None = None
+    head: Natural | None = None
+    selector: SelectorName | None = None
+    baselines: tuple[SelectorName, ...] = ()
+    plain_size: Size | None = None
+    sampling: Literal["sparse", "dense"] = "sparse"
+    stride: Frames = 4
+    stride_fps: Rate | None = None
+    target: str = "label"
+    seed: Seed = 0
+    precision: Precision = "fp32"
+    batch_size: Batch = 32
+    latency: bool = True
+    out: str = "runs/evaluate"
+    report: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.views.total > MOST_VIEWS:
+            raise ValueError(
+                f"views {self.views} are {self.views.total} of each video, which are held at once; "
+                f"use at most {MOST_VIEWS}"
+            )
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(DecodeOptions):
+    """Test a dual encoder: find videos by their captions, and captions by their videos, at each budget.
+
+    Args:
+        checkpoint: Folder of a dual encoder, such as runs/contrast/last.
+        data: Manifest of the videos, with captions, such as test.jsonl.
+        budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
+            budgets that the checkpoint was trained for are tested.
+        grid: Sampling grid to test instead of those of the plan table, such as 16x224.
+        plain_size: Side of the square frames of plain sampling in pixels. By default it is that of the
+            training grid with the largest pool of which one tubelet fits into the smallest budget.
+        precision: Number format in which the model computes.
+        batch_size: Clips that are embedded at once.
+        out: Folder to write.
+
+    Raises:
+        ValueError: A setting has another type or is out of its range.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    data: str = field(metadata=POSITIONAL)
+    budgets: tuple[Budget, ...] = ()
+    grid: SamplingGrid | None = None
+    plain_size: Size | None = None
+    precision: Precision = "fp32"
+    batch_size: Batch = 32
+    out: str = "runs/evaluate-retrieval"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class VideoQAConfig(DeviceOptions):
+    """Test a chat model on questions with answers to choose from: blind, and at each budget.
+
+    A dual encoder chooses the answer nearest to the video.
+
+    Args:
+        checkpoint: Folder of a chat model, such as runs/instruct/last, or of a dual encoder.
+        data: Manifest of the videos, with questions (``qa``) that have choices, such as test.jsonl.
+        budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
+            budgets that the video side was trained for are tested.
+        grid: Sampling grid of all budgets, such as 16x224. By default the plans of the checkpoint say it.
+        videos: Number of videos to draw from the manifest at random. By default all are used.
+        seed: Seed of the draw.
+        language: Folder or file of the language model, if it has moved.
+        precision: Number format in which the model computes.
+        out: Folder to write.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    data: str = field(metadata=POSITIONAL)
+    budgets: tuple[Budget, ...] = ()
+    grid: SamplingGrid | None = None
+    videos: Count | None = None
+    seed: Seed = 0
+    language: str = ""
+    precision: Precision = "fp32"
+    out: str = "runs/evaluate-qa"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class DescriptionsConfig(DeviceOptions):
+    """Let a chat model describe videos, and judge how much of what happens it tells, as DREAM-1K does.
+
+    An interrupted run goes on where it was.
+
+    Args:
+        checkpoint: Folder of a chat model, such as runs/instruct/last.
+        data: Manifest of the videos; a caption says what should be told.
+        judge: Language model that judges: a folder, a .gguf file, a name of the Hugging Face hub, or
+            ``smollm2``. By default nothing is judged.
+        budget: What a clip may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
+            that was trained is spent.
+        grid: Sampling grid, such as 16x224. By default the plan for the budget says it.
+        limit: Tokens of the longest description.
+        language: Folder or file of the language model, if it has moved.
+        out: Folder to write.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    data: str = field(metadata=POSITIONAL)
+    judge: str = ""
+    budget: Budget | None = None
+    grid: SamplingGrid | None = None
+    limit: Count = 256
+    language: str = ""
+    out: str = "runs/evaluate-descriptions"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class OptimizeConfig(DecodeOptions):
+    """Find the best sampling for each token budget on held-out videos, and write it beside the weights.
+
+    Few clips decide on most candidates, all of them on the best. An interrupted search goes on where it was.
+
+    Args:
+        checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint.
+        data: Manifest of the held-out videos that choose. They must not be those that test.
+        budgets: Tokens to keep, a plan for each, such as 512,1024. By default those of training are planned.
+        frames: Frames of the candidate grids, such as 8,12,16. By default those of training are tried, and
+            one step beyond.
+        sizes: Sides of square candidate grids in pixels, such as 168,224, with the same default.
+        heights: Heights of the candidate grids, each tried with every one of ``widths``, instead of
+            ``sizes``.
+        widths: Widths of the candidate grids; see ``heights``.
+        selectors: Selectors to try. By default those of the checkpoint's plans are tried, or group_dynamic.
+        videos: Number of videos to draw at random. By default all are used.
+        seed: Seed of their order.
+        test: Manifest of the videos that will test; it is refused if it shares videos with ``data``.
+        exhaustive: Try every candidate on every clip.
+        cascades: Mean budgets, such as 40,60 (tokens), 20gflops or 8ms, for each of which a cascade is tuned
+            on the same videos.
+        to: Folder for a copy of the checkpoint that gets the plans. By default the checkpoint itself does.
+        target: Key of the class index in the manifests.
+        out: Folder of the log.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    data: str = field(metadata=POSITIONAL)
+    budgets: tuple[Count, ...] = ()
+    frames: tuple[Frames, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    heights: tuple[Size, ...] = ()
+    widths: tuple[Size, ...] = ()
+    selectors: tuple[SelectorName, ...] = ()
+    videos: Count | None = None
+    seed: Seed = 0
+    test: str = ""
+    exhaustive: bool = False
+    cascades: tuple[Budget, ...] = ()
+    to: str = ""
+    target: str = "label"
+    out: str = "runs/optimize"
+
+    def __post_init__(self) -> None:
+        check(self)
+        if bool(self.heights) != bool(self.widths) or (self.heights and self.sizes):
+            raise ValueError("give either sizes, for square grids, or heights and widths")
+
+
+_LearningRates = Annotated[tuple[Annotated[float, Meta(gt=0, le=1e37)], ...], Meta(min_length=1)]
+_Decays = Annotated[tuple[Annotated[float, Meta(ge=0, le=1000)], ...], Meta(min_length=1)]
+_Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+@dataclass(frozen=True)
+class ProbeConfig(DecodeOptions):
+    """Train classifiers on the features of a frozen checkpoint, several settings at once.
+
+    Validation videos choose the setting. Features are kept on disk; an interrupted run goes on with them.
+
+    Args:
+        checkpoint: Checkpoint folder of the backbone, such as runs/demo/best.
+        train: Manifest of the videos that train.
+        val: Manifest of the videos that choose the setting.
+        test: Manifest of the videos that the chosen probe is scored on. By default there is no test.
+        kind: ``linear`` reads pooled features, ``attentive`` learns a pooling of its own.
+        grid: Sampling grid, such as 16x224. By default the checkpoint's plan for the budget says it.
+        budget: Tokens to keep. By default it is the checkpoint's largest budget.
+        selector: Selector of the tokens that are kept.
+        epochs: Passes over the training features.
+        batch_size: Videos in a step.
+        lrs: Peak learning rates to try.
+        weight_decays: Weight decays of matrices to try, each with every learning rate.
+        seed: Seed of initial weights and order, the same for every setting.
+        target: Key of the class index in the manifests.
+        out: Folder to write.
+        cache: Folder of the features. By default it is ``features`` in ``out``.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    train: str
+    val: str
+    test: str = ""
+    kind: Literal["linear", "attentive"] = "linear"
+    grid: SamplingGrid | None = None
+    budget: Count | None = None
+    selector: SelectorName = "group_dynamic"
+    epochs: _Epochs = 20
+    batch_size: Batch = 64
+    lrs: _LearningRates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    weight_decays: _Decays = (0.01,)
+    seed: Seed = 0
+    target: str = "label"
+    out: str = "runs/probe"
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        check(self)
