@@ -30,7 +30,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
@@ -39,12 +39,12 @@ from fluxvit.demo import environment
 from fluxvit.evaluation.classification import Score, number_for_checkpoint
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.token_optimization import plain_grid
-from fluxvit.files import write_json
 from fluxvit.flux.cost import clip_cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import SELECTORS, gather_tokens
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.utils.files import write_json
 from fluxvit.video.transforms import normalize
 
 MERGING, PLAIN, REFERENCE = "merging", "plain", "group_dynamic"

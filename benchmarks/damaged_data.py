@@ -36,11 +36,10 @@ import torch
 from fluxvit.cli import main as fluxvit
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
-from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.motionworld import MotionWorldConfig
-from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig
 from fluxvit.training.config import (
     DataSettings,
     GridSettings,
@@ -49,8 +48,9 @@ from fluxvit.training.config import (
     Recipe,
     TrainConfig,
 )
-from fluxvit.training.distributed import ALONE
-from fluxvit.training.recipe import train_recipe
+from fluxvit.training.runs.train import train_recipe
+from fluxvit.utils.distributed import ALONE
+from fluxvit.utils.files import write_json
 
 PASSES = 3
 

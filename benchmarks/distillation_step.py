@@ -29,12 +29,12 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.machine import processor_name
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.models.teachers import FluxViTTeacher, TokenShape, spread_layers
-from fluxvit.training.distillation import FluxDistillation, LiveTargets
 from fluxvit.training.optim import parameter_groups
+from fluxvit.training.tasks.distill import FluxDistillation, LiveTargets
 from fluxvit.training.trainer import LossStep
+from fluxvit.utils.system import processor_name
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 

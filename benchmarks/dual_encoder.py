@@ -28,23 +28,25 @@ from typing import Any
 
 import torch
 
+from fluxvit.checkpoints.dual_encoder import load_dual
 from fluxvit.cli.command import parse
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.motionworld.language import mirrored
 from fluxvit.data.texts import embed_texts
-from fluxvit.dual_checkpoints import load_dual
-from fluxvit.evaluation.config import OptimizeConfig, RetrievalConfig
-from fluxvit.evaluation.retrieve import optimize_dual, run_retrieve
-from fluxvit.files import write_json
+from fluxvit.evaluation.config import RetrievalConfig
+from fluxvit.evaluation.retrieval import run_retrieve
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import processor_name
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.optimization.dual_encoder import optimize_dual
+from fluxvit.synthetic.motionworld.language import mirrored
 from fluxvit.training.config import ContrastRecipe, TextSettings
-from fluxvit.training.contrast_recipe import contrast_recipe
-from fluxvit.training.distributed import ALONE
+from fluxvit.training.runs.contrastive import contrast_recipe
+from fluxvit.utils.distributed import ALONE
+from fluxvit.utils.files import write_json
+from fluxvit.utils.system import processor_name
 from fluxvit.video.transforms import normalize
 
 RECIPE = Path(__file__).parents[1] / "configs" / "contrast" / "motionworld_nano.yaml"

@@ -43,16 +43,14 @@ from typing import Any, TypeVar
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import content_digest, read_manifest, write_manifest
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.config import ProbeConfig
-from fluxvit.evaluation.probes import run_probe
-from fluxvit.files import write_json
+from fluxvit.evaluation.probing.probe import run_probe
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import follow_parent, processor_name
 from fluxvit.training.config import (
     DataSettings,
     DistillSettings,
@@ -65,9 +63,11 @@ from fluxvit.training.config import (
     TrainConfig,
     VideoSettings,
 )
-from fluxvit.training.distributed import ALONE
-from fluxvit.training.pretrain import pretrain_recipe
-from fluxvit.training.recipe import train_recipe
+from fluxvit.training.runs.pretrain import pretrain_recipe
+from fluxvit.training.runs.train import train_recipe
+from fluxvit.utils.distributed import ALONE
+from fluxvit.utils.files import write_json
+from fluxvit.utils.system import follow_parent, processor_name
 from fluxvit.video.augment_settings import AugmentSettings
 
 Videos = TypeVar("Videos", bound=VideoSettings)

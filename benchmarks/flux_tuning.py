@@ -33,12 +33,11 @@ from typing import Any
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.evaluation.classification import Score, predict_dataset
-from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import preset
 from fluxvit.training.config import (
@@ -50,8 +49,9 @@ from fluxvit.training.config import (
     TaskSettings,
     TrainConfig,
 )
-from fluxvit.training.distributed import join_world
-from fluxvit.training.recipe import train_recipe
+from fluxvit.training.runs.train import train_recipe
+from fluxvit.utils.distributed import join_world
+from fluxvit.utils.files import write_json
 from fluxvit.video.augment_settings import AugmentSettings
 
 CACHED_FRAMES = 32

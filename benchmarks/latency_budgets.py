@@ -27,18 +27,18 @@ from typing import Any
 
 import torch
 
-from fluxvit.checkpoints import CheckpointInfo, load_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint
 from fluxvit.deploy.latency import LatencyTable, measure_latencies, plan_for
 from fluxvit.deploy.predictor import default_plans
 from fluxvit.evaluation.token_optimization import plain_grid
-from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import Cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan, nearest_plan
-from fluxvit.machine import device_name, usable_cores
 from fluxvit.models.config import PRESETS
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.utils.files import write_json
+from fluxvit.utils.system import device_name, usable_cores
 
 POINTS = 5
 

@@ -33,9 +33,9 @@ import torch
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset, ClipRequest
 from fluxvit.data.loader import loader
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import usable_cores
+from fluxvit.utils.files import write_json
+from fluxvit.utils.system import usable_cores
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.writer import write_video

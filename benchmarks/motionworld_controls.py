@@ -14,12 +14,12 @@ import json
 import time
 from pathlib import Path
 
-from fluxvit.data.making import make_dataset
-from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.demo import Data, environment, test_model, train_model
-from fluxvit.files import write_json
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig
+from fluxvit.utils.files import write_json
 
 
 def main() -> None:

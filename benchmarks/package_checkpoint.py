@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fluxvit.checkpoints import WEIGHTS, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.folder import WEIGHTS, load_checkpoint, save_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.demo import environment
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.token_optimization import best_trial, try_grids
-from fluxvit.files import atomic_path
 from fluxvit.flux.cost import grid_cost
+from fluxvit.utils.files import atomic_path
 
 CARD = """# {name}
 

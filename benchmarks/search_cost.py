@@ -21,15 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.demo import environment
-from fluxvit.evaluation.cascade import predict_plans
-from fluxvit.evaluation.config import OptimizeConfig
-from fluxvit.evaluation.optimize import OptimizeResult, run_optimize
-from fluxvit.evaluation.search import paired_interval
 from fluxvit.flux.plan import Plan
+from fluxvit.optimization.cascade import predict_plans
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.optimization.halving import paired_interval
+from fluxvit.optimization.optimize import OptimizeResult, run_optimize
 
 
 def numbers(text: str) -> tuple[int, ...]:

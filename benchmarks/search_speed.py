@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from fluxvit.deploy.video_db import Filter, VideoDatabase
-from fluxvit.machine import processor_name
+from fluxvit.deploy.search.database import Filter, VideoDatabase
+from fluxvit.utils.system import processor_name
 
 COUNT, QUERIES, PER_FILE = 10, 50, 100
 

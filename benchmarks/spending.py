@@ -26,19 +26,19 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.checkpoints import DEFAULT_CHECKPOINT, load_checkpoint
+from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, load_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
+from fluxvit.deploy.cascade import measure_chains, prefixes
 from fluxvit.deploy.latency import measure_latencies
-from fluxvit.deploy.spending import measure_chains, prefixes
-from fluxvit.evaluation.cascade import choose_cascades, follow, predict_plans, tune_cascade
-from fluxvit.files import write_json
+from fluxvit.flux.cascade import chain_gmacs
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Plan
-from fluxvit.flux.spending import chain_gmacs
-from fluxvit.machine import device_name
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.optimization.cascade import choose_cascades, follow, predict_plans, tune_cascade
+from fluxvit.utils.files import write_json
+from fluxvit.utils.system import device_name
 
 
 def main() -> None:

@@ -26,13 +26,13 @@ import av
 import numpy as np
 import torch
 
-from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, CheckpointInfo, save_checkpoint
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.deploy.streaming import StreamAnswer, StreamingPredictor
-from fluxvit.files import write_json
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import create_model
+from fluxvit.utils.files import write_json
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 from fluxvit.video.stream import TimedFrames, open_stream

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 
 from fluxvit.demo import environment
-from fluxvit.evaluation.config import EvaluateConfig, OptimizeConfig
+from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.evaluate import run_evaluation
-from fluxvit.evaluation.optimize import run_optimize
-from fluxvit.evaluation.search import paired_interval
-from fluxvit.files import write_json
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.optimization.halving import paired_interval
+from fluxvit.optimization.optimize import run_optimize
+from fluxvit.utils.files import write_json
 
 Row = tuple[dict[str, Any], np.ndarray]
 """A point of an evaluation, and whether each video was right, ``[N]``."""

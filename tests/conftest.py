@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.machine import log_device
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.utils.system import log_device
 from fluxvit.video.writer import write_video
 
 torch.set_num_threads(1)

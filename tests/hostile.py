@@ -27,14 +27,14 @@ import numpy as np
 import torch
 
 from conftest import small_model
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.cli import main
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.video.writer import write_video
 from language import saved_encoder
 from talking import saved_chat
-from test_releases import tower_shapes
+from towers import tower_shapes
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # A changed name of a language model is not looked for on the hub.
 SECONDS = 20

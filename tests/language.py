@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from conftest import small_model
-from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.checkpoints.dual_encoder import DualInfo, save_dual
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.texts import Texts
-from fluxvit.dual_checkpoints import DualInfo, save_dual
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide

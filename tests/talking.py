@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from conftest import small_model
-from fluxvit.chat_checkpoints import ChatInfo, save_chat
-from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.checkpoints.chat import ChatInfo, save_chat
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.chat import Connector, ConnectorConfig

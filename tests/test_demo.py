@@ -9,8 +9,8 @@ import pytest
 
 from fluxvit import Predictor, demo
 from fluxvit.cli import main
-from fluxvit.data.making import make_dataset
-from fluxvit.data.motionworld import MotionWorldConfig
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig
 
 SMALL = [
     "--videos",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -11,39 +10,24 @@ from pathlib import Path
 import pytest
 
 import fluxvit
+from rooms import APART, FLOORS, circles, graph, room
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "fluxvit"
-FLOORS = [
-    {"flux", "files", "machine", "schema", "weights", "state_dicts", "terminal"},
-    {"models", "video"},
-    {"data", "checkpoints", "releases", "dual_checkpoints", "chat_checkpoints"},
-    {"deploy", "training", "evaluation"},
-    {"demo"},
-    {"cli"},
-]
 
 
-def modules() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
+def test_imports_point_down() -> None:
+    level = {name: number for number, names in enumerate(FLOORS) for name in names}
+    for module, targets in graph().items():
+        home = room(module)
+        for target in targets:
+            there = room(target)
+            assert level[there] <= level[home], f"{module} imports {target}, which is above it"
+            assert there in APART.get(home, {there}), f"{module} imports {target}, which it must not know"
 
 
-def floor(name: str) -> int:
-    return next(i for i, names in enumerate(FLOORS) if name in names)
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_down(path: Path) -> None:
-    home = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    if home in ("__init__", "__main__"):
-        return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fluxvit."):
-            target = node.module.split(".")[1]
-            assert floor(target) <= floor(home), f"{path}:{node.lineno} imports fluxvit.{target}"
-            if home in ("flux", "models", "video") and target in ("flux", "models", "video"):
-                # The network knows no files, the reader no network.
-                assert target in {"flux": {"flux"}, "models": {"models", "flux"}, "video": {"video"}}[home]
+def test_no_modules_import_one_another() -> None:
+    assert circles(graph()) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"], ["b", "c"]]
 
 
 def test_public_names_import() -> None:

@@ -12,19 +12,13 @@ import pytest
 import torch
 
 from fluxvit.cli import main
-from fluxvit.data.motionworld import MotionWorldConfig
-from fluxvit.data.simulated import MetaworldConfig, MocapConfig
 from fluxvit.demo import DemoConfig
-from fluxvit.deploy.index import IndexSettings
-from fluxvit.deploy.video_db import Filter
-from fluxvit.evaluation.config import (
-    EvaluateConfig,
-    OptimizeConfig,
-    ProbeConfig,
-    RetrievalConfig,
-    VideoQAConfig,
-    Views,
-)
+from fluxvit.deploy.search.database import Filter
+from fluxvit.deploy.search.index import IndexSettings
+from fluxvit.evaluation.config import EvaluateConfig, ProbeConfig, RetrievalConfig, VideoQAConfig, Views
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.synthetic.motionworld import MotionWorldConfig
+from fluxvit.synthetic.simulated import MetaworldConfig, MocapConfig
 
 # Each makes an object of good settings, some of which its arguments replace.
 MAKERS = {

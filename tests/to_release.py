@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fluxvit.checkpoints.official import _NAMES, _rename
 from fluxvit.models.config import FluxViTConfig
-from fluxvit.releases import _NAMES, _rename
 
 
 def to_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fluxvit.checkpoints import load
+    from fluxvit.checkpoints.folder import load
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import Budget
     from fluxvit.flux.grid import SamplingGrid
@@ -25,7 +25,7 @@ _HOMES = {
     "Predictor": "fluxvit.deploy.predictor",
     "SamplingGrid": "fluxvit.flux.grid",
     "create_model": "fluxvit.models.fluxvit",
-    "load": "fluxvit.checkpoints",
+    "load": "fluxvit.checkpoints.folder",
 }
 
 __all__ = [

@@ -23,13 +23,11 @@ import torch
 from rich.console import Console
 
 from fluxvit import __version__
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
-from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import Manifest, read_motionworld
-from fluxvit.data.motionworld import MotionWorldConfig, factor_values
 from fluxvit.demo_config import BATCH, DemoConfig
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.classification import Predictions, Score, predict_dataset
@@ -37,18 +35,20 @@ from fluxvit.evaluation.report.figures import gains_figure, training_figure
 from fluxvit.evaluation.report.filmstrips import Filmstrip, make_filmstrips
 from fluxvit.evaluation.report.page import Section, require_report_packages, write_report
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
-from fluxvit.files import lock_folder, write_json
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.flux.plan import Plan
-from fluxvit.machine import Stopped, usable_cores
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.schema import NotNegative, read
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig, factor_values
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.logs import LOG
 from fluxvit.training.state import find_state
-from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.tasks.classify import FluxTuning
 from fluxvit.training.trainer import Trainer
+from fluxvit.utils.files import lock_folder, write_json
+from fluxvit.utils.schema import NotNegative, read
+from fluxvit.utils.system import Stopped, usable_cores
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 BUDGETS = (100, 50, 25)

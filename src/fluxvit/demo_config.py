@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from fluxvit.schema import Count, Seed, check
+from fluxvit.utils.schema import Count, Seed, check
 
 BATCH = 32
 _MOST_VIDEOS = 10_000_000

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.cli import main
 
 

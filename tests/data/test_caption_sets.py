@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_sources import dump, touch, write
 
-from fluxvit.data.layout import VideoList
-from fluxvit.data.sources import read_source
+from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import read_source
 
 
 def told(videos: VideoList) -> dict[str, tuple[str, ...]]:

@@ -10,9 +10,9 @@ import pytest
 
 from fluxvit.cli import main
 from fluxvit.data.classes import class_weights, match_names, number_list, numbered_like, without_videos
-from fluxvit.data.layout import VideoList
+from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import NO_LABEL, Entry, Manifest, read_manifest
-from fluxvit.data.sources import read_source
 
 
 def manifest(labels: list[int], *names: str) -> Manifest:

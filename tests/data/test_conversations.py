@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_sources import dump, touch
 
-from fluxvit.data.conversations import without_places
-from fluxvit.data.layout import VideoList
+from fluxvit.data.formats.conversations import without_places
+from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.questions import questions_of
-from fluxvit.data.sources import read_source
 
 
 def says(speaker: str, text: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_sources import listed, touch, write
 
 from fluxvit.cli.data import _columns
-from fluxvit.data.columns import ROLES
-from fluxvit.data.layout import VideoList
-from fluxvit.data.sources import read_source
+from fluxvit.data.formats.columns import ROLES
+from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import read_source
 
 VIDEOS = ("a.mp4", "b.mp4", "my video.mp4", "x, y.mp4", "d/e.mp4", "#h.mp4")
 

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from fluxvit.data.making import SPLITS, make_dataset
-from fluxvit.data.motionworld import (
+from fluxvit.synthetic.builder import SPLITS, make_dataset
+from fluxvit.synthetic.motionworld import (
     ACTS,
     DIFFICULTIES,
     FACTORS,
@@ -28,10 +28,10 @@ from fluxvit.data.motionworld import (
     playback,
     render,
 )
-from fluxvit.data.motionworld.acts import STATE
-from fluxvit.data.motionworld.render import _Sprite, render_scene
-from fluxvit.data.motionworld.shapes import silhouette
-from fluxvit.data.motionworld.textures import ASSETS, PHOTOS
+from fluxvit.synthetic.motionworld.acts import STATE
+from fluxvit.synthetic.motionworld.render import _Sprite, render_scene
+from fluxvit.synthetic.motionworld.shapes import silhouette
+from fluxvit.synthetic.motionworld.textures import ASSETS, PHOTOS
 
 SPEC = SampleSpec("train", 3, motion=5, object=9, seed=7, difficulty="demo")
 EVERYTHING = replace(SPEC, factors=FACTORS, motion=0)

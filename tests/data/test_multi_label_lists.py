@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.data.layout import VideoList
-from fluxvit.data.sources import detect, read_source
+from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import detect, read_source
 
 CHARADES = (
     "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n"

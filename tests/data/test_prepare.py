@@ -9,10 +9,10 @@ import pytest
 from test_sources import listed, touch, write
 
 from fluxvit.data import prepare
-from fluxvit.data.layout import VideoList, split_in, splits_in
+from fluxvit.data.formats.layout import VideoList, split_in, splits_in
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
 from fluxvit.data.prepare import prepare_manifests
-from fluxvit.data.sources import read_source
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from fluxvit.cli import main
-from fluxvit.data import probe
-from fluxvit.data.layout import VideoList, videos_below
+from fluxvit.data import check as probe
+from fluxvit.data.check import guarded, inspect_video, probe_manifest
+from fluxvit.data.formats.layout import VideoList, videos_below
+from fluxvit.data.formats.registry import read_source
+from fluxvit.data.formats.walk import LeftOut
 from fluxvit.data.manifest import Entry, read_manifest
-from fluxvit.data.probe import guarded, inspect_video, probe_manifest
-from fluxvit.data.sources import read_source
-from fluxvit.data.walk import LeftOut
 from fluxvit.video.writer import write_video
 
 sys.path.append(str(Path(__file__).parents[1] / "video"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_sources import dump, touch
 
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.questions import questions_of
-from fluxvit.data.sources import read_source
 
 
 def test_conversations_in_all_their_forms(tmp_path: Path) -> None:

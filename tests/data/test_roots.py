@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_sources import dump, listed, touch, write
 
-from fluxvit.data.sources import read_source
+from fluxvit.data.formats.registry import read_source
 
 
 def test_the_root_that_finds_the_videos_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ from fluxvit.data.manifest import Entry, Manifest, content_digest, read_manifest
 from fluxvit.data.shards import ShardSummary, write_shards
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.base import VideoError
-from fluxvit.video.members import TarMember
 from fluxvit.video.reader import open_video
+from fluxvit.video.tar_members import TarMember
 from fluxvit.video.writer import write_video
 
 
@@ -296,8 +296,8 @@ def test_large_videos_behind_a_url_are_read_in_pieces(
     files: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setattr("fluxvit.video.members._WHOLE_BYTES", 0)
-    monkeypatch.setattr("fluxvit.video.members._PIECE_BYTES", 4096)
+    monkeypatch.setattr("fluxvit.video.tar_members._WHOLE_BYTES", 0)
+    monkeypatch.setattr("fluxvit.video.tar_members._PIECE_BYTES", 4096)
     summary = pack(files, tmp_path, url="memory://pieces")
     for shard in summary.shards:
         fsspec.filesystem("memory").pipe(f"/pieces/{shard.name}", shard.read_bytes())

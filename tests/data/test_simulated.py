@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.simulated import (
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.simulated import (
     ACTION_NAMES,
     ACTIONS,
     TASK_NAMES,
@@ -24,13 +24,13 @@ from fluxvit.data.simulated import (
     SimulatedConfig,
     human_scene,
 )
-from fluxvit.data.simulated import mocap as mocap_module
-from fluxvit.data.simulated.arm_scene import FRAMES, Episode, load_simulator, plan_take
-from fluxvit.data.simulated.arm_tasks import captions as task_captions
-from fluxvit.data.simulated.human_actions import captions as action_captions
-from fluxvit.data.simulated.human_body import COLOURS, LINKS, draw_outfit
-from fluxvit.data.simulated.human_motion import ANGLES, ROTATIONS, Motion
-from fluxvit.data.simulated.specs import draw_size
+from fluxvit.synthetic.simulated import mocap as mocap_module
+from fluxvit.synthetic.simulated.arm_scene import FRAMES, Episode, load_simulator, plan_take
+from fluxvit.synthetic.simulated.arm_tasks import captions as task_captions
+from fluxvit.synthetic.simulated.human_actions import captions as action_captions
+from fluxvit.synthetic.simulated.human_body import COLOURS, LINKS, draw_outfit
+from fluxvit.synthetic.simulated.human_motion import ANGLES, ROTATIONS, Motion
+from fluxvit.synthetic.simulated.specs import draw_size
 from fluxvit.video.reader import open_video
 
 CONFIGS = (MetaworldConfig, MocapConfig)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.data import layout, sources
-from fluxvit.data.layout import VideoList
+from fluxvit.data.formats import layout
+from fluxvit.data.formats import registry as sources
+from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import FORMATS, detect, read_source
 from fluxvit.data.manifest import NO_LABEL, Entry, read_manifest
-from fluxvit.data.sources import FORMATS, detect, read_source
 
 
 def touch(*paths: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.data.sources import read_source
-from fluxvit.data.text_files import dict_rows, read_annotations, read_text, text_lines
+from fluxvit.data.formats.registry import read_source
+from fluxvit.data.formats.text_files import dict_rows, read_annotations, read_text, text_lines
 
 ROWS = [{"video": "a.mp4", "caption": "A dog."}, {"video": "b.mp4", "caption": "A cat."}]
 

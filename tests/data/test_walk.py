@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.data.layout import videos_below
-from fluxvit.data.walk import LeftOut, walk
+from fluxvit.data.formats.layout import videos_below
+from fluxvit.data.formats.walk import LeftOut, walk
 
 
 def touch(*paths: Path) -> None:

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from fluxvit.checkpoints.dual_encoder import load_dual
 from fluxvit.cli import main
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy import index, video_db_file
-from fluxvit.deploy.index import Embedder, IndexSettings, choose_settings, search, update_index
-from fluxvit.deploy.sheet import thumbnail_sheet
-from fluxvit.deploy.video_db import Filter, Hit, VideoDatabase
-from fluxvit.deploy.video_db_file import is_new, make_database
-from fluxvit.deploy.windows import windows
-from fluxvit.dual_checkpoints import load_dual
+from fluxvit.deploy.search import database_file, index
+from fluxvit.deploy.search.contact_sheet import thumbnail_sheet
+from fluxvit.deploy.search.database import Filter, Hit, VideoDatabase
+from fluxvit.deploy.search.database_file import is_new, make_database
+from fluxvit.deploy.search.index import Embedder, IndexSettings, choose_settings, search, update_index
+from fluxvit.deploy.search.windows import windows
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.finite import NotFiniteError
@@ -195,7 +195,7 @@ def test_a_database_whose_making_was_cut_off_is_made(tmp_path: Path, cut: str) -
     path.touch()
     if cut != "no bytes":  # As former versions made it, in several steps.
         with closing(sqlite3.connect(path)) as sql:
-            first, rest = video_db_file._TABLES.split(";", 1)
+            first, rest = database_file._TABLES.split(";", 1)
             sql.executescript({"no table": "", "one table": first, "no version": f"{first};{rest}"}[cut])
             sql.execute("PRAGMA user_version = 1")  # So that something is written.
     assert is_new(path)
@@ -317,7 +317,7 @@ def test_random_damage_is_one_line_or_nothing(tmp_path: Path) -> None:
 def test_a_locked_database_is_told_from_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(video_db_file, "LOCKED_SECONDS", 0.01)
+    monkeypatch.setattr(database_file, "LOCKED_SECONDS", 0.01)
     path = made(tmp_path / "v.db")
     database = VideoDatabase(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -344,7 +344,7 @@ def test_a_journal_of_a_removed_database_is_not_played_back(tmp_path: Path) -> N
 
 def test_a_kill_while_a_database_is_made_leaves_none(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from fluxvit.deploy import video_db_file as video_db\n"
+        "import os, sys; from fluxvit.deploy.search import database_file as video_db\n"
         "real = video_db.sqlite3.connect\n"
         "class Killed(video_db.sqlite3.Connection):\n"
         "    def executemany(self, *_): os.kill(os.getpid(), 9)\n"

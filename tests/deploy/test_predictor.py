@@ -12,7 +12,7 @@ import torch
 
 from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.deploy import latency
 from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, write_explanation
 from fluxvit.deploy.predictor import default_plans

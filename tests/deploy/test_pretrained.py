@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from fluxvit import Predictor
-from fluxvit.checkpoints import DEFAULT_CHECKPOINT, PRETRAINED, load_checkpoint, pretrained_names
+from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, PRETRAINED, load_checkpoint, pretrained_names
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_motionworld
-from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import torch
 
 from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
-from fluxvit.checkpoints import load_checkpoint, save_plans
+from fluxvit.checkpoints.folder import load_checkpoint, save_plans
 from fluxvit.cli import main
-from fluxvit.deploy.spending import CascadePredictor, measure_chains, prefixes, run_stages
+from fluxvit.deploy.cascade import CascadePredictor, measure_chains, prefixes, run_stages
+from fluxvit.flux.cascade import chain_gmacs
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Cascade
-from fluxvit.flux.spending import chain_gmacs
 from fluxvit.video.writer import write_video
 
 SMALL, LARGE = Plan(SamplingGrid(8, 16, 32), 12), Plan(SamplingGrid(6, 24, 24), 20)
@@ -134,7 +134,7 @@ def test_the_cascade_nearest_below_a_mean_budget(checkpoint: Path) -> None:
 
 def test_milliseconds_are_measured_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock of our own: a real one would make the test depend on the machine.
-    monkeypatch.setattr("fluxvit.deploy.spending.measure_chains", lambda model, chains: [10.0, 30.0])
+    monkeypatch.setattr("fluxvit.deploy.cascade.measure_chains", lambda model, chains: [10.0, 30.0])
     some = Cascade((SMALL, LARGE), 0.5, (1.0, 1.0), reach=(1.0, 0.25))
     predictor = Predictor(with_cascades(checkpoint, some))
     assert CascadePredictor(predictor, Budget(latency_ms=15)).cascade == some

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxvit import Plan, Predictor, SamplingGrid
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.deploy.streaming import StreamingPredictor
 from fluxvit.flux.cost import grid_cost
 from fluxvit.models.fluxvit import create_model

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fluxvit.chat_checkpoints import load_chat
+from fluxvit.checkpoints.chat import load_chat
 from fluxvit.cli import main
 from fluxvit.deploy.chat import Chat
 from fluxvit.evaluation.config import VideoQAConfig
-from fluxvit.evaluation.questions import run_quiz
+from fluxvit.evaluation.video_qa import run_quiz
 from fluxvit.models.chat import VideoChat
 from fluxvit.video.writer import write_video
 from talking import saved_chat, tiny_language_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from conftest import small_model
-from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.features import Backbone

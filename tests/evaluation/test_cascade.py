@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from fluxvit import Budget, Plan, SamplingGrid
-from fluxvit.checkpoints import load_checkpoint, save_plans
+from fluxvit.checkpoints.folder import load_checkpoint, save_plans
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.cascade import (
+from fluxvit.flux.cascade import chain_gmacs, chain_tokens
+from fluxvit.flux.plan import Cascade
+from fluxvit.optimization.cascade import (
     cascade_curve,
     choose_cascades,
     fit_temperature,
@@ -19,8 +21,6 @@ from fluxvit.evaluation.cascade import (
     tune_cascade,
     tune_cascades,
 )
-from fluxvit.flux.plan import Cascade
-from fluxvit.flux.spending import chain_gmacs, chain_tokens
 
 CHEAP, MIDDLE, DEAR = (Plan(SamplingGrid(8, 16, 16), keep) for keep in (4, 8, 16))
 

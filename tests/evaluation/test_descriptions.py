@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.cli import main
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.chat import Chat
@@ -16,7 +17,6 @@ from fluxvit.evaluation.descriptions import (
     describe_videos,
     score_descriptions,
 )
-from fluxvit.models.language_model import load_language_model
 from fluxvit.video.writer import write_video
 from talking import saved_chat, tiny_language_model
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.predictor import Predictor
@@ -24,7 +24,7 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.training.distributed import join_world, leave_world
+from fluxvit.utils.distributed import join_world, leave_world
 
 VIDEOS, BROKEN, DAMAGED = 9, 2, 5
 CLASSES = ["a", "b", "c", "d", "e"]

@@ -8,8 +8,8 @@ from colours import GRID, INFO, backbone, dataset
 
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.features import cached_features
-from fluxvit.evaluation.probe_readouts import Standardizer, merge, readouts
-from fluxvit.evaluation.probe_training import (
+from fluxvit.evaluation.probing.readouts import Standardizer, merge, readouts
+from fluxvit.evaluation.probing.training import (
     AttentiveProbes,
     LinearProbes,
     Probes,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fluxvit.evaluation.probe_training import (
+from fluxvit.evaluation.probing.training import (
     AttentiveProbes,
     LinearProbes,
     Probes,

@@ -10,15 +10,15 @@ import pytest
 from colours import GRID, INFO, Colours
 
 from conftest import small_model
-from fluxvit.checkpoints import load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.folder import load_checkpoint, save_checkpoint
 from fluxvit.data.manifest import Entry, Manifest, write_manifest
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.config import ProbeConfig
-from fluxvit.evaluation.probe_splits import read_splits
-from fluxvit.evaluation.probes import run_probe
-from fluxvit.files import write_json
+from fluxvit.evaluation.probing.probe import run_probe
+from fluxvit.evaluation.probing.splits import read_splits
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
+from fluxvit.utils.files import write_json
 from fluxvit.video.writer import write_video
 
 

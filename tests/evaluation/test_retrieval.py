@@ -9,7 +9,7 @@ from statistics import mean, median
 import pytest
 import torch
 
-from fluxvit.evaluation.retrieval import answers_of, dual_softmax, recall, right_videos
+from fluxvit.evaluation.recall import answers_of, dual_softmax, recall, right_videos
 
 
 def plain_rank(row: list[float], right: set[int]) -> int:

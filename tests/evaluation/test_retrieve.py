@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional as F
 
 import fluxvit
-from fluxvit.checkpoints import load_checkpoint
+from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.texts import embed_texts
-from fluxvit.dual_checkpoints import load_dual
-from fluxvit.evaluation.retrieve import _figures
+from fluxvit.evaluation.retrieval import _figures
 from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, plain_name, text_classifier
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.transforms import normalize

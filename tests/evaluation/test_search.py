@@ -10,13 +10,16 @@ import torch
 from colours import INFO, Colours
 
 from conftest import small_model
-from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import predict_dataset
-from fluxvit.evaluation.config import OptimizeConfig
-from fluxvit.evaluation.optimize import run_optimize
-from fluxvit.evaluation.search import (
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
+from fluxvit.optimization.candidates import find_candidates
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.optimization.halving import (
     Sampling,
     Table,
     choose,
@@ -26,11 +29,8 @@ from fluxvit.evaluation.search import (
     paired_interval,
     pass_gmacs,
 )
-from fluxvit.evaluation.search_candidates import find_candidates
-from fluxvit.evaluation.search_passes import GridClips, GridRequest, Search, split_grids
-from fluxvit.flux.cost import grid_cost
-from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.plan import Plan
+from fluxvit.optimization.optimize import run_optimize
+from fluxvit.optimization.trials import GridClips, GridRequest, Search, split_grids
 from fluxvit.video.base import VideoError
 from fluxvit.video.writer import write_video
 

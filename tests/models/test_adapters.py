@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from conftest import small_model
-from fluxvit.chat_checkpoints import load_chat
+from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.models.adapters import add_adapters, merge_adapters, merged_state
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.language_model import load_language_model
 from talking import saved_chat
 
 pytest.importorskip("peft")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluxvit.chat_checkpoints import load_chat
+from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.data.questions import pack_turns
 from fluxvit.models.chat import Connector, ConnectorConfig, token_places
-from fluxvit.models.language_model import load_language_model
 from talking import WORDS, saved_chat, tiny_language_model
 
 pytest.importorskip("transformers")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import small_model
 from fluxvit.cli import main
-from fluxvit.files import append_json, write_json, write_json_lines
 from fluxvit.models.finite import NotFiniteError, check_finite
+from fluxvit.utils.files import append_json, write_json, write_json_lines
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

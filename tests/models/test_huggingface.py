@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.models.huggingface import huggingface_teacher
+from fluxvit.checkpoints.huggingface_vision import huggingface_teacher
 from fluxvit.models.teachers import resample_maps
 
 transformers = pytest.importorskip("transformers")

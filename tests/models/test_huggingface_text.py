@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.models.huggingface_text import huggingface_text, remake_text
+from fluxvit.checkpoints.huggingface_text import huggingface_text, remake_text
 from fluxvit.training.config import TextSettings
-from fluxvit.training.contrast_recipe import open_text
+from fluxvit.training.runs.contrastive import open_text
 
 transformers = pytest.importorskip("transformers")
 SIZE = {

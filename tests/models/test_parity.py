@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import compare_keys
+from fluxvit.checkpoints.folder import compare_keys
+from fluxvit.checkpoints.official import from_release
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.releases import from_release
 from to_release import to_release
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -8,7 +8,7 @@ from conftest import small_model
 from fluxvit.models.fluxvit import create_model
 from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, fit_clip, resample_maps
 from fluxvit.training.config import TeacherSettings
-from fluxvit.training.pretrain import open_teacher
+from fluxvit.training.runs.pretrain import open_teacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 

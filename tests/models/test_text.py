@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fluxvit.checkpoints.official import text_tower
 from fluxvit.models.text import TextConfig, TextTransformer
-from fluxvit.releases import text_tower
 
 TINY = TextConfig(vocab_size=50, context=9, embed_dim=128, depth=2, num_heads=2, out_dim=24)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fluxvit.data.probe import inspect_video
-from fluxvit.deploy.windows import windows
+from fluxvit.data.check import inspect_video
+from fluxvit.deploy.search.windows import windows
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.reader import VideoError, open_video
 

@@ -36,11 +36,11 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_model
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
-from fluxvit.data.making import make_dataset
-from fluxvit.data.motionworld import MotionWorldConfig
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig
 from language import saved_encoder
 from talking import tiny_language_model
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.data.sources import FORMATS, read_source
+from fluxvit.data.formats.registry import FORMATS, read_source
 
 MUTANTS = int(os.environ.get("FLUXVIT_MUTATED_LISTS", "10000"))
 SEED = int(os.environ.get("FLUXVIT_MUTATED_SEED", "14"))

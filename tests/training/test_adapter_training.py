@@ -17,7 +17,7 @@ from test_instruct import instruct
 from test_recipe import CONFIGS, arguments, world
 
 import fluxvit
-from fluxvit.chat_checkpoints import load_chat
+from fluxvit.checkpoints.chat import load_chat
 from fluxvit.cli import main
 from fluxvit.training import trainer
 from talking import tiny_language_model
@@ -111,7 +111,7 @@ def test_a_chat_model_may_adapt_what_it_sees(world: Path, checkpoint: Path, tmp_
         ("train", ["--model.init", ""], "give the checkpoint, model.init"),
         ("train", ["--model.adapters.layers", "[attn.key]"], "model.adapters.layers"),
         ("train", ["--model.adapters.rank", "-1"], "adapters.rank is -1, expected an integer from 0"),
-        ("contrast", ["--task.video", "head"], "task.video head leaves the blocks as they are"),
+        ("train-contrastive", ["--task.video", "head"], "task.video head leaves the blocks as they are"),
         ("pretrain", [], "pre-training trains the whole network"),
     ],
 )

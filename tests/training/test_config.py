@@ -9,10 +9,10 @@ import pytest
 
 from fluxvit.data.dataset import Augmentation
 from fluxvit.models.config import FluxViTConfig
-from fluxvit.schema import convert
 from fluxvit.training import config
 from fluxvit.training.config import ModelSettings, NetworkSettings, Recipe, TrainConfig
 from fluxvit.training.mixing import Mixing
+from fluxvit.utils.schema import convert
 
 KINDS = [
     kind

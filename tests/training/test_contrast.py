@@ -12,21 +12,21 @@ from test_recipe import TINY, world
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.checkpoints.dual_encoder import load_dual
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
 from fluxvit.data.texts import caption_number
-from fluxvit.dual_checkpoints import load_dual
 from fluxvit.evaluation.config import RetrievalConfig
-from fluxvit.evaluation.retrieve import run_retrieve
+from fluxvit.evaluation.retrieval import run_retrieve
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training import trainer
 from fluxvit.training.config import ContrastRecipe
-from fluxvit.training.contrast import Captions, FluxContrast
-from fluxvit.training.distributed import ALONE
 from fluxvit.training.state import find_state
+from fluxvit.training.tasks.contrastive import Captions, FluxContrast
+from fluxvit.utils.distributed import ALONE
 from fluxvit.video.reader import open_video
 from language import SENTENCES, small_encoder
 

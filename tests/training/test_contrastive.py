@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.training.contrastive import LOSSES, contrastive_loss
-from fluxvit.training.distributed import ALONE
+from fluxvit.training.tasks.contrastive_losses import LOSSES, contrastive_loss
+from fluxvit.utils.distributed import ALONE
 
 SAME = torch.tensor([0, 1, 2, 1, 4, 5, 6])
 

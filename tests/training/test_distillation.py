@@ -10,13 +10,13 @@ from test_training import MEAN, STD, interrupting, trainer
 from torch import Tensor
 
 from conftest import small_model
-from fluxvit.machine import Stopped
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import FluxViTTeacher, spread_layers
-from fluxvit.training.distillation import FluxDistillation, LiveTargets
 from fluxvit.training.optim import parameter_groups
+from fluxvit.training.tasks.distill import FluxDistillation, LiveTargets
 from fluxvit.training.trainer import Trainer
+from fluxvit.utils.system import Stopped
 
 SHAPE = (4, 3, 3)
 STUDENT = FluxViTConfig(

@@ -20,17 +20,18 @@ from test_training import GRIDS, Colours, dataset, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import CheckpointInfo, load
+from fluxvit.checkpoints.folder import CheckpointInfo, load
 from fluxvit.data.dataset import Clip
-from fluxvit.machine import Stopped
 from fluxvit.training.config import AdapterSettings
-from fluxvit.training.contrast import FluxContrast
-from fluxvit.training.contrastive import LOSSES, contrastive_loss
-from fluxvit.training.distributed import ALONE, World, join_world, leave_world, parallelize, whole
-from fluxvit.training.recipe import adapt_model
-from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.parallel import parallelize, whole
+from fluxvit.training.runs.train import adapt_model
+from fluxvit.training.tasks.classify import FluxTuning
+from fluxvit.training.tasks.contrastive import FluxContrast
+from fluxvit.training.tasks.contrastive_losses import LOSSES, contrastive_loss
 from fluxvit.training.trainer import Trainer
 from fluxvit.training.validation import Validation, export_checkpoint
+from fluxvit.utils.distributed import ALONE, World, join_world, leave_world
+from fluxvit.utils.system import Stopped
 from fluxvit.video.base import VideoError
 from language import SENTENCES, small_encoder
 

@@ -11,8 +11,9 @@ import torch
 from test_recipe import TINY, world
 from torch import Tensor
 
-from fluxvit.chat_checkpoints import load_chat
-from fluxvit.checkpoints import load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.folder import load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.cli import main
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import read_manifest
@@ -20,10 +21,9 @@ from fluxvit.data.questions import pack_turns, questions_of
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.adapters import add_adapters
-from fluxvit.models.language_model import LanguageModel, load_language_model
 from fluxvit.training import trainer
-from fluxvit.training.instruct import FluxInstruct, Questions
 from fluxvit.training.state import find_state
+from fluxvit.training.tasks.chat import FluxInstruct, Questions
 from talking import saved_chat, tiny_language_model
 
 pytest.importorskip("transformers")

@@ -11,21 +11,21 @@ import torch
 from torch.nn import functional as F
 
 from conftest import small_model
-from fluxvit.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.cli import main
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.deploy.cascade import CascadePredictor
 from fluxvit.deploy.predictor import Predictor
-from fluxvit.deploy.spending import CascadePredictor
 from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.metrics import MeanPrecision
-from fluxvit.evaluation.probes import run_probe
+from fluxvit.evaluation.probing.probe import run_probe
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.config import DataSettings, MixingSettings, Recipe, TaskSettings
 from fluxvit.training.mixing import Mixing
-from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.tasks.classify import FluxTuning
 from fluxvit.video.writer import write_video
 
 CLASSES = ["red", "green", "blue", "unused"]

@@ -199,7 +199,7 @@ def test_bad_settings_are_named(
 def test_ctrl_c_keeps_what_was_learned(
     world: Path, checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fluxvit.training.distillation import FluxDistillation
+    from fluxvit.training.tasks.distill import FluxDistillation
 
     plain, calls = FluxDistillation.forward, []
 

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 import fluxvit
-from fluxvit import files
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.data.dataset import ClipRequest
 from fluxvit.data.loader import TrainingBatches
-from fluxvit.data.making import make_dataset
 from fluxvit.data.manifest import read_manifest, write_manifest
-from fluxvit.data.motionworld import MotionWorldConfig
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.synthetic.builder import make_dataset
+from fluxvit.synthetic.motionworld import MotionWorldConfig
 from fluxvit.training.config import DataSettings, ModelSettings, Recipe
-from fluxvit.training.distributed import World
-from fluxvit.training.recipe import _Share, start_model
+from fluxvit.training.runs.train import _Share, start_model
 from fluxvit.training.state import find_state
+from fluxvit.utils import files
+from fluxvit.utils.distributed import World
 from fluxvit.video.writer import write_video
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -119,7 +119,7 @@ def test_a_second_run_in_the_folder_is_refused(world: Path, tmp_path: Path, caps
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.0)
     out = tmp_path / "run"
     code = (
-        "import sys, time; from fluxvit.files import lock_folder\n"
+        "import sys, time; from fluxvit.utils.files import lock_folder\n"
         "with lock_folder(sys.argv[1]): print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as holder:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_training import trainer, weights
 
-from fluxvit.files import append_json, read_json_lines
-from fluxvit.machine import Stopped
 from fluxvit.training import state
-from fluxvit.training.distributed import ALONE
 from fluxvit.training.state import changed_settings, find_state, save_state, tidy
+from fluxvit.utils.distributed import ALONE
+from fluxvit.utils.files import append_json, read_json_lines
+from fluxvit.utils.system import Stopped
 
 
 def full_disk(content, file) -> None:

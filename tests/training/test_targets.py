@@ -15,8 +15,8 @@ from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.teachers import FluxViTTeacher, Teacher
 from fluxvit.training import targets
-from fluxvit.training.distributed import ALONE
 from fluxvit.training.targets import CachedTargets
+from fluxvit.utils.distributed import ALONE
 from fluxvit.video.base import VideoError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

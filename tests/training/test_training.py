@@ -22,14 +22,14 @@ from fluxvit.evaluation.classification import Score, predict_dataset
 from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.machine import Stopped
 from fluxvit.training.config import TrainConfig
-from fluxvit.training.distributed import ALONE, World
 from fluxvit.training.ema import Ema
 from fluxvit.training.optim import Muon, cosine_schedule, layer_of, orthogonalize, parameter_groups
 from fluxvit.training.state import find_state
-from fluxvit.training.tasks import FluxTuning
+from fluxvit.training.tasks.classify import FluxTuning
 from fluxvit.training.trainer import Trainer
+from fluxvit.utils.distributed import ALONE, World
+from fluxvit.utils.system import Stopped
 
 GRIDS = [SamplingGrid(8, 16, 16), SamplingGrid(4, 24, 24)]
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_training import GRIDS, Colours, dataset, trainer
 
-from fluxvit import checkpoints
-from fluxvit.checkpoints import CheckpointInfo
-from fluxvit.machine import Stopped
+from fluxvit.checkpoints import folder as checkpoints
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.training import validation
-from fluxvit.training.distributed import ALONE, fail_together
 from fluxvit.training.state import find_state
 from fluxvit.training.trainer import Trainer
 from fluxvit.training.validation import Validation
+from fluxvit.utils.distributed import ALONE, fail_together
+from fluxvit.utils.system import Stopped
 
 VIDEOS = 70  # Three batches.
 

@@ -9,8 +9,8 @@ from clips import encode, numbers_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxvit.data.probe import inspect_video
-from fluxvit.deploy.windows import windows
+from fluxvit.data.check import inspect_video
+from fluxvit.deploy.search.windows import windows
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.clock import Clock
 from fluxvit.video.reader import open_video

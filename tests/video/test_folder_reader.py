@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from clips import numbered, numbers_of, save_image
 
+from fluxvit.data.check import inspect_video
 from fluxvit.data.manifest import Entry
-from fluxvit.data.probe import inspect_video
 from fluxvit.video.reader import VideoError, open_video
 
 

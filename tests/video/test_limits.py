@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clips import encode, numbered, numbers_of, save_image
 
-from fluxvit.data.probe import inspect_video
+from fluxvit.data.check import inspect_video
 from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted, set_limits
 from fluxvit.video.reader import VideoError, open_video
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from clips import encode, numbered, numbers_of
 
-from fluxvit.data.probe import inspect_video
+from fluxvit.data.check import inspect_video
 from fluxvit.video.reader import VideoError, open_video
 
 

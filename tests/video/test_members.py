@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fluxvit.video.base import VideoError
-from fluxvit.video.members import TarMember, Window, is_url, may_exist, with_scheme
 from fluxvit.video.reader import open_video
+from fluxvit.video.tar_members import TarMember, Window, is_url, may_exist, with_scheme
 
 
 def test_paths_of_members() -> None:

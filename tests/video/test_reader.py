@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from clips import FPS, cut_short, encode, encode_sound, number_of, numbered, numbers_of, save_image
 
-from fluxvit.data.probe import inspect_video
+from fluxvit.data.check import inspect_video
 from fluxvit.video.pyav_reader import PyAVReader
 from fluxvit.video.reader import VideoError, open_video, probe
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from fluxvit.cli.commands import COMMANDS, GROUPS
-from fluxvit.machine import Stopped
-from fluxvit.terminal import printable, say
+from fluxvit.utils.system import Stopped
+from fluxvit.utils.terminal import printable, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from fluxvit.deploy.chat import Chat, check_answer
 from fluxvit.deploy.config import ChatConfig
-from fluxvit.machine import log_device
-from fluxvit.terminal import say
+from fluxvit.utils.system import log_device
+from fluxvit.utils.terminal import say
 
 
 def run(config: ChatConfig) -> None:

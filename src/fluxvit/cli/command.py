@@ -25,8 +25,8 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
 from fluxvit.cli.commands import Command
-from fluxvit.schema import shown
-from fluxvit.terminal import say
+from fluxvit.utils.schema import shown
+from fluxvit.utils.terminal import say
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
 
@@ -53,7 +53,7 @@ def _load(path: str) -> Any:
 
 
 def _in_world(work: Any, config: Any) -> Any:
-    from fluxvit.training.distributed import join_world, leave_world
+    from fluxvit.utils.distributed import join_world, leave_world
 
     world = join_world(config.device)
     try:
@@ -142,13 +142,17 @@ class Parser(ArgumentParser):
                 named.append(self._joined(name, unnamed.pop(0)))
         if unnamed:
             self.error(f"{' '.join(map(shown, unnamed))}: unexpected; the options begin with --")
-        files = [f"--config={file}" for file in files] + [w for w in named if w.startswith("--config=")]
+        named = [*(f"--config={file}" for file in files), *named]
+        has_file = any(word.startswith("--config=") for word in named)
         for word in named:
             name, has_value, value = word.removeprefix("--").partition("=")
-            if has_value and not value and not (files and self.get_default(name) == ""):
+            if not has_value or value:
+                continue
+            taken_back = (has_file or "." in name) and self.get_default(name) == ""
+            if not taken_back:
                 shown_name = name if name in self.positionals else f"--{name}"
                 self.error(f"{shown_name} is empty; give a value, or leave it out")
-        return [*files, *(word for word in named if word not in files)]
+        return named
 
     def _knows(self, name: str) -> bool:
         """Whether an option, a section of options, or a key of an option that is a mapping has this name."""

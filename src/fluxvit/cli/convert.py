@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
-from fluxvit.data.class_names import read_class_names
-from fluxvit.deploy.config import ConvertConfig
-from fluxvit.flux.grid import SamplingGrid, legal_grids
-from fluxvit.releases import (
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.official import (
     KeyReport,
     TowerReport,
     convert_internvideo2,
@@ -16,7 +13,10 @@ from fluxvit.releases import (
     is_internvideo2,
     read_release,
 )
-from fluxvit.terminal import say
+from fluxvit.data.class_names import read_class_names
+from fluxvit.deploy.config import ConvertConfig
+from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.utils.terminal import say
 
 
 def run(config: ConvertConfig) -> Path:

@@ -6,14 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fluxvit.data.check import probe_manifest
 from fluxvit.data.config import CheckConfig, ShardConfig
-from fluxvit.data.making import DatasetConfig, MakingOptions, make_dataset
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.probe import probe_manifest
 from fluxvit.data.shards import MAX_BYTES, write_shards
-from fluxvit.data.sources import read_source
-from fluxvit.schema import shown
-from fluxvit.terminal import say
+from fluxvit.synthetic.builder import DatasetConfig, MakingOptions, make_dataset
+from fluxvit.utils.schema import shown
+from fluxvit.utils.terminal import say
 
 
 def check(config: CheckConfig) -> Path:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from fluxvit.checkpoints import load_checkpoint, pretrained_names
+from fluxvit.checkpoints.folder import load_checkpoint, pretrained_names
 from fluxvit.deploy.config import InfoConfig
 from fluxvit.flux.cost import NetworkSize, clip_cost, grid_cost
 from fluxvit.flux.plan import Measured, Plan
 from fluxvit.models.config import PRESETS
 from fluxvit.models.fluxvit import create_model
-from fluxvit.terminal import printable, say
+from fluxvit.utils.terminal import printable, say
 
 
 def run(settings: InfoConfig) -> None:

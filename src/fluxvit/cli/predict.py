@@ -7,15 +7,15 @@ from dataclasses import asdict
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from fluxvit.checkpoints import DEFAULT_CHECKPOINT
+from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT
+from fluxvit.deploy.cascade import CascadePredictor
 from fluxvit.deploy.config import PredictConfig
 from fluxvit.deploy.explain import write_explanation
 from fluxvit.deploy.predictor import Prediction, Predictor
-from fluxvit.deploy.spending import CascadePredictor
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import log_device
-from fluxvit.terminal import json_line, printable, say
+from fluxvit.utils.system import log_device
+from fluxvit.utils.terminal import json_line, printable, say
 from fluxvit.video.base import VideoError
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 
 from fluxvit.deploy.config import SearchConfig
-from fluxvit.deploy.index import Embedder, search, settings_of, with_checkpoint
-from fluxvit.deploy.sheet import thumbnail_sheet
-from fluxvit.deploy.video_db import Filter, VideoDatabase
-from fluxvit.machine import log_device
-from fluxvit.terminal import printable, say
+from fluxvit.deploy.search.contact_sheet import thumbnail_sheet
+from fluxvit.deploy.search.database import Filter, VideoDatabase
+from fluxvit.deploy.search.index import Embedder, search, settings_of, with_checkpoint
+from fluxvit.utils.system import log_device
+from fluxvit.utils.terminal import printable, say
 from fluxvit.video.writer import write_image
 
 

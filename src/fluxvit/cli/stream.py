@@ -14,8 +14,8 @@ from fluxvit.deploy.streaming import (
     check_rates,
 )
 from fluxvit.flux.budget import Budget
-from fluxvit.machine import log_device
-from fluxvit.terminal import json_line, printable, say
+from fluxvit.utils.system import log_device
+from fluxvit.utils.terminal import json_line, printable, say
 from fluxvit.video.stream import open_stream
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from rich.progress import track
 
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.files import atomic_path, clear_leftovers
-from fluxvit.machine import follow_parent, processes, signals_held_back
+from fluxvit.utils.files import atomic_path, clear_leftovers
+from fluxvit.utils.system import follow_parent, processes, signals_held_back
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
 

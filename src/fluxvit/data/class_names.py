@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fluxvit.data.formats.text_files import parse_integer, read_text
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.text_files import parse_integer, read_text
-from fluxvit.files import read_json
+from fluxvit.utils.files import read_json
 
 _LEADING = re.compile(r"\s*(\d+)\s*[\s,:;]\s*(\S.*)")
 _TRAILING = re.compile(r"(.*\S)\s*([\s,:;])\s*(\d+)\s*")

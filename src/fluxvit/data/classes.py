@@ -23,7 +23,7 @@ from itertools import islice
 
 import numpy as np
 
-from fluxvit.data.layout import VideoList
+from fluxvit.data.formats.layout import VideoList
 from fluxvit.data.manifest import Entry, Manifest
 
 _SHOWN = 5

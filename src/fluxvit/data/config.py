@@ -7,8 +7,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from fluxvit.options import POSITIONAL
-from fluxvit.schema import Count, Positive, check
+from fluxvit.utils.options import POSITIONAL
+from fluxvit.utils.schema import Count, Positive, check
 
 Processes = Annotated[int, Meta(ge=1, le=1024)]
 

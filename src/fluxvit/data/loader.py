@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fluxvit.data.classes import class_weights
 from fluxvit.data.dataset import Clip, ClipRequest, collate
-from fluxvit.files import append_json, read_json_lines
 from fluxvit.flux.grid import SamplingGrid, draw_grid
-from fluxvit.machine import HELD_BACK, let_signals_in, signals_held_back
-from fluxvit.schema import Workers, convert
+from fluxvit.utils.files import append_json, read_json_lines
+from fluxvit.utils.schema import Workers, convert
+from fluxvit.utils.system import HELD_BACK, let_signals_in, signals_held_back
 
 # Steps whose grids one generator draws: seeding takes as long as a hundred draws.
 _BLOCK = 1024

@@ -26,10 +26,10 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from fluxvit.files import atomic_path
-from fluxvit.schema import Finite, Natural, NotNegative, convert, load, parse, shown
+from fluxvit.utils.files import atomic_path
+from fluxvit.utils.schema import Finite, Natural, NotNegative, convert, load, parse, shown
 from fluxvit.video.base import VideoError
-from fluxvit.video.members import is_url, with_scheme
+from fluxvit.video.tar_members import is_url, with_scheme
 
 VERSION = 1
 NO_LABEL = -1

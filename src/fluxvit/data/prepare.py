@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fluxvit.data.layout import NoSuchSplit, SplitNeeded, VideoList
+from fluxvit.data.check import probe_manifest
+from fluxvit.data.formats.layout import NoSuchSplit, SplitNeeded, VideoList
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import Entry, read_manifest, shared_videos
-from fluxvit.data.probe import probe_manifest
-from fluxvit.data.sources import read_source
 
 HELD_OUT = 10
 """One video in so many is held out for validation where a data set has no splits of its own."""

@@ -2,7 +2,7 @@
 
 Next to each video lies a ``.json`` of the same name with what its manifest says: the layout of WebDataset, so
 that others can stream the shards in order. fluxvit itself reads them by byte range, through a manifest whose
-paths say where in which shard a video is (see `fluxvit.video.members`): any order, exact resuming and
+paths say where in which shard a video is (see `fluxvit.video.tar_members`): any order, exact resuming and
 validation are as with files. The bytes are those of the files.
 """
 
@@ -23,11 +23,11 @@ from typing import IO, Annotated, Any
 from msgspec import Meta
 
 from fluxvit.data.manifest import Entry, Manifest, content_digest, to_record, write_manifest
-from fluxvit.data.progress import report
-from fluxvit.files import atomic_path, lock_file
-from fluxvit.schema import Count, convert, plain
-from fluxvit.terminal import printable
-from fluxvit.video.members import TarMember, is_url
+from fluxvit.utils.files import atomic_path, lock_file
+from fluxvit.utils.progress import report
+from fluxvit.utils.schema import Count, convert, plain
+from fluxvit.utils.terminal import printable
+from fluxvit.video.tar_members import TarMember, is_url
 
 _BLOCK = 512
 MAX_BYTES = 1 << 60

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fluxvit.checkpoints.hub import check_source, explained, transformers_library
 from fluxvit.models.finite import check_finite
-from fluxvit.models.hub import check_source, explained, transformers_library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

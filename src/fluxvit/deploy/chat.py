@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from msgspec import Meta
 
-from fluxvit.chat_checkpoints import load_chat
+from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.hub import transformers_library
 from fluxvit.deploy.predictor import choose_plan
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import usable_device
-from fluxvit.models.hub import transformers_library
-from fluxvit.schema import convert, plain
+from fluxvit.utils.schema import convert, plain
+from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times

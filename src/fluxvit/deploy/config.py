@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.options import POSITIONAL, DeviceOptions
-from fluxvit.schema import Count, Positive, check
+from fluxvit.utils.options import POSITIONAL, DeviceOptions
+from fluxvit.utils.schema import Count, Positive, check
 
 DATABASE = "runs/videos.db"
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured, Plan, fit_budget
-from fluxvit.machine import device_name, processor_name
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.utils.files import append_json, read_json_lines, write_json_lines
+from fluxvit.utils.system import device_name, processor_name
 
 # A warm-up ends when a pass is hardly faster than the fastest before it, or after so many times its length.
 _STABLE, _MOST_WARMUPS = 0.95, 5

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxvit.checkpoints import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
+from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, CheckpointInfo, load_checkpoint
 from fluxvit.deploy.latency import plan_for
 from fluxvit.flux.budget import Budget
+from fluxvit.flux.cascade import Spent
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.flux.spending import Spent
-from fluxvit.machine import usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
-from fluxvit.schema import convert, plain
+from fluxvit.utils.schema import convert, plain
+from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times

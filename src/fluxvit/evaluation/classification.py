@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fluxvit.checkpoints import CheckpointInfo
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.classes import numbered_like
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader

@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.data.manifest import Entry, Manifest, read_manifest, to_record
 from fluxvit.data.questions import questions_of
 from fluxvit.deploy.chat import Chat, check_answer
 from fluxvit.evaluation.config import DescriptionsConfig
-from fluxvit.files import append_json, lock_file, read_json_lines
-from fluxvit.machine import log_device
-from fluxvit.models.language_model import LanguageModel, load_language_model
+from fluxvit.utils.files import append_json, lock_file, read_json_lines
+from fluxvit.utils.system import log_device
 from fluxvit.video.base import VideoError
 
 DESCRIPTIONS = "descriptions.jsonl"

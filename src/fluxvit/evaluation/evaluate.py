@@ -19,28 +19,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
+from fluxvit.checkpoints.folder import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
 from fluxvit.deploy.latency import LatencyTable
-from fluxvit.evaluation.answers import Answers
 from fluxvit.evaluation.classification import Predictions, Request, number_for_checkpoint, predict_requests
 from fluxvit.evaluation.config import EvaluateConfig, Views
 from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.metrics import Metrics, average_precision, mean_of_classes, measure
+from fluxvit.evaluation.prediction_store import Answers
 from fluxvit.evaluation.protocol import Protocol, head_of
 from fluxvit.evaluation.report.filmstrips import Filmstrip, best_and_worst, make_filmstrips
 from fluxvit.evaluation.report.page import require_report_packages, write_report
-from fluxvit.evaluation.subjects import Subject, autocast, find_subjects
-from fluxvit.files import lock_folder, write_json
+from fluxvit.evaluation.tested_plans import Subject, autocast, find_subjects
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.machine import device_name, log_device
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.schema import convert, load
-from fluxvit.terminal import printable
-from fluxvit.training.distributed import ALONE, World, fail_together, lock_run
+from fluxvit.utils.distributed import ALONE, World, fail_together, lock_run
+from fluxvit.utils.files import lock_folder, write_json
+from fluxvit.utils.schema import convert, load
+from fluxvit.utils.system import device_name, log_device
+from fluxvit.utils.terminal import printable
 
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
 RESIZE = "bilinear with antialiasing, aspect kept, until the grid just fits; one crop: the centre"

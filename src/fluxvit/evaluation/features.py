@@ -28,13 +28,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import CheckpointInfo, state_digest
+from fluxvit.checkpoints.folder import CheckpointInfo, state_digest
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
-from fluxvit.files import write_json
 from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.terminal import printable
+from fluxvit.utils.files import write_json
+from fluxvit.utils.terminal import printable
 from fluxvit.video.transforms import normalize
 
 # What a model uses when nothing is said, as `fluxvit predict` does.

@@ -1,120 +1,233 @@
-"""How well queries find what belongs to them: recall and ranks in both directions, of any two modalities.
+"""Which video belongs to a caption, and which caption to a video, at several budgets.
 
-Everything is computed from a matrix of similarities, in blocks of queries, so that no second matrix of its
-size is made. What ties with the right answer ranks before it: an encoder that tells nothing apart finds
-nothing.
+A dual encoder that is given all captions is a classifier (`zero_shot`): its logits are the similarities. So
+plans are tested, and searched, as those of classifiers are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fluxvit.data.texts import plain_caption
+from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import Manifest, read_manifest
+from fluxvit.data.texts import embed_texts
+from fluxvit.evaluation.classification import Request, predict_requests
+from fluxvit.evaluation.config import EvaluateConfig, RetrievalConfig
+from fluxvit.evaluation.evaluate import RESIZE
+from fluxvit.evaluation.features import backbone_digest
+from fluxvit.evaluation.recall import Recall, answers_of, dual_softmax, recall, right_videos
+from fluxvit.evaluation.tested_plans import Subject, find_subjects
+from fluxvit.evaluation.zero_shot import text_classifier
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.layers import CosineClassifier
+from fluxvit.utils.files import write_json
+from fluxvit.utils.system import device_name, log_device, usable_device
 
-_BLOCK = 256  # Queries at once.
+RESULTS = "retrieval.json"
 
 
 @dataclass(frozen=True)
-class Recall:
-    """Figures of one direction.
+class Retrieval:
+    """What a test found; as a string, for people.
 
     Args:
-        ranks: int64 ``[Q]``, from 1: of each query's best answer, behind all wrong ones as similar as it.
-        candidates: Among how many.
+        results: What ``retrieval.json`` holds.
+        wrote: That file.
     """
 
-    ranks: Tensor
-    candidates: int
+    results: dict[str, Any]
+    wrote: Path
 
-    def at(self, count: int) -> float:
-        """R@count: the part of the queries whose answer is among the first so many."""
-        return (self.ranks <= count).double().mean().item()
+    def __str__(self) -> str:
+        results = self.results
+        names = ("R@1", "R@5", "R@10", "MdR", "MnR")
+        head = ("budget", "sampling", "grid", "kept", "GMACs", "dual softmax")
+        rows = [(*head, *(f"t2v {name}" for name in names), *(f"v2t {name}" for name in names))]
+        for row in results["rows"]:
+            figures = [row[way][name] for way in ("text_to_video", "video_to_text") for name in _FIGURES]
+            rows.append(
+                (
+                    str(row["budget"]),
+                    row["kind"],
+                    row["grid"],
+                    f"{row['keep']} of {row['pool']}",
+                    f"{row['gmacs']:.3g}",
+                    "yes" if row["dual_softmax"] else "no",
+                    *(f"{value:.1f}" for value in figures),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{results['checkpoint']} on {results['data']}: {results['videos']} videos, "]
+        lines[0] += f"{results['captions']} captions; recall in percent, ranks from 1"
+        if shared := results["shared_captions"]:
+            lines.append(f"{shared} captions are those of several videos, of which each counts as right")
+        lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.append("Dual softmax compares with all other queries at once, which nobody has who searches.")
+        if results["unreadable"]:
+            lines.append(f"{len(results['unreadable'])} videos cannot be read and rank last")
+        return "\n".join([*lines, f"wrote   {self.wrote}"])
 
-    @property
-    def median_rank(self) -> float:
-        """The middle rank; of an even number of queries the mean of the two middle ones."""
-        return self.ranks.double().quantile(0.5).item()
 
-    @property
-    def mean_rank(self) -> float:
-        """The mean rank."""
-        return self.ranks.double().mean().item()
+_FIGURES = ("r1", "r5", "r10", "median_rank", "mean_rank")
 
 
-def recall(similarity: Tensor, belongs: Sequence[Sequence[int]]) -> Recall:
-    """Rank candidates by similarity to each query.
+def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
+    """Test a dual encoder on captioned videos, and write ``retrieval.json`` into ``config.out``.
 
-    Args:
-        similarity: ``[Q, N]``, of queries to candidates.
-        belongs: For each query the candidates that are right; the best one of them counts, and the others
-            do not stand in its way.
+    Every caption is a query for its video, and every video one for its captions, of which the best counts.
+    Equal captions of several videos are right for each of these videos.
+    What ties with the right answer ranks before it.
 
     Raises:
-        ValueError: A query has no right candidate, or one that is not there; a similarity is no number.
+        ValueError: The checkpoint, the manifest or a plan cannot be used; the message says why.
     """
-    queries, candidates = similarity.shape
-    if len(belongs) != queries:
-        raise ValueError(f"{len(belongs)} lists of right candidates for {queries} queries")
-    for query, answers in enumerate(belongs):
-        if not answers or not all(0 <= index < candidates for index in answers):
-            raise ValueError(
-                f"query {query}: its right candidates are {list(answers)}; give at least one, "
-                f"of 0..{candidates - 1}"
+    device = usable_device(config.device)
+    encoder, info = load_dual(config.checkpoint, device)
+    manifest = read_manifest(config.data, None)
+    sentences = [text for entry in manifest.entries for text in entry.captions]
+    for entry in manifest.entries:
+        if not entry.captions:
+            raise ValueError(f"{config.data}: {entry.path} has no caption")
+    belongs = right_videos([entry.captions for entry in manifest.entries])
+    model = text_classifier(encoder, embed_texts(encoder, info.texts, sentences))
+    tested = EvaluateConfig(
+        config.checkpoint,
+        config.data,
+        config.budgets,
+        grid=config.grid,
+        plain_size=config.plain_size,
+        precision=config.precision,
+        batch_size=config.batch_size,
+    )
+    subjects = find_subjects(tested, model, info.video)
+    log_device(device)
+    found, unreadable = cosines(
+        model,
+        info.video,
+        manifest,
+        [subject.plan for subject in subjects],
+        precision=config.precision,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        progress=progress,
+    )
+    rows = []
+    for subject, similarity in zip(subjects, found, strict=True):
+        for dual in (False, True):
+            rows.append(
+                {**_about(subject, model), "dual_softmax": dual, **_figures(similarity, belongs, dual)}
             )
-    ranks = []
-    for first in range(0, queries, _BLOCK):
-        rows = similarity[first : first + _BLOCK]
-        if rows.isnan().any():
-            query = first + int(rows.isnan().any(1).nonzero()[0])
-            raise ValueError(f"query {query}: a similarity is not a number; is an embedding broken?")
-        right = torch.zeros_like(rows, dtype=torch.bool)
-        for row, indices in enumerate(belongs[first : first + _BLOCK]):
-            right[row, list(indices)] = True
-        best = rows.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        ranks.append(1 + ((rows >= best) & ~right).sum(1))
-    return Recall(torch.cat(ranks).cpu(), candidates)
+    results = {
+        "checkpoint": config.checkpoint,
+        "data": config.data,
+        "data_digest": manifest.digest,
+        "weights_digest": backbone_digest(model, info.video),
+        "videos": len(manifest),
+        "captions": len(sentences),
+        "shared_captions": sum(len(videos) > 1 for videos in belongs),
+        "resize": RESIZE,
+        "precision": config.precision,
+        "device": device_name(device),
+        "unreadable": [
+            {"path": str(manifest.entries[i].path), "error": why} for i, why in sorted(unreadable.items())
+        ],
+        "rows": rows,
+    }
+    path = Path(config.out) / RESULTS
+    write_json(path, results)
+    return Retrieval(results, path)
 
 
-def right_videos(captions: Sequence[Sequence[str]]) -> list[list[int]]:
-    """The videos that each caption is right for.
-
-    A caption that several videos share is right for all of them: nothing could tell which one is meant.
-    Captions are equal if they differ only in case and white space.
+def cosines(
+    model: FluxViT,
+    info: CheckpointInfo,
+    manifest: Manifest,
+    plans: Sequence[Plan],
+    *,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = True,
+) -> tuple[list[Tensor], dict[int, str]]:
+    """Similarities of videos and texts.
 
     Args:
-        captions: Those of each video.
+        model: A classifier of Q texts.
+        info: Of its video side.
+        plans: Videos that have one grid in common are read once.
 
     Returns:
-        For every caption, video by video, the numbers of its videos, rising.
+        Cosines ``[N, Q]`` at each plan, NaN in rows of videos that cannot be read; and why they cannot.
     """
-    videos: dict[str, list[int]] = {}
-    plain = [[plain_caption(caption) for caption in row] for row in captions]
-    for number, row in enumerate(plain):
-        for caption in dict.fromkeys(row):
-            videos.setdefault(caption, []).append(number)
-    return [videos[caption] for row in plain for caption in row]
+    head = model.heads[0].fc
+    assert isinstance(head, CosineClassifier)
+    by_grid: dict[SamplingGrid, list[int]] = {}
+    for number, plan in enumerate(plans):
+        by_grid.setdefault(plan.grid, []).append(number)
+    found: dict[int, Tensor] = {}
+    unreadable: dict[int, str] = {}
+    for grid, numbers in by_grid.items():
+        answers = predict_requests(
+            model,
+            ClipDataset(manifest),
+            grid,
+            [Request.of(plans[number]) for number in numbers],
+            mean=info.mean,
+            std=info.std,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            progress=f"Testing {grid}" if progress else None,
+            tolerant=True,
+        )
+        for number, answer in zip(numbers, answers, strict=True):
+            found[number] = answer.logits / head.scale.item()
+            unreadable |= answer.unreadable
+    return [found[number] for number in range(len(plans))], unreadable
 
 
-def answers_of(belongs: Sequence[Sequence[int]], candidates: int) -> list[list[int]]:
-    """The other direction: for each candidate the queries that it is right for."""
-    queries: list[list[int]] = [[] for _ in range(candidates)]
-    for query, indices in enumerate(belongs):
-        for index in indices:
-            queries[index].append(query)
-    return queries
+def _about(subject: Subject, model: Any) -> dict[str, Any]:
+    plan, config = subject.plan, model.config
+    return {
+        "budget": subject.budget,
+        "kind": subject.kind,
+        "grid": str(plan.grid),
+        "keep": plan.keep,
+        "pool": plan.grid.tokens(config.patch_size, config.tubelet_size),
+        "selector": plan.selector,
+        # The classifier's cosines are no part of what embedding a clip costs.
+        "gmacs": grid_cost(replace(config.size, num_classes=0), plan.grid, plan.keep, plan.selector).total
+        / 1e9,
+    }
 
 
-def dual_softmax(similarity: Tensor, scale: float = 1.0) -> Tensor:
-    """Similarities ``[Q, N]`` times each candidate's softmax over all queries (Cheng et al. 2021,
-    arXiv 2109.04290): a candidate that is near to every query counts less for each.
+def _figures(similarity: Tensor, belongs: Sequence[Sequence[int]], dual: bool) -> dict[str, Any]:
+    """Both directions, of similarities of videos to captions ``[N, Q]``; NaN rows are unreadable videos."""
+    lost = similarity.isnan().any(1, keepdim=True)
+    similarity = similarity.masked_fill(lost, -1)  # The least that a cosine can be.
+    of_texts, of_videos = similarity.t(), similarity
+    if dual:
+        of_texts, of_videos = dual_softmax(of_texts), dual_softmax(of_videos)
+    worst = torch.finfo(similarity.dtype).min
+    of_texts = of_texts.masked_fill(lost.t(), worst)
+    of_videos = of_videos.masked_fill(lost, worst)
+    return {
+        "text_to_video": _told(recall(of_texts, belongs)),
+        "video_to_text": _told(recall(of_videos, answers_of(belongs, len(similarity)))),
+    }
 
-    It takes all queries at once, which nobody has who searches: figures with it stand in a row of their own.
 
-    Args:
-        scale: Of the similarities in the softmax. InternVideo2 and its heirs take cosines as they are (1).
-    """
-    return similarity * (similarity * scale).softmax(0)
+def _told(found: Recall) -> dict[str, float]:
+    figures = {f"r{count}": 100 * found.at(count) for count in (1, 5, 10)}
+    return {**figures, "median_rank": found.median_rank, "mean_rank": found.mean_rank}

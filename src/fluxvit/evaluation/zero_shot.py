@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import save_checkpoint
+from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.folder import save_checkpoint
 from fluxvit.data.class_names import read_class_names
-from fluxvit.data.text_files import text_lines
+from fluxvit.data.formats.text_files import text_lines
 from fluxvit.data.texts import Texts, embed_texts
 from fluxvit.deploy.config import ZeroShotConfig
-from fluxvit.dual_checkpoints import load_dual
-from fluxvit.machine import log_device, usable_device
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.layers import CosineClassifier
+from fluxvit.utils.system import log_device, usable_device
 
 TEMPLATES = (
     "{}",

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from fluxvit.schema import Count, Positive, check, located, shown
+from fluxvit.utils.schema import Count, Positive, check, located, shown
 
 # As many digits as floats have at most; integers of thousands of digits take Python long to read.
 _BUDGET = re.compile(r"(\d{1,309})(\.\d{1,400})?\s*(tokens?|gflops|ms|)", re.ASCII)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from fluxvit.schema import check, located, shown
+from fluxvit.utils.schema import check, located, shown
 
 # Far beyond any video: they stop typing errors before anything is allocated.
 _Frames = Annotated[int, Meta(ge=1, le=1 << 14)]

@@ -13,7 +13,7 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
-from fluxvit.schema import Count, Name, Natural, NotNegative, Positive, Share, check
+from fluxvit.utils.schema import Count, Name, Natural, NotNegative, Positive, Share, check
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ sees of a video, D its width, L tokens of text.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,7 @@ from torch.nn import functional as F
 from fluxvit.flux.selection import Selector
 from fluxvit.models.config import MAX_PARAMETERS, Heads, Width
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.hub import cache_option
-from fluxvit.schema import NotNegative, check
+from fluxvit.utils.schema import NotNegative, check
 
 CONNECTORS = ("mlp", "query")
 _FREQUENCIES = 6
@@ -259,7 +259,7 @@ class VideoChat(nn.Module):
         Returns:
             Logits of the next token, ``[1, 1, vocabulary]``.
         """
-        options = {cache_option(self.language): cache}
+        options = {_cache_option(self.language): cache}
         return self.language(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1, **options).logits
 
 
@@ -298,3 +298,8 @@ def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _cache_option(network: Any) -> str:
+    """The name that the forward pass of a language model has for the keys and values of earlier tokens."""
+    return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"

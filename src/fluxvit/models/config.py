@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from fluxvit.flux.cost import NetworkSize
-from fluxvit.schema import check, convert, plain
+from fluxvit.utils.schema import check, convert, plain
 
 ACTIVATIONS = ("gelu_tanh", "gelu")
 MAX_PARAMETERS = 100_000_000_000

@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import max_pool
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
-from fluxvit.machine import memory_bytes
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
 from fluxvit.models.layers import Aligner, Block, BudgetHead, CosineClassifier, init_linear, make_classifier
+from fluxvit.utils.system import memory_bytes
 
 
 class FluxViTOutput(NamedTuple):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fluxvit.models.attention import attention
 from fluxvit.models.config import MAX_PARAMETERS, Depth, Heads, Width
-from fluxvit.schema import check
+from fluxvit.utils.schema import check
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from fluxvit.models.config import (
     TableShape,
     Width,
 )
-from fluxvit.options import DeviceOptions
-from fluxvit.schema import (
+from fluxvit.utils.options import DeviceOptions
+from fluxvit.utils.schema import (
     Batch,
     Count,
     Natural,

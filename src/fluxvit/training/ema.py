@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.distributed import local
+from fluxvit.training.parallel import local
 
 
 class Ema:

@@ -20,7 +20,7 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fluxvit.files import append_json, read_json_lines, write_json_lines
+from fluxvit.utils.files import append_json, read_json_lines, write_json_lines
 
 LOG = "log.jsonl"
 _PLAIN_LINE_SECONDS = 30.0

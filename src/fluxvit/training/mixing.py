@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.schema import NotNegative
 from fluxvit.training.config import MixingSettings
+from fluxvit.utils.schema import NotNegative
 
 
 @dataclass(frozen=True)

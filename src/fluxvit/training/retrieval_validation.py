@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fluxvit.checkpoints.dual_encoder import DualInfo, copy_language, save_dual
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.texts import embed_texts
-from fluxvit.dual_checkpoints import DualInfo, copy_language, save_dual
-from fluxvit.evaluation.retrieval import answers_of, recall, right_videos
+from fluxvit.evaluation.recall import answers_of, recall, right_videos
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.distributed import whole
+from fluxvit.training.parallel import whole
 from fluxvit.training.trainer import Trainer
 from fluxvit.training.validation import Validation, exporting
 

@@ -26,16 +26,17 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fluxvit.files import atomic_path, clear_leftovers, flush_to_disk, write_json
+from fluxvit.checkpoints.weights import kind_of
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.schema import Natural, convert, located
-from fluxvit.schema import load as load_json
 from fluxvit.training.config import MixingSettings, NetworkSettings
-from fluxvit.training.distributed import World, local
 from fluxvit.training.ema import Ema
+from fluxvit.training.parallel import local
 from fluxvit.training.sharded_state import StateReader, read_metadata
+from fluxvit.utils.distributed import World
+from fluxvit.utils.files import atomic_path, clear_leftovers, flush_to_disk, write_json
+from fluxvit.utils.schema import Natural, convert, located
+from fluxvit.utils.schema import load as load_json
 from fluxvit.video.augment_settings import AugmentSettings
-from fluxvit.weights import kind_of
 
 STATE = "state.pt"
 ABOUT = "about.json"

@@ -27,13 +27,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints import state_digest
+from fluxvit.checkpoints.folder import state_digest
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.loader import loader
-from fluxvit.files import atomic_path, write_json
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape, tokens_of_maps
-from fluxvit.training.distributed import World, fail_together
+from fluxvit.utils.distributed import World, fail_together
+from fluxvit.utils.files import atomic_path, write_json
 from fluxvit.video.base import VideoError
 
 _TYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16}

@@ -18,15 +18,14 @@ import torch.utils.deterministic
 from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
-from fluxvit.machine import Stopped, log_device
 from fluxvit.models.adapters import adapted_layers, merged_state
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import TrainConfig
-from fluxvit.training.distributed import ALONE, World, accumulating, forget_step, parallelize, whole
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_loggers
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.optim import Muon, cosine_schedule, parameter_groups
+from fluxvit.training.parallel import accumulating, forget_step, parallelize, whole
 from fluxvit.training.state import (
     Saved,
     changed_settings,
@@ -36,7 +35,9 @@ from fluxvit.training.state import (
     save_state,
     tidy,
 )
-from fluxvit.training.tasks import Task
+from fluxvit.training.tasks.classify import Task
+from fluxvit.utils.distributed import ALONE, World
+from fluxvit.utils.system import Stopped, log_device
 from fluxvit.video.transforms import normalize
 
 # What a run may change when it goes on: its length, and with it the schedule of the learning rate.

@@ -13,18 +13,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fluxvit.checkpoints import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry
 from fluxvit.evaluation.classification import Predictions, predict_dataset
 from fluxvit.evaluation.metrics import average_precision, mean_of_classes
-from fluxvit.files import append_json, read_json_lines, write_json_lines
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.machine import Stopped
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.distributed import fail_together
 from fluxvit.training.trainer import Trainer
+from fluxvit.utils.distributed import fail_together
+from fluxvit.utils.files import append_json, read_json_lines, write_json_lines
+from fluxvit.utils.system import Stopped
 
 VALIDATION = "validation.jsonl"
 BEST = "best"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fluxvit.schema import Finite, Share, check
+from fluxvit.utils.schema import Finite, Share, check
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from types import TracebackType
 
 import numpy as np
 
-from fluxvit.terminal import printable
+from fluxvit.utils.terminal import printable
 from fluxvit.video.limits import VideoLimits
 
 # A time may miss a frame's start by rounding (3 * 0.04 < 0.12); video clocks tick no faster than this.

@@ -18,8 +18,8 @@ from fluxvit.video.base import VideoError, VideoInfo
 from fluxvit.video.container import is_animated_webp, open_container
 from fluxvit.video.frames_reader import DEFAULT_FPS, FixedRateReader
 from fluxvit.video.limits import VideoLimits, image_size
-from fluxvit.video.members import image_pattern
 from fluxvit.video.rgb import RGBConverter, exif_orientation, orientation
+from fluxvit.video.tar_members import image_pattern
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _VIDEOS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".m4v", ".gif"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from fluxvit.video.base import VideoError
 from fluxvit.video.limits import VideoLimits
-from fluxvit.video.members import TarMember, Window
+from fluxvit.video.tar_members import TarMember, Window
 
 if TYPE_CHECKING:
     import torch

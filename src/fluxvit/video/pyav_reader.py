@@ -25,8 +25,8 @@ from fluxvit.video.base import DamageFound, VideoError, VideoInfo, VideoReader, 
 from fluxvit.video.clock import Clock
 from fluxvit.video.container import is_animated_webp
 from fluxvit.video.limits import VideoLimits, image_size
-from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import RGBConverter, display_width
+from fluxvit.video.tar_members import TarMember
 from fluxvit.video.video_file import (
     IMAGE_CODECS,
     bytes_of,

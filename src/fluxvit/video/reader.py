@@ -8,8 +8,8 @@ from fluxvit.video.base import VideoError, VideoInfo, VideoReader
 from fluxvit.video.folder_reader import FolderReader
 from fluxvit.video.frames_reader import DEFAULT_FPS, ArrayReader
 from fluxvit.video.inputs import VideoInput, as_file, as_frames, given_path
-from fluxvit.video.members import split_pattern
 from fluxvit.video.pyav_reader import PyAVReader
+from fluxvit.video.tar_members import split_pattern
 
 __all__ = [
     "ArrayReader",
@@ -38,7 +38,7 @@ def open_video(
     Args:
         video: One of these:
 
-            - the path of a video file, or of a video in a shard (see `fluxvit.video.members`);
+            - the path of a video file, or of a video in a shard (see `fluxvit.video.tar_members`);
             - the path of a folder of jpg, png, webp or bmp images, one a frame; if it holds several kinds of
               images, with the name of those that are meant, such as ``frames/img_%05d.jpg`` or
               ``frames/img_*.jpg`` (see `FolderReader`);

@@ -17,8 +17,8 @@ from av.video.stream import VideoStream
 from fluxvit.video.base import VideoError
 from fluxvit.video.container import open_container, other_kind, script_kind
 from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
-from fluxvit.video.members import TarMember
 from fluxvit.video.rgb import display_width
+from fluxvit.video.tar_members import TarMember
 
 _SCRIPT_BYTES = 1024
 

@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from fluxvit.files import atomic_path
+from fluxvit.utils.files import atomic_path
 from fluxvit.video.frames_reader import checked_fps
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluxvit.files import atomic_path
-from fluxvit.terminal import printable
+from fluxvit.utils.files import atomic_path
+from fluxvit.utils.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

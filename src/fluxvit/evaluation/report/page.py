@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fluxvit.evaluation.report import figures
 from fluxvit.evaluation.report.figures import Row
 from fluxvit.evaluation.report.filmstrips import Filmstrip, encode
-from fluxvit.files import atomic_path
-from fluxvit.terminal import printable
+from fluxvit.utils.files import atomic_path
+from fluxvit.utils.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

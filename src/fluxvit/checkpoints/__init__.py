@@ -1,0 +1,1 @@
+"""Checkpoint folders of all kinds, and the weights of others."""

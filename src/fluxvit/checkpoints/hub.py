@@ -1,0 +1,97 @@
+"""The ``transformers`` library, an extra: what everything that loads a network from it shares."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+
+def transformers_library(what: str) -> Any:
+    """The library.
+
+    Args:
+        what: Needs it.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise ValueError(
+            f"{what} from Hugging Face need the package transformers: pip install 'fluxvit[huggingface]'"
+        ) from None
+
+
+def check_source(source: str) -> None:
+    """Raise a ValueError if a source is neither a folder nor a possible name on the hub."""
+    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source):
+        raise ValueError("there is no such folder.")
+
+
+@contextmanager
+def explained(what: str, source: str, types: Sequence[str] = ()) -> Iterator[None]:
+    """Turn errors in loading into a ValueError that names the source and what could be given instead.
+
+    Args:
+        what: What is loaded, for the message.
+        types: Supported types of model, if not all are.
+    """
+    try:
+        yield
+    except Exception as error:  # A stranger's folder can make the library fail in any way.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if not isinstance(error, (OSError, ValueError)):
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
+        supported = f", of a supported type: {', '.join(types)}" if types else ""
+        raise ValueError(
+            f"no {what} from {source!r}: {reason} Give a folder with config.json and weights, or a name on "
+            "the Hugging Face hub (without internet, fetch it beforehand: hf download NAME --local-dir "
+            f"FOLDER){supported}"
+        ) from error
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and reports of weights that are not needed, such as the other tower's."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_network(kind: Any, source: str, **options: Any) -> tuple[nn.Module, set[str]]:
+    """A network of a class of transformers, and the names of the tensors that its weights lack.
+
+    Raises:
+        OSError: There are no weights.
+    """
+    network, report = kind.from_pretrained(source, output_loading_info=True, **options)
+    missing = set(report["missing_keys"])
+    for tower in ("vision_model.", "text_model."):
+        # Version 5 of transformers writes a single tower without this prefix. Version 4 and some classes of
+        # version 5 find such weights only with it.
+        if any(tower + key in missing for key in report["unexpected_keys"]):
+            names = {rf"^(?!{re.escape(tower)}|visual_projection|text_projection)(.+)": rf"{tower}\1"}
+            network, report = kind.from_pretrained(
+                source, output_loading_info=True, key_mapping=names, **options
+            )
+            missing = set(report["missing_keys"])
+    return network, missing
+
+
+def blocks_of(network: nn.Module) -> nn.ModuleList:
+    """The first list of modules; where it hangs differs between networks and versions of transformers."""
+    return next(module for module in network.modules() if isinstance(module, nn.ModuleList))

@@ -1,0 +1,1 @@
+"""Readers of the lists and annotation files in which data sets come."""

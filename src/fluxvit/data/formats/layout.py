@@ -1,0 +1,253 @@
+"""What the readers of data sets share: the list of videos, the registry of formats, splits, and files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from fluxvit.data.formats.text_files import shown
+from fluxvit.data.formats.walk import LeftOut, folder_identity, walk
+from fluxvit.data.manifest import MOST_SECONDS, Entry
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
+)
+IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "validate", "valid"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """Videos that are yet to be checked.
+
+    Attributes:
+        split: ``train``, ``val``, ``test`` or a name of the data set's own; empty if it has none.
+        root: Absolute folder that holds the videos.
+        entries: Their paths are absolute; files need not exist.
+        labels: Class names; empty if the data set ships none.
+        notes: What the reader passed over, one sentence each.
+        name: The format that it was read as, such as ``kinetics``, or a name of its own.
+    """
+
+    split: str
+    root: Path
+    entries: tuple[Entry, ...]
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    name: str = ""
+
+
+# --- Formats -----------------------------------------------------------------------------------------------
+
+Reader = TypeVar("Reader", bound=Callable[..., VideoList])
+
+FORMATS: dict[str, Callable[..., VideoList]] = {}
+"""Readers by format. A reader takes the source, the folder of the videos or None, and the split or None."""
+
+FOLDER_MARKS: dict[str, str] = {}
+"""Formats by the patterns of file names that only a folder of that format has."""
+
+
+def data_format(name: str, *marks: str) -> Callable[[Reader], Reader]:
+    """Register the reader of a format; what `fluxvit.data.formats.registry` imports can be read by its name.
+
+    Args:
+        name: Name of the format.
+        marks: Patterns of file names, such as ``activity_net*.json``. A folder that holds such a file is
+            recognised as this format.
+    """
+
+    def register(reader: Reader) -> Reader:
+        FORMATS[name] = reader
+        FOLDER_MARKS.update(dict.fromkeys(marks, name))
+        return reader
+
+    return register
+
+
+# --- Splits ------------------------------------------------------------------------------------------------
+
+
+class SplitNeeded(ValueError):
+    """The data set has splits, and none was requested."""
+
+
+class NoSuchSplit(ValueError):
+    """The data set has no split of that name."""
+
+
+_SPLIT = re.compile(
+    r"(?<![a-z])(train|val|test)(?:ing|idation|idate|id)?"
+    r"(?:sets?|splits?|lists?|data|videos?|clips?|frames?|images?|files?)?(?![a-z])"
+)
+
+
+def splits_in(name: str) -> list[str]:
+    """The splits that the name of a file or folder mentions: ``train`` and ``val`` for ``trainval``."""
+    plain = name.lower().replace("trainval", "train_val")
+    return list(dict.fromkeys(_SPLIT.findall(plain)))
+
+
+def split_in(name: str) -> str | None:
+    """The split that the name of a file or folder mentions, such as ``val`` for ``validationSet``; None if
+    it mentions none or several.
+    """
+    found = splits_in(name)
+    return found[0] if len(found) == 1 else None
+
+
+def requested_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
+    """The requested split, or the one that the name of the source mentions, or the only one that exists.
+
+    Args:
+        found: The splits that exist.
+
+    Raises:
+        SplitNeeded: None was requested, and several exist.
+        NoSuchSplit: The requested split does not exist.
+    """
+    if split is not None and split in found:
+        return split
+    named = split_in(source.stem) if source.is_file() else None
+    for name, others in SPLIT_NAMES.items():
+        if name in found and (split in others or (split is None and named == name)):
+            return name
+    if split is None and len(found) == 1:
+        return found[0]
+    if split is None:
+        raise SplitNeeded(f"{source}: which of its splits? Choose with --split {' or '.join(found)}")
+    raise NoSuchSplit(f"{source}: no split {split!r}; choose {' or '.join(found)}")
+
+
+def name_split(split: str | None, file: Path) -> str:
+    """The requested split, or else the one that the name of the list mentions; empty if neither exists."""
+    return split or split_in(file.stem) or ""
+
+
+# --- Files -------------------------------------------------------------------------------------------------
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files of a folder, sorted, without hidden ones."""
+    return sorted(p for p in folder.iterdir() if os.path.isfile(p) and not p.name.startswith("."))
+
+
+def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones.
+
+    Args:
+        left_out: Receives links that lead nowhere, and those to the folder itself or to one that holds it.
+    """
+    folders = []
+    names = next(walk(folder, left_out), ("", [], []))[1]
+    above = {folder_identity(path) for path in (folder, *folder.parents, *folder.resolve().parents)}
+    for path in (folder / name for name in names):
+        if folder_identity(path) in above:
+            left_out.again.append(str(path))
+        else:
+            folders.append(path)
+    return folders
+
+
+def is_video(name: str) -> bool:
+    """Whether a text ends like the name of a video file."""
+    return name.strip().lower().endswith(tuple(VIDEO_SUFFIXES))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is named like an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is named like a list of videos."""
+    return path.suffix.lower() in (".csv", ".tsv", ".txt")
+
+
+def list_file(source: Path, split: str | None) -> Path:
+    """The list of a split: ``source`` itself, or the file of it in that folder."""
+    if source.is_file():
+        return source
+    lists = [path for path in files_in(source) if is_list(path)]
+    splits = [split_in(path.stem) for path in lists]
+    requested = requested_split(split, source, found=[name for name in SPLIT_NAMES if name in splits])
+    chosen = [path for path, name in zip(lists, splits, strict=True) if name == requested]
+    if len(chosen) > 1:
+        names = ", ".join(path.name for path in chosen)
+        raise ValueError(f"{source}: several lists of the split {requested} ({names}); give one of them")
+    return chosen[0]
+
+
+def first_of(folder: Path, names: Sequence[str]) -> Path:
+    """The first of ``names`` that is a file of the folder; a ValueError names them if none is."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder}: no file {' or '.join(names)}")
+
+
+def seconds_of(text: str, path: Path) -> float:
+    """A number of seconds; a ValueError names the file that it is from if it is none."""
+    seconds = seconds_in(text)
+    if seconds is None:
+        raise ValueError(f"{path}: {shown(text)} is not a number of seconds")
+    return seconds
+
+
+def seconds_in(text: str) -> float | None:
+    """The number of seconds that a text says; None if it says none, or more than any video lasts."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if abs(seconds) <= MOST_SECONDS else None
+
+
+class VideoFinder:
+    """Finds videos in any folder below ``root`` by their names without suffix."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._paths: dict[str, Path] = {}
+        for path in videos_below(root, LeftOut()):
+            name = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+            self._paths.setdefault(name, path)
+
+    def find(self, *names: str, expected: Path | None = None) -> Path:
+        """The first of the names that a video has; else ``expected``, by default the first name as an mp4."""
+        found = (self._paths[name] for name in names if name in self._paths)
+        return next(found, expected or self.root / f"{names[0]}.mp4")
+
+
+def videos_below(folder: Path, left_out: LeftOut, keep_broken: bool = False) -> list[Path]:
+    """Video files and folders of frames at and below a folder, sorted.
+
+    Args:
+        left_out: Receives what is no video, or cannot be read.
+        keep_broken: List links that lead nowhere, too, if they are named like videos.
+    """
+    videos = []
+    known = len(left_out.broken)
+    for parent, folders, files in walk(folder, left_out):
+        is_video = {name: os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES for name in files}
+        if not any(is_video.values()) and any(map(is_image, files)):
+            videos.append(Path(parent))
+            folders.clear()
+            continue
+        videos += [Path(parent, name) for name in files if is_video[name]]
+        left_out.others += [os.path.join(parent, name) for name in files if not is_video[name]]
+    if keep_broken:
+        broken = {path: Path(path) for path in left_out.broken[known:]}
+        missing = {path for path, link in broken.items() if link.suffix.lower() in VIDEO_SUFFIXES}
+        left_out.broken[known:] = [path for path in broken if path not in missing]
+        videos += [broken[path] for path in missing]
+    return sorted(videos)

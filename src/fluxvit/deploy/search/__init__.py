@@ -1,0 +1,1 @@
+"""Search over one's own videos."""

@@ -1,0 +1,1 @@
+"""Token Optimization: the search for the best sampling of each budget."""

@@ -1,0 +1,119 @@
+"""The samplings that a search tries for each budget."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
+
+from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.data.manifest import Manifest
+from fluxvit.evaluation.features import USUAL_SELECTOR
+from fluxvit.flux.grid import SamplingGrid, max_pool
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.optimization.halving import Sampling
+from fluxvit.video.base import VideoError
+from fluxvit.video.reader import probe
+
+if TYPE_CHECKING:
+    from fluxvit.optimization.config import OptimizeConfig
+
+# Candidates may have pools so many times as large as the largest of training.
+_BEYOND = 1.5
+# Frames this far from square are worth grids that are not square either.
+_OBLONG = 1.15
+_PROBED = 5
+
+
+def find_candidates(
+    config: OptimizeConfig, model: FluxViT, info: CheckpointInfo, aspect: Callable[[], float]
+) -> dict[int, list[Sampling]]:
+    """The samplings to try for each budget, largest budget first.
+
+    Where frames and sizes are not given they are those of training and one step beyond on both sides, up to
+    half as many tokens again as the largest training grid has; for videos that are not square every size
+    also in their shape; and for every budget the grids that it pays for whole (plain sampling).
+
+    Args:
+        aspect: Tells width over height of the videos; called only if needed.
+
+    Raises:
+        ValueError: A grid does not divide into tokens, none is large enough for a budget, or frames and sizes
+            are neither given nor known from training.
+    """
+    patch, tubelet = model.config.patch_size, model.config.tubelet_size
+    budgets = sorted(set(config.budgets or model.config.budgets), reverse=True)
+    trained = info.grids or [plan.grid for plan in info.plans]
+    if not trained and not (config.frames and (config.sizes or config.heights)):
+        raise ValueError(f"{config.checkpoint} names no training grids; give --frames and --sizes")
+    frames = config.frames or _and_neighbours({grid.frames for grid in trained}, tubelet)
+    if config.heights:
+        shapes = set(product(config.heights, config.widths))
+    elif config.sizes:
+        shapes = {(size, size) for size in config.sizes}
+    else:
+        shapes = _usual_shapes({(grid.height, grid.width) for grid in trained}, patch, aspect())
+    grids = {SamplingGrid(t, height, width) for t, (height, width) in product(frames, shapes)}
+    if not (config.frames or config.sizes or config.heights):
+        most = _BEYOND * max(grid.tokens(patch, tubelet) for grid in trained)
+        most = min(most, max_pool())
+        grids = {grid for grid in grids if grid.tokens(patch, tubelet, bounded=False) <= most}
+        for budget, (height, width) in product(budgets, shapes):
+            times, rest = divmod(budget, SamplingGrid(tubelet, height, width).tokens(patch, tubelet))
+            if times and not rest and times * tubelet <= max(frames):
+                grids.add(SamplingGrid(times * tubelet, height, width))
+    selectors: tuple[str, ...] = config.selectors or tuple(
+        dict.fromkeys(plan.selector for plan in info.plans)
+    )
+    selectors = selectors or (USUAL_SELECTOR,)
+    candidates = {}
+    for budget in budgets:
+        candidates[budget] = [
+            Sampling(budget, grid, selector)
+            for grid in sorted(grids)
+            # Where nothing is dropped there is nothing to choose between.
+            for selector in selectors[: None if grid.tokens(patch, tubelet) > budget else 1]
+            if grid.tokens(patch, tubelet) >= budget
+        ]
+        if not candidates[budget]:
+            most = max(grid.tokens(patch, tubelet) for grid in grids)
+            raise ValueError(
+                f"budget {budget}: no candidate grid has as many tokens (the largest has {most:g}); "
+                "give more --frames or larger --sizes"
+            )
+    return candidates
+
+
+def _and_neighbours(values: Iterable[int], unit: int) -> list[int]:
+    """Trained values, and one step beyond on both sides: the smallest between two of them, else a unit."""
+    ordered = sorted(set(values))
+    step = min((high - low for low, high in pairwise(ordered)), default=unit)
+    return [value for value in (ordered[0] - step, *ordered, ordered[-1] + step) if value > 0]
+
+
+def _usual_shapes(trained: set[tuple[int, int]], patch: int, aspect: float) -> set[tuple[int, int]]:
+    """Heights and widths to try for videos ``aspect`` times as wide as high."""
+    sides = _and_neighbours({min(shape) for shape in trained}, patch)
+    shapes = trained | {(side, side) for side in sides}
+    longer = max(aspect, 1 / aspect)
+    if longer >= _OBLONG:
+        for side in sides:
+            other = round(side * longer / patch) * patch
+            shapes.add((side, other) if aspect > 1 else (other, side))
+    return shapes
+
+
+def aspect_of(manifest: Manifest) -> float:
+    """Width over height of the videos, as far as a few of them tell; 1 if they do not."""
+    aspects = []
+    for entry in manifest.entries[:_PROBED]:
+        if entry.width and entry.height:
+            aspects.append(entry.width / entry.height)
+            continue
+        try:
+            shown = probe(entry.path)
+        except VideoError:  # It will be named when it is its turn.
+            continue
+        aspects.append(shown.width / shown.height)
+    return statistics.median(aspects) if aspects else 1.0

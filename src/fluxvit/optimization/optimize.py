@@ -1,0 +1,455 @@
+"""``fluxvit optimize``: the best sampling for each token budget, as a plan table beside the weights.
+
+`run_optimize` is the whole of it. It tries candidates (`search_candidates`) on held-out clips
+(`search_passes`), drops most of them early (`search`), measures what is left, and writes it down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fluxvit import __version__
+from fluxvit.checkpoints.folder import (
+    PRETRAINED,
+    SEARCH,
+    CheckpointInfo,
+    checkpoint_folder,
+    load_checkpoint,
+    save_checkpoint,
+    save_plans,
+)
+from fluxvit.data.dataset import ClipDataset, VideoSource
+from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
+from fluxvit.deploy.latency import measure_latencies
+from fluxvit.evaluation.classification import Score, number_for_checkpoint
+from fluxvit.evaluation.features import backbone_digest
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.plan import Cascade, Measured, Plan
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.optimization.candidates import aspect_of, find_candidates
+from fluxvit.optimization.cascade import tune_cascades
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.optimization.halving import Sampling, Table, choose, paired_interval, pass_gmacs
+from fluxvit.optimization.trials import Search
+from fluxvit.utils.files import lock_folder, write_json
+from fluxvit.utils.system import device_name, log_device, usable_device
+
+LOG = "search.jsonl"
+# Raise it when the same settings would log other figures than before.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A sampling at its best head.
+
+    Args:
+        plan: It, with what was measured.
+        score: Its accuracy on the clips that it saw.
+        truth: Mean probability of the truth there, by which the search ranks.
+    """
+
+    plan: Plan
+    score: Score
+    truth: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a plan gains over plain sampling of the same budget, which keeps all of a smaller pool.
+
+    Args:
+        plain: The best plain sampling.
+        gained: Accuracy more on the clips that both saw.
+        low, high: Its 95 % interval.
+    """
+
+    plain: Tried
+    gained: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a search cost.
+
+    Args:
+        gmacs: 1e9 multiply-accumulates of all clips together.
+        seconds: Of decoding and of the network, over all runs.
+        exhaustive_gmacs: What trying every candidate on every clip takes.
+    """
+
+    gmacs: float
+    seconds: float
+    exhaustive_gmacs: float
+
+    @property
+    def share(self) -> float:
+        return self.gmacs / self.exhaustive_gmacs
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """What a search found.
+
+    Args:
+        best: For each budget the plan, all of it measured.
+        gains: For each budget what it gains over plain sampling; None: there was no plain candidate.
+        tried: Every sampling of each budget, best first.
+        clips: Clips that could be read.
+        unreadable: Errors of the others.
+        cascades: For each mean budget a cascade.
+        folder: The checkpoint that holds the plans now.
+    """
+
+    best: dict[int, Tried]
+    gains: dict[int, Gain | None]
+    tried: dict[int, list[Tried]]
+    spent: Spent
+    clips: int
+    unreadable: list[str]
+    cascades: dict[Budget, Cascade]
+    folder: Path
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [
+            ("budget", "grid", "keep", "head", "selector", "accuracy (95 % interval)", "GMACs", "ms")
+        ]
+        for budget, tried in self.best.items():
+            gain = self.gains[budget]
+            rows.append(_row(str(budget), tried))
+            if gain is not None and gain.plain.plan != tried.plan:
+                rows.append(_row("plain", gain.plain))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        for budget, gain in self.gains.items():
+            if gain is None:
+                lines.append(f"{budget} tokens: no candidate grid has a pool of as many, for plain sampling")
+            elif gain.plain.plan == self.best[budget].plan:
+                lines.append(f"{budget} tokens: plain sampling is the best")
+            else:
+                points, low, high = (f"{100 * value:+.1f}" for value in (gain.gained, gain.low, gain.high))
+                shared = gain.plain.score.total
+                lines.append(
+                    f"{budget} tokens: {points} points ({low} to {high}) over plain sampling on the {shared} "
+                    "clips that both saw"
+                )
+        lines.append(
+            f"cost    {self.spent.gmacs:.4g} GMACs, {100 * self.spent.share:.1f} % of trying all "
+            f"{sum(map(len, self.tried.values()))} candidates on all {self.clips} clips; "
+            f"{self.spent.seconds:.0f} s"
+        )
+        lines.append(
+            "These clips chose the plans, so that their accuracy is optimistic; "
+            "fluxvit evaluate tells it on others."
+        )
+        if self.unreadable:
+            lines.append(f"{len(self.unreadable)} videos cannot be read and were left out")
+        lines += [f"{budget} in the mean: {_told(cascade)}" for budget, cascade in self.cascades.items()]
+        return "\n".join([*lines, f"checkpoint  {self.folder}"])
+
+
+def _row(title: str, tried: Tried) -> tuple[str, ...]:
+    plan, measured = tried.plan, tried.plan.measured
+    assert measured is not None
+    return (
+        title,
+        str(plan.grid),
+        str(plan.keep),
+        str(plan.head),
+        plan.selector,
+        f"{tried.score} of {tried.score.total}",
+        f"{measured.gmacs:.4g}",
+        "" if measured.latency_ms is None else f"{measured.latency_ms:.1f}",
+    )
+
+
+def _told(cascade: Cascade) -> str:
+    """A cascade in words."""
+    assert cascade.measured is not None
+    assert cascade.measured.accuracy is not None
+    stages = ", then ".join(
+        f"{plan.keep} of {plan.grid}" + ("" if n == 0 else f" for {100 * share:.0f} % of the clips")
+        for n, (plan, share) in enumerate(zip(cascade.stages, cascade.reach, strict=True))
+    )
+    return f"{100 * cascade.measured.accuracy:.1f} % at {cascade.measured.gmacs:.4g} GMACs with {stages}"
+
+
+def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
+    """Search, and write the plan table and the account of the search beside the weights.
+
+    What was computed is in ``config.out``: the same call goes on after an interruption.
+
+    Raises:
+        ValueError: The checkpoint cannot be read or written, the data cannot be used, there is no candidate
+            for a budget, ``config.out`` holds another search, or another run is writing into it; the message
+            says which.
+    """
+    with lock_folder(config.out):
+        return _run_optimize(config, progress)
+
+
+def _run_optimize(config: OptimizeConfig, progress: bool) -> OptimizeResult:
+    config = replace(config, device=str(usable_device(config.device)))
+    model, info = load_checkpoint(config.checkpoint, config.device)
+    digest = backbone_digest(model, info)
+    folder = _writable_folder(config, digest)
+    manifest = _held_out(config, model, info)
+    readable = manifest.readable().entries
+    order = np.random.default_rng(config.seed).permutation(len(readable))[: config.videos]
+    clips = replace(manifest, entries=tuple(readable[i] for i in order))
+    candidates = find_candidates(config, model, info, lambda: aspect_of(clips))
+    search = Search(model, info, clips, VideoSource(clips), candidates, config.workers)
+    log_device(search.device)
+    facts = {
+        "search": _VERSION,
+        "weights": digest,
+        "data": manifest.digest,
+        "clips": len(clips),
+        "seed": config.seed,
+        "exhaustive": config.exhaustive,
+        "candidates": _digest(candidates),
+    }
+    finalists = search.run(Path(config.out) / LOG, facts, exhaustive=config.exhaustive, progress=progress)
+    broken = [
+        f"{entry.path}: {entry.error or 'known to be unreadable'}"
+        for entry in manifest.entries
+        if not entry.ok
+    ]
+    result = _result(search, finalists, folder, broken)
+    result = replace(result, cascades=_cascades(config, search, finalists, result, info, clips, progress))
+    _save(config, model, info, manifest, result)
+    return result
+
+
+def _cascades(
+    config: OptimizeConfig,
+    search: Search,
+    finalists: dict[int, list[Sampling]],
+    result: OptimizeResult,
+    info: CheckpointInfo,
+    clips: Manifest,
+    progress: bool,
+) -> dict[Budget, Cascade]:
+    """A cascade for each mean budget, of all plans that saw all clips."""
+    if not config.cascades:
+        return {}
+    seen = {Sampling(row.plan.keep, row.plan.grid, row.plan.selector): row.plan for row in _all(result)}
+    plans = [seen[sampling] for samplings in finalists.values() for sampling in samplings]
+    usable = replace(clips, entries=tuple(clips.entries[i] for i in np.flatnonzero(search.table.usable)))
+    cascades = tune_cascades(
+        search.model,
+        info,
+        ClipDataset(usable),
+        config.cascades,
+        plans=plans,
+        workers=config.workers,
+        progress=progress,
+    )
+    return dict(zip(config.cascades, cascades, strict=True))
+
+
+def _all(result: OptimizeResult) -> list[Tried]:
+    return [tried for rows in result.tried.values() for tried in rows]
+
+
+def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
+    """The folder that will get the plans."""
+    if config.to:
+        folder = Path(config.to)
+        occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if occupied and backbone_digest(*load_checkpoint(folder)) != digest:
+            raise ValueError(f"{folder} holds another checkpoint; choose another folder for the copy")
+        return folder
+    folder = checkpoint_folder(config.checkpoint)
+    if PRETRAINED in folder.resolve().parents:
+        raise ValueError(
+            f"{config.checkpoint} comes with the package, which is not written to; "
+            "name a folder for a copy that gets the plans: --to runs/optimized"
+        )
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} cannot be written to; name a folder for a copy: --to runs/optimized")
+    return folder
+
+
+def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> Manifest:
+    """The videos that choose."""
+    manifest = read_manifest(config.data, config.target)
+    if info.multi_label:
+        raise ValueError(
+            f"{config.checkpoint} tells several classes of a video; plans are chosen by how often one class "
+            "is right, which it does not tell"
+        )
+    if config.test:
+        test = read_manifest(config.test, None)
+        shared = shared_videos(manifest, test)
+        if shared:
+            raise ValueError(
+                f"{config.data} and {config.test} share {len(shared)} videos, such as {shared[0]}; "
+                "what chose the plans cannot test them"
+            )
+    return number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
+
+
+def _save(
+    config: OptimizeConfig, model: FluxViT, info: CheckpointInfo, manifest: Manifest, result: OptimizeResult
+) -> None:
+    others = [plan for plan in info.plans if plan.keep not in result.best]
+    plans = [*(tried.plan for tried in result.best.values()), *others]
+    # Cascades hold their plans themselves, so that former ones go on working.
+    cascades = list(result.cascades.values()) or info.cascades
+    info = replace(info, plans=sorted(plans, key=lambda plan: -plan.keep), cascades=cascades)
+    if config.to:
+        save_checkpoint(result.folder, model, info)
+    else:
+        save_plans(result.folder, info)
+    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "to", "workers")}
+    settings["cascades"] = [str(budget) for budget in config.cascades]
+    write_json(
+        result.folder / SEARCH,
+        {
+            "data": {
+                "digest": manifest.digest,
+                "manifest": config.data,
+                "clips": result.clips,
+                "unreadable": len(result.unreadable),
+                "seed": config.seed,
+            },
+            "settings": settings,
+            "trials": [_trial(budget, tried) for budget, rows in result.tried.items() for tried in rows],
+            "cost": {
+                "gmacs": result.spent.gmacs,
+                "seconds": result.spent.seconds,
+                "exhaustive_gmacs": result.spent.exhaustive_gmacs,
+                "share": result.spent.share,
+            },
+            "versions": {
+                "fluxvit": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "device": config.device,
+            },
+            "date": time.strftime("%Y-%m-%d"),
+        },
+    )
+
+
+def _trial(budget: int, tried: Tried) -> dict[str, Any]:
+    plan, (low, high) = tried.plan, tried.score.interval
+    return {
+        "budget": budget,
+        "grid": str(plan.grid),
+        "frames": plan.grid.frames,
+        "height": plan.grid.height,
+        "width": plan.grid.width,
+        "head": plan.head,
+        "selector": plan.selector,
+        "accuracy": tried.score.accuracy,
+        "low": low,
+        "high": high,
+        "correct": tried.score.correct,
+        "total": tried.score.total,
+        "score": tried.truth,
+    }
+
+
+# What was found --------------------------------------------------------------------------------------------
+
+
+def _result(
+    search: Search, finalists: dict[int, list[Sampling]], folder: Path, broken: Sequence[str]
+) -> OptimizeResult:
+    """What a search found; latencies are measured now.
+
+    Args:
+        finalists: Samplings of each budget that saw all clips.
+        folder: The checkpoint that will hold the plans.
+        broken: Errors of videos that were known to be unreadable.
+    """
+    table = search.table
+
+    def rank(sampling: Sampling) -> tuple[int, float]:
+        # What lived longest comes first.
+        truth = table.truth(sampling, table.best_head(sampling))
+        return -len(truth), -float(truth.mean())
+
+    rows: dict[int, list[Tried]] = {}
+    for budget, samplings in finalists.items():
+        best, head = choose(table, samplings, search.cost)
+        others = sorted((other for other in search.candidates[budget] if other != best), key=rank)
+        heads = [head]
+        for other in others:
+            saw_all = other in samplings
+            heads.append(table.most_accurate_head(other) if saw_all else table.best_head(other))
+        rows[budget] = [_tried(search, *pair) for pair in zip([best, *others], heads, strict=True)]
+    plain = {budget: _first_plain(search.model, tried) for budget, tried in rows.items()}
+    timed = {(budget, 0) for budget in rows} | {(b, place) for b, place in plain.items() if place is not None}
+    places = sorted(timed)
+    latencies = measure_latencies(search.model, [rows[budget][place].plan for budget, place in places])
+    for (budget, place), latency in zip(places, latencies, strict=True):
+        rows[budget][place] = _timed(rows[budget][place], latency.p50, device_name(search.device))
+    clips = int(table.usable.sum())
+    every = {sampling for samplings in search.candidates.values() for sampling in samplings}
+    exhaustive = clips * pass_gmacs(search.model.config.size, every, search.heads)
+    return OptimizeResult(
+        best={budget: tried[0] for budget, tried in rows.items()},
+        gains={
+            budget: None if place is None else _gain(table, rows[budget][0], rows[budget][place])
+            for budget, place in plain.items()
+        },
+        tried=rows,
+        spent=Spent(search.gmacs, search.seconds, exhaustive),
+        clips=clips,
+        unreadable=[*broken, *search.unreadable.values()],
+        cascades={},
+        folder=folder,
+    )
+
+
+def _tried(search: Search, sampling: Sampling, head: int) -> Tried:
+    score = search.table.score(sampling, head)
+    measured = Measured(score.correct, score.total, search.cost(sampling))
+    plan = Plan(sampling.grid, sampling.keep, head, sampling.selector, measured)
+    return Tried(plan, score, float(search.table.truth(sampling, head).mean()))
+
+
+def _timed(tried: Tried, latency_ms: float, device: str) -> Tried:
+    assert tried.plan.measured is not None
+    measured = replace(tried.plan.measured, latency_ms=round(latency_ms, 3), device=device)
+    return replace(tried, plan=replace(tried.plan, measured=measured))
+
+
+def _first_plain(model: FluxViT, rows: Sequence[Tried]) -> int | None:
+    """Which sampling is the first that keeps all of its pool."""
+    shape = model.config.patch_size, model.config.tubelet_size
+    whole = (i for i, row in enumerate(rows) if row.plan.grid.tokens(*shape) == row.plan.keep)
+    return next(whole, None)
+
+
+def _gain(table: Table, best: Tried, plain: Tried) -> Gain:
+    one, other = (
+        table.right(Sampling(plan.keep, plan.grid, plan.selector), plan.head or 0)
+        for plan in (best.plan, plain.plan)
+    )
+    # All saw the same clips in the same order, some fewer.
+    one = one[: len(other)]
+    low, high = paired_interval(one, other, z=1.959964)
+    return Gain(plain, float(one.mean() - other.mean()), max(-1.0, low), min(1.0, high))
+
+
+def _digest(candidates: dict[int, list[Sampling]]) -> str:
+    """16 hexadecimal digits of what is tried."""
+    rows = [[budget, *astuple(sampling)] for budget, rows in candidates.items() for sampling in rows]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Data sets of videos that are made by a program."""

@@ -1,0 +1,115 @@
+"""MotionWorld on disk: its videos and annotations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fluxvit.synthetic.builder import SPLITS, DatasetConfig, MakingOptions, balanced
+from fluxvit.synthetic.motionworld.acts import ACTS, DEFAULT_FACTORS, check_factors, motion_classes
+from fluxvit.synthetic.motionworld.difficulty import get_difficulty
+from fluxvit.synthetic.motionworld.language import describe
+from fluxvit.synthetic.motionworld.render import render_scene
+from fluxvit.synthetic.motionworld.scene import SampleSpec, plan
+from fluxvit.synthetic.motionworld.shapes import OBJECTS
+from fluxvit.video.writer import write_video
+
+LICENCE = (
+    "Videos and annotations: CC0 1.0. The textures they show are procedural, or crops of public domain and "
+    "CC0 photographs listed in fluxvit/synthetic/assets/README.md."
+)
+
+
+@dataclass(frozen=True)
+class MotionWorldConfig(DatasetConfig[SampleSpec]):
+    """A MotionWorld to make; arguments that are not listed here are those of `DatasetConfig`.
+
+    Args:
+        difficulty: Name of a preset: ``demo``, ``easy``, ``medium`` or ``hard``.
+        factors: Binary factors whose orientations make up the motion label, ``2 ** len(factors)`` classes.
+
+    Raises:
+        ValueError: A number is out of range, or a name is unknown.
+    """
+
+    name: ClassVar[str] = "MotionWorld"
+
+    difficulty: str = "easy"
+    factors: tuple[str, ...] = DEFAULT_FACTORS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factors(self.factors)
+        get_difficulty(self.difficulty)
+
+    @property
+    def num_classes(self) -> int:
+        return 2 ** len(self.factors)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        classes = {"motion_classes": motion_classes(self.factors), "object_classes": list(OBJECTS)}
+        return {**classes, "licence": LICENCE}
+
+    def specs(self, split: str) -> list[SampleSpec]:
+        """The videos of a split, in order.
+
+        Motion and object classes are equally frequent up to rounding, and so are their pairs as far as the
+        number of videos allows: first come all pairs as often as they fit, then for the remainder two lists
+        that are balanced separately.
+        """
+        motions, objects, count = self.num_classes, len(OBJECTS), self.counts[split]
+        # The keys of the scenes have three or four numbers, so this stream is independent of them.
+        rng = np.random.default_rng([self.seed, SPLITS.index(split)])
+        grids, rest = divmod(count, motions * objects)
+        pairs = np.tile(np.stack(np.divmod(np.arange(motions * objects), objects)), grids)
+        remainder = np.stack([balanced(rng, rest, motions), balanced(rng, rest, objects)])
+        labels = rng.permutation(np.concatenate([pairs, remainder], 1), axis=1)
+        return [
+            SampleSpec(split, index, int(motion), int(thing), self.seed, self.difficulty, self.factors)
+            for index, (motion, thing) in enumerate(labels.T)
+        ]
+
+    def write(self, path: Path, spec: SampleSpec) -> None:
+        scene = plan(spec)
+        write_video(path, render_scene(scene), scene.fps, crf=scene.crf)
+
+    def annotate(self, path: Path, spec: SampleSpec) -> dict[str, Any]:
+        return annotate(spec)
+
+
+@dataclass(frozen=True)
+class MakeMotionWorldConfig(MotionWorldConfig, MakingOptions):
+    """Make MotionWorld, a data set of videos that only motion can tell apart."""
+
+
+def annotate(spec: SampleSpec) -> dict[str, Any]:
+    """The line of a video in its split's ``.jsonl`` file, but for its path. Nothing is rendered."""
+    scene = plan(spec)
+    captions, questions = describe(spec, scene)
+    acts = [
+        {
+            "act": event.act,
+            "orientation": ACTS[event.act].orientations[event.orientation],
+            "start": round(event.start / scene.fps, 4),
+            "end": round((event.start + event.frames) / scene.fps, 4),
+        }
+        for event in scene.events
+    ]
+    return {
+        "label": spec.motion,
+        "motion": motion_classes(spec.factors)[spec.motion],
+        "object": spec.object,
+        "object_name": OBJECTS[spec.object],
+        "captions": captions,
+        "qa": [asdict(question) for question in questions],
+        "acts": acts,
+        "frames": scene.frames,
+        "fps": scene.fps,
+        "width": scene.width,
+        "height": scene.height,
+        "duration": round(scene.frames / scene.fps, 4),
+    }

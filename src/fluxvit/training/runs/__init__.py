@@ -1,0 +1,1 @@
+"""Training runs, one module for each kind."""

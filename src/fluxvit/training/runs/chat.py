@@ -1,0 +1,101 @@
+"""From a recipe to a chat model: a connector between a frozen FluxViT and a frozen language model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fluxvit.checkpoints.chat import ChatInfo, copy_connector, save_chat
+from fluxvit.checkpoints.language_model import load_language_model
+from fluxvit.data.questions import questions_of
+from fluxvit.models.adapters import add_adapters
+from fluxvit.models.chat import Connector, ConnectorConfig
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.config import InstructRecipe
+from fluxvit.training.parallel import whole
+from fluxvit.training.runs.train import (
+    Course,
+    clip_dataset,
+    readable_with,
+    run_trainer,
+    start_model,
+    with_manifests,
+)
+from fluxvit.training.tasks.chat import FluxInstruct, Questions
+from fluxvit.training.validation import exporting
+from fluxvit.utils.distributed import World
+
+
+def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True) -> Path:
+    """Train a connector by a recipe, or go on where a former run of it stopped.
+
+    Writes into ``recipe.out``: ``last``, a chat model's checkpoint folder; ``log.jsonl``; ``run.json``, the
+    recipe and what it ran on.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        Stopped: A signal asked to stop; the state and ``last`` are saved.
+        OSError: The last state or checkpoint could not be saved.
+        ValueError: The recipe, the language model, the data or the folder cannot be used; the message says
+            why.
+    """
+    recipe = with_manifests(recipe, world, progress)
+    train = readable_with(recipe.data.train, "question", lambda entry: bool(questions_of(entry)))
+    model, info = start_model(recipe, classes=0)
+    model.requires_grad_(False).to(world.device)
+    language = load_language_model(recipe.language)
+    language.network.to(world.device)
+    if world.device.type == "cpu":
+        # There the fused attention's backward pass is slow in bf16: a step takes a quarter longer with it.
+        language.network.set_attn_implementation("eager")
+    task = recipe.task
+    config = ConnectorConfig(
+        model.config.embed_dim,
+        model.config.pool_dim,
+        language.dim,
+        task.connector,
+        task.queries,
+        task.width,
+        scale=language.word_scale,
+    )
+    # Loading a language model may draw random numbers; connectors must start the same without.
+    torch.manual_seed(recipe.optim.seed + 1)
+    connector = Connector(config)
+    if task.init:
+        copy_connector(task.init, connector, model)
+    connector.to(world.device)
+    video, words = recipe.model.adapters, task.adapters
+    if video.rank:
+        add_adapters(model, video.rank, video.alpha or video.rank, video.layers)
+    adapters, scale = None, 1.0
+    if words.rank:
+        alpha = words.alpha or words.rank
+        scale = alpha / words.rank
+        adapters = add_adapters(language.network, words.rank, alpha, words.layers)
+    before, _ = language.first_turn("", task.instruction)
+    budgets = task.budgets or model.config.budgets
+    course = Course(recipe, len(train), model.config.size, world)
+    # Where the video side stays as it is, so do its plans.
+    plans = [] if recipe.model.settings.budgets or video.rank else info.plans
+    info = replace(course.describe(info, train, "instruct"), labels=[], plans=plans)
+    step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
+    trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
+    trainer.target = Questions(
+        train, language, task.instruction, task.choices_told, task.captions, task.turns, task.apart
+    )
+    about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
+
+    def export(folder: Path, model: FluxViT) -> None:
+        state = {name: whole(value) for name, value in step.state_dict().items()}
+        # In the file an adapter is the plain product of its matrices.
+        ups = [name for name in state if name.startswith("adapters.") and name.endswith(".up.weight")]
+        state |= {name: scale * state[name] for name in ups}
+        if world.is_main:
+            with exporting(folder):
+                save_chat(folder, model, config, state, about)
+
+    return run_trainer(trainer, recipe, info, progress, export)

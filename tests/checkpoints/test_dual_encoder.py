@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import fluxvit
+from fluxvit.checkpoints.dual_encoder import DualInfo, is_dual, load_dual, save_dual
+from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.huggingface_text import HuggingFaceText
+from fluxvit.data.texts import Texts
+from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
+from language import SENTENCES, saved_encoder, small_encoder
+
+
+def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    encoder, texts = small_encoder()
+    read, info = load_dual(folder)
+    assert is_dual(folder)
+    assert not is_dual(folder / "video")
+    video = torch.randn(2, 3, 4, 16, 16)
+    assert torch.equal(read.embed_video(video, 6), encoder.embed_video(video, 6))
+    assert torch.equal(read.embed_text(*info.texts(SENTENCES)), encoder.embed_text(*texts(SENTENCES)))
+    assert torch.equal(read.language.scale, encoder.language.scale)
+    assert info.provenance == {"made_by": "tests"}
+    assert [plan.keep for plan in info.video.plans] == [12]
+    # The video side is an ordinary checkpoint.
+    assert fluxvit.load(folder / "video").num_classes == 0
+    # It is replaced as a whole.
+    save_dual(folder, read, info)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dual"]
+
+
+def test_with_a_network_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    encoder, texts = small_encoder()
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40
+    )
+    tower = HuggingFaceText(transformers.BertModel(config), "mean", 9)
+    encoder = DualEncoder(encoder.video, LanguageSide(tower, 16, 12)).eval()
+    _, info = load_dual(saved_encoder(tmp_path / "words"))
+    read, _ = load_dual(save_dual(tmp_path / "dual", encoder, info))
+    assert torch.equal(read.embed_text(*texts(SENTENCES)), encoder.embed_text(*texts(SENTENCES)))
+
+
+def test_damaged_folders_are_named(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(
+        ValueError, match="no dual encoder, which `fluxvit train-contrastive` makes: it is a checkpoint w"
+    ):
+        load_dual(checkpoint)
+    with pytest.raises(ValueError, match=r"nowhere: no dual encoder.*: it is none"):
+        load_dual(tmp_path / "nowhere")
+    encoder, _ = small_encoder()
+    _, info = load_dual(saved_encoder(tmp_path / "dual"))
+    with pytest.raises(ValueError, match="holds something else than a dual encoder"):
+        save_dual(checkpoint, encoder, info)
+    for name, damage, message in (
+        ("language.safetensors", b"\x00" * 20, "damaged or not a safetensors file"),
+        ("tokenizer.json", b"{", "tokenizer.json: the tokenizer cannot be read"),
+        ("language.json", b'{"format": 2}', "format 2, this version of fluxvit reads 1"),
+        ("language.json", b"[", "cannot be read as JSON"),
+    ):
+        folder = saved_encoder(tmp_path / "damaged")
+        (folder / name).write_bytes(damage)
+        with pytest.raises(ValueError, match=message):
+            load_dual(folder)
+    (saved_encoder(tmp_path / "damaged") / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"is not complete: .*tokenizer\.json cannot be read"):
+        load_dual(tmp_path / "damaged")
+    folder = saved_encoder(tmp_path / "damaged")
+    facts = json.loads((folder / "language.json").read_text())
+    (folder / "language.json").write_text(json.dumps({**facts, "dim": 13}))
+    with pytest.raises(ValueError, match="disagree: "):
+        load_dual(folder)
+
+
+def test_commands_for_videos_alone_are_told_where_the_video_side_is(tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    with pytest.raises(ValueError, match=r"has no config\.json; its video side is one: .*dual/video"):
+        fluxvit.load(folder)
+
+
+@pytest.mark.parametrize("part", ["whole", "video", "language", "text blocks"])
+def test_wrapped_encoders_are_written_so_that_they_can_be_read(part: str, tmp_path: Path) -> None:
+    encoder, texts = small_encoder()
+    wanted = encoder.state_dict()
+    whole: torch.nn.Module = encoder
+    if part == "whole":
+        whole = torch.compile(torch.nn.DataParallel(encoder))
+    elif part == "text blocks":
+        for i, block in enumerate(encoder.language.text.blocks):
+            encoder.language.text.blocks[i] = torch.compile(block)
+    else:
+        setattr(encoder, part, torch.compile(getattr(encoder, part)))
+    save_dual(tmp_path / "dual", whole, DualInfo(CheckpointInfo(), texts))
+    found = load_dual(tmp_path / "dual")[0].state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dim": 12.0}, "dim is 12.0, expected an integer from 1"),
+        ({"dim": 10**9}, "dim is 1000000000, expected"),
+        ({"least_temperature": 0}, "least_temperature is 0, expected a number above 0"),
+        ({"context": "9"}, "context is '9', expected"),
+        ({"text": None}, "text is None, expected an object"),
+        ({"text": {"kind": "lstm"}}, "text: kind is 'lstm', expected 'transformer' or 'huggingface'"),
+        ({"text": {"kind": "transformer", "depth": 10**6}}, "text: depth is 1000000, expected"),
+        ({"text": {"kind": "transformer", "speed": 1}}, "text: it has no setting called 'speed'"),
+        ({"text": {"kind": "transformer", "vocab_size": 10**7, "embed_dim": 4096}}, "disagree: a network of"),
+        ({"text": {"kind": "huggingface", "config": {}}}, "text: pooling is missing"),
+        ({"provenance": []}, "provenance is .*, expected an object"),
+    ],
+)
+def test_bad_descriptions_are_named(change: dict, reason: str, tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    facts = json.loads((folder / "language.json").read_text())
+    (folder / "language.json").write_text(json.dumps({**facts, **change}))
+    with pytest.raises(ValueError, match=rf"language\.json: .*{reason}"):
+        load_dual(folder)
+
+
+def test_a_tokenizer_of_another_tower_is_refused(tmp_path: Path) -> None:
+    folder = saved_encoder(tmp_path / "dual")
+    (folder / "tokenizer.json").write_text(Texts.of_words([f"word{i}" for i in range(99)], 9).to_json())
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json has token ids up to 101, and the text tower knows"
+    ):
+        load_dual(folder)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import fluxvit
+from conftest import small_model
+from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Measured, Plan
+
+
+def test_round_trip(checkpoint: Path) -> None:
+    model, info = load_checkpoint(checkpoint)
+    original = small_model()
+    assert model.config == original.config
+    for (name, a), (_, b) in zip(model.state_dict().items(), original.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert info.labels == list("abcde")
+    assert info.grids == [SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)]
+    assert info.plans[1] == Plan(SamplingGrid(8, 16, 32), 12)
+    assert not model.training
+    video = torch.randn(1, 3, 8, 16, 32)
+    # Where a file puts its tensors in memory may change the last bit.
+    torch.testing.assert_close(fluxvit.load(checkpoint)(video, 12).logits, original(video, 12).logits)
+
+
+def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
+    measured = Measured(correct=7, total=9, gmacs=0.5, latency_ms=3.25, device="a CPU")
+    small = Plan(SamplingGrid(4, 16, 16), 6, 2, "uniform", measured)
+    large = Plan(SamplingGrid(8, 16, 32), 12)
+    cascade = Cascade((small, large), 0.8, (1.5, 1.0), Measured(gmacs=0.7))
+    folder = save_checkpoint(
+        tmp_path / "it", small_model(5), CheckpointInfo(plans=[small, large], cascades=[cascade])
+    )
+    info = load_checkpoint(folder)[1]
+    assert (info.plans, info.cascades) == ([small, large], [cascade])
+    assert (info.plans[0].measured, info.plans[1].measured) == (measured, None)
+    assert (info.cascades[0].measured, info.cascades[0].stages[0].measured) == (Measured(gmacs=0.7), measured)
+
+
+def test_plan_tables_of_the_first_version_are_read(checkpoint: Path) -> None:
+    (checkpoint / "plans.json").write_text('[{"grid": "8x16x32", "keep": 12, "head": null}]')
+    assert load_checkpoint(checkpoint)[1].plans == [Plan(SamplingGrid(8, 16, 32), 12)]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ('[{"keep": 12}]', "grid is missing"),
+        ('{"cascades": []}', "plans is missing"),
+        ('[{"grid": "8x16", "keep": 12, "selector": "best"}]', "selector 'best' is unknown"),
+        ('[{"grid": "8x16", "keep": 12, "measured": {"speed": 1}}]', "speed"),
+        ('{"plans": [], "cascades": [{"stages": [], "threshold": 1, "temperatures": []}]}', "two stages"),
+    ],
+)
+def test_bad_plan_tables_are_named(checkpoint: Path, table: str, reason: str) -> None:
+    (checkpoint / "plans.json").write_text(table)
+    with pytest.raises(ValueError, match=f"plans.json: .*{reason}"):
+        load_checkpoint(checkpoint)
+
+
+def test_loaded_model_can_be_trained(checkpoint: Path) -> None:
+    model = fluxvit.load(checkpoint).train()
+    model(torch.randn(2, 3, 4, 16, 16)).logits.sum().backward()
+    assert model.patch_embed.proj.weight.grad is not None
+
+
+def test_replacing_keeps_nothing_of_the_old(checkpoint: Path) -> None:
+    save_checkpoint(checkpoint, small_model(3), CheckpointInfo())
+    model, info = load_checkpoint(checkpoint)
+    assert (model.num_classes, info.labels, info.plans) == (3, [], [])
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
+
+
+def test_never_overwrites_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="something else than a checkpoint"):
+        save_checkpoint(tmp_path, small_model(), CheckpointInfo())
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_labels_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 labels for a model of 5 classes"):
+        save_checkpoint(tmp_path / "x", small_model(), CheckpointInfo(labels=["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: (c / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda c: (c / "model.safetensors").write_bytes(b"junk" * 9), "damaged"),
+        (lambda c: (c / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda c: (c / "config.json").write_text("{}"), "format is missing"),
+        (lambda c: _edit(c, lambda config: config.update(format=99)), "format 99"),
+        (
+            lambda c: _edit(c, lambda config: config["model"].update(depth=3)),
+            r"disagree: .* 15 missing \(blocks.2.norm1.weight, .*\.\.\.\), 0 unexpected",
+        ),
+        (
+            lambda c: _edit(c, lambda config: config["model"].update(speed=3)),
+            "model has no setting called 'speed'",
+        ),
+        (lambda c: _edit(c, lambda config: config.update(labels=["a"])), "1 labels for a model of 5"),
+    ],
+)
+def test_damaged_checkpoints_say_what_is_wrong(checkpoint: Path, damage, message: str) -> None:
+    damage(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:77"])
+def test_devices_that_are_not_there(checkpoint: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"device '?{device}"):
+        load_checkpoint(checkpoint, device)
+
+
+def _edit(folder: Path, change) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
