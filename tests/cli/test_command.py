@@ -53,6 +53,7 @@ class Config:
         kind: Which ``kind``.
         fast: Whether it hurries.
         count: How many.
+        sides: Which sides.
         section: A section.
     """
 
@@ -62,6 +63,7 @@ class Config:
     kind: Literal["one", "other"] = "one"
     fast: bool = False
     count: int | None = None
+    sides: tuple[int, ...] | None = (1,)
     empty: str = ""
     section: Section = field(default_factory=Section)
 
@@ -85,6 +87,8 @@ def test_tuples_are_written_with_commas_or_as_yaml() -> None:
     budgets = (Budget(tokens=1024), Budget(latency_ms=20))
     assert read("a", "--budgets", "1024, 20ms").budgets == budgets
     assert read("a", "--budgets", "[1024, 20ms]").budgets == budgets
+    assert read("a", "--sides", "8,4").sides == read("a", "--sides=[8, 4]").sides == (8, 4)
+    assert read("a", "--sides", "null").sides is None
 
 
 def test_a_switch_needs_no_value() -> None:
@@ -101,6 +105,12 @@ def test_a_file_of_options_and_what_the_command_line_takes_back(tmp_path: Path) 
     assert read(str(path), "b", "--empty", "", "--section.rate", "3") == Config(
         "b", (), expected.budgets, section=Section(3.0)
     )
+
+
+def test_a_file_may_not_leave_a_section_empty(tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("source: a\nsection: null\n")
+    with pytest.raises(ValueError, match="section is null; give its settings, or leave it out"):
+        read(str(tmp_path / "options.yaml"))
 
 
 def test_the_printed_config_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -130,6 +140,10 @@ def test_the_printed_config_can_be_read_again(tmp_path: Path, capsys: pytest.Cap
         (["a", "--section.text", ""], "--section.text is empty; give a value, or leave it out"),
         (["", "b"], "source is empty; give a value, or leave it out"),
         (["nowhere.yaml"], "does not exist"),
+        (
+            ["a", "--sides", "4,x"],
+            "--sides is ['4', 'x'], expected values separated by commas, each an integer",
+        ),
     ],
 )
 def test_bad_arguments(argv: list[str], message: str) -> None:

@@ -79,6 +79,9 @@ def parse(name: str, kind: type, argv: Sequence[str]) -> Any:
     """
     parser = Parser(name, kind)
     settings = parser.parse_args(parser.named(argv))
+    for section in {name.rpartition(".")[0] for name in parser.options} - {""}:
+        if settings.get(section) is None:
+            parser.error(f"{section} is null; give its settings, or leave it out")
     given = vars(parser.instantiate(settings)) | parser.several
     return kind(**{field.name: given[field.name] for field in fields(kind)})
 
@@ -160,7 +163,10 @@ class Parser(ArgumentParser):
         return name in known or any(one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in known)
 
     def _joined(self, name: str, value: str) -> str:
-        if _is_tuple(self.options.get(name)) and not value.lstrip().startswith("["):
+        hint = self.options.get(name)
+        if value == "null" and NoneType in get_args(hint):
+            return f"--{name}=null"
+        if _is_tuple(hint) and not value.lstrip().startswith("["):
             parts = [part.strip() for part in value.split(",")] if value else []
             if not all(parts):
                 self.error(f"--{name} {shown(value)}: there is nothing between two commas")
@@ -180,8 +186,9 @@ class Parser(ArgumentParser):
         name, reason = found.groups()
         if own := re.search(r"Not of type \w+: (.*)", reason):  # A message of its own.
             return f"--{name}: {own[1].split(' - Expected a')[0]}"
-        value = re.search(r"(?:Got|Given) value: (.*)", reason)
-        given = f"is {shown(value[1])}, expected" if value else "must be"
+        value = re.search(r".*(?:Got|Given) value: (.*)", reason)
+        text = value[1] if value else ""
+        given = f"is {text if text[:1] == '[' else shown(text)}, expected" if value else "must be"
         return f"--{name} {given} {_described(self.options[name])}"
 
     def shown_name(self, name: str) -> str:
@@ -241,7 +248,13 @@ def option_types(kind: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _is_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple
+    """Whether a value is a tuple, or may be one instead of null."""
+    return any(get_origin(kind) is tuple for kind in (hint, *_alternatives(hint)))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; none of any other type."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
 
 
 def _is_switch(hint: Any) -> bool:
@@ -254,8 +267,8 @@ def _as_list(values: Iterable[str]) -> str:
 
 def _described(hint: Any) -> str:
     """A type in words."""
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join("null" if part is NoneType else _described(part) for part in get_args(hint))
+    if alternatives := _alternatives(hint):
+        return " or ".join("null" if part is NoneType else _described(part) for part in alternatives)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if _is_tuple(hint):
