@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_sources import listed, touch, write
 
-from fluxvit.cli.data import _columns
+from fluxvit.data.check import _columns
 from fluxvit.data.formats.columns import ROLES
 from fluxvit.data.formats.layout import VideoList
 from fluxvit.data.formats.registry import read_source

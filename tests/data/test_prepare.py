@@ -84,7 +84,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
         digest = content_digest(videos.entries, videos.root)
         write_manifest(path, Manifest(videos.entries, videos.labels, digest, root=videos.root))
 
-    monkeypatch.setattr(prepare, "probe_manifest", write_unchecked)
+    monkeypatch.setattr(prepare, "check_videos", write_unchecked)
 
 
 def names(path: Path) -> list[str]:

@@ -92,11 +92,9 @@ def _usage(names: Sequence[str] = ()) -> str:
     width = max(map(len, COMMANDS))
     lines = ["usage: fluxvit COMMAND ...", ""]
     lines += [] if names else ["Budget-adaptive video transformers: train once, deploy at any budget.", ""]
-    for group in GROUPS:
+    for group, members in GROUPS.items():
         rows = [
-            f"  {name:{width}}  {command.summary}"
-            for name, command in COMMANDS.items()
-            if command.group == group and name in (names or COMMANDS)
+            f"  {name:{width}}  {COMMANDS[name].summary}" for name in members if name in (names or COMMANDS)
         ]
         lines += [f"{group}:", *rows, ""] if rows else []
     return "\n".join([*lines, "fluxvit help COMMAND lists the options of a command."])

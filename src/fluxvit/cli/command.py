@@ -12,7 +12,7 @@ import json
 import re
 from argparse import Action, HelpFormatter
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
@@ -91,6 +91,11 @@ class Parser(ArgumentParser):
 
     def __init__(self, name: str, kind: type) -> None:
         self.positionals = [field.name for field in fields(kind) if field.metadata.get("positional")]
+        self.required = [
+            field.name
+            for field in fields(kind)
+            if field.default is MISSING and field.default_factory is MISSING
+        ]
         self.several: dict[str, tuple[str, ...]] = {}
         self.options = option_types(kind)
         for hint in self.options.values():
@@ -195,7 +200,8 @@ class Parser(ArgumentParser):
         """An option as the help names it: positional ones in capitals."""
         if name not in self.positionals:
             return f"--{name}"
-        return f"{name.upper()} ..." if _is_tuple(self.options[name]) else name.upper()
+        shown_name = f"{name.upper()} ..." if _is_tuple(self.options[name]) else name.upper()
+        return shown_name if name in self.required else f"[{shown_name}]"
 
 
 class _Formatter(HelpFormatter):
@@ -209,6 +215,8 @@ class _Formatter(HelpFormatter):
         super().start_section((heading or "").replace("`", ""))
 
     def add_argument(self, action: Action) -> None:
+        if action.dest == "print_config":
+            action.help = "print all options as a YAML file that --config reads, and exit"
         # The file of one section of a recipe is left out: --config can do the same.
         if action.help != "Path to a configuration file.":
             super().add_argument(action)
@@ -218,7 +226,8 @@ class _Formatter(HelpFormatter):
             return self._parser.shown_name(action.dest)
         kind = self._parser.options.get(action.dest)
         if _is_switch(kind):
-            return f"--{action.dest}"
+            on = self._parser.get_default(action.dest) is False
+            return f"--{action.dest}" if on else f"--{action.dest} {{true,false}}"
         if _is_tuple(kind):
             return f"--{action.dest} {action.dest.split('.')[-1].upper()},..."
         if action.option_strings and action.nargs is None and not action.choices and action.metavar is None:
@@ -232,6 +241,7 @@ class _Formatter(HelpFormatter):
         if default is None or default is False or default in ("", (), {}):
             return text.replace("%", "%%")
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = shown.lower() if default is True else shown
         return f"{text} (default: {shown})".replace("%", "%%")
 
 

@@ -10,8 +10,7 @@ class Command:
     """A command of ``fluxvit``.
 
     Args:
-        group: The heading under which ``fluxvit --help`` lists it.
-        summary: One line for that list.
+        summary: One line for ``fluxvit --help``.
         config: The config dataclass, as ``module:name``. Its module imports no PyTorch.
         run: The function that takes an instance of it, as ``module:name``. An integer that it returns is the
             exit code; anything else is printed.
@@ -19,7 +18,6 @@ class Command:
         distributed: The function also takes a `World`: ``torchrun`` may start several processes of it.
     """
 
-    group: str
     summary: str
     config: str
     run: str
@@ -27,172 +25,163 @@ class Command:
     distributed: bool = False
 
 
-START, TRAIN, MEASURE, USE, SHIP, DATA = GROUPS = ("start", "train", "measure", "use", "ship", "data")
-
-COMMANDS = {
-    "demo": Command(
-        START,
-        "make a small data set, train on it, evaluate and report: a quarter of an hour",
-        "fluxvit.demo_config:DemoConfig",
-        "fluxvit.demo:run_demo",
-        resumes=True,
-    ),
-    "pretrain": Command(
-        TRAIN,
-        "learn the features of a frozen teacher, without labels (Flux-UMT)",
-        "fluxvit.training.config:PretrainRecipe",
-        "fluxvit.training.runs.pretrain:pretrain_recipe",
-        resumes=True,
-        distributed=True,
-    ),
-    "train": Command(
-        TRAIN,
-        "train a classifier at one or several budgets (Flux-Single, Flux-Multi)",
-        "fluxvit.training.config:Recipe",
-        "fluxvit.training.runs.train:train_recipe",
-        resumes=True,
-        distributed=True,
-    ),
-    "train-contrastive": Command(
-        TRAIN,
-        "train a dual encoder: videos and their captions meet in one space",
-        "fluxvit.training.config:ContrastRecipe",
-        "fluxvit.training.runs.contrastive:contrast_recipe",
-        resumes=True,
-        distributed=True,
-    ),
-    "train-chat": Command(
-        TRAIN,
-        "train a connector, through which a language model reads the features of a video model",
-        "fluxvit.training.config:InstructRecipe",
-        "fluxvit.training.runs.chat:instruct_recipe",
-        resumes=True,
-        distributed=True,
-    ),
-    "probe": Command(
-        TRAIN,
-        "train classifiers on the features of a frozen checkpoint",
-        "fluxvit.evaluation.config:ProbeConfig",
-        "fluxvit.evaluation.probing.probe:run_probe",
-        resumes=True,
-    ),
-    "evaluate": Command(
-        MEASURE,
-        "test a checkpoint on labelled videos at several budgets, and report",
-        "fluxvit.evaluation.config:EvaluateConfig",
-        "fluxvit.evaluation.evaluate:run_evaluation",
-        resumes=True,
-        distributed=True,
-    ),
-    "evaluate-retrieval": Command(
-        MEASURE,
-        "test a dual encoder: find videos by captions, and captions by videos",
-        "fluxvit.evaluation.config:RetrievalConfig",
-        "fluxvit.evaluation.retrieval:run_retrieve",
-    ),
-    "evaluate-qa": Command(
-        MEASURE,
-        "test a chat model on questions with answers to choose from",
-        "fluxvit.evaluation.config:VideoQAConfig",
-        "fluxvit.evaluation.video_qa:run_quiz",
-    ),
-    "evaluate-descriptions": Command(
-        MEASURE,
-        "let a chat model describe videos, and judge how much of what happens it tells",
-        "fluxvit.evaluation.config:DescriptionsConfig",
-        "fluxvit.evaluation.descriptions:run_descriptions",
-        resumes=True,
-    ),
-    "optimize": Command(
-        MEASURE,
-        "find the best sampling for each budget, and write it beside the weights",
-        "fluxvit.optimization.config:OptimizeConfig",
-        "fluxvit.optimization.dual_encoder:optimize",
-        resumes=True,
-    ),
-    "predict": Command(
-        USE,
-        "classify videos, at a budget",
-        "fluxvit.deploy.config:PredictConfig",
-        "fluxvit.cli.predict:run",
-    ),
-    "stream": Command(
-        USE,
-        "classify a camera's or a stream's video while it comes",
-        "fluxvit.deploy.config:StreamConfig",
-        "fluxvit.cli.stream:run",
-    ),
-    "index": Command(
-        USE,
-        "make the videos of a folder searchable",
-        "fluxvit.deploy.config:IndexConfig",
-        "fluxvit.deploy.search.index:run_index",
-        resumes=True,
-    ),
-    "search": Command(
-        USE,
-        "find moments in indexed videos, by a sentence or another video",
-        "fluxvit.deploy.config:SearchConfig",
-        "fluxvit.cli.search:run",
-    ),
-    "zero-shot": Command(
-        USE,
-        "make a classifier of class names out of a dual encoder, without training",
-        "fluxvit.deploy.config:ZeroShotConfig",
-        "fluxvit.evaluation.zero_shot:run_zero_shot",
-    ),
-    "chat": Command(
-        USE,
-        "ask questions about a video",
-        "fluxvit.deploy.config:ChatConfig",
-        "fluxvit.cli.chat:run",
-    ),
-    "convert": Command(
-        SHIP,
-        "turn a .pth file of the authors or of InternVideo2 into a checkpoint folder",
-        "fluxvit.deploy.config:ConvertConfig",
-        "fluxvit.cli.convert:run",
-    ),
-    "info": Command(
-        SHIP,
-        "show the parameters and the cost of a model at each budget",
-        "fluxvit.deploy.config:InfoConfig",
-        "fluxvit.cli.info:run",
-    ),
-    "data check": Command(
-        DATA,
-        "check every video of a data set, and write its manifest",
-        "fluxvit.data.config:CheckConfig",
-        "fluxvit.cli.data:check",
-        resumes=True,
-    ),
-    "data shard": Command(
-        DATA,
-        "pack the videos of a manifest into tar files",
-        "fluxvit.data.config:ShardConfig",
-        "fluxvit.cli.data:shard",
-        resumes=True,
-    ),
-    "data make motionworld": Command(
-        DATA,
-        "make videos of drawn objects that only motion can tell apart",
-        "fluxvit.synthetic.motionworld:MakeMotionWorldConfig",
-        "fluxvit.cli.data:make",
-        resumes=True,
-    ),
-    "data make metaworld": Command(
-        DATA,
-        "make videos of 50 manipulations by a robot arm",
-        "fluxvit.synthetic.simulated:MakeMetaworldConfig",
-        "fluxvit.cli.data:make",
-        resumes=True,
-    ),
-    "data make mocap": Command(
-        DATA,
-        "make videos of 15 human actions, split by viewpoint",
-        "fluxvit.synthetic.simulated:MakeMocapConfig",
-        "fluxvit.cli.data:make",
-        resumes=True,
-    ),
+_GROUPS: dict[str, dict[str, Command]] = {
+    "start": {
+        "demo": Command(
+            "make a small data set, train on it, evaluate and report: a quarter of an hour",
+            "fluxvit.demo_config:DemoConfig",
+            "fluxvit.demo:run_demo",
+            resumes=True,
+        ),
+    },
+    "train": {
+        "pretrain": Command(
+            "learn the features of a frozen teacher, without labels (Flux-UMT)",
+            "fluxvit.training.config:PretrainRecipe",
+            "fluxvit.training.runs.pretrain:pretrain_recipe",
+            resumes=True,
+            distributed=True,
+        ),
+        "train": Command(
+            "train a classifier at one or several budgets (Flux-Single, Flux-Multi)",
+            "fluxvit.training.config:Recipe",
+            "fluxvit.training.runs.train:train_recipe",
+            resumes=True,
+            distributed=True,
+        ),
+        "train-contrastive": Command(
+            "train a dual encoder: videos and their captions meet in one space",
+            "fluxvit.training.config:ContrastRecipe",
+            "fluxvit.training.runs.contrastive:contrast_recipe",
+            resumes=True,
+            distributed=True,
+        ),
+        "train-chat": Command(
+            "train a connector, through which a language model reads the features of a video model",
+            "fluxvit.training.config:InstructRecipe",
+            "fluxvit.training.runs.chat:instruct_recipe",
+            resumes=True,
+            distributed=True,
+        ),
+        "probe": Command(
+            "train classifiers on the features of a frozen checkpoint",
+            "fluxvit.evaluation.config:ProbeConfig",
+            "fluxvit.evaluation.probing.probe:run_probe",
+            resumes=True,
+        ),
+    },
+    "measure": {
+        "evaluate": Command(
+            "test a checkpoint on labelled videos at several budgets, and report",
+            "fluxvit.evaluation.config:EvaluateConfig",
+            "fluxvit.evaluation.evaluate:run_evaluation",
+            resumes=True,
+            distributed=True,
+        ),
+        "evaluate-retrieval": Command(
+            "test a dual encoder: find videos by captions, and captions by videos",
+            "fluxvit.evaluation.config:RetrievalConfig",
+            "fluxvit.evaluation.retrieval:run_retrieve",
+        ),
+        "evaluate-qa": Command(
+            "test a chat model on questions with answers to choose from",
+            "fluxvit.evaluation.config:VideoQAConfig",
+            "fluxvit.evaluation.video_qa:run_quiz",
+        ),
+        "evaluate-descriptions": Command(
+            "let a chat model describe videos, and judge how much of what happens it tells",
+            "fluxvit.evaluation.config:DescriptionsConfig",
+            "fluxvit.evaluation.descriptions:run_descriptions",
+            resumes=True,
+        ),
+        "optimize": Command(
+            "find the best sampling for each budget, and write it beside the weights",
+            "fluxvit.optimization.config:OptimizeConfig",
+            "fluxvit.optimization.dual_encoder:optimize",
+            resumes=True,
+        ),
+    },
+    "use": {
+        "predict": Command(
+            "classify videos, at a budget",
+            "fluxvit.deploy.config:PredictConfig",
+            "fluxvit.cli.predict:run",
+        ),
+        "stream": Command(
+            "classify a camera's or a stream's video while it comes",
+            "fluxvit.deploy.config:StreamConfig",
+            "fluxvit.cli.stream:run",
+        ),
+        "index": Command(
+            "make the videos of a folder searchable",
+            "fluxvit.deploy.config:IndexConfig",
+            "fluxvit.deploy.search.index:run_index",
+            resumes=True,
+        ),
+        "search": Command(
+            "find moments in indexed videos, by a sentence or another video",
+            "fluxvit.deploy.config:SearchConfig",
+            "fluxvit.cli.search:run",
+        ),
+        "zero-shot": Command(
+            "make a classifier of class names out of a dual encoder, without training",
+            "fluxvit.deploy.config:ZeroShotConfig",
+            "fluxvit.evaluation.zero_shot:run_zero_shot",
+        ),
+        "chat": Command(
+            "ask questions about a video",
+            "fluxvit.deploy.config:ChatConfig",
+            "fluxvit.cli.chat:run",
+        ),
+    },
+    "ship": {
+        "convert": Command(
+            "turn a .pth file of the authors or of InternVideo2 into a checkpoint folder",
+            "fluxvit.checkpoints.config:ConvertConfig",
+            "fluxvit.checkpoints.convert:convert",
+        ),
+        "info": Command(
+            "show the parameters and the cost of a model at each budget",
+            "fluxvit.deploy.config:InfoConfig",
+            "fluxvit.cli.info:run",
+        ),
+    },
+    "data": {
+        "data check": Command(
+            "check every video of a data set, and write its manifest",
+            "fluxvit.data.config:CheckConfig",
+            "fluxvit.data.check:check_dataset",
+            resumes=True,
+        ),
+        "data shard": Command(
+            "pack the videos of a manifest into tar files",
+            "fluxvit.data.config:ShardConfig",
+            "fluxvit.data.shards:shard_manifest",
+            resumes=True,
+        ),
+        "data make motionworld": Command(
+            "make videos of drawn objects that only motion can tell apart",
+            "fluxvit.synthetic.motionworld:MakeMotionWorldConfig",
+            "fluxvit.synthetic.builder:make",
+            resumes=True,
+        ),
+        "data make metaworld": Command(
+            "make videos of 50 manipulations by a robot arm",
+            "fluxvit.synthetic.simulated:MakeMetaworldConfig",
+            "fluxvit.synthetic.builder:make",
+            resumes=True,
+        ),
+        "data make mocap": Command(
+            "make videos of 15 human actions, split by viewpoint",
+            "fluxvit.synthetic.simulated:MakeMocapConfig",
+            "fluxvit.synthetic.builder:make",
+            resumes=True,
+        ),
+    },
 }
-"""The commands by name, in the order in which ``fluxvit --help`` lists them."""
+
+GROUPS = {group: tuple(commands) for group, commands in _GROUPS.items()}
+"""The names of the commands under each heading of ``fluxvit --help``."""
+
+COMMANDS = {name: command for commands in _GROUPS.values() for name, command in commands.items()}
+"""The commands by name."""

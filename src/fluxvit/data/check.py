@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import multiprocessing
 import os
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -21,11 +22,13 @@ import av
 import msgspec
 from av.error import FFmpegError
 
+from fluxvit.data.config import CheckConfig
 from fluxvit.data.formats.layout import VideoList
+from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
 from fluxvit.utils.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.utils.progress import report
-from fluxvit.utils.schema import convert, plain
+from fluxvit.utils.schema import convert, plain, shown
 from fluxvit.utils.system import follow_parent, processes, signals_held_back
 from fluxvit.utils.terminal import printable
 from fluxvit.video.limits import VideoLimits
@@ -37,6 +40,8 @@ from fluxvit.video.video_file import choose_stream, expect_small, limit_pixels, 
 _TOLERATED_LOSS = 0.1
 
 # Frames of a folder decoded at once, which bounds memory.
+_log = logging.getLogger(__name__)
+
 _IMAGES_AT_ONCE = 32
 
 # Numbers, but not those of names such as h264.
@@ -51,7 +56,40 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def probe_manifest(
+def check_dataset(config: CheckConfig) -> str:
+    """Check every video of a data set and write its manifest; returns what was found, for people.
+
+    Raises:
+        ValueError: The source cannot be read, or an option is out of range.
+    """
+    videos = read_source(
+        config.source,
+        config.format,
+        config.root,
+        config.split,
+        config.labels,
+        config.like,
+        _columns(config.columns),
+    )
+    recognised = "recognised as" if config.format == "auto" else "read as"
+    part = f" {videos.split}" if videos.split else ""
+    _log.info("%s: %s %s%s, %d videos", config.source, recognised, videos.name, part, len(videos.entries))
+    for note in videos.notes:
+        _log.warning("%s", note)
+    summary = check_videos(videos, config.out, config.workers, deep=config.deep, time_limit=config.time_limit)
+    return f"{summary}\nwrote   {config.out}"
+
+
+def _columns(parts: Sequence[str]) -> dict[str, str] | None:
+    pairs = [part.partition("=") for part in parts]
+    if not all(role.strip() and name.strip() for role, _, name in pairs):
+        raise ValueError(
+            f"--columns {shown(','.join(parts))}: give names of columns, such as path=video,label=class"
+        )
+    return {role.strip(): name.strip() for role, _, name in pairs} or None
+
+
+def check_videos(
     videos: VideoList,
     out: str | Path,
     workers: int | None = None,

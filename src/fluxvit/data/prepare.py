@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fluxvit.data.check import probe_manifest
+from fluxvit.data.check import check_videos
 from fluxvit.data.formats.layout import NoSuchSplit, SplitNeeded, VideoList
 from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import Entry, read_manifest, shared_videos
@@ -41,7 +41,7 @@ def prepare_manifests(root: str | Path, out: str | Path, *, progress: bool = Tru
     if not (train.exists() and val.exists()):
         splits = _splits(Path(root))
         for path, videos in zip((train, val), splits, strict=True):
-            probe_manifest(videos, path, progress=progress)
+            check_videos(videos, path, progress=progress)
         for note in dict.fromkeys(note for videos in splits for note in videos.notes):
             _log.warning("%s: %s", root, note)
         shared = shared_videos(read_manifest(train, None), read_manifest(val, None))

@@ -22,10 +22,11 @@ from typing import IO, Annotated, Any
 
 from msgspec import Meta
 
-from fluxvit.data.manifest import Entry, Manifest, content_digest, to_record, write_manifest
+from fluxvit.data.config import ShardConfig
+from fluxvit.data.manifest import Entry, Manifest, content_digest, read_manifest, to_record, write_manifest
 from fluxvit.utils.files import atomic_path, lock_file
 from fluxvit.utils.progress import report
-from fluxvit.utils.schema import Count, convert, plain
+from fluxvit.utils.schema import Count, convert, plain, shown
 from fluxvit.utils.terminal import printable
 from fluxvit.video.tar_members import TarMember, is_url
 
@@ -108,6 +109,33 @@ class _Sample:
         """Bytes in the tar, with headers."""
         contents = self.size, len(self.json("0" * _DIGITS_OF_HASH))
         return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in contents)
+
+
+def shard_manifest(config: ShardConfig) -> ShardSummary:
+    """Pack the readable videos of a manifest into tar files.
+
+    Raises:
+        ValueError: The manifest cannot be read or would be replaced, or the size is not one.
+    """
+    videos = read_manifest(config.manifest, target=None)
+    source, out = Path(config.manifest), Path(config.out)
+    if out.resolve() == source.resolve().parent:
+        raise ValueError(f"{out}: {source} lies there and would be replaced; choose another folder")
+    size = _bytes(config.size)
+    return write_shards(videos, out, source.stem, size, max_videos=config.max_videos, url=config.url)
+
+
+def _bytes(size: str) -> int:
+    number, unit = size.strip().upper().removesuffix("B"), 1.0
+    if number[-1:] in tuple("KMGT"):
+        number, unit = number[:-1], 1000.0 ** (1 + "KMGT".index(number[-1]))
+    try:
+        count = int(float(number) * unit)
+    except (ValueError, OverflowError):
+        count = 0
+    if not 1 <= count <= MAX_BYTES:
+        raise ValueError(f"--size {shown(size)}: give a positive number of bytes, such as 500MB or 2GB")
+    return count
 
 
 def write_shards(

@@ -12,7 +12,7 @@ import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -139,6 +139,13 @@ class DatasetConfig(ABC, Generic[Spec]):
 def balanced(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:
     """``count`` classes in random order, each as often as any other or once more."""
     return rng.permutation(rng.permutation(classes)[np.arange(count) % classes])
+
+
+def make(config: MakingOptions) -> Path:
+    """Make the data set of a config that also says where; returns its folder."""
+    kind = next(base for base in type(config).__mro__[1:] if issubclass(base, DatasetConfig))
+    own = {field.name: getattr(config, field.name) for field in fields(kind)}
+    return make_dataset(config.out, kind(**own), workers=config.workers)
 
 
 def make_dataset(

@@ -13,7 +13,7 @@ import pytest
 
 from fluxvit.cli import main
 from fluxvit.data import check as probe
-from fluxvit.data.check import guarded, inspect_video, probe_manifest
+from fluxvit.data.check import check_videos, guarded, inspect_video
 from fluxvit.data.formats.layout import VideoList, videos_below
 from fluxvit.data.formats.registry import read_source
 from fluxvit.data.formats.walk import LeftOut
@@ -107,21 +107,21 @@ def test_interrupted_checks_go_on(classes: Path, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(probe, "guarded", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        probe_manifest(videos, out, progress=False)
+        check_videos(videos, out, progress=False)
     assert not out.exists()
     # Killed in the middle of a line.
     log.write_text(log.read_text() + '{"path": "')
     video(classes / "a" / "02.mp4")
     with pytest.raises(KeyboardInterrupt):
-        probe_manifest(videos, out, progress=False)
+        check_videos(videos, out, progress=False)
     monkeypatch.undo()
-    summary = probe_manifest(videos, out, 2, progress=False)
+    summary = check_videos(videos, out, 2, progress=False)
     # No readable file was looked at twice; what had been repaired was found to be whole.
     again = {path for path in jobs if jobs.count(path) > 1}
     assert again == {path for path in map(classes.joinpath, BROKEN) if path in jobs[:20]}
     assert sum(map(len, summary.broken.values())) == len(BROKEN) - 1
     whole = tmp_path / "whole.jsonl"
-    probe_manifest(videos, whole, 2, progress=False)
+    check_videos(videos, whole, 2, progress=False)
     assert whole.read_text() == out.read_text()
 
 
@@ -155,7 +155,7 @@ def test_unfinished_videos_are_none(tmp_path: Path) -> None:
 
 def test_digest_follows_content_not_place(classes: Path, tmp_path: Path) -> None:
     def digest(folder: Path) -> str:
-        return probe_manifest(read_source(folder), folder / "set.jsonl", 2, progress=False).digest
+        return check_videos(read_source(folder), folder / "set.jsonl", 2, progress=False).digest
 
     before = digest(classes)
     moved = tmp_path / "moved"
@@ -175,7 +175,7 @@ def test_segments_must_lie_in_their_videos(tmp_path: Path) -> None:
     path = video(tmp_path / "a.mp4", 24)
     spans = [(0.5, 1.5), (None, None), (1.5, 9.0), (2.5, 3.0), (1.0, 1.0), (-1.0, 1.0)]
     entries = tuple(Entry(path, 0, start=start, end=end) for start, end in spans)
-    summary = probe_manifest(VideoList("", tmp_path, entries, name="x"), tmp_path / "x.jsonl", progress=False)
+    summary = check_videos(VideoList("", tmp_path, entries, name="x"), tmp_path / "x.jsonl", progress=False)
     checked = read_manifest(tmp_path / "x.jsonl").entries
     assert [entry.ok for entry in checked] == [True, True, True, False, False, False]
     assert "starts at 2.5 s, but the video ends at 2 s" in (checked[3].error or "")
@@ -197,7 +197,7 @@ def test_a_deep_look_finds_damage_inside(tmp_path: Path, part: float, usable: bo
     assert found["ok"] == usable
     if usable:
         videos = VideoList("", tmp_path, (Entry(path, 0),))
-        summary = probe_manifest(videos, tmp_path / "x.jsonl", deep=True, progress=False)
+        summary = check_videos(videos, tmp_path / "x.jsonl", deep=True, progress=False)
         assert summary.damaged == [path]
         assert "1 usable, with frames that cannot be decoded" in str(summary)
         assert 0 < read_manifest(tmp_path / "x.jsonl").entries[0].extra["damaged_frames"] <= 4

@@ -1,9 +1,10 @@
-"""``fluxvit convert``: the weights of others as checkpoint folders."""
+"""The weights of others as checkpoint folders."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fluxvit.checkpoints.config import ConvertConfig
 from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.checkpoints.official import (
     KeyReport,
@@ -14,13 +15,15 @@ from fluxvit.checkpoints.official import (
     read_release,
 )
 from fluxvit.data.class_names import read_class_names
-from fluxvit.deploy.config import ConvertConfig
 from fluxvit.flux.grid import SamplingGrid, legal_grids
-from fluxvit.utils.terminal import say
 
 
-def run(config: ConvertConfig) -> Path:
-    """Convert a file and print which of its tensors were taken."""
+def convert(config: ConvertConfig) -> str:
+    """Convert a ``.pth`` file; returns which of its tensors were taken and where they went, for people.
+
+    Raises:
+        ValueError: The file cannot be read or does not fit, or an option is not for files of its kind.
+    """
     source = config.source
     names = list(read_class_names(config.labels)) if config.labels else []
     counts = list(config.budgets or (3072, 2048, 1024))
@@ -53,6 +56,5 @@ def run(config: ConvertConfig) -> Path:
         )
         # The grids of the authors' fine-tuning scripts.
         grids = list(legal_grids(range(6, 26, 2), range(112, 364, 28), 2048, 6144))
-    say(report)
     info = CheckpointInfo(labels=names, grids=grids, provenance=provenance)
-    return save_checkpoint(config.out, model, info)
+    return f"{report}\nwrote   {save_checkpoint(config.out, model, info)}"
