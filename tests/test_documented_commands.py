@@ -1,0 +1,122 @@
+"""Every command that the documentation shows is one that ``fluxvit`` understands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from fluxvit.cli import main
+from fluxvit.cli.command import parse
+from fluxvit.cli.commands import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+EXAMPLES = {
+    "train": "configs/folder_tiny.yaml",
+    "pretrain": "configs/pretrain/motionworld_nano.yaml",
+    "train-contrastive": "configs/contrast/motionworld_nano.yaml",
+    "train-chat": "configs/instruct/motionworld_smollm2.yaml",
+}
+"""What stands for a recipe of the reader's own, such as ``RECIPE.yaml``."""
+
+TINY = {
+    "data check": "",
+    "data make motionworld": "--videos=6 --val=2 --test=2 --workers=1",
+    "evaluate": "--grid=8x24 --latency=false",
+    "info": "",
+    "optimize": "--frames=4,8 --sizes=16,24 --budgets=12,6",
+    "predict": "--budget=12",
+    "stream": "--budget=12",
+}
+"""The commands of the README that run in a second, and what makes them so small."""
+
+
+def commands(path: Path) -> list[str]:
+    """The commands that a page shows in its bash blocks, or a recipe in its comments."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        shown = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    else:
+        shown = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M))
+    return re.findall(r"(?<![\w'/-])fluxvit [a-z].*", shown.replace("\\\n", " "))
+
+
+def arguments(command: str) -> tuple[str, list[str]]:
+    """The name of a command and its arguments, without pipes, comments and marks of what may be left out."""
+    command = re.sub(r"\[--\S+ \.\.\.\]|[\[\]](?![\d'])", " ", command.rstrip("'"))
+    words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    if "|" in words:
+        words = words[: words.index("|")]
+    name = command_name(words[1:])
+    return name, [
+        EXAMPLES[name] if name in EXAMPLES and word.endswith(".yaml") and "/" not in word else word
+        for word in words[1 + len(name.split()) :]
+    ]
+
+
+def command_name(words: list[str]) -> str:
+    """The longest name of a command with which the words begin, or else the first word."""
+    names = [" ".join(words[:length]) for length in (3, 2, 1)]
+    return next((name for name in names if name in COMMANDS), names[-1])
+
+
+SHOWN = [(path, command) for path in (*PAGES, *RECIPES) for command in commands(path)]
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), SHOWN, ids=[f"{path.name}-{i}" for i, (path, _) in enumerate(SHOWN)]
+)
+def test_documented_commands_are_understood(
+    path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    name, rest = arguments(command)
+    assert name in COMMANDS, f"{path}: {command}"
+    module, config = COMMANDS[name].config.split(":")
+    parse(name, getattr(import_module(module), config), rest)
+
+
+def test_commands_that_are_mentioned_exist() -> None:
+    for path in PAGES:
+        for command in re.findall(r"`fluxvit ([a-z][^`]*)`", path.read_text(encoding="utf-8")):
+            name = command_name(command.split())
+            known = name in COMMANDS or any(one.startswith(f"{name} ") for one in COMMANDS)
+            assert known or name == "help", f"{path}: fluxvit {command}"
+
+
+def test_every_recipe_says_how_it_is_run() -> None:
+    for path in RECIPES:
+        shown = [word for command in commands(path) for word in arguments(command)[1]]
+        assert path.relative_to(ROOT).as_posix() in shown, path
+
+
+def test_commands_of_the_readme_run(
+    checkpoint: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    checkpoint.rename(tmp_path / "runs" / "demo" / "best")
+    (tmp_path / "videos" / "some class").mkdir(parents=True)
+    (tmp_path / "videos" / "some class" / "clip.mp4").symlink_to(clip)
+    for split in ("val", "test"):
+        rows = [{"manifest": 1, "classes": ["a", "b", "c", "d", "e"]}]
+        for label in range(2):
+            copy = tmp_path / f"{split}{label}.mp4"
+            copy.write_bytes(clip.read_bytes())
+            rows.append({"path": copy.name, "label": label})
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran = set()
+    for command in commands(ROOT / "README.md"):
+        name, rest = arguments(command)
+        if name in TINY:
+            rest = ["clip.mp4" if word == "/dev/video0" else word for word in rest]
+            assert main([*name.split(), *rest, *TINY[name].split()]) == 0, command
+            ran.add(name)
+    assert ran == {*TINY}
