@@ -36,7 +36,7 @@ _NETWORKS = ("tests/models", "tests/test_dual_checkpoints.py", "tests/deploy/tes
 LIBRARIES = [
     *(("3.11", f"av=={version}.*", _VIDEO) for version in ("14.1", "14", "15", "16", "17", "18")),
     *(("3.11", f"transformers=={version}.*", _NETWORKS) for version in ("4.57", "5.0", "5.17", "5")),
-    ("3.11", "jsonargparse[signatures]==4.38.*", ("tests/cli",)),
+    ("3.11", "jsonargparse[signatures]==4.52.*", ("tests/cli",)),
 ]
 
 
