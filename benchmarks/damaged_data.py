@@ -40,14 +40,8 @@ from fluxvit.data.manifest import read_manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
-from fluxvit.training.config import (
-    DataSettings,
-    GridSettings,
-    ModelSettings,
-    NetworkSettings,
-    Recipe,
-    TrainConfig,
-)
+from fluxvit.training.config import GridSettings, ModelSettings, NetworkSettings, TrainConfig
+from fluxvit.training.recipes import DataSettings, Recipe
 from fluxvit.training.runs.train import train_recipe
 from fluxvit.utils.distributed import ALONE
 from fluxvit.utils.files import write_json

@@ -42,7 +42,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.dual_encoder import optimize_dual
 from fluxvit.synthetic.motionworld.language import mirrored
-from fluxvit.training.config import ContrastRecipe, TextSettings
+from fluxvit.training.recipes import ContrastRecipe, TextSettings
 from fluxvit.training.runs.contrastive import contrast_recipe
 from fluxvit.utils.distributed import ALONE
 from fluxvit.utils.files import write_json

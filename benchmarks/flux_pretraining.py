@@ -51,18 +51,8 @@ from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.probing.probe import run_probe
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.training.config import (
-    DataSettings,
-    DistillSettings,
-    GridSettings,
-    ModelSettings,
-    NetworkSettings,
-    PretrainRecipe,
-    Recipe,
-    TeacherSettings,
-    TrainConfig,
-    VideoSettings,
-)
+from fluxvit.training.config import GridSettings, ModelSettings, NetworkSettings, TrainConfig, VideoSettings
+from fluxvit.training.recipes import DataSettings, DistillSettings, PretrainRecipe, Recipe, TeacherSettings
 from fluxvit.training.runs.pretrain import pretrain_recipe
 from fluxvit.training.runs.train import train_recipe
 from fluxvit.utils.distributed import ALONE

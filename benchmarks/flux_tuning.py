@@ -40,15 +40,8 @@ from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.evaluation.classification import Score, predict_dataset
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import preset
-from fluxvit.training.config import (
-    DataSettings,
-    GridSettings,
-    ModelSettings,
-    NetworkSettings,
-    Recipe,
-    TaskSettings,
-    TrainConfig,
-)
+from fluxvit.training.config import GridSettings, ModelSettings, NetworkSettings, TrainConfig
+from fluxvit.training.recipes import DataSettings, Recipe, TaskSettings
 from fluxvit.training.runs.train import train_recipe
 from fluxvit.utils.distributed import join_world
 from fluxvit.utils.files import write_json

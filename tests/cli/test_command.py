@@ -22,7 +22,7 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import SELECTORS
 from fluxvit.flux.selectors import SelectorName
-from fluxvit.training.config import PretrainRecipe, Recipe
+from fluxvit.training.recipes import PretrainRecipe, Recipe
 from fluxvit.utils.options import POSITIONAL
 from fluxvit.utils.schema import check
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluxvit.checkpoints.huggingface_text import huggingface_text, remake_text
-from fluxvit.training.config import TextSettings
+from fluxvit.training.recipes import TextSettings
 from fluxvit.training.runs.contrastive import open_text
 
 transformers = pytest.importorskip("transformers")

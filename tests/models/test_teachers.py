@@ -7,7 +7,7 @@ from torch import nn
 from conftest import small_model
 from fluxvit.models.fluxvit import create_model
 from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, fit_clip, resample_maps
-from fluxvit.training.config import TeacherSettings
+from fluxvit.training.recipes import TeacherSettings
 from fluxvit.training.runs.pretrain import open_teacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

@@ -9,23 +9,25 @@ import pytest
 
 from fluxvit.data.dataset import Augmentation
 from fluxvit.models.config import FluxViTConfig
-from fluxvit.training import config
-from fluxvit.training.config import ModelSettings, NetworkSettings, Recipe, TrainConfig
+from fluxvit.training import config, recipes
+from fluxvit.training.config import ModelSettings, NetworkSettings, TrainConfig
 from fluxvit.training.mixing import Mixing
+from fluxvit.training.recipes import Recipe
 from fluxvit.utils.schema import convert
 
 KINDS = [
     kind
-    for kind in vars(config).values()
-    if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == config.__name__
+    for module in (config, recipes)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.__name__
 ]
 # What a kind cannot be made without, to vary one field of.
 NEEDED: dict[str, dict[str, Any]] = {
-    "PretrainRecipe": {"data": config.VideoSettings(), "teacher": config.TeacherSettings(source="x")},
+    "PretrainRecipe": {"data": config.VideoSettings(), "teacher": recipes.TeacherSettings(source="x")},
     "InstructRecipe": {"data": config.VideoSettings(), "model": ModelSettings(init="x")},
     "ContrastRecipe": {"data": config.VideoSettings()},
     "RunRecipe": {"data": config.VideoSettings()},
-    "Recipe": {"data": config.DataSettings()},
+    "Recipe": {"data": recipes.DataSettings()},
     "TeacherSettings": {"source": "x"},
 }
 
@@ -77,7 +79,7 @@ def test_ranges_of_training(settings: dict[str, Any], message: str) -> None:
 
 
 def test_warm_up_ends_before_the_run_and_grids_are_countable() -> None:
-    data = config.DataSettings()
+    data = recipes.DataSettings()
     with pytest.raises(ValueError, match="warmup_epochs is 5; it must be below epochs, which is 5"):
         Recipe(data, epochs=5, warmup_epochs=5)
     with pytest.raises(ValueError, match=r"grids\.frames .* more than 10000 grids"):
@@ -85,7 +87,7 @@ def test_warm_up_ends_before_the_run_and_grids_are_countable() -> None:
     with pytest.raises(ValueError, match=r"evaluation\.grid: grid '8' is neither"):
         config.EvalSettings(grid="8")
     with pytest.raises(ValueError, match=r"data\.sampling is 'spares', expected one of"):
-        config.DataSettings(sampling="spares")
+        recipes.DataSettings(sampling="spares")
 
 
 def test_a_misspelt_setting_gets_the_nearest_one() -> None:

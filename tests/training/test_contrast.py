@@ -23,7 +23,7 @@ from fluxvit.evaluation.retrieval import run_retrieve
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training import trainer
-from fluxvit.training.config import ContrastRecipe
+from fluxvit.training.recipes import ContrastRecipe
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks.contrastive import Captions, FluxContrast
 from fluxvit.utils.distributed import ALONE

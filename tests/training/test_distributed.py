@@ -24,7 +24,7 @@ from fluxvit.checkpoints.folder import CheckpointInfo, load
 from fluxvit.data.dataset import Clip
 from fluxvit.training.config import AdapterSettings
 from fluxvit.training.parallel import parallelize, whole
-from fluxvit.training.runs.train import adapt_model
+from fluxvit.training.runs.base import adapt_model
 from fluxvit.training.tasks.classify import FluxTuning
 from fluxvit.training.tasks.contrastive import FluxContrast
 from fluxvit.training.tasks.contrastive_losses import LOSSES, contrastive_loss

@@ -11,7 +11,7 @@ from test_training import small_model, trainer, weights
 
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.logs import Meter, peak_memory, progress_line, require_loggers
-from fluxvit.training.runs.train import _kept_tokens
+from fluxvit.training.runs.base import _kept_tokens
 
 FAKE_WANDB = """
 import json, os

@@ -23,8 +23,8 @@ from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.metrics import MeanPrecision
 from fluxvit.evaluation.probing.probe import run_probe
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.training.config import DataSettings, MixingSettings, Recipe, TaskSettings
 from fluxvit.training.mixing import Mixing
+from fluxvit.training.recipes import DataSettings, MixingSettings, Recipe, TaskSettings
 from fluxvit.training.tasks.classify import FluxTuning
 from fluxvit.video.writer import write_video
 

@@ -12,7 +12,7 @@ from test_recipe import TINY, world
 import fluxvit
 from fluxvit.cli import command, main
 from fluxvit.flux.grid import legal_grids
-from fluxvit.training.config import PretrainRecipe
+from fluxvit.training.recipes import PretrainRecipe
 from fluxvit.training.state import find_state
 
 assert world  # A fixture.

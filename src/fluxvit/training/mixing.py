@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.training.config import MixingSettings
+from fluxvit.training.recipes import MixingSettings
 from fluxvit.utils.schema import NotNegative
 
 
@@ -22,7 +22,7 @@ class Mixing(MixingSettings):
     those of the FluxViT release; the paper's table 15 has no label smoothing and does not mention mixing.
 
     Args:
-        mixup, cutmix, switch, label_smoothing: See :class:`~fluxvit.training.config.MixingSettings`.
+        mixup, cutmix, switch, label_smoothing: See :class:`~fluxvit.training.recipes.MixingSettings`.
 
     Raises:
         ValueError: A setting is out of its range, or both alphas are 0.

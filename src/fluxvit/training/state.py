@@ -28,9 +28,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fluxvit.checkpoints.weights import kind_of
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.config import MixingSettings, NetworkSettings
+from fluxvit.training.config import NetworkSettings
 from fluxvit.training.ema import Ema
 from fluxvit.training.parallel import local
+from fluxvit.training.recipes import MixingSettings
 from fluxvit.training.sharded_state import StateReader, read_metadata
 from fluxvit.utils.distributed import World
 from fluxvit.utils.files import atomic_path, clear_leftovers, flush_to_disk, write_json

@@ -13,9 +13,9 @@ from fluxvit.data.questions import questions_of
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.config import InstructRecipe
 from fluxvit.training.parallel import whole
-from fluxvit.training.runs.train import (
+from fluxvit.training.recipes import InstructRecipe
+from fluxvit.training.runs.base import (
     Course,
     clip_dataset,
     readable_with,

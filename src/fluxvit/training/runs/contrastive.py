@@ -17,9 +17,10 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
-from fluxvit.training.config import ContrastRecipe, GridSettings, TextSettings
+from fluxvit.training.config import GridSettings
+from fluxvit.training.recipes import ContrastRecipe, TextSettings
 from fluxvit.training.retrieval_validation import RetrievalValidation, gather_language
-from fluxvit.training.runs.train import (
+from fluxvit.training.runs.base import (
     Course,
     adapt_model,
     clip_dataset,

@@ -18,8 +18,8 @@ from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, Teacher, TokenShape, spread_layers
-from fluxvit.training.config import PretrainRecipe, TeacherSettings
-from fluxvit.training.runs.train import (
+from fluxvit.training.recipes import PretrainRecipe, TeacherSettings
+from fluxvit.training.runs.base import (
     Course,
     clip_dataset,
     readable,

@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from fluxvit import __version__
-from fluxvit.checkpoints.folder import CheckpointInfo, compare_keys, load_checkpoint
-from fluxvit.data.cache import FrameCache
 from fluxvit.data.classes import (
     class_weights,
-    match_names,
     name_classes,
     numbered_like,
     repeated,
     without_videos,
 )
-from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
-from fluxvit.data.loader import TrainingBatches, loader
-from fluxvit.data.manifest import Entry, Manifest, read_manifest
-from fluxvit.data.prepare import prepare_manifests
-from fluxvit.flux.cost import NetworkSize
-from fluxvit.flux.grid import SamplingGrid, legal_grids
-from fluxvit.models.adapters import add_adapters
-from fluxvit.models.config import FluxViTConfig
-from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import (
-    AdapterSettings,
-    DataSettings,
-    PretrainRecipe,
-    Recipe,
-    RunRecipe,
-    TaskSettings,
-)
+from fluxvit.data.dataset import ClipDataset
+from fluxvit.data.manifest import Manifest, read_manifest
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.mixing import Mixing
-from fluxvit.training.tasks.classify import FluxTuning, Task
-from fluxvit.training.trainer import Trainer
-from fluxvit.training.validation import BEST, Validation, export_checkpoint
-from fluxvit.utils.distributed import World, lock_run
-from fluxvit.utils.files import write_json
-from fluxvit.utils.system import Stopped, device_name
-
-LAST = "last"
-AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
+from fluxvit.training.recipes import DataSettings, Recipe, TaskSettings
+from fluxvit.training.runs.base import (
+    Course,
+    adapt_model,
+    clip_dataset,
+    readable,
+    run_trainer,
+    sampling_of,
+    start_model,
+    with_manifests,
+    without_broken,
+)
+from fluxvit.training.tasks.classify import FluxTuning
+from fluxvit.training.validation import BEST, Validation
+from fluxvit.utils.distributed import World
 
 _log = logging.getLogger(__name__)
 
@@ -90,12 +73,12 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     trainer.fingerprint["classes"] = list(train.labels)
     trainer.mixing = Mixing(**asdict(recipe.mixing)) if recipe.mixing.active else None
     if val is not None:
-        shown = _without_broken(recipe.data.val, val)
+        shown = without_broken(recipe.data.val, val)
         trainer.fingerprint["validation"] = shown.digest
         trainer.after_step = Validation(
             trainer,
             info,
-            ClipDataset(shown, classes=width, **_sampling(recipe)),
+            ClipDataset(shown, classes=width, **sampling_of(recipe)),
             SamplingGrid.parse(recipe.evaluation.grid),
             broken=[entry for entry in val.entries if not entry.ok],
             every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
@@ -122,298 +105,6 @@ def _task(settings: TaskSettings, labels: Sequence[int], classes: int) -> FluxTu
         multi_label=settings.loss == "bce",
         class_weights=weights,
     )
-
-
-class Course:
-    """What a run of a recipe goes through: grids, batches and steps.
-
-    Args:
-        recipe: Any kind.
-        videos: Of the training set.
-        size: Of the network.
-        world: The processes.
-        streams: Kinds of batches that take turns; epochs are those of the videos, one of them.
-        labels: Class indices of the videos, for ``balance``.
-        balance: How evenly classes are sampled; see `TrainingBatches`.
-
-    Attributes:
-        grids: That batches draw from.
-        steps: Of the run.
-        steps_per_epoch: On average.
-
-    Raises:
-        ValueError: No grid is legal, or a batch cannot be filled or shared out.
-    """
-
-    def __init__(
-        self,
-        recipe: RunRecipe,
-        videos: int,
-        size: NetworkSize,
-        world: World,
-        streams: int = 1,
-        *,
-        labels: Sequence[int] = (),
-        balance: str = "none",
-    ) -> None:
-        patches = {"patch_size": size.patch_size, "tubelet_size": size.tubelet_size}
-        self._recipe, self._world = recipe, world
-        self.grids = legal_grids(
-            range(*recipe.grids.frames),
-            range(*recipe.grids.sizes),
-            recipe.grids.min_tokens,
-            recipe.grids.max_tokens,
-            **patches,
-        )
-        self._requests_from = partial(
-            TrainingBatches,
-            videos,
-            self.grids,
-            recipe.optim.batch_size,
-            seed=recipe.optim.seed,
-            samples=recipe.samples,
-            tokens_per_batch=recipe.tokens_per_batch or None,
-            processes=world.size,
-            labels=labels,
-            balance=balance,
-            **patches,
-        )
-        self.steps = streams * self._requests_from(steps=1).steps_in(recipe.epochs)
-        self.steps_per_epoch = self.steps / recipe.epochs
-        warmup = round(recipe.warmup_epochs * self.steps_per_epoch)
-        self._optim = replace(recipe.optim, steps=self.steps, warmup=warmup)
-
-    def describe(self, info: CheckpointInfo, train: Manifest, command: str) -> CheckpointInfo:
-        """What goes with the checkpoints of this run: ``info`` is of the one that it starts from."""
-        provenance = {
-            "made_by": f"fluxvit {__version__} {command}",
-            "recipe": asdict(self._recipe),
-            "data": train.digest,
-        }
-        return replace(
-            info,
-            grids=list(self.grids),
-            provenance=provenance,
-            plans=[],
-            cascades=[],
-            multi_label=False,
-        )
-
-    def batches(self, dataset: ClipDataset, steps: int) -> Callable[[int], Iterable[Clip]]:
-        """This process's batches of a run of ``steps``, from a first step on."""
-        out, world = Path(self._recipe.out), self._world
-
-        def start(first: int) -> Iterable[Clip]:
-            requests = self._requests_from(steps=steps, start_step=first)
-            report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
-            return loader(dataset, _Share(requests, world), self._recipe.data.workers, report)
-
-        return start
-
-    def trainer(self, model: FluxViT, task: Task, dataset: ClipDataset, info: CheckpointInfo) -> Trainer:
-        """A trainer that takes this course."""
-        recipe, world, out = self._recipe, self._world, Path(self._recipe.out)
-        fingerprint = {"recipe": json.dumps(_identity(recipe)), "data": dataset.manifest.digest}
-        return Trainer(
-            model,
-            task,
-            self._optim,
-            self.batches(dataset, self.steps),
-            out,
-            info.mean,
-            info.std,
-            fingerprint,
-            world,
-            tokens=_kept_tokens(model),
-        )
-
-
-def run_trainer(
-    trainer: Trainer,
-    recipe: RunRecipe,
-    info: CheckpointInfo,
-    progress: bool,
-    export: Callable[[Path, FluxViT], None] | None = None,
-) -> Path:
-    """Run to the end, tell what went wrong on the way, and keep the last weights.
-
-    Args:
-        export: Writes the checkpoint to a folder, in all processes together; by default the model's own.
-
-    Returns:
-        The folder of the last checkpoint.
-
-    Raises:
-        Stopped: A signal asked to stop; the state and the checkpoint are saved.
-        OSError: The last state or checkpoint could not be saved.
-        ValueError: As :meth:`Trainer.run`; or another run is writing into the folder.
-    """
-    with lock_run(trainer.folder, trainer.world):
-        trainer.check_saved()
-        return _run_trainer(trainer, recipe, info, progress, export)
-
-
-def _run_trainer(
-    trainer: Trainer,
-    recipe: RunRecipe,
-    info: CheckpointInfo,
-    progress: bool,
-    export: Callable[[Path, FluxViT], None] | None,
-) -> Path:
-    world, out = trainer.world, trainer.folder
-
-    def keep_last() -> None:
-        model = trainer.gather_model()
-        if export is not None:
-            export(out / LAST, model)
-        elif world.is_main:
-            export_checkpoint(out / LAST, model, info)
-
-    if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(
-            out / "run.json",
-            {"recipe": asdict(recipe), "processes": world.size, **_environment(world.device)},
-        )
-    world.barrier()
-    try:
-        trainer.run(progress=progress)
-    except Stopped as stop:
-        keep_last()
-        raise Stopped(f"{stop}; the weights so far are in {out / LAST}; the same command goes on") from None
-    keep_last()
-    replaced = sum(world.gather(trainer.replaced))
-    if world.is_main and (replaced or trainer.skipped):
-        _log.warning(
-            "%d clips could not be read and were replaced, %d steps were skipped%s",
-            replaced,
-            trainer.skipped,
-            f"; the files are named in {out / 'replaced.jsonl'}" if replaced else "",
-        )
-    return out / LAST
-
-
-def readable(path: str, target: str | None) -> Manifest:
-    """The videos of a manifest that are not known to be broken; it is said how many are.
-
-    Args:
-        target: Key of the class index; None: labels are not asked for.
-
-    Raises:
-        ValueError: The manifest cannot be read, or all of its videos are broken.
-    """
-    return _without_broken(path, read_manifest(path, target))
-
-
-def _without_broken(path: str, manifest: Manifest) -> Manifest:
-    rest = manifest.readable()
-    if len(rest) < len(manifest):
-        _log.warning(
-            "%s: %d of %d videos cannot be read and are left out; it says why",
-            path,
-            len(manifest) - len(rest),
-            len(manifest),
-        )
-    return rest
-
-
-def readable_with(path: str, what: str, has: Callable[[Entry], bool]) -> Manifest:
-    """The readable videos of a manifest that have something; it is said how many have not.
-
-    Args:
-        what: They must have.
-        has: Tells whether a video does.
-
-    Raises:
-        ValueError: None has it, or the manifest cannot be read.
-    """
-    manifest = readable(path, None)
-    entries = tuple(entry for entry in manifest.entries if has(entry))
-    if not entries:
-        raise ValueError(f"{path}: none of its {len(manifest)} videos has a {what}")
-    if len(entries) == len(manifest):
-        return manifest
-    _log.warning("%s: %d videos have no %s and are left out", path, len(manifest) - len(entries), what)
-    return replace(manifest, entries=entries, digest=f"{manifest.digest}-{what}")
-
-
-def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe:
-    """The recipe with manifests in place of a data set that is yet to be checked.
-
-    Raises:
-        ValueError: There is no data, or it cannot be used.
-    """
-    # Before a data set is gone through.
-    Augmentation(**asdict(recipe.augment))
-    if not recipe.data.root:
-        if not recipe.data.train:
-            raise ValueError("no data: give data.train, a manifest, or data.root, a folder of videos")
-        return recipe
-    failure = ""
-    if world.is_main:
-        try:
-            prepare_manifests(recipe.data.root, recipe.out, progress=progress)
-        except ValueError as error:
-            failure = str(error)
-    failure = world.main_value(failure)
-    if failure:
-        raise ValueError(failure)
-    train, val = (str(Path(recipe.out) / f"{split}.jsonl") for split in ("train", "val"))
-    data = replace(recipe.data, train=train, root="")
-    if isinstance(data, DataSettings):
-        data = replace(data, val=val)
-    return replace(recipe, data=data)
-
-
-class _Share:
-    """This process's part of every batch: the parts of all processes make up the batch of one."""
-
-    def __init__(self, batches: TrainingBatches, world: World) -> None:
-        if batches.tokens_per_batch is None and batches.batch_size // batches.samples % world.size:
-            raise ValueError(
-                f"a batch of {batches.batch_size // batches.samples} videos cannot be shared evenly by "
-                f"{world.size} processes; choose a multiple of {world.size}"
-            )
-        self._batches, self._world = batches, world
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Any:
-        for batch in self._batches:
-            yield batch[self._world.rank :: self._world.size]
-
-
-def _identity(recipe: RunRecipe) -> dict[str, Any]:
-    """The settings that a run cannot change halfway: all but those of how the work is done and told.
-
-    Manifests may be moved: their digests are compared.
-    """
-    settings = asdict(recipe)
-    del settings["out"], settings["device"]
-    for name in ("train", "val", "workers", "max_bad_clips"):
-        settings["data"].pop(name, None)
-    settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
-    if isinstance(recipe, PretrainRecipe):
-        settings["teacher"]["cache"] = bool(recipe.teacher.cache)
-    for name in (
-        *("accumulate", "checkpoint_blocks", "compile_blocks", "shard"),
-        *("save_seconds", "log_every", "loggers", "max_bad_steps"),
-    ):
-        del settings["optim"][name]
-    return settings
-
-
-def _kept_tokens(model: FluxViT) -> Callable[[Tensor], int]:
-    """Counts the tokens that clips ``[B, 3, T, H, W]`` send through the blocks, over all budgets."""
-    config = model.config
-
-    def count(video: Tensor) -> int:
-        clips, _, frames, height, width = video.shape
-        pool = SamplingGrid(frames, height, width).tokens(config.patch_size, config.tubelet_size)
-        return clips * sum(min(budget, pool) for budget in config.budgets)
-
-    return count
 
 
 def _shared_classes(
@@ -471,116 +162,3 @@ def _shared_classes(
             name_classes(missing, train.labels),
         )
     return classes, val
-
-
-def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> tuple[FluxViT, CheckpointInfo]:
-    """The model to train: new, or from a checkpoint, with new classifiers if the classes differ.
-
-    Args:
-        classes: How many classes the data have; 0: no classifier.
-        names: The names of the classes; empty if they are unknown.
-
-    Raises:
-        ValueError: The checkpoint cannot be read, or the settings do not fit it.
-    """
-    torch.manual_seed(recipe.optim.seed)
-    if not recipe.model.init:
-        return create_model(
-            recipe.model.name, **recipe.model.settings.given, num_classes=classes
-        ), CheckpointInfo()
-    model, info = load_checkpoint(recipe.model.init)
-    settings = recipe.model.settings.given
-    model.reset_budgets(settings.pop("budgets", model.config.budgets))
-    if settings:
-        changed = FluxViT(FluxViTConfig.from_dict({**model.config.to_dict(), **settings}))
-        report = compare_keys(model.state_dict(), changed)
-        if not report.matches:
-            raise ValueError(
-                f"model.settings {settings} do not fit the weights of {recipe.model.init}: {report.summary}"
-            )
-        changed.load_state_dict(model.state_dict())
-        model = changed
-    _fit_classifier(model, info, classes, names, recipe.model.init)
-    return model, info
-
-
-def adapt_model(model: FluxViT, settings: AdapterSettings) -> None:
-    """If settings ask for adapters: freeze the model but for adapters of its blocks, and its heads."""
-    if settings.rank:
-        add_adapters(model, settings.rank, settings.alpha or settings.rank, settings.layers)
-        train_heads(model)
-
-
-def train_heads(model: FluxViT) -> None:
-    """Have the poolings, the classifiers and what else follows the blocks trained."""
-    for part in (model.heads, model.head_norm, model.aligners):
-        part.requires_grad_(True)
-
-
-def _fit_classifier(
-    model: FluxViT, info: CheckpointInfo, classes: int, names: Sequence[str], checkpoint: str
-) -> None:
-    """Keep a checkpoint's classifiers if its classes are those of the data, whatever their order."""
-    if model.num_classes != classes:
-        if model.num_classes and classes:
-            text = "%s: the classifier starts anew, since it tells %d classes and the data have %d"
-            _log.info(text, checkpoint, model.num_classes, classes)
-        model.reset_classifier(classes)
-    elif not info.labels or not names:
-        if classes and (info.labels or names):
-            _log.warning(
-                "%s: its %d classes are taken to be those of the data, since only one of the two names them",
-                checkpoint,
-                classes,
-            )
-    elif list(info.labels) != list(names):
-        numbers, alike = match_names(names, info.labels, "the data", checkpoint, loose=True)
-        if len(numbers) == classes and not alike:
-            model.reorder_classes([numbers[number] for number in range(classes)])
-            _log.warning("%s: its classes are numbered as in the data, by name", checkpoint)
-            return
-        model.reset_classifier(classes)
-        same = len(numbers) - len(alike)
-        hint = (
-            f"; {alike[0][0]!r} in the data and {alike[0][1]!r} there differ only in how they are written: "
-            f"fluxvit data check --like {checkpoint} takes such names over"
-            if alike
-            else ""
-        )
-        _log.warning(
-            "%s: the classifier starts anew, since only %d of its %d classes are named as in the data%s",
-            checkpoint,
-            same,
-            classes,
-            hint,
-        )
-
-
-def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> ClipDataset:
-    """Training clips of a manifest; further settings are those of `ClipDataset`."""
-    source = None
-    if recipe.data.cache:
-        cache = FrameCache(recipe.data.cache, manifest, recipe.data.cache_frames, recipe.data.cache_side)
-        source = cache.build()
-    return ClipDataset(
-        manifest,
-        source,
-        Augmentation(**asdict(recipe.augment)),
-        max_bad_clips=recipe.data.max_bad_clips,
-        **_sampling(recipe),
-        **settings,
-    )
-
-
-def _sampling(recipe: RunRecipe) -> dict[str, Any]:
-    data = recipe.data
-    return {"sampling": data.sampling, "stride": data.stride, "stride_fps": data.stride_fps or None}
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    return {
-        "fluxvit": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device_name(device),
-    }
