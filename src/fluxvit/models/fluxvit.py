@@ -409,14 +409,13 @@ class FluxViT(nn.Module):
         """Parameters of two or more axes that must not decay; those of one axis never should."""
         return {"cls_token", "pos_embed.cls", "pos_embed.grid"}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that assign parameters to layers, for layer-wise learning rates (timm's convention)."""
-        return {
-            "stem": r"^cls_token|^pos_embed|^patch_embed",
-            "blocks": r"^blocks\.(\d+)"
-            if coarse
-            else [(r"^blocks\.(\d+)", None), (r"^head|^aligners", (99999,))],
-        }
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns that assign parameters to layers, from the input on (timm's convention).
+
+        A number that a pattern captures orders the layers that it matches. Parameters that no pattern matches
+        belong to the last layer. ``coarse`` changes nothing here.
+        """
+        return {"stem": r"cls_token|pos_embed|patch_embed", "blocks": r"blocks\.(\d+)\."}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass, which saves memory and costs time."""

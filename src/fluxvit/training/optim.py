@@ -15,12 +15,19 @@ from fluxvit.models.fluxvit import FluxViT
 _OUTPUTS = re.compile(r"heads\.\d+\.fc\.|aligners\.")
 
 
-def layer_of(name: str, depth: int) -> int:
-    """Depth of a parameter: 0 for the stem, 1 to ``depth`` for the blocks, ``depth + 1`` for what follows."""
-    block = re.match(r"blocks\.(\d+)\.", name)
-    if block:
-        return int(block[1]) + 1
-    return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed")) else depth + 1
+def layer_numbers(model: FluxViT) -> dict[str, int]:
+    """The layer of each parameter, from 0, in the order of the model's ``group_matcher``."""
+    patterns = list(model.group_matcher().values())
+
+    def order(name: str) -> tuple[int, ...]:
+        for number, pattern in enumerate(patterns):
+            if match := re.match(pattern, name):
+                return number, *map(int, match.groups())
+        return (len(patterns),)
+
+    orders = {name: order(name) for name, _ in model.named_parameters()}
+    layers = sorted(set(orders.values()))
+    return {name: layers.index(found) for name, found in orders.items()}
 
 
 def parameter_groups(
@@ -35,9 +42,10 @@ def parameter_groups(
     whether a group is of matrices between features: not vectors, positions, classifiers or what aligns
     outputs.
     """
-    depth, top = len(model.blocks), len(model.blocks) + 1
+    layers = layer_numbers(model)
+    top = max(layers.values())
     named = [
-        (name, parameter, layer_decay ** (top - layer_of(name, depth)), model.no_weight_decay())
+        (name, parameter, layer_decay ** (top - layers[name]), model.no_weight_decay())
         for name, parameter in model.named_parameters()
     ]
     if task is not None:
