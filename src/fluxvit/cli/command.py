@@ -14,7 +14,7 @@ from argparse import Action, HelpFormatter
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from shutil import get_terminal_size
@@ -286,6 +286,7 @@ def _described(hint: Any) -> str:
     return _KINDS.get(hint, str(getattr(hint, "__name__", hint)))
 
 
+@cache
 def _register_types(hint: Any) -> None:
     """Let jsonargparse read types that have a method ``parse``, wherever they stand in a type."""
     if hasattr(hint, "parse"):
