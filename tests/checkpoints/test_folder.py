@@ -11,6 +11,7 @@ from conftest import small_model
 from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
+from fluxvit.video.sampling import ClipSampling
 
 
 def test_round_trip(checkpoint: Path) -> None:
@@ -40,6 +41,19 @@ def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
     assert (info.plans, info.cascades) == ([small, large], [cascade])
     assert (info.plans[0].measured, info.plans[1].measured) == (measured, None)
     assert (info.cascades[0].measured, info.cascades[0].stages[0].measured) == (Measured(gmacs=0.7), measured)
+
+
+@pytest.mark.parametrize("sampling", [ClipSampling("dense", 2), ClipSampling("dense", 1, 12.5)])
+def test_sampling_is_stored(tmp_path: Path, sampling: ClipSampling) -> None:
+    folder = save_checkpoint(tmp_path / "it", small_model(5), CheckpointInfo(sampling=sampling))
+    assert load_checkpoint(folder)[1].sampling == sampling
+
+
+def test_folders_that_name_no_sampling_were_trained_sparse(checkpoint: Path) -> None:
+    facts = json.loads((checkpoint / "config.json").read_text())
+    del facts["sampling"]
+    (checkpoint / "config.json").write_text(json.dumps(facts))
+    assert load_checkpoint(checkpoint)[1].sampling == ClipSampling("sparse")
 
 
 def test_plan_tables_of_the_first_version_are_read(checkpoint: Path) -> None:

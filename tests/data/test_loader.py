@@ -27,6 +27,7 @@ from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.video.base import VideoError
+from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fluxvit.video.writer import write_video
 
@@ -78,12 +79,12 @@ def test_a_centred_clip_without_jitter_is_what_tests_see(film: Path) -> None:
 def test_dense_test_clips_lie_in_the_middle(
     film: Path, frames: int, stride: int, expected: list[int]
 ) -> None:
-    data = ClipDataset(manifest(Entry(film, 0)), sampling="dense", stride=stride)
+    data = ClipDataset(manifest(Entry(film, 0)), sampling=ClipSampling("dense", stride))
     assert numbers(data, ClipRequest(0, SamplingGrid(frames, 16, 16))) == expected
 
 
 def test_dense_training_clips_keep_the_stride_and_lie_anywhere(film: Path) -> None:
-    data = ClipDataset(manifest(Entry(film, 0)), sampling="dense", stride=3)
+    data = ClipDataset(manifest(Entry(film, 0)), sampling=ClipSampling("dense", 3))
     clips = [numbers(data, ClipRequest(0, SamplingGrid(4, 16, 16), (7, n))) for n in range(20)]
     assert all(np.diff(clip).tolist() == [3, 3, 3] for clip in clips)
     assert len({clip[0] for clip in clips}) > 5
@@ -92,20 +93,20 @@ def test_dense_training_clips_keep_the_stride_and_lie_anywhere(film: Path) -> No
 
 def test_a_stride_may_count_another_rate(film: Path) -> None:
     # Every fourth part of a second is every third frame; the segment starts at frame 12.
-    data = ClipDataset(manifest(Entry(film, 0, start=1.0)), sampling="dense", stride=1, stride_fps=4)
+    data = ClipDataset(manifest(Entry(film, 0, start=1.0)), sampling=ClipSampling("dense", 1, 4))
     assert numbers(data, ClipRequest(0, SamplingGrid(4, 16, 16))) == [13, 16, 19, 22]
 
 
 def test_dense_sampling_that_cannot_be(film: Path, tmp_path: Path) -> None:
     videos = manifest(Entry(film, 0))
     with pytest.raises(ValueError, match="dense sampling needs the video files"):
-        ClipDataset(videos, FrameCache(tmp_path, videos, 8, 16), sampling="dense")
-    with pytest.raises(ValueError, match="choose sparse or dense"):
-        ClipDataset(videos, sampling="denser")
-    with pytest.raises(ValueError, match="stride must be at least 1"):
-        ClipDataset(videos, sampling="dense", stride=0)
+        ClipDataset(videos, FrameCache(tmp_path, videos, 8, 16), sampling=ClipSampling("dense"))
+    with pytest.raises(ValueError, match="kind is 'denser', expected one of"):
+        ClipSampling("denser")
+    with pytest.raises(ValueError, match="stride"):
+        ClipSampling("dense", 0)
     with pytest.raises(ValueError, match="order 'shuffled' takes frames from the whole video"):
-        ClipDataset(videos, sampling="dense", order="shuffled")
+        ClipDataset(videos, sampling=ClipSampling("dense"), order="shuffled")
 
 
 # Classes sampled more evenly than they occur ---------------------------------------------------------------

@@ -13,13 +13,17 @@ import torch
 from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
 from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.data.dataset import ClipDataset, ClipRequest
+from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.deploy import latency
-from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, write_explanation
+from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, shown_frames, write_explanation
 from fluxvit.deploy.predictor import default_plans
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured
 from fluxvit.models.config import preset
 from fluxvit.video.reader import open_video
+from fluxvit.video.sampling import ClipSampling
+from fluxvit.video.transforms import to_tensor
 
 
 def test_prediction(checkpoint: Path, clip: Path) -> None:
@@ -43,6 +47,19 @@ def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Pat
     with torch.no_grad():
         logits = predictor.model(video[None], 12).logits[0]
     np.testing.assert_allclose(result.probabilities, logits.softmax(-1).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [ClipSampling(), ClipSampling("dense", 2), ClipSampling("dense", 1, 5)])
+def test_a_clip_is_the_one_of_evaluation(tmp_path: Path, clip: Path, sampling: ClipSampling) -> None:
+    folder = save_checkpoint(tmp_path / "it", small_model(), CheckpointInfo(sampling=sampling))
+    grid = SamplingGrid(6, 16, 32)
+    predictor = Predictor(folder, 12, grid=grid, keep_frames=True)
+    data = ClipDataset(Manifest((Entry(clip, 0),), (), ""), sampling=sampling)
+    frames = to_tensor(predictor.sample(clip, [grid]).frames[grid])
+    assert torch.equal(frames, data[ClipRequest(0, grid)].video)
+    # What is shown of it are the same frames, read again.
+    again = Predictor(folder, 12, grid=grid)(clip)
+    np.testing.assert_allclose(shown_frames(again), shown_frames(predictor(clip)), atol=2)
 
 
 def test_plans_are_used_and_budgets_between_them_cut_down(checkpoint: Path) -> None:

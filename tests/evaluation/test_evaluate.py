@@ -25,6 +25,7 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.utils.distributed import join_world, leave_world
+from fluxvit.video.sampling import ClipSampling
 
 VIDEOS, BROKEN, DAMAGED = 9, 2, 5
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -70,6 +71,24 @@ def test_what_is_tested(config: EvaluateConfig) -> None:
         ("optimised", 6, "8x16x32", 6, "group_dynamic"),
         ("tube", 6, "8x16x32", 6, "tube"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ({}, "dense, every 2. frame at 5 frames a second"),
+        ({"stride": 1}, "dense, every 1. frame at 5 frames a second"),
+        ({"sampling": "dense"}, "dense, every 4. frame at the video's own rate"),
+        ({"sampling": "sparse"}, "sparse"),
+    ],
+)
+def test_clips_are_sampled_as_in_training_unless_asked(
+    config: EvaluateConfig, asked: dict, used: str
+) -> None:
+    model, info = load_checkpoint(config.checkpoint)
+    save_checkpoint(config.checkpoint, model, replace(info, sampling=ClipSampling("dense", 2, 5)))
+    run_evaluation(replace(config, budgets=(Budget(tokens=6),), **asked), progress=False)
+    assert results(config)["protocol"]["sampling"] == used
 
 
 def test_other_grids_heads_and_selectors(config: EvaluateConfig) -> None:

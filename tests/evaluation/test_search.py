@@ -32,6 +32,7 @@ from fluxvit.optimization.halving import (
 from fluxvit.optimization.optimize import run_optimize
 from fluxvit.optimization.trials import GridClips, GridRequest, Search, split_grids
 from fluxvit.video.base import VideoError
+from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.writer import write_video
 
 HEADS = 3
@@ -263,10 +264,11 @@ def manifest(count: int) -> Manifest:
     return Manifest(tuple(Entry(Path(f"{i}.mp4"), i % 3) for i in range(count)), (), "digest")
 
 
-def test_clips_are_those_of_ordinary_evaluation(clip: Path) -> None:
+@pytest.mark.parametrize("sampling", [ClipSampling(), ClipSampling("dense", 2), ClipSampling("dense", 1, 5)])
+def test_clips_are_those_of_ordinary_evaluation(clip: Path, sampling: ClipSampling) -> None:
     listed = Manifest((Entry(clip, 1), Entry(clip, 2, start=0.35, end=1.5)), (), "digest")
-    ordinary = ClipDataset(listed)
-    together = GridClips(listed, ordinary.source)
+    ordinary = ClipDataset(listed, sampling=sampling)
+    together = GridClips(listed, ordinary.source, sampling)
     for item in range(2):
         found = together[GridRequest(item, GRIDS)]
         assert int(found.label) == item + 1

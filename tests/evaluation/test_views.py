@@ -15,6 +15,7 @@ from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.config import Views
 from fluxvit.evaluation.views import ReadableOrBlack, merge_views
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.writer import write_video
 
 FRAMES, FPS = 24, 12
@@ -57,7 +58,7 @@ def test_sparse_views_lie_at_thirds_of_each_segment(film: Manifest) -> None:
 
 
 def test_dense_views_are_windows_from_first_to_last(film: Manifest) -> None:
-    data = ClipDataset(film, sampling="dense", stride=2)
+    data = ClipDataset(film, sampling=ClipSampling("dense", 2))
     clips = data[ClipRequest(0, SamplingGrid(4, 16, 16), views=Views(3, 1))]
     assert numbers(clips.video) == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18, 20, 22]]
 

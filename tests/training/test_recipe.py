@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fluxvit
+from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.data.dataset import ClipRequest
@@ -27,6 +28,7 @@ from fluxvit.training.runs.base import BatchShare, start_model
 from fluxvit.training.state import find_state
 from fluxvit.utils import files
 from fluxvit.utils.distributed import World
+from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.writer import write_video
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -70,6 +72,13 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
     assert set(rows[-1]) == {"step", "mean", f"{figure}@8", f"{figure}@4"}
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["recipe"]["optim"]["batch_size"] == 8
+
+
+def test_the_sampling_of_a_recipe_goes_with_the_checkpoint(world: Path, tmp_path: Path) -> None:
+    dense = ["--data.sampling", "dense", "--data.stride", "2", "--data.stride_fps", "10"]
+    assert train(CONFIGS[0], world, tmp_path / "run", *dense) == 0
+    for name in ("best", "last"):
+        assert load_checkpoint(tmp_path / "run" / name)[1].sampling == ClipSampling("dense", 2, 10)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -29,6 +29,7 @@ from fluxvit.utils.files import atomic_folder, write_json
 from fluxvit.utils.schema import Finite, Positive, convert, located, shown
 from fluxvit.utils.schema import load as load_json
 from fluxvit.utils.system import usable_device
+from fluxvit.video.sampling import SPARSE, ClipSampling
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = 1
@@ -52,6 +53,7 @@ class CheckpointInfo:
         cascades: Cascades for mean budgets; may be empty.
         multi_label: Whether a clip may show several classes at once: each logit is then a class's own, and
             its sigmoid is the class's probability.
+        sampling: How the frames of a clip were spread over a video in training.
     """
 
     labels: list[str] = field(default_factory=list)
@@ -62,6 +64,7 @@ class CheckpointInfo:
     plans: list[Plan] = field(default_factory=list)
     cascades: list[Cascade] = field(default_factory=list)
     multi_label: bool = False
+    sampling: ClipSampling = SPARSE
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probability of each class, float64 like ``logits`` ``[..., classes]``."""
@@ -98,6 +101,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, info: CheckpointInfo) 
         "multi_label": info.multi_label,
         "normalization": {"mean": list(info.mean), "std": list(info.std)},
         "grids": [str(grid) for grid in info.grids],
+        "sampling": _without_nothing(asdict(info.sampling)),
         "provenance": info.provenance,
     }
     _info(facts, f"{folder} is not written")
@@ -154,6 +158,7 @@ class _ConfigFile(msgspec.Struct):
     grids: list[str]
     provenance: dict[str, Any]
     multi_label: bool = False
+    sampling: ClipSampling = SPARSE
 
 
 class _PlanRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -214,7 +219,13 @@ def _info(content: Any, where: str) -> tuple[FluxViTConfig, CheckpointInfo]:
         with located(where, f"grids[{i}]"):
             grids.append(SamplingGrid.parse(text))
     return config, CheckpointInfo(
-        file.labels, mean, std, grids, file.provenance, multi_label=file.multi_label
+        file.labels,
+        mean,
+        std,
+        grids,
+        file.provenance,
+        multi_label=file.multi_label,
+        sampling=file.sampling,
     )
 
 

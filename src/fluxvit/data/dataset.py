@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,7 @@ from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_sc
 from fluxvit.video.augment_settings import AugmentSettings
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
-from fluxvit.video.sampling import dense_times, segment_times
+from fluxvit.video.sampling import SPARSE, ClipSampling
 from fluxvit.video.transforms import (
     crop_views,
     horizontal_flip,
@@ -91,9 +92,26 @@ class VideoSource:
     def read_times(self, index: int, times: TimesOf) -> np.ndarray:
         entry = self.manifest.entries[index]
         with open_video(entry.path, count=entry.frames) as reader:
-            # Of the frames that are there: headers lie, and some do not tell their rate.
-            fps = len(reader.times) / reader.end
-            return reader.read(times(*entry.span(reader.end), fps))
+            return reader.read(times(*entry.span(reader.end), reader.fps))
+
+
+def read_frames(source: FrameSource, index: int, times: TimesOf) -> np.ndarray:
+    """Frames of video ``index`` at the times that ``times`` chooses, uint8 ``[T, H, W, 3]``.
+
+    For a source that does not know seconds, a video lasts from 0 to 1.
+    """
+    if isinstance(source, TimedSource):
+        return source.read_times(index, times)
+    return source.read(index, times(0.0, 1.0, 1.0))
+
+
+def check_sampling(source: FrameSource | FrameCache, sampling: ClipSampling) -> None:
+    """Raise a ValueError if a source cannot give frames at the times of a sampling."""
+    if sampling.kind == "dense" and not isinstance(source, TimedSource):
+        raise ValueError(
+            "dense sampling needs the video files: cached frames are spread over the whole video and lie "
+            "at no fixed stride; train without a cache, or with sparse sampling"
+        )
 
 
 @dataclass(frozen=True)
@@ -152,12 +170,7 @@ class ClipDataset(Dataset[Clip]):
         order: What the model is shown of time: ``normal``; ``shuffled``, frames from random times in random
             order; ``single``, one random frame throughout. The controls tell whether a data set needs
             temporal understanding.
-        sampling: ``sparse``, a frame of each of equal segments of the video; or ``dense``, every
-            ``stride``-th frame of a window that lies at random in training and in the middle in tests. The
-            last frame of a video shorter than the window is repeated.
-        stride: Frames from one sampled frame to the next in dense sampling.
-        stride_fps: Frames per second that the stride counts; default: each video's own. With one rate for all
-            a stride is a time: 2 at 10 frames per second is 0.2 seconds.
+        sampling: How frames are spread over a video.
         flip_allowed: False where labels tell left from right: clips are never mirrored, whatever the recipe.
         jitter: Training clips take frames at random times; False: at those of test clips.
         max_bad_clips: Unreadable training videos, one after the other, that are replaced before it is an
@@ -179,29 +192,19 @@ class ClipDataset(Dataset[Clip]):
         flip_allowed: bool = True,
         jitter: bool = True,
         max_bad_clips: int = 20,
-        sampling: str = "sparse",
-        stride: int = 4,
-        stride_fps: float | None = None,
+        sampling: ClipSampling = SPARSE,
         classes: int | None = None,
     ) -> None:
         if order not in ("normal", "shuffled", "single"):
             raise ValueError(f"order {order!r}: choose normal, shuffled or single")
         self.manifest = manifest
         self.source = source or VideoSource(manifest)
-        if sampling not in ("sparse", "dense"):
-            raise ValueError(f"sampling {sampling!r}: choose sparse or dense")
-        if stride < 1 or (stride_fps is not None and not 0 < stride_fps < np.inf):
-            raise ValueError(f"stride must be at least 1 and its rate above 0, got {stride} and {stride_fps}")
-        if sampling == "dense" and not isinstance(self.source, TimedSource):
-            raise ValueError(
-                "dense sampling needs the video files: cached frames are spread over the whole video and lie "
-                "at no fixed stride; train without a cache, or with sparse sampling"
-            )
-        if sampling == "dense" and order != "normal":
+        check_sampling(self.source, sampling)
+        if sampling.kind == "dense" and order != "normal":
             raise ValueError(f"order {order!r} takes frames from the whole video: use sparse sampling")
         self.augmentation = augmentation or Augmentation()
         self.order = order
-        self.sampling, self.stride, self.stride_fps = sampling, stride, stride_fps
+        self.sampling = sampling
         self.flip_allowed, self.jitter = flip_allowed, jitter
         self.max_bad_clips = max_bad_clips
         self.classes = classes
@@ -265,50 +268,24 @@ class ClipDataset(Dataset[Clip]):
     ) -> list[Tensor]:
         """Frames of a video at the times that grid, sampling and order ask for, ``[3, T, H, W]`` a view."""
         generator = rng if train and self.jitter else None
-        if self.sampling == "dense":
-            assert isinstance(self.source, TimedSource)
-            stride, rate = self.stride, self.stride_fps
 
-            def times(start: float, end: float, fps: float) -> np.ndarray:
-                return np.concatenate(
-                    [
-                        dense_times(
-                            start,
-                            end,
-                            grid.frames,
-                            fps=rate or fps,
-                            stride=stride,
-                            generator=generator,
-                            view=view,
-                            views=views,
-                        )
-                        for view in range(views)
-                    ]
-                )
+        def times(view: int, start: float, end: float, fps: float) -> np.ndarray:
+            # The controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
+            if self.order == "shuffled":
+                return start + rng.random(grid.frames) * (end - start)
+            if self.order == "single":
+                return np.full(grid.frames, start + rng.random() * (end - start))
+            return self.sampling.times(
+                start, end, grid.frames, fps, generator=generator, view=view, views=views
+            )
 
-            frames = self.source.read_times(item, times)
-        else:
-            positions = [self._positions(grid, rng, generator, view, views) for view in range(views)]
-            # Files are decoded once for all views; of a cache, which holds few frames, each view is read.
-            reads = [np.concatenate(positions)] if isinstance(self.source, TimedSource) else positions
-            clips = [self.source.read(item, part) for part in reads]
-            frames = clips[0] if len(clips) == 1 else np.concatenate(clips)
-        return [to_tensor(part) for part in np.split(frames, views)]
+        def all_times(start: float, end: float, fps: float) -> np.ndarray:
+            return np.concatenate([times(view, start, end, fps) for view in range(views)])
 
-    def _positions(
-        self,
-        grid: SamplingGrid,
-        rng: np.random.Generator,
-        generator: np.random.Generator | None,
-        view: int,
-        views: int,
-    ) -> np.ndarray:
-        # The controls draw frames from anywhere: one that is known to lie at a fixed time tells of order.
-        if self.order == "shuffled":
-            return rng.random(grid.frames)
-        if self.order == "single":
-            return np.full(grid.frames, rng.random())
-        return segment_times(0, 1, grid.frames, generator=generator, view=view, views=views)
+        if isinstance(self.source, TimedSource):  # Files are decoded once for all views.
+            return [to_tensor(part) for part in np.split(read_frames(self.source, item, all_times), views)]
+        # Of a cache, which holds few frames, each view is read.
+        return [to_tensor(read_frames(self.source, item, partial(times, view))) for view in range(views)]
 
 
 def collate(clips: Sequence[Clip], stack: Callable[[list[Tensor]], Tensor] = default_collate) -> Clip:

@@ -19,7 +19,6 @@ from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
-from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import eval_transform, read_clips
 
 _Tokens = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -81,12 +80,13 @@ class Chat:
         """
         clips = convert(plain(clips), _Clips, key="clips")
         grid, info = self.plan.grid, self.info.video
+        size = (grid.height, grid.width)
         with open_video(video, fps=fps) as reader:
             starts, length = np.linspace(0, reader.end, clips, endpoint=False), reader.end / clips
             parts = read_clips(
                 reader,
                 [
-                    (segment_times(start, start + length, grid.frames), (grid.height, grid.width))
+                    (info.sampling.times(start, start + length, grid.frames, reader.fps), size)
                     for start in starts.tolist()
                 ],
             )

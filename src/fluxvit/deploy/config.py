@@ -67,7 +67,8 @@ class StreamConfig(DeviceOptions):
             that was trained is spent.
         grid: Sampling grid of the window, such as 16x224. By default the checkpoint's plan for the budget
             says it.
-        window: Length of the window in seconds. By default it is 4, or the length of a shorter file.
+        window: Length of the window in seconds. By default it is that of the clips that a dense
+            checkpoint was trained on, or else 4; or the length of a shorter file.
         hop: Seconds from one answer to the next. By default it is an eighth of the window.
         token_rate: Tokens to encode for each second of the video, in place of ``budget``.
         raw: The source is bare rgb24 frames of this size and rate, such as 640x360@30.
@@ -107,7 +108,8 @@ class IndexConfig(DeviceOptions):
         budget: What a window may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
             that was trained is spent.
         grid: Sampling grid of a window, such as 16x224. By default the plan for the budget says it.
-        seconds: Length of a window. The default for a new database is 4.
+        seconds: Length of a window. The default for a new database is that of the clips that a dense
+            checkpoint was trained on, or else 4.
         shots: End windows where shots end. The default for a new database is true.
         rebuild: Forget what the database holds, and embed everything anew.
     """

@@ -8,7 +8,6 @@ import numpy as np
 
 from fluxvit.deploy.predictor import Prediction
 from fluxvit.video.reader import open_video
-from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import read_clips, resize_and_crop, to_tensor
 from fluxvit.video.writer import write_video
 
@@ -80,7 +79,7 @@ def shown_frames(prediction: Prediction, min_height: int = 336) -> np.ndarray:
             "the frames of a video in memory were not kept; predict it by a Predictor(..., keep_frames=True)"
         )
     with open_video(prediction.path) as reader:
-        (frames,) = read_clips(reader, [(segment_times(0, reader.end, grid.frames), size)])
+        (frames,) = read_clips(reader, [(prediction.times, size)])
     return frames
 
 

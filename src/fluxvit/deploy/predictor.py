@@ -26,7 +26,6 @@ from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
-from fluxvit.video.sampling import segment_times
 from fluxvit.video.transforms import eval_transform, read_clips
 
 # Without a plan table: published searches end at pools of 1.3 to 4 times the budget (paper tables 1 and 11).
@@ -39,13 +38,13 @@ class Sampled:
 
     Args:
         path: The video; None if it was given in memory.
-        seconds: Its length.
+        times: For each grid, seconds of its frames, float64 ``[T]``.
         frames: For each grid, frames of its size, uint8 ``[T, height, width, 3]``.
         originals: The same frames at the video's own size, uint8 ``[T, H, W, 3]``, if they are to be kept.
     """
 
     path: Path | None
-    seconds: float
+    times: Mapping[SamplingGrid, np.ndarray]
     frames: Mapping[SamplingGrid, np.ndarray]
     originals: Mapping[SamplingGrid, np.ndarray]
 
@@ -62,7 +61,7 @@ class Prediction:
         plan: How the budget was spent.
         frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``, if the predictor was asked
             to keep them, else None.
-        fps: Sampled frames per second of video.
+        times: Seconds of the sampled frames, float64 ``[T]``.
         kept: int64 ``[K]`` indices of the kept tokens in the pool; None when nothing was dropped.
         embedding: float32 ``[P]``, the clip's pooled vector.
         spent: What the clip has cost.
@@ -73,10 +72,16 @@ class Prediction:
     probabilities: np.ndarray
     plan: Plan
     frames: np.ndarray | None
-    fps: float
+    times: np.ndarray
     kept: np.ndarray | None
     embedding: np.ndarray
     spent: Spent
+
+    @property
+    def fps(self) -> float:
+        """Sampled frames per second of video; 0 for a single frame."""
+        span = self.times[-1] - self.times[0]
+        return float((len(self.times) - 1) / span) if span else 0.0
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The ``count`` likeliest classes with their probabilities, likeliest first."""
@@ -144,8 +149,7 @@ class Predictor:
         Args:
             video: The path of a video file or of a folder of frames, the bytes of a file, a file opened in
                 binary mode, or frames; see :func:`~fluxvit.video.reader.open_video`.
-            fps: Frames per second of a folder of frames or of frames in memory; None: 25. It changes the
-                prediction's ``fps`` only.
+            fps: Frames per second of a folder of frames or of frames in memory; None: 25.
 
         Raises:
             VideoError: It cannot be read.
@@ -160,7 +164,7 @@ class Predictor:
         return self.prediction(sampled, plan, self.info.probabilities(out.logits.cpu()), out, spent)
 
     def sample(self, video: VideoInput, grids: Sequence[SamplingGrid], fps: float | None = None) -> Sampled:
-        """Frames of a video on each of ``grids``, evenly spread over it.
+        """Frames of a video on each of ``grids``, at the times that the checkpoint was trained for.
 
         Args:
             video: As in a call.
@@ -171,8 +175,8 @@ class Predictor:
             ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
         with open_video(video, fps=fps) as reader:
-            seconds = reader.end
-            times = {grid: segment_times(0, seconds, grid.frames) for grid in grids}
+            sampling, end = self.info.sampling, reader.end
+            times = {grid: sampling.times(0, end, grid.frames, reader.fps) for grid in grids}
             requests: list[tuple[np.ndarray, tuple[int, int] | None]] = [
                 (moments, (grid.height, grid.width)) for grid, moments in times.items()
             ]
@@ -181,7 +185,7 @@ class Predictor:
             clips = read_clips(reader, requests)
         originals = dict(zip(times, clips[len(times) :], strict=True)) if self.keep_frames else {}
         return Sampled(
-            given_path(video), seconds, dict(zip(times, clips[: len(times)], strict=True)), originals
+            given_path(video), times, dict(zip(times, clips[: len(times)], strict=True)), originals
         )
 
     def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
@@ -206,7 +210,7 @@ class Predictor:
             probabilities=probabilities[0].numpy(),
             plan=plan,
             frames=sampled.originals.get(plan.grid),
-            fps=plan.grid.frames / sampled.seconds,
+            times=sampled.times[plan.grid],
             kept=None if out.kept is None else out.kept[0].cpu().numpy(),
             embedding=embedding,
             spent=spent,

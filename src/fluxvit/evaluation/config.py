@@ -75,9 +75,11 @@ class EvaluateConfig(DecodeOptions):
         plain_size: Side of the square frames of plain sampling in pixels. By default it is that of the
             training grid with the largest pool of which one tubelet fits into the smallest budget.
         sampling: ``sparse`` takes a frame of each of equal segments, ``dense`` every ``stride``-th frame of a
-            window.
-        stride: Frames from one sampled frame to the next in dense sampling.
-        stride_fps: Frame rate at which the stride counts. By default it is the rate of each video.
+            window. By default clips are sampled as in the training of the checkpoint.
+        stride: Frames from one sampled frame to the next in dense sampling. The default is that of training,
+            or 4 if ``sampling`` is given.
+        stride_fps: Frame rate at which the stride counts. The default is that of training, or the rate of
+            each video if ``sampling`` is given.
         target: Key of the class index in the manifest.
         seed: Seed of selectors that draw at random.
         precision: Number format in which the model computes.
@@ -99,8 +101,8 @@ class EvaluateConfig(DecodeOptions):
     selector: SelectorName | None = None
     baselines: tuple[SelectorName, ...] = ()
     plain_size: Size | None = None
-    sampling: Literal["sparse", "dense"] = "sparse"
-    stride: Frames = 4
+    sampling: Literal["sparse", "dense"] | None = None
+    stride: Frames | None = None
     stride_fps: Rate | None = None
     target: str = "label"
     seed: Seed = 0

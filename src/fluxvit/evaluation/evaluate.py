@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.schema import convert, load
 from fluxvit.utils.system import device_name, log_device
 from fluxvit.utils.terminal import printable
+from fluxvit.video.sampling import ClipSampling
 
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
 RESIZE = "bilinear with antialiasing, aspect kept, until the grid just fits; one crop: the centre"
@@ -141,13 +142,9 @@ def _run_evaluation(config: EvaluateConfig, world: World, progress: bool) -> Eva
             f"--report draws how often one class is right, but {config.checkpoint} tells several classes of "
             "a video; leave it out, the figures are printed and in results.json"
         )
-    dataset = ClipDataset(
-        manifest,
-        sampling=config.sampling,
-        stride=config.stride,
-        stride_fps=config.stride_fps,
-        classes=model.num_classes if info.multi_label else None,
-    )
+    info = replace(info, sampling=_sampling(config, info.sampling))
+    classes = model.num_classes if info.multi_label else None
+    dataset = ClipDataset(manifest, sampling=info.sampling, classes=classes)
     subjects = _in_main(world, partial(find_subjects, config, model, info))
     protocol = _protocol(config, manifest, model, info)
     answers = Answers(
@@ -207,13 +204,13 @@ def _passes(subjects: Sequence[Subject], seed: int) -> dict[SamplingGrid, dict[s
 # How -----------------------------------------------------------------------------------------------------
 
 
+def _sampling(config: EvaluateConfig, trained: ClipSampling) -> ClipSampling:
+    """The sampling of training, or the one that is asked for."""
+    base = ClipSampling(config.sampling) if config.sampling else trained
+    return replace(base, stride=config.stride or base.stride, fps=config.stride_fps or base.fps)
+
+
 def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: CheckpointInfo) -> Protocol:
-    sampling: str = config.sampling
-    if sampling == "dense":
-        rate = (
-            "the video's own rate" if config.stride_fps is None else f"{config.stride_fps:g} frames a second"
-        )
-        sampling += f", every {config.stride}. frame at {rate}"
     resize = RESIZE
     if config.views.crops > 1:
         resize = f"{resize.partition(';')[0]}; {config.views.crops} crops spread along the longer side"
@@ -222,7 +219,7 @@ def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: 
         manifest=config.data,
         clips=len(manifest),
         views=str(config.views),
-        sampling=sampling,
+        sampling=str(info.sampling),
         resize=resize,
         weights_digest=backbone_digest(model, info),
         seed=config.seed,

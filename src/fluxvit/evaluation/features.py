@@ -93,6 +93,7 @@ class Backbone:
             "head": self.plan.head,
             "selector": self.selector,
             "kind": self.kind,
+            **self.info.sampling.facts,
         }
 
     @torch.inference_mode()

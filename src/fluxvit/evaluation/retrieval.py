@@ -180,7 +180,7 @@ def cosines(
     for grid, numbers in by_grid.items():
         answers = predict_requests(
             model,
-            ClipDataset(manifest),
+            ClipDataset(manifest, sampling=info.sampling),
             grid,
             [Request.of(plans[number]) for number in numbers],
             mean=info.mean,

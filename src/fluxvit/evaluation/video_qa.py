@@ -193,7 +193,8 @@ class _ChatReader:
         self, manifest: Manifest, asked: Sequence[Sequence[Asked]], plans: Sequence[Plan], progress: bool
     ) -> Iterator[tuple[Plan | None, list[str | None]]]:
         """What is chosen blind, and at each plan; None: the video cannot be read."""
-        dataset, console = ClipDataset(manifest), Console(stderr=True)
+        dataset = ClipDataset(manifest, sampling=self.info.sampling)
+        console = Console(stderr=True)
         hidden = not progress or not console.is_terminal
         for plan in [None, *plans]:
             title = "Blind" if plan is None else f"{plan.keep} tokens"

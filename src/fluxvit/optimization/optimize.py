@@ -221,6 +221,7 @@ def _run_optimize(config: OptimizeConfig, progress: bool) -> OptimizeResult:
         "seed": config.seed,
         "exhaustive": config.exhaustive,
         "candidates": _digest(candidates),
+        **info.sampling.facts,
     }
     finalists = search.run(Path(config.out) / LOG, facts, exhaustive=config.exhaustive, progress=progress)
     broken = [
@@ -252,7 +253,7 @@ def _cascades(
     cascades = tune_cascades(
         search.model,
         info,
-        ClipDataset(usable),
+        ClipDataset(usable, sampling=info.sampling),
         config.cascades,
         plans=plans,
         workers=config.workers,

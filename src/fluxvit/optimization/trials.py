@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fluxvit.checkpoints.folder import CheckpointInfo
-from fluxvit.data.dataset import Clip, FrameSource
+from fluxvit.data.dataset import Clip, FrameSource, check_sampling, read_frames
 from fluxvit.data.loader import loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
@@ -28,7 +28,7 @@ from fluxvit.optimization.halving import Sampling, Table, halve, pass_gmacs
 from fluxvit.utils.files import append_json, read_json_lines
 from fluxvit.utils.schema import Natural, Share, convert, located
 from fluxvit.video.base import VideoError
-from fluxvit.video.sampling import segment_times
+from fluxvit.video.sampling import SPARSE, ClipSampling
 from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
 
 # Of the pixels that are held at once: clips of all candidate grids.
@@ -51,24 +51,30 @@ class GridClips(Dataset[Clip]):
     apart. One that cannot be read is black, counted as replaced, and its error is in ``faults``.
     """
 
-    def __init__(self, manifest: Manifest, source: FrameSource) -> None:
-        self.manifest, self.source = manifest, source
+    def __init__(self, manifest: Manifest, source: FrameSource, sampling: ClipSampling = SPARSE) -> None:
+        check_sampling(source, sampling)
+        self.manifest, self.source, self.sampling = manifest, source, sampling
 
     def __getitem__(self, request: GridRequest) -> Clip:
-        places = {grid.frames: segment_times(0, 1, grid.frames) for grid in request.grids}
-        # Sorted and without repeats: many a time is common to several grids.
-        positions = np.unique(np.concatenate(list(places.values())))
+        places: dict[int, np.ndarray] = {}
+
+        def times(start: float, end: float, fps: float) -> np.ndarray:
+            each = {grid.frames: self.sampling.times(start, end, grid.frames, fps) for grid in request.grids}
+            # Sorted and without repeats: many a time is common to several grids.
+            every = np.unique(np.concatenate(list(each.values())))
+            places.update({frames: np.searchsorted(every, own) for frames, own in each.items()})
+            return every
+
         item, label = torch.tensor(request.item), torch.tensor(self.manifest.entries[request.item].label)
         try:
-            frames = to_tensor(self.source.read(request.item, positions))
+            frames = to_tensor(read_frames(self.source, request.item, times))
         except VideoError as error:
             black = torch.zeros(sum(map(_pixels, request.grids)), dtype=torch.uint8)
             # With its number, since batches drop repeated errors.
             return Clip(black, label, item, torch.tensor(1), (f"{request.item} {error}",))
         parts = []
         for grid in request.grids:
-            shown = frames[:, np.searchsorted(positions, places[grid.frames])]
-            parts.append(resize_and_crop(shown, (grid.height, grid.width)).flatten())
+            parts.append(resize_and_crop(frames[:, places[grid.frames]], (grid.height, grid.width)).flatten())
         return Clip(torch.cat(parts), label, item, torch.tensor(0))
 
 
@@ -125,7 +131,7 @@ class Search:
         workers: int = 0,
     ) -> None:
         self.model, self.info, self.candidates, self.workers = model, info, candidates, workers
-        self.clips = GridClips(manifest, source)
+        self.clips = GridClips(manifest, source, info.sampling)
         self.heads = len(model.config.budgets)
         self.table = Table(len(manifest), self.heads)
         self.unreadable: dict[int, str] = {}

@@ -40,7 +40,8 @@ class RetrievalValidation(Validation):
         grid: SamplingGrid,
         **options: Any,
     ) -> None:
-        super().__init__(trainer, info.video, ClipDataset(manifest), grid, **options)
+        dataset = ClipDataset(manifest, sampling=info.video.sampling)
+        super().__init__(trainer, info.video, dataset, grid, **options)
         self._language, self._dual_info = language, info
         self._captions = [text for entry in manifest.entries for text in entry.captions]
         self._belongs = right_videos([entry.captions for entry in manifest.entries])

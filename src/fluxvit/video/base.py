@@ -93,6 +93,11 @@ class VideoReader(ABC):
     def end(self) -> float:
         """Seconds at which the last frame stops being shown."""
 
+    @property
+    def fps(self) -> float:
+        """Frames per second, counted from the frames that are there: headers lie, or tell no rate."""
+        return len(self.times) / self.end
+
     @abstractmethod
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
         """Yield one RGB uint8 ``[H, W, 3]`` image for each of ``indices``, which rise strictly."""

@@ -6,9 +6,86 @@ With a generator the choice is random, for training. Without one it is fixed, an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
+from fluxvit.utils.schema import Frames, Rate, check
+
 SHORTEST_WINDOW_S, LONGEST_WINDOW_S = 0.01, 86_400.0
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """How the frames of a clip are spread over a video.
+
+    Args:
+        kind: ``sparse`` takes a frame of each of equal segments of the video. ``dense`` takes every
+            ``stride``-th frame of a window, which lies at random in training and in the middle in tests; the
+            last frame of a video shorter than the window is repeated.
+        stride: Frames from one sampled frame to the next in dense sampling.
+        fps: Frame rate at which the stride counts. By default it is the rate of each video. With one rate for
+            all videos a stride is a time: 2 at 10 frames per second is 0.2 seconds.
+
+    Raises:
+        ValueError: A value is unknown or out of its range.
+    """
+
+    kind: Literal["sparse", "dense"] = "sparse"
+    stride: Frames = 4
+    fps: Rate | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def times(
+        self,
+        start: float,
+        end: float,
+        frames: int,
+        fps: float,
+        *,
+        generator: np.random.Generator | None = None,
+        view: int = 0,
+        views: int = 1,
+    ) -> np.ndarray:
+        """Times of a clip, as :func:`segment_times` or :func:`dense_times` chooses them.
+
+        Args:
+            fps: Frame rate of the video.
+
+        Returns:
+            float64 ``[frames]`` seconds, never falling, within ``[start, end)``.
+        """
+        if self.kind == "sparse":
+            return segment_times(start, end, frames, generator=generator, view=view, views=views)
+        rate, stride = self.fps or fps, self.stride
+        return dense_times(
+            start, end, frames, fps=rate, stride=stride, generator=generator, view=view, views=views
+        )
+
+    def window(self, frames: int, fps: float = 25.0) -> float | None:
+        """Seconds that a clip of dense sampling spans; None if it spans the whole video.
+
+        Args:
+            fps: Frame rate of the video.
+        """
+        return None if self.kind == "sparse" else frames * self.stride / (self.fps or fps)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What results depend on; nothing for sparse sampling, the only one that older results know."""
+        return {} if self.kind == "sparse" else {"sampling": str(self)}
+
+    def __str__(self) -> str:
+        if self.kind == "sparse":
+            return self.kind
+        rate = "the video's own rate" if self.fps is None else f"{self.fps:g} frames a second"
+        return f"{self.kind}, every {self.stride}. frame at {rate}"
+
+
+SPARSE = ClipSampling()
 
 
 def segment_times(

@@ -173,20 +173,22 @@ def dual_digest(encoder: DualEncoder, info: DualInfo) -> str:
 
 
 def choose_settings(
-    checkpoint: str, budget: Budget | None, grid: SamplingGrid | None, seconds: float, shots: bool
+    checkpoint: str, budget: Budget | None, grid: SamplingGrid | None, seconds: float | None, shots: bool
 ) -> IndexSettings:
     """Settings for a new database, with the checkpoint's plan for a budget.
 
     Args:
         budget: What a window may cost; None: the largest trained token budget.
+        seconds: Length of a window; None: that of the clips of dense training, or else 4.
 
     Raises:
         ValueError: The checkpoint, the budget or the grid cannot be used, or windows have no length.
     """
-    if not 0 < seconds < float("inf"):
+    if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"windows of {seconds:g} seconds; they must be longer than 0")
     encoder, info = load_dual(checkpoint)
     plan = choose_plan(encoder.video, info.video, budget, grid)
+    seconds = seconds or info.video.sampling.window(plan.grid.frames) or 4.0
     return IndexSettings(
         str(Path(checkpoint).absolute()),
         str(plan.grid),
@@ -355,7 +357,7 @@ def _settings(config: IndexConfig, former: IndexSettings | None) -> IndexSetting
     plan_given = config.budget is not None or config.grid is not None
     if kept and not plan_given and config.seconds is None and config.shots is None:
         return with_checkpoint(kept, config.checkpoint)
-    seconds = config.seconds if config.seconds is not None else kept.seconds if kept else 4.0
+    seconds = config.seconds if config.seconds is not None else kept.seconds if kept else None
     shots = config.shots if config.shots is not None else kept.shots if kept else True
     settings = choose_settings(source, config.budget, config.grid, seconds, shots)
     if kept and not plan_given:

@@ -170,7 +170,7 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     features = {
         role: cached_features(
             backbone,
-            ClipDataset(split.manifest),
+            ClipDataset(split.manifest, sampling=info.sampling),
             config.cache or out / "features",
             workers=config.workers,
             progress=f"Features of {split.name}" if progress else None,

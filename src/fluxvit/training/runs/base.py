@@ -29,7 +29,7 @@ from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import AdapterSettings, RunRecipe
+from fluxvit.training.config import AdapterSettings, RunRecipe, VideoSettings
 from fluxvit.training.recipes import DataSettings, PretrainRecipe
 from fluxvit.training.tasks.classify import Task
 from fluxvit.training.trainer import Trainer
@@ -37,6 +37,7 @@ from fluxvit.training.validation import export_checkpoint
 from fluxvit.utils.distributed import World, lock_run
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import Stopped, device_name
+from fluxvit.video.sampling import ClipSampling
 
 LAST = "last"
 AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
@@ -117,6 +118,7 @@ class Course:
             plans=[],
             cascades=[],
             multi_label=False,
+            sampling=sampling_of(self._recipe.data),
         )
 
     def batches(self, dataset: ClipDataset, steps: int) -> Callable[[int], Iterable[Clip]]:
@@ -430,14 +432,14 @@ def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> Clip
         source,
         Augmentation(**asdict(recipe.augment)),
         max_bad_clips=recipe.data.max_bad_clips,
-        **sampling_of(recipe),
+        sampling=sampling_of(recipe.data),
         **settings,
     )
 
 
-def sampling_of(recipe: RunRecipe) -> dict[str, Any]:
-    data = recipe.data
-    return {"sampling": data.sampling, "stride": data.stride, "stride_fps": data.stride_fps or None}
+def sampling_of(data: VideoSettings) -> ClipSampling:
+    """How the settings of a recipe sample clips."""
+    return ClipSampling(data.sampling, data.stride, data.stride_fps or None)
 
 
 def _environment(device: torch.device) -> dict[str, str]:

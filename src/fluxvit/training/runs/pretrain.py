@@ -92,7 +92,7 @@ def _samples(
     """
     shape = grid.token_shape(model.config.patch_size, model.config.tubelet_size)
     # With a seed, as in training, a video that cannot be read is replaced.
-    steady = ClipDataset(train, augmentation=Augmentation("center"), jitter=False)
+    steady = ClipDataset(train, None, Augmentation("center"), jitter=False, sampling=info.sampling)
     count = min(count, len(train))
     requests = [ClipRequest(i * len(train) // count, grid, (i,)) for i in range(count)]
     batches = [requests[first : first + 8] for first in range(0, len(requests), 8)]

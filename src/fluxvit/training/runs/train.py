@@ -27,7 +27,6 @@ from fluxvit.training.runs.base import (
     clip_dataset,
     readable,
     run_trainer,
-    sampling_of,
     start_model,
     with_manifests,
     without_broken,
@@ -78,7 +77,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         trainer.after_step = Validation(
             trainer,
             info,
-            ClipDataset(shown, classes=width, **sampling_of(recipe)),
+            ClipDataset(shown, classes=width, sampling=info.sampling),
             SamplingGrid.parse(recipe.evaluation.grid),
             broken=[entry for entry in val.entries if not entry.ok],
             every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
