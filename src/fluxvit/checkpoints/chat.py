@@ -141,7 +141,8 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
         video: What it is to read, which must be what it has been trained to read.
 
     Raises:
-        ValueError: The folder is none, its connector has another shape, or its video side other weights.
+        ValueError: It is not the folder of a chat model, its connector has another shape, or its video side
+            has other weights.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():

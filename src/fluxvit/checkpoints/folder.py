@@ -318,7 +318,7 @@ def check_size(parameters: int, shapes: Mapping[str, tuple[int, ...]], what: str
 
     Args:
         parameters: About those of the network.
-        shapes: Of the tensors.
+        shapes: Shapes of the tensors.
         what: Disagrees.
 
     Raises:

@@ -143,7 +143,7 @@ def _wraps(head: str, state: Mapping[str, Any]) -> bool:
 
 
 def _wrapper(state: Mapping[str, Any], weights: Choice) -> str | None:
-    """The prefix to take away next; None if there is none."""
+    """The prefix to remove next, or None."""
     heads = dict.fromkeys(name.partition(".")[0] for name in state)
     head = next(iter(heads), "")
     if len(heads) == 1 and head in _PREFIXES | _EMA_PREFIXES and head not in state:

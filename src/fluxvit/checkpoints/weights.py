@@ -101,7 +101,7 @@ def read_weights(path: str | Path, weights: Choice = "model") -> dict[str, Tenso
 
 
 def kind_of(path: Path) -> str:
-    """What a file is, by its first bytes: ``PyTorch``, ``older PyTorch``, ``safetensors``, or why it is none.
+    """What a file is, by its first bytes: ``PyTorch``, ``older PyTorch``, ``safetensors``, or why none.
 
     Names are not asked: browsers and tools change them.
     """

@@ -63,7 +63,7 @@ class Chat:
 
     @torch.inference_mode()
     def watch(self, video: VideoInput, clips: int = 1, *, fps: float | None = None) -> int:
-        """Take up a video, and forget what was said of another.
+        """Encode a video, and forget the conversation about the former one.
 
         Args:
             video: The path of a video file or of a folder of frames, the bytes of a file, a file opened in

@@ -233,7 +233,7 @@ def choose_plan(
     """The plan that a budget leads to, on the device of the model.
 
     Args:
-        info: Of the model's checkpoint.
+        info: Information of the model's checkpoint.
         budget: What a clip may cost; a number is tokens. None: the largest trained budget.
         grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
 

@@ -127,7 +127,7 @@ class Request:
 
     @classmethod
     def of(cls, plan: Plan, seed: int = 0) -> Request:
-        """That of a plan; ``seed`` is for selectors that draw."""
+        """The selector of a plan; ``seed`` is for selectors that draw at random."""
         chooser = get_selector(plan.selector)
         if hasattr(chooser, "seed"):
             chooser = replace(chooser, seed=seed)  # type: ignore[type-var]
@@ -159,7 +159,7 @@ def predict_requests(
         grid: Sampling of every clip.
         requests: Budgets, heads and selectors. The pool is embedded once for all that share head and
             selector.
-        views: Of each clip; their probabilities are averaged.
+        views: Views of each clip, whose probabilities are averaged.
         precision: ``fp32``, or ``bf16`` (autocast).
         batch_size: Clips at once. All their views are.
         workers: Processes that decode; 0: this one.

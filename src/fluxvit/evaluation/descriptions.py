@@ -48,7 +48,7 @@ class Judge(Protocol):
         ...
 
     def entailed(self, description: str, events: Sequence[str]) -> list[bool]:
-        """Of each event whether a text tells of it."""
+        """Whether a text tells of each event."""
         ...
 
 

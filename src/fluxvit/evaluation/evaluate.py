@@ -439,7 +439,7 @@ def _known_broken(manifest: Manifest) -> dict[int, str]:
 
 
 def _search(config: EvaluateConfig) -> dict[str, Any]:
-    """The account of the search that the plan table comes from; empty if there is none."""
+    """The record of the search that the plan table comes from; empty without one."""
     path = checkpoint_folder(config.checkpoint) / SEARCH
     return convert(load(path), dict[str, Any], str(path)) if path.exists() else {}
 

@@ -51,9 +51,9 @@ class Backbone:
     Args:
         model: In eval mode.
         info: What it must be used with.
-        digest: Of everything in it that its features depend on; see `backbone_digest`.
+        digest: Digest of everything that its features depend on; see `backbone_digest`.
         plan: Grid, kept tokens and the head whose pooling is read.
-        kind: Of the probe that the features are for.
+        kind: Kind of the probe that the features are for.
         selector: Which tokens are kept.
     """
 

@@ -24,14 +24,14 @@ class Protocol:
     """Everything that figures depend on but for the plans.
 
     Args:
-        data_digest: Of the manifest.
+        data_digest: Digest of the manifest.
         manifest: Its file.
         clips: Videos that count, unreadable ones too.
         views: Times x crops of each.
         sampling: How moments are chosen.
         resize: How the grid is cut out of frames.
-        weights_digest: Of weights, architecture and normalisation.
-        seed: Of selectors that draw.
+        weights_digest: Digest of weights, architecture and normalisation.
+        seed: Seed of selectors that draw at random.
         precision: ``fp32`` or ``bf16``.
         device: What it ran on.
         fluxvit, torch, python: Versions.

@@ -115,6 +115,7 @@ def dual_softmax(similarity: Tensor, scale: float = 1.0) -> Tensor:
     It takes all queries at once, which nobody has who searches: figures with it stand in a row of their own.
 
     Args:
-        scale: Of the similarities in the softmax. InternVideo2 and its heirs take cosines as they are (1).
+        scale: Factor of the similarities in the softmax. InternVideo2 and its heirs take cosines as they are
+            (1).
     """
     return similarity * (similarity * scale).softmax(0)

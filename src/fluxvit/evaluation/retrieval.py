@@ -43,7 +43,7 @@ class Retrieval:
 
     Args:
         results: What ``retrieval.json`` holds.
-        wrote: That file.
+        wrote: Path of the file of results.
     """
 
     results: dict[str, Any]
@@ -164,7 +164,7 @@ def cosines(
 
     Args:
         model: A classifier of Q texts.
-        info: Of its video side.
+        info: Information of its video side.
         plans: Videos that have one grid in common are read once.
 
     Returns:

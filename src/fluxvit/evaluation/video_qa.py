@@ -53,7 +53,7 @@ class Quiz:
 
     Args:
         results: What ``quiz.json`` holds.
-        wrote: That file.
+        wrote: Path of the file of results.
     """
 
     results: dict[str, Any]
@@ -172,7 +172,7 @@ def _with_choices(config: VideoQAConfig) -> tuple[Manifest, list[list[Asked]]]:
 
 
 def _digest(records: Sequence[dict[str, Any]]) -> str:
-    """Of what is asked; the digest of a manifest does not cover it."""
+    """A digest of the questions, which the digest of a manifest does not cover."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps([record[key] for key in ("question", "choices", "answer")]).encode() + b"\n")

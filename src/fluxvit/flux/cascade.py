@@ -60,7 +60,7 @@ def stage_answer(logits: Sequence[Tensor], temperatures: Sequence[float], averag
     """Probabilities after the stages that were run.
 
     Args:
-        logits: Of each stage that was run, ``[..., classes]``.
+        logits: Logits of each stage that was run, ``[..., classes]``.
         temperatures: What the logits of each are divided by; of stages that were not run, too.
         average: Take the mean of the stages' probabilities, not the last one's.
 

@@ -274,7 +274,7 @@ class _Spending:
     enough: float
 
     def plan(self) -> Plan | None:
-        """The plan to take; None: there is none within the limit."""
+        """The plan to take, or None if no plan is within the limit."""
         base = next((row for row in self.rows if self.cost(row) <= self.limit), None)
         found, better, least = None, self.rows, 1
         if base is not None:

@@ -51,7 +51,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature that makes the labels likeliest: of softmax(logits / temperature), the least negative
     log-likelihood.
 
-    That is convex in 1 / temperature, so bisecting its slope finds the one minimum, in float64.
+    The loss is convex in 1 / temperature, so bisecting its slope finds the one minimum, in float64.
 
     Args:
         logits: ``[N, classes]``.
@@ -74,7 +74,7 @@ def follow(cascade: Cascade, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """What a cascade does with clips whose logits at every stage are known.
 
     Args:
-        logits: Of each stage, ``[N, classes]``.
+        logits: Logits of each stage, ``[N, classes]``.
 
     Returns:
         The stage at which each clip stops, int64 ``[N]``, and its answer, int64 ``[N]``.
@@ -94,10 +94,10 @@ def cascade_curve(
     """Accuracy against mean cost over the thresholds.
 
     Args:
-        logits: Of each stage, ``[N, classes]``.
+        logits: Logits of each stage, ``[N, classes]``.
         labels: int64 ``[N]``.
-        costs: Of a clip that stops at each stage, all that it ran counted.
-        temperatures: Of each stage.
+        costs: Cost of a clip that stops at each stage, with everything that it ran.
+        temperatures: Temperature of each stage.
         average: As of :class:`~fluxvit.flux.plan.Cascade`.
 
     Returns:
@@ -220,9 +220,9 @@ def choose_cascades(
 
     Args:
         plans: What the stages are chosen from, two at least.
-        logits: Of each plan on held-out data, ``[N, classes]``.
+        logits: Logits of each plan on held-out data, ``[N, classes]``.
         labels: int64 ``[N]``.
-        costs: Of the first one, two, ... of a sequence of plans.
+        costs: Cost of the first one, two, ... of a sequence of plans.
         targets: Highest mean costs.
         max_stages: Most stages of a cascade.
 

@@ -169,7 +169,7 @@ def halve(
         table: Filled as it goes.
         candidates: Samplings of each budget.
         measure: Enters into the table what samplings give on a range of the shuffled clips.
-        cost: Of a sampling, to choose between equals.
+        cost: Cost of a sampling, to choose between equals.
 
     Returns:
         For each budget the samplings that have seen all clips. One that is alone has seen them too: they make

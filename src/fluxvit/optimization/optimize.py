@@ -87,7 +87,7 @@ class Spent:
 
     Args:
         gmacs: 1e9 multiply-accumulates of all clips together.
-        seconds: Of decoding and of the network, over all runs.
+        seconds: Seconds of decoding and of the network, over all runs.
         exhaustive_gmacs: What trying every candidate on every clip takes.
     """
 

@@ -33,7 +33,7 @@ class Meter:
     """Measures how fast steps are, and how long they wait for data.
 
     Args:
-        device: Whose memory is told.
+        device: Device whose memory is reported.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -64,7 +64,7 @@ class Meter:
         self._tokens += tokens
 
     def figures(self) -> dict[str, float]:
-        """Of the steps since the last call.
+        """The figures of the steps since the last call.
 
         ``clips_per_s`` and ``tokens_per_s`` (only if tokens are counted); ``data_wait``, the part of the time
         that steps waited for their batch, 0 to 1; ``memory_gib``, the most memory so far: that of tensors on
@@ -190,9 +190,9 @@ class Logs:
     """``log.jsonl``, and other loggers by name.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         names: Further loggers: ``tensorboard``, ``wandb``.
-        settings: Of the run, for those who show them.
+        settings: Settings of the run, for loggers that show them.
         first: Step from which the run goes on: what was logged of later ones is forgotten.
     """
 

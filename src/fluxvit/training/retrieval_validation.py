@@ -28,7 +28,7 @@ class RetrievalValidation(Validation):
         info: What goes with the checkpoint.
         manifest: The videos, each with captions; all of these are told apart.
         grid: Sampling of each video.
-        options: Of `Validation`.
+        options: Options of `Validation`.
     """
 
     def __init__(

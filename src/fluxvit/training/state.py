@@ -99,7 +99,7 @@ class Saved:
 
 
 def find_state(folder: Path) -> Saved | None:
-    """The newest state in a folder; None if there is none.
+    """The newest state in a folder, or None.
 
     Raises:
         ValueError: It is damaged, or of another version.
@@ -176,7 +176,7 @@ def changed_settings(
 
     Args:
         saved: Fingerprint of a saved run.
-        given: That of the run which is to go on from there.
+        given: Fingerprint of the run that continues from there.
         free: Names of settings that may differ.
     """
     return [text for name, text in _differences(_unpacked(saved), _unpacked(given)) if name not in free]

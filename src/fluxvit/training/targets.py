@@ -76,7 +76,7 @@ class CachedTargets:
         """Compute what is missing of a data set's features; all processes together.
 
         Args:
-            dataset: Whose items are asked for later.
+            dataset: Data set whose items are requested later.
             workers: Processes that prepare clips, for each process.
 
         Raises:

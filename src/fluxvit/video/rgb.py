@@ -48,7 +48,7 @@ _EXIF_BYTES = 1 << 16
 
 
 def exif_orientation(file: IO[bytes]) -> tuple[bool, int] | None:
-    """The orientation in the EXIF data of a JPEG file, as from :func:`orientation`; None if there is none.
+    """The orientation in the EXIF data of a JPEG file, as from :func:`orientation`, or None.
 
     PyAV before 19 does not distinguish mirrored images from turned ones.
     """

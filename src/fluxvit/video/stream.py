@@ -244,7 +244,7 @@ def _title(address: str) -> str:
 
 
 def _camera(address: str) -> tuple[str, str] | None:
-    """FFmpeg's device and name of a camera; None: the address is none."""
+    """FFmpeg's device and name of a camera, or None if the address is not a camera."""
     if re.fullmatch(r"/dev/video\d+", address):
         return "v4l2", address
     match = re.fullmatch(r"camera:(.+)", address)
@@ -320,7 +320,7 @@ def _encoded(address: str, live: bool, opened: str | IO[bytes], **how: Any) -> T
 
 
 def _decoded(container: InputContainer, name: str, cure: str) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames with their times; ``cure`` is said of a stream that gave none."""
+    """Frames with their times; ``cure`` ends the error about a stream that gave no frames."""
     stream = container.streams.video[0]
     period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
     seconds, started = -period, False

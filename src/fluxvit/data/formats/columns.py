@@ -113,7 +113,7 @@ class Columns:
         return cells if is_path or not any(map(is_video, fields)) else None
 
     def path(self, row: Row) -> str:
-        """The path in a row; empty if there is none."""
+        """The path in a row, or an empty text."""
         cells = self.cells(row)
         return cells[self.roles["path"]] if cells and all(cells[at] for at in self.roles.values()) else ""
 

@@ -45,7 +45,7 @@ def video_of_turns(row: Mapping[str, Any]) -> str:
     """The video that a conversation is about, as a key of the row or in the content of a turn.
 
     Raises:
-        OddRowError: There is none, or there are several.
+        OddRowError: The row has no value, or several.
     """
     named: list[str] = []
     turns = value_of(row, *TURN_KEYS)

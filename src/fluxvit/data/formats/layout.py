@@ -196,7 +196,7 @@ def first_of(folder: Path, names: Sequence[str]) -> Path:
 
 
 def seconds_of(text: str, path: Path) -> float:
-    """A number of seconds; a ValueError names the file that it is from if it is none."""
+    """A number of seconds. If the text is not a number, a ValueError names the file that it is from."""
     seconds = seconds_in(text)
     if seconds is None:
         raise ValueError(f"{path}: {shown(text)} is not a number of seconds")

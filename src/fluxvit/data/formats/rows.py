@@ -90,7 +90,7 @@ def as_object(row: Any) -> Mapping[str, Any]:
     """A row that is an object.
 
     Raises:
-        OddRowError: It is none.
+        OddRowError: The value has another type.
     """
     if not isinstance(row, dict):
         raise OddRowError(f"an object is expected, not {described(row)}")
@@ -148,7 +148,7 @@ def video_of(row: Mapping[str, Any], keys: Sequence[str] = VIDEO_KEYS) -> str:
     """The path of the video of a row; a list of one counts as that one.
 
     Raises:
-        OddRowError: There is none, or there are several.
+        OddRowError: The row has no value, or several.
     """
     if not any(key in row for key in keys):
         value_of(row, "video or image")  # There is no such key, so that this tells which there are.

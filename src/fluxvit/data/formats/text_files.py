@@ -89,7 +89,7 @@ def text_lines(path: Path) -> Iterator[str]:
 
 
 def first_line(path: Path) -> str:
-    """The first line that is not empty; an empty text if there is none."""
+    """The first line that is not empty, or an empty text."""
     return next(text_lines(path), "")
 
 

@@ -80,8 +80,9 @@ class VideoDatabase:
     """Windows of video files and their vectors.
 
     Args:
-        path: Of the database.
-        create: Make it if there is none, or one whose making was cut off before anything was entered.
+        path: Path of the database.
+        create: Make the database if it does not exist, or if its making was cut off before anything was
+            entered.
 
     Raises:
         ValueError: There is no such file; it is empty, damaged, of another version, locked by another process
@@ -192,7 +193,7 @@ class VideoDatabase:
     def nearest(self, query: np.ndarray, count: int, only: Filter = EVERYTHING) -> list[Hit]:
         """The windows whose vectors have the largest products with ``query`` ``[D]``, best first.
 
-        Of windows of a file that overlap only the best one is a hit.
+        If windows of a file overlap, only the best of them is a hit.
         """
         ids, vectors = self._vectors(only)
         if not len(ids):

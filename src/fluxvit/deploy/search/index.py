@@ -83,7 +83,7 @@ class Embedder:
     """A dual encoder that embeds windows by the settings of a database.
 
     Args:
-        settings: Of the database.
+        settings: Settings of the database.
         device: Where to run; None: the accelerator if there is one.
 
     Raises:

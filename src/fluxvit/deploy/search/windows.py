@@ -46,7 +46,7 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
 
     Args:
         video: Whatever :func:`~fluxvit.video.reader.open_video` takes.
-        grid: Of the clips.
+        grid: Sampling grid of the clips.
         shots: Windows end where shots do.
 
     Raises:

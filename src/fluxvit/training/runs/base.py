@@ -50,16 +50,16 @@ class Course:
 
     Args:
         recipe: Any kind.
-        videos: Of the training set.
-        size: Of the network.
+        videos: Number of training videos.
+        size: Size of the network.
         world: The processes.
         streams: Kinds of batches that take turns; epochs are those of the videos, one of them.
         labels: Class indices of the videos, for ``balance``.
         balance: How evenly classes are sampled; see `TrainingBatches`.
 
     Attributes:
-        grids: That batches draw from.
-        steps: Of the run.
+        grids: Grids that batches draw from.
+        steps: Steps of the run.
         steps_per_epoch: On average.
 
     Raises:

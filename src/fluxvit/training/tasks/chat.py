@@ -92,7 +92,7 @@ class Questions:
 
     Args:
         manifest: The videos.
-        language: Whose tokens they become.
+        language: Language model whose tokens they become.
         instruction: What the model is told to be.
         told: Part of the questions with choices that are asked with them.
         captions: Part of the clips, of those whose videos have captions, that are to be described instead of

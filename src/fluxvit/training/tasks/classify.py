@@ -40,7 +40,7 @@ class FluxTuning:
     Args:
         align_weight: Weight of the alignment. With unit vectors of width P smooth L1 is (1 - cos) / P, so the
             release's weight of 1 hardly counts.
-        label_smoothing: Of the cross-entropy.
+        label_smoothing: Label smoothing of the cross-entropy.
         selector: Which tokens to keep.
         multi_label: Take binary cross-entropy, averaged over the classes, in place of cross-entropy: labels
             are then multi-hot ``[B, classes]``.

@@ -33,13 +33,13 @@ class FluxContrast(nn.Module):
 
     Args:
         language: Trained beside the model.
-        world: Whose clips are told apart.
+        world: Processes whose clips are told apart.
         loss: ``infonce`` or ``sigmoid``.
         align_weight: Weight of the alignment.
         selector: Which tokens to keep.
         chunk: Clips whose activations are held at a time; the encoders then run twice, once for the loss and
             once more, chunk by chunk, for its gradients (as GradCache, arXiv 2101.06983). 0: all.
-        text_lr_scale: Of the text tower, its learning rate over the others'.
+        text_lr_scale: Ratio of the text tower's learning rate to that of the other parameters.
 
     Raises:
         ValueError: The loss is unknown, or chunk is negative.
@@ -122,7 +122,7 @@ class FluxContrast(nn.Module):
         return {f"language.{name}" for name in self.language.no_weight_decay()}
 
     def lr_scale(self, name: str) -> float:
-        """Of a parameter, its learning rate over that of the video side's head."""
+        """The ratio of a parameter's learning rate to that of the video side's head."""
         return self._text_lr_scale if name.startswith("language.text.") else 1.0
 
 

@@ -65,10 +65,10 @@ def contrastive_loss(
 
     Args:
         video, text: Unit vectors ``[B, D]``; rows of the same number belong together.
-        scale: Of cosines, a scalar: one over the temperature.
+        scale: Factor of the cosines, a scalar: one over the temperature.
         same: int64 ``[B]``: pairs of the same number say the same (a caption that occurs twice, two clips of
             a video) and are not held against each other.
-        world: Whose processes make up the batch; each gets the loss of its own rows.
+        world: Processes that make up the batch; each gets the loss of its own rows.
         bias: Added to scaled cosines, a scalar; of the sigmoid loss.
         block: Rows whose similarities are held at a time.
 
