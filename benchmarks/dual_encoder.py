@@ -49,7 +49,7 @@ from fluxvit.utils.files import write_json
 from fluxvit.utils.system import processor_name
 from fluxvit.video.transforms import normalize
 
-RECIPE = Path(__file__).parents[1] / "configs" / "contrast" / "motionworld_nano.yaml"
+RECIPE = Path(__file__).parents[1] / "configs" / "contrastive" / "motionworld_nano.yaml"
 ACTS = ("slide", "lift", "depth")
 
 

@@ -3,7 +3,7 @@
 Makes H.264 videos like a copy of Kinetics (340x256, 10 seconds), and measures in turns, several times over:
 decoding alone, in one and in two processes (`open_video` and `read` at the times of training clips, nothing
 kept), and the loader with two workers, which decodes the same frames, crops, resizes, augments and hands over
-batches; with the default augmentation (random resized crop) and with that of configs/k400_base.yaml.
+batches; with the default augmentation (random resized crop) and with that of configs/k400.yaml.
 
 Rates are medians over the turns; a ratio is the median of the ratios within each turn, so that a change of
 the machine's load during the run moves both sides. Starting processes is not timed. The same ratio of
@@ -43,7 +43,7 @@ from fluxvit.video.writer import write_video
 WIDTH, HEIGHT, SECONDS = 340, 256, 10
 AUGMENTATIONS = {
     "default": Augmentation(),
-    # As in configs/k400_base.yaml.
+    # As in configs/k400.yaml.
     "k400": Augmentation(
         crop_scale=(0.08, 1.0), flip=0.5, rand_augment="rand-m7-n4-mstd0.5-inc1", erase=0.25
     ),

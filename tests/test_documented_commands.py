@@ -19,10 +19,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 EXAMPLES = {
-    "train": "configs/folder_tiny.yaml",
+    "train": "configs/folder.yaml",
     "pretrain": "configs/pretrain/motionworld_nano.yaml",
-    "train-contrastive": "configs/contrast/motionworld_nano.yaml",
-    "train-chat": "configs/instruct/motionworld_smollm2.yaml",
+    "train-contrastive": "configs/contrastive/motionworld_nano.yaml",
+    "train-chat": "configs/chat/motionworld_smollm2.yaml",
 }
 """What stands for a recipe of the reader's own, such as ``RECIPE.yaml``."""
 

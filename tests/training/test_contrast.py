@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).parents[1] / "video"))
 from clips import save_image
 
 assert world  # A fixture.
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "contrast").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "contrastive").glob("*.yaml"))
 SETTINGS = {"budgets": [12, 8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16, "pool_heads": 2}
 WORDS = ["--text.kind", "words", "--text.width", "32", "--text.depth", "1", "--text.context", "40"]
 WORDS += ["--text.trained_blocks", "-1"]

@@ -28,7 +28,7 @@ from talking import saved_chat, tiny_language_model
 
 pytest.importorskip("transformers")
 assert world  # A fixture.
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "instruct").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "chat").glob("*.yaml"))
 
 
 def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:

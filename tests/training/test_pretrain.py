@@ -17,7 +17,7 @@ from fluxvit.training.state import find_state
 
 assert world  # A fixture.
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "pretrain").glob("*.yaml"))
-FLUX = next(path for path in CONFIGS if path.stem == "flux_small")
+FLUX = next(path for path in CONFIGS if path.stem == "flux")
 UNMOVED = ["--augment.crop", "center", "--augment.crop_scale", "null", "--augment.flip", "0"]
 SETTINGS = {"budgets": [12, 8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16}
 SETTINGS |= {"patch_size": None, "tubelet_size": None}  # Those of the size, whatever the recipe has.
@@ -82,7 +82,7 @@ def test_labels_are_not_needed_and_what_is_learned_feeds_training_and_probes(
     learned = str(tmp_path / "run" / "last")
 
     data = ["--data.train", str(world / "train.jsonl"), "--data.val", str(world / "val.jsonl")]
-    tune = Path(__file__).parents[2] / "configs" / "k710_small.yaml"
+    tune = Path(__file__).parents[2] / "configs" / "k710.yaml"
     start = [
         "--model.init",
         learned,

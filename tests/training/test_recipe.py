@@ -19,6 +19,7 @@ from fluxvit.data.dataset import ClipRequest
 from fluxvit.data.loader import TrainingBatches
 from fluxvit.data.manifest import read_manifest, write_manifest
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.models.config import PRESETS
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
@@ -31,7 +32,9 @@ from fluxvit.utils.distributed import World
 from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.writer import write_video
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+SIZES = sorted((FOLDER / "sizes").glob("*.yaml"))
 # What makes any recipe small enough to take two steps here.
 TINY = [
     *("--model.name", "fluxvit_nano", "--grids.frames", "[4,7,2]", "--grids.sizes", "[16,25,8]"),
@@ -81,9 +84,16 @@ def test_the_sampling_of_a_recipe_goes_with_the_checkpoint(world: Path, tmp_path
         assert load_checkpoint(tmp_path / "run" / name)[1].sampling == ClipSampling("dense", 2, 10)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_makes_sense_at_its_own_size(path: Path) -> None:
-    recipe = parse("train", Recipe, [str(path)])
+WITH_OVERLAYS = [
+    *((path,) for path in CONFIGS),
+    *((FOLDER / recipe, size) for recipe in ("k400.yaml", "folder.yaml") for size in SIZES),
+    (FOLDER / "k400.yaml", FOLDER / "overlays" / "authors_script.yaml"),
+]
+
+
+@pytest.mark.parametrize("paths", WITH_OVERLAYS, ids=lambda paths: "-".join(path.stem for path in paths))
+def test_every_recipe_makes_sense_at_its_own_size(paths: tuple[Path, ...]) -> None:
+    recipe = parse("train", Recipe, [*map(str, paths)])
     with torch.device("meta"):
         config = fluxvit.create_model(recipe.model.name, **recipe.model.settings.given).config
     patches = {"patch_size": config.patch_size, "tubelet_size": config.tubelet_size}
@@ -97,6 +107,23 @@ def test_every_recipe_makes_sense_at_its_own_size(path: Path) -> None:
     if recipe.data.cache:
         assert max(grid.frames for grid in grids) <= recipe.data.cache_frames
         assert max(grid.height for grid in grids) <= recipe.data.cache_side
+
+
+def test_later_files_win_and_keep_what_they_do_not_name() -> None:
+    small, base = (
+        parse("train", Recipe, [str(FOLDER / "k400.yaml"), str(FOLDER / "sizes" / f"{size}.yaml")])
+        for size in ("small", "base")
+    )
+    assert {path.stem for path in SIZES} == {name.removeprefix("fluxvit_") for name in PRESETS}
+    assert (small.model.name, base.model.name) == ("fluxvit_small", "fluxvit_base")
+    assert small.model.settings == base.model.settings
+    assert base.model.settings.drop_path == 0.1
+    released = parse(
+        "train", Recipe, [str(FOLDER / "k400.yaml"), str(FOLDER / "overlays" / "authors_script.yaml")]
+    )
+    assert (released.grids.max_tokens, released.grids.min_tokens) == (6144, 2048)
+    assert released.optim.layer_decay == 0.75
+    assert released.mixing.active
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
