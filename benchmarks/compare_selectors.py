@@ -35,16 +35,16 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.demo import environment
 from fluxvit.evaluation.classification import Score, number_for_checkpoint
 from fluxvit.evaluation.features import backbone_digest
-from fluxvit.evaluation.token_optimization import plain_grid
+from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.cost import clip_cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import SELECTORS, gather_tokens
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.utils.files import write_json
+from fluxvit.utils.system import environment
 from fluxvit.video.transforms import normalize
 
 MERGING, PLAIN, REFERENCE = "merging", "plain", "group_dynamic"
@@ -116,7 +116,7 @@ def main() -> None:
                 write_json(args.json, result)
     digests = [backbone_digest(model, info) for model, info in models]
     result["milliseconds"] = _milliseconds(models[0][0], args, setting)
-    result["conditions"] = {**environment(), "Device": _device(args.device), "Threads": str(args.threads)}
+    result["conditions"] = {**environment(args.device), "threads": str(args.threads)}
     if args.json:
         write_json(args.json, result)
     print("\n".join(_report(result, digests, config, args.grid)))
@@ -306,10 +306,6 @@ def _difference(differences: Tensor) -> str:
 
 def _times(pair: Sequence[float | None]) -> str:
     return "  ".join("-" if value is None else f"{value:.3g}" for value in pair)
-
-
-def _device(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def merge_tokens(tokens: Tensor, keep: int) -> tuple[Tensor, Tensor]:

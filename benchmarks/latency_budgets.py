@@ -30,7 +30,7 @@ import torch
 from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint
 from fluxvit.deploy.latency import LatencyTable, measure_latencies, plan_for
 from fluxvit.deploy.predictor import default_plans
-from fluxvit.evaluation.token_optimization import plain_grid
+from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import Cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid

@@ -10,16 +10,18 @@ the accuracy of that plan on the test videos.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
-from fluxvit.checkpoints.folder import WEIGHTS, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.folder import SEARCH, WEIGHTS, load_checkpoint, save_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
-from fluxvit.demo import environment
 from fluxvit.evaluation.classification import predict_dataset
-from fluxvit.evaluation.token_optimization import best_trial, try_grids
 from fluxvit.flux.cost import grid_cost
+from fluxvit.optimization.config import OptimizeConfig
+from fluxvit.optimization.optimize import run_optimize
 from fluxvit.utils.files import atomic_path
+from fluxvit.utils.system import environment
 
 CARD = """# {name}
 
@@ -68,23 +70,30 @@ def main() -> None:
     if train.digest != info.provenance["data"]:
         raise SystemExit(f"{args.checkpoint} was trained on other videos than those of {args.data}")
     info.labels = list(train.labels)
-    common = {"mean": info.mean, "std": info.std}
-    trials = try_grids(model, ClipDataset(val), config.budgets, info.grids, **common)
-    rows, info.plans = [], []
-    for budget in config.budgets:
-        plan = best_trial(trials[budget], config.patch_size, config.tubelet_size).plan
-        (result,) = predict_dataset(model, ClipDataset(test), plan.grid, [budget], **common)
-        pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
-        gmacs = grid_cost(config.size, plan.grid, budget).total / 1e9
-        rows.append(f"| {budget} | {plan.grid} | {pool} | {gmacs:.3f} | {result.score} |")
-        info.plans.append(plan)
-        print(rows[-1])
     recipe = info.provenance["recipe"]
-    # Of the recipe the settings, not the folders of the machine that ran it.
+    # The settings of the recipe, not the folders of the machine that ran it.
     recipe["data"] = {key: recipe["data"][key] for key in ("target", "cache_frames", "cache_side")}
     recipe["model"] = {key: recipe["model"][key] for key in ("name", "settings")}
     del recipe["out"]
     folder = save_checkpoint(args.out, model, info)
+    frames, sizes = (
+        tuple(sorted({getattr(grid, key) for grid in info.grids})) for key in ("frames", "height")
+    )
+    with tempfile.TemporaryDirectory() as log:
+        search = OptimizeConfig(
+            str(folder), str(args.data / "val.jsonl"), frames=frames, sizes=sizes, device="cpu", out=log
+        )
+        best = run_optimize(search).best
+    (folder / SEARCH).unlink()  # It names folders, too.
+    rows = []
+    for budget, plan in ((budget, tried.plan) for budget, tried in best.items()):
+        (result,) = predict_dataset(
+            model, ClipDataset(test), plan.grid, [budget], mean=info.mean, std=info.std, head=plan.head
+        )
+        pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
+        gmacs = grid_cost(config.size, plan.grid, budget).total / 1e9
+        rows.append(f"| {budget} | {plan.grid} | {pool} | {gmacs:.3f} | {result.score} |")
+        print(rows[-1])
     card = CARD.format(
         name=args.out.name,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
@@ -99,7 +108,7 @@ def main() -> None:
         val=len(val),
         chance=100 / len(info.labels),
         rows="\n".join(rows),
-        conditions=", ".join(environment().values()),
+        conditions=", ".join(f"{name} {value}" for name, value in environment("cpu").items()),
     )
     with atomic_path(folder / "README.md") as partial:
         partial.write_text(card, encoding="utf-8")

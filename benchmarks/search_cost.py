@@ -24,12 +24,12 @@ import numpy as np
 from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
-from fluxvit.demo import environment
 from fluxvit.flux.plan import Plan
 from fluxvit.optimization.cascade import predict_plans
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.halving import paired_interval
 from fluxvit.optimization.optimize import OptimizeResult, run_optimize
+from fluxvit.utils.system import environment
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
 
     print("python benchmarks/search_cost.py", *sys.argv[1:])
-    print(", ".join(environment().values()))
+    print(environment(args.device))
     lost, shares, times = [], [], []
     gaps: list[np.ndarray] = []
     for seed in args.seeds:

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from fluxvit.demo import environment
 from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.evaluate import run_evaluation
 from fluxvit.flux.budget import Budget
@@ -37,6 +36,7 @@ from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.halving import paired_interval
 from fluxvit.optimization.optimize import run_optimize
 from fluxvit.utils.files import write_json
+from fluxvit.utils.system import default_device, environment
 
 Row = tuple[dict[str, Any], np.ndarray]
 """A point of an evaluation, and whether each video was right, ``[N]``."""
@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
 
     print("python benchmarks/token_optimization.py", *sys.argv[1:])
-    print(", ".join(environment().values()))
+    print(environment(default_device()))
     budgets = _numbers(args.budgets)
     runs = []
     pairs = zip(args.flexible.split(","), args.fixed.split(","), strict=True)

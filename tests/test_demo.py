@@ -11,6 +11,9 @@ from fluxvit import Predictor, demo
 from fluxvit.cli import main
 from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
+from fluxvit.training.recipes import Recipe
+from fluxvit.utils.files import append_json
+from fluxvit.utils.system import Stopped
 
 SMALL = [
     "--videos",
@@ -19,115 +22,118 @@ SMALL = [
     "8",
     "--test",
     "16",
-    "--steps",
-    "3",
-    "--control_steps",
-    "2",
+    "--epochs",
+    "1.5",
+    "--minutes",
+    "0",
     "--workers",
     "1",
+    "--device",
+    "cpu",
 ]
 
 
-def test_demo_end_to_end_and_again(tmp_path: Path, capsys) -> None:
+def test_demo_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Every stage runs on tiny settings, and a second call finds everything done."""
+    pytest.importorskip("matplotlib")
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), *SMALL]) == 0
     results = json.loads((out / "results.json").read_text())
-    assert [row["budget"] for row in results["curve"]] == sorted(
-        (r["budget"] for r in results["curve"]), reverse=True
-    )
-    for row in results["curve"]:
-        assert row["plain"]["total"] == row["optimised"]["total"] == 16
-        assert row["plain"]["pool"] == row["budget"] <= row["optimised"]["pool"]
-    controls = [control["name"] for control in results["controls"]]
-    assert controls == ["frames in order", "shuffled frames", "a single frame"]
+    kinds = ("plain", "optimised", "random", "one grid")
+    assert {(row["kind"], row["budget"]) for row in results["points"]} == {
+        (kind, budget) for kind in kinds for budget in demo.BUDGETS
+    }
+    assert all(row["total"] == 16 for row in results["points"])
+    grids = {(row["kind"], row["budget"]): row["grid"] for row in results["points"]}
+    assert all(grids["random", budget] == grids["optimised", budget] for budget in demo.BUDGETS)
+    assert {grids["one grid", budget] for budget in demo.BUDGETS} == {"8x40"}
     page = (out / "report" / "report.html").read_text()
     assert results["headline"] in page
-    assert "report" in capsys.readouterr().out
+    assert "in random order" in page
+    assert "one grid   8x40" in capsys.readouterr().out
 
-    predictor = Predictor(out / "best", results["curve"][-1]["budget"])
-    assert str(predictor.plan.grid) == results["curve"][-1]["optimised"]["grid"]
+    predictor = Predictor(out / "best", demo.BUDGETS[-1])
+    assert str(predictor.plan.grid) == grids["optimised", demo.BUDGETS[-1]]
     assert len(predictor(next((out / "data" / "test").glob("*.mp4"))).top(3)) == 3
 
-    for run in (out, out / "controls" / "normal"):
-        (run / "last").mkdir()  # As a stop leaves it.
-    state = (out / "state.pt").stat().st_mtime_ns
+    states = {path: path.stat().st_mtime_ns for path in out.rglob("state.pt")}
+    assert {path.parent.name for path in states} == {"flexible", "fixed"}
     assert main(["demo", "--out", str(out), *SMALL]) == 0
-    assert (out / "state.pt").stat().st_mtime_ns == state
-    assert json.loads((out / "results.json").read_text())["curve"] == results["curve"]
-    assert not list(out.rglob("last"))
+    assert {path: path.stat().st_mtime_ns for path in states} == states
+    assert json.loads((out / "results.json").read_text())["points"] == results["points"]
 
 
-def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys) -> None:
+def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make_dataset(tmp_path / "demo" / "data", MotionWorldConfig(32, 0, "demo", val=1, test=1), workers=1)
     assert main(["demo", "--out", str(tmp_path / "demo"), *SMALL]) == 2
     assert "videos is 32 there and 64 here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("setting", ["videos", "val", "test", "steps", "control_steps"])
-def test_demo_checks_sizes_before_it_works(setting: str, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("setting", ["videos", "val", "test", "epochs"])
+def test_demo_checks_sizes_before_it_works(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo"), f"--{setting}", "0"]) == 2
-    assert f"{setting} is 0, expected an integer" in capsys.readouterr().err
+    assert f"{setting} is 0" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize(
-    ("step", "left", "steps", "control_steps"),
+    ("rate", "left", "share"),
     [
-        (0.1, 900, 1000, 300),  # A fast machine takes all of them.
-        (0.7, 900, 800, 240),
-        (0.701, 900, 800, 240),  # Hardly any slower: the same.
-        (30.0, 900, 300, 90),
-        (0.7, -60, 300, 90),  # The time is up before it begins.
+        (500, 900, 1.0),  # A fast machine takes all epochs.
+        (100, 900, 0.85),
+        (99.9, 900, 0.85),  # Hardly any slower: the same.
+        (2, 900, 0.3),
+        (100, -60, 0.3),  # The time is up before it begins.
     ],
 )
-def test_steps_fit_into_the_time(step: float, left: float, steps: int, control_steps: int) -> None:
+def test_epochs_fit_into_the_time(rate: float, left: float, share: float) -> None:
     config = demo.DemoConfig()
-    rates = demo._Rates(step, step / 3, 0.01)
-    pace = demo._fitted(config, rates, left)
-    assert (pace.steps, pace.control_steps) == (steps, control_steps)
-    clips = (len(demo.GRIDS) + 3) * 240 + 9 * 400
-    seconds = steps * step + 3 * control_steps * step / 3 + clips * 0.01
-    assert seconds < left or steps == 300
-    assert (f"{steps} of 1000" in pace.told(config)) == (steps < 1000)
+    pace = demo._fitted(config, rate, left)
+    assert pace.epochs == pytest.approx(share * config.epochs)
+    assert 2 * pace.epochs * config.videos / rate < left or share == 0.3
+    assert f"{pace.epochs:g} of 13 epochs" in pace.note
 
 
 def test_what_was_decided_holds_when_the_demo_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = demo.DemoConfig(str(tmp_path))
-    monkeypatch.setattr(demo, "_rates", lambda *_: demo._Rates(0.7, 0.2, 0.01))
-    pace = demo._fit(config, tmp_path, None, time.monotonic())
-    assert pace.steps < 1000
-    monkeypatch.setattr(demo, "_rates", lambda *_: demo._Rates(0.01, 0.01, 0.01))
-    assert demo._fit(config, tmp_path, None, time.monotonic()) == pace
-    with pytest.raises(ValueError, match=r"holds a demo with minutes, steps .* \[15.0, 1000, 300\]"):
-        demo._fit(replace(config, minutes=30), tmp_path, None, time.monotonic())
-    assert demo._fit(replace(config, minutes=0), tmp_path / "other", None, 0).steps == 1000
+    config, world, now = demo.DemoConfig(str(tmp_path)), demo.join_world("cpu"), time.monotonic()
+    monkeypatch.setattr(demo, "_clips_per_second", lambda *_: 100.0)
+    pace = demo._pace(config, world, now)
+    assert pace.epochs < 13
+    monkeypatch.setattr(demo, "_clips_per_second", lambda *_: 1000.0)
+    assert demo._pace(config, world, now) == pace
+    with pytest.raises(ValueError, match=r"holds a demo with minutes and epochs \[15.0, 13.0\]"):
+        demo._pace(replace(config, minutes=30), world, now)
+    (tmp_path / "other").mkdir()
+    assert demo._pace(replace(config, out=str(tmp_path / "other"), minutes=0), world, 0).epochs == 13
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("95", 95), ("", 0), ("-3", 0), ("nan", 0), ("9" * 400, 0)])
-def test_the_set_up_counts(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLUXVIT_SETUP_SECONDS", text)
-    assert demo._setup_seconds() == seconds
+def test_the_set_up_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("FLUXVIT_SETUP_SECONDS", "95")
+    monkeypatch.setattr(demo, "_run_demo", lambda _, started: started)
+    assert time.monotonic() - demo.run_demo(demo.DemoConfig(str(tmp_path))) == pytest.approx(95, abs=5)
 
 
-def test_the_speed_is_that_of_the_steps_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 9.0, 18.0, 20.0, 21.0, *(21.0 + 0.5 * k for k in range(1, 99))])
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: next(clock))
+def test_the_speed_is_that_of_the_last_steps_of_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
 
-    def steps_taken(limit: int):
-        def train(*_, after_step, **__) -> None:
-            for taken in range(limit + 1):
-                after_step(taken)
+    def train(recipe: Recipe, *_: object, **__: object) -> None:
+        folders.append(Path(recipe.out))
+        for rate in (1.0, 40.0, 120.0):
+            append_json(Path(recipe.out) / "log.jsonl", {"clips_per_s": rate})
+        if len(folders) == 2:
+            raise Stopped("the weights so far are in a folder that will be gone")
 
-        return train
-
-    monkeypatch.setattr(demo, "train_model", steps_taken(14))
-    assert demo._step_seconds(None, [50], demo.GRIDS, 0) == 0.5
-    # On a slow machine half a minute has to do.
-    seen: list[int] = []
-    slow = iter(range(0, 990, 10))
-    monkeypatch.setattr(demo.time, "perf_counter", lambda: seen.append(1) or next(slow))
-    assert demo._step_seconds(None, [50], demo.GRIDS, 0) == 10
-    assert len(seen) == 7
+    monkeypatch.setattr(demo, "train_recipe", train)
+    config, world = demo.DemoConfig(str(tmp_path)), demo.join_world("cpu")
+    assert demo._clips_per_second(config, world) == 120
+    with pytest.raises(Stopped, match="while measuring the speed; the same command goes on"):
+        demo._clips_per_second(config, world)
+    assert not any(folder.exists() for folder in folders)
+    assert not list(tmp_path.iterdir())

@@ -7,14 +7,15 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from fluxvit.utils.schema import Count, Seed, check
+from fluxvit.utils.options import DeviceOptions
+from fluxvit.utils.schema import Seed, check
 
 BATCH = 32
 _MOST_VIDEOS = 10_000_000
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(DeviceOptions):
     """Make a small data set of videos, train a model with three token budgets on it, evaluate it, and report.
 
     An interrupted demo goes on where it stopped.
@@ -24,21 +25,19 @@ class DemoConfig:
         videos: Training videos.
         val: Validation videos, on which the sampling grids are chosen.
         test: Test videos.
-        steps: Training steps of the model.
-        control_steps: Training steps of each control.
-        minutes: Minutes that the demo may take. Where all steps would take longer, which is measured, fewer
+        epochs: Passes over the training videos, for the model and again for the one it is compared with.
+        minutes: Minutes that the demo may take. Where all epochs would take longer, which is measured, fewer
             are taken, though not fewer than 30 %. With 0 there is no limit. ``bash run demo`` counts the
             set-up, too.
         seed: Seed of data, initialisation and order.
-        workers: Processes that make and decode videos. By default there is one per core.
+        workers: Processes that make videos. By default there is one per core.
     """
 
     out: str = "runs/demo"
     videos: Annotated[int, Meta(ge=BATCH, le=_MOST_VIDEOS)] = 2400
     val: Annotated[int, Meta(ge=1, le=_MOST_VIDEOS)] = 240
     test: Annotated[int, Meta(ge=1, le=_MOST_VIDEOS)] = 400
-    steps: Count = 1000
-    control_steps: Count = 300
+    epochs: Annotated[float, Meta(gt=0, le=1e6)] = 13.0
     minutes: Annotated[float, Meta(ge=0, le=1e6)] = 15.0
     seed: Seed = 0
     workers: Annotated[int, Meta(ge=1, le=1024)] | None = None

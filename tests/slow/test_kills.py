@@ -106,7 +106,7 @@ CASES = {
     "optimize": "optimize {model} {data}/train.jsonl --to {out}/copy --out {out}/log --device cpu",
     "index": "index {data}/train --db {out}/v.db --checkpoint {dual} --device cpu --seconds 0.3",
     "demo": """
-        demo --out {out}/demo --videos 32 --val 4 --test 4 --steps 8 --control_steps 2 --workers 1
+        demo --out {out}/demo --videos 32 --val 4 --test 4 --epochs 4 --minutes 0 --workers 1 --device cpu
     """,
 }
 NEEDS = {"train-chat": "transformers", "evaluate": "matplotlib", "demo": "matplotlib"}

@@ -19,9 +19,8 @@ from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import Score, predict_dataset
-from fluxvit.evaluation.token_optimization import Trial, best_trial, plain_grid, try_grids
+from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import create_model
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
@@ -469,23 +468,6 @@ def test_wilson_interval() -> None:
     assert (low, high) == (pytest.approx(0.7112, abs=1e-3), pytest.approx(0.8666, abs=1e-3))
     assert Score(0, 10).interval[0] == 0
     assert Score(10, 10).interval[1] == pytest.approx(1)
-
-
-def test_trying_grids() -> None:
-    model = small_model()
-    trials = try_grids(model, dataset(7), [24, 12, 6], GRIDS, mean=MEAN, std=STD, progress=False)
-    # 8x16 has 16 tokens, 4x24 has 18: the largest budget fits neither.
-    assert {budget: len(rows) for budget, rows in trials.items()} == {24: 0, 12: 2, 6: 2}
-    assert all(trial.score.total == 7 for trial in trials[6])
-    with pytest.raises(ValueError, match="denser"):
-        best_trial(trials[24], 8, 2)
-
-
-def test_best_trial_prefers_accuracy_then_a_small_pool() -> None:
-    small, large = Plan(SamplingGrid(8, 16, 16), 6), Plan(SamplingGrid(8, 32, 32), 6)
-    tie = [Trial(large, Score(5, 9)), Trial(small, Score(5, 9))]
-    assert best_trial(tie, 8, 2).plan == small
-    assert best_trial([*tie, Trial(large, Score(6, 9))], 8, 2).plan == large
 
 
 def test_plain_grid_has_about_the_budget() -> None:

@@ -118,7 +118,7 @@ def test_commands_say_which_device(checkpoint: Path, clip: Path, capsys: pytest.
 
 def test_every_command_that_runs_a_model_has_the_same_option(capsys: pytest.CaptureFixture) -> None:
     for name in COMMANDS:
-        if name in ("demo", "convert", "info") or name.startswith("data"):
+        if name in ("convert", "info") or name.startswith("data"):
             continue
         assert main([name, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())

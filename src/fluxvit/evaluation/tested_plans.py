@@ -10,7 +10,6 @@ import torch
 
 from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.deploy.latency import LatencyTable, plan_for
-from fluxvit.evaluation.token_optimization import plain_grid
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -34,6 +33,18 @@ class Subject:
     kind: str
     budget: int
     plan: Plan
+
+
+def plain_grid(model: FluxViT, budget: int, size: int) -> SamplingGrid:
+    """The grid with as many square frames of side ``size`` as a budget pays for whole; one tubelet at least.
+
+    Raises:
+        ValueError: ``size`` is no multiple of the patch size.
+    """
+    per_frame = SamplingGrid(model.config.tubelet_size, size, size).tokens(
+        model.config.patch_size, model.config.tubelet_size
+    )
+    return SamplingGrid(model.config.tubelet_size * max(1, budget // per_frame), size, size)
 
 
 def find_subjects(config: EvaluateConfig, model: FluxViT, info: CheckpointInfo) -> list[Subject]:

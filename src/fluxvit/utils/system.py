@@ -80,6 +80,20 @@ def device_name(device: torch.device) -> str:
     return processor_name()
 
 
+def environment(device: torch.device | str) -> dict[str, str]:
+    """Versions of the software, and the device, that a result comes from."""
+    import torch
+
+    from fluxvit import __version__
+
+    return {
+        "fluxvit": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(torch.device(device)),
+    }
+
+
 def default_device() -> torch.device:
     """The accelerator (CUDA, ROCm, XPU, MPS) if PyTorch can use one, else the CPU."""
     import torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -36,7 +35,7 @@ from fluxvit.training.trainer import Trainer
 from fluxvit.training.validation import export_checkpoint
 from fluxvit.utils.distributed import World, lock_run
 from fluxvit.utils.files import write_json
-from fluxvit.utils.system import Stopped, device_name
+from fluxvit.utils.system import Stopped, environment
 from fluxvit.video.sampling import ClipSampling
 
 LAST = "last"
@@ -195,7 +194,7 @@ def _run_trainer(
         out.mkdir(parents=True, exist_ok=True)
         write_json(
             out / "run.json",
-            {"recipe": asdict(recipe), "processes": world.size, **_environment(world.device)},
+            {"recipe": asdict(recipe), "processes": world.size, **environment(world.device)},
         )
     world.barrier()
     try:
@@ -440,12 +439,3 @@ def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> Clip
 def sampling_of(data: VideoSettings) -> ClipSampling:
     """How the settings of a recipe sample clips."""
     return ClipSampling(data.sampling, data.stride, data.stride_fps or None)
-
-
-def _environment(device: torch.device) -> dict[str, str]:
-    return {
-        "fluxvit": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device_name(device),
-    }
