@@ -13,6 +13,7 @@ import pytest
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.cli.commands import COMMANDS
+from rooms import FLOORS, SOURCE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,15 +28,16 @@ EXAMPLES = {
 """What stands for a recipe of the reader's own, such as ``RECIPE.yaml``."""
 
 TINY = {
-    "data check": "",
-    "data make motionworld": "--videos=6 --val=2 --test=2 --workers=1",
-    "evaluate": "--grid=8x24 --latency=false",
-    "info": "",
+    "evaluate": "--grid=8x24 --budgets=12,6 --latency=false",
     "optimize": "--frames=4,8 --sizes=16,24 --budgets=12,6",
     "predict": "--budget=12",
     "stream": "--budget=12",
+    "train": "--model.name=fluxvit_nano --grids.frames=[4,7,2] --grids.sizes=[16,25,8] --grids.min_tokens=4 "
+    "--grids.max_tokens=30 --epochs=1 --warmup_epochs=0 --optim.batch_size=4 --data.workers=0 "
+    "--optim.precision=fp32 --evaluation.grid=4x16 --model.settings.budgets=[12,6] "
+    "--model.settings.embed_dim=32 --model.settings.depth=1 --model.settings.pool_dim=16",
 }
-"""The commands of the README that run in a second, and what makes them so small."""
+"""The commands of the README, and what makes them run in a second or two."""
 
 
 def commands(path: Path) -> list[str]:
@@ -91,22 +93,43 @@ def test_commands_that_are_mentioned_exist() -> None:
             assert known or name == "help", f"{path}: fluxvit {command}"
 
 
+def test_the_architecture_page_names_files_and_rooms_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`([a-z_]+/[\w/]*(?:\.py)?)`", page):
+        home = ROOT if name.split("/")[0] in ("configs", "src", "tests") else SOURCE
+        assert (home / name).exists(), name
+    rooms = re.findall(r"^\| (\d) \| `(\w+)[./]", page, re.M)
+    assert sorted(rooms) == sorted((str(floor), room) for floor, names in enumerate(FLOORS) for room in names)
+
+
+def test_the_cells_of_the_notebook_are_python() -> None:
+    """``tests/slow/test_quickstart.py`` runs them."""
+    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 4
+    for source in code:
+        compile(source, "quickstart.ipynb", "exec")
+    assert not any(cell.get("outputs") for cell in cells)
+
+
 def test_every_recipe_says_how_it_is_run() -> None:
     for path in RECIPES:
         shown = [word for command in commands(path) for word in arguments(command)[1]]
         assert path.relative_to(ROOT).as_posix() in shown, path
 
 
-def test_commands_of_the_readme_run(
-    checkpoint: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_commands_of_the_readme_run_one_after_the_other(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    checkpoint.rename(tmp_path / "runs" / "demo" / "best")
-    (tmp_path / "videos" / "some class").mkdir(parents=True)
-    (tmp_path / "videos" / "some class" / "clip.mp4").symlink_to(clip)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    classes = ["one", "other"]
+    for name in classes:
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "clips" / name / f"{number}.mp4").write_bytes(clip.read_bytes())
     for split in ("val", "test"):
-        rows = [{"manifest": 1, "classes": ["a", "b", "c", "d", "e"]}]
+        rows: list[dict] = [{"manifest": 1, "classes": classes}]
         for label in range(2):
             copy = tmp_path / f"{split}{label}.mp4"
             copy.write_bytes(clip.read_bytes())
@@ -115,8 +138,8 @@ def test_commands_of_the_readme_run(
     ran = set()
     for command in commands(ROOT / "README.md"):
         name, rest = arguments(command)
-        if name in TINY:
-            rest = ["clip.mp4" if word == "/dev/video0" else word for word in rest]
-            assert main([*name.split(), *rest, *TINY[name].split()]) == 0, command
-            ran.add(name)
+        rest = ["clip.mp4" if word == "/dev/video0" else word for word in rest]
+        assert main([*name.split(), *rest, *TINY[name].split()]) == 0, command
+        ran.add(name)
     assert ran == {*TINY}
+    assert (tmp_path / "runs" / "page" / "report.html").exists()
