@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.models.teachers import FluxViTTeacher, TokenShape, spread_layers
 from fluxvit.training.optim import parameter_groups
-from fluxvit.training.tasks.distill import FluxDistillation, LiveTargets
-from fluxvit.training.trainer import LossStep
+from fluxvit.training.tasks.distill import DistillTask, LiveTargets
 from fluxvit.utils.system import processor_name
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -103,17 +103,15 @@ class Setting:
         )
         _, layers = spread_layers(self.student.config.depth, depth, 6)
         targets = LiveTargets(teacher, layers, IMAGENET_MEAN, IMAGENET_STD)
-        self.task = FluxDistillation(self.student.config, targets, teacher_tokens=budgets[0])
-        self.module = LossStep(self.student, self.task)
-        groups = parameter_groups(self.student, 0.05, task=self.task)
-        self.optimizer = torch.optim.AdamW(groups)
+        self.task = DistillTask(self.student, CheckpointInfo(), targets, teacher_tokens=budgets[0])
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.task, 0.05))
         self.video = torch.randn(args.clips, 3, *(int(number) for number in args.grid.split(",")))
         self.item = torch.arange(args.clips)
-        self.student.train()
+        self.task.train()
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.module(self.video, self.item)["loss"].backward()
+        self.task({"video": self.video, "item": self.item})["loss"].backward()
         self.optimizer.step()
 
 

@@ -73,7 +73,7 @@ def test_answers_have_the_probability_of_each_row_alone(tmp_path: Path) -> None:
         ],
         [(behind, language.answer_ids("it")), (language.next_turn("which ?"), language.answer_ids("ball"))],
     ]
-    ids, turns, _ = pack_turns(rows).unbind(1)
+    ids, turns, _ = pack_turns(rows)
     seen = torch.randn(3, 5, 32)
     for video in (seen, None):
         found = chat.log_probabilities(before, video, ids, turns > 0)
@@ -99,12 +99,11 @@ def test_answers_have_the_probability_of_each_row_alone(tmp_path: Path) -> None:
 def test_turns_are_numbered_and_padded_behind() -> None:
     one, two, three = torch.tensor([5]), torch.tensor([6, 7]), torch.tensor([8, 9, 10])
     packed = pack_turns([[(two, one), (one, three)], [(three, two)]])
-    assert packed.tolist() == [
-        [[6, 7, 5, 5, 8, 9, 10], [0, 0, 1, 0, 2, 2, 2], [1] * 7],
-        [[8, 9, 10, 6, 7, 0, 0], [0, 0, 0, 1, 1, 0, 0], [1] * 5 + [0] * 2],
-    ]
+    assert packed.ids.tolist() == [[6, 7, 5, 5, 8, 9, 10], [8, 9, 10, 6, 7, 0, 0]]
+    assert packed.turns.tolist() == [[0, 0, 1, 0, 2, 2, 2], [0, 0, 0, 1, 1, 0, 0]]
+    assert packed.groups.tolist() == [[1] * 7, [1] * 5 + [0] * 2]
     packed = pack_turns([[(two, one), (one, three)], [(three, two)]], [True, False])
-    assert packed[:, 2].tolist() == [[1] * 3 + [2] * 4, [1] * 5 + [0] * 2]
+    assert packed.groups.tolist() == [[1] * 3 + [2] * 4, [1] * 5 + [0] * 2]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -118,12 +117,12 @@ def test_turns_that_do_not_hear_one_another(tmp_path: Path, attention: str) -> N
         (other, language.answer_ids("to the left .")),
         (behind, language.answer_ids("it")),
     ]
-    ids, said, hearing = pack_turns([turns, turns[:1]], [True, False]).unbind(1)
+    ids, said, hearing = pack_turns([turns, turns[:1]], [True, False])
     seen = torch.randn(2, 5, 32)
     found = chat.log_probabilities(before, seen, ids, said > 0, hearing)
     for row, count in ((0, 3), (1, 1)):
         for number in range(count):
-            alone, spoken, _ = pack_turns([[turns[number]]]).unbind(1)
+            alone, spoken, _ = pack_turns([[turns[number]]])
             expected = chat.log_probabilities(before, seen[row : row + 1], alone, spoken > 0)
             torch.testing.assert_close(
                 found[row, said[row] == number + 1], expected[spoken > 0], rtol=1e-4, atol=1e-5

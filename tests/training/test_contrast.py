@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
-from fluxvit.data.dataset import Clip
-from fluxvit.data.manifest import read_manifest
+from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.texts import caption_number
 from fluxvit.evaluation.config import RetrievalConfig
 from fluxvit.evaluation.retrieval import run_retrieve
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.training import trainer
+from fluxvit.training.ema import Ema
 from fluxvit.training.recipes import ContrastRecipe
 from fluxvit.training.state import find_state
-from fluxvit.training.tasks.contrastive import Captions, FluxContrast
+from fluxvit.training.tasks.base import Batch
+from fluxvit.training.tasks.contrastive import Captions, ContrastiveTask
 from fluxvit.utils.distributed import ALONE
 from fluxvit.video.reader import open_video
 from language import SENTENCES, small_encoder
@@ -40,20 +44,23 @@ WORDS = ["--text.kind", "words", "--text.width", "32", "--text.depth", "1", "--t
 WORDS += ["--text.trained_blocks", "-1"]
 
 
-def captions_of(sentences: list[str]) -> Tensor:
-    _, texts = small_encoder()
-    ids, lengths = texts(sentences)
-    numbers = torch.tensor([caption_number(sentence) for sentence in sentences])
-    return torch.cat([numbers[:, None], lengths[:, None], ids], dim=1)
+def task_of(encoder: DualEncoder, **options) -> ContrastiveTask:
+    captions = Captions(Manifest((), (), ""), small_encoder()[1])
+    return ContrastiveTask(encoder.video, CheckpointInfo(), encoder.language, captions, ALONE, **options)
+
+
+def batch_of(video: Tensor, sentences: list[str]) -> Batch:
+    captions = Captions(Manifest((), (), ""), small_encoder()[1])
+    return {"video": video, **captions.encode(sentences)}
 
 
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
 def test_a_step_is_what_it_says(loss: str) -> None:
     encoder, texts = small_encoder()
-    task = FluxContrast(encoder.language, ALONE, loss=loss, align_weight=3.0)
+    task = task_of(encoder, loss=loss, align_weight=3.0)
     sentences = [*SENTENCES[:4], SENTENCES[1]]  # One caption occurs twice.
     video = torch.randn(5, 3, 8, 32, 32)
-    result = task(encoder.video, video, captions_of(sentences))
+    result = task(batch_of(video, sentences))
 
     words = encoder.embed_text(*texts(sentences))
     same = torch.tensor([[a == b for a in sentences] for b in sentences]) & ~torch.eye(5, dtype=torch.bool)
@@ -83,12 +90,12 @@ def test_a_step_is_what_it_says(loss: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunks_change_nothing(chunk: int) -> None:
-    video, captions = torch.randn(5, 3, 8, 32, 32), captions_of(SENTENCES[:5])
+    batch = batch_of(torch.randn(5, 3, 8, 32, 32), SENTENCES[:5])
     found = []
     for size in (0, chunk):
         encoder, _ = small_encoder()
-        task = FluxContrast(encoder.language, ALONE, chunk=size)
-        loss = task(encoder.video, video, captions)["loss"]
+        task = task_of(encoder, chunk=size)
+        loss = task(batch)["loss"]
         loss.backward()
         gradients = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
         found.append(torch.cat([loss.detach()[None], *gradients]))
@@ -98,28 +105,22 @@ def test_chunks_change_nothing(chunk: int) -> None:
 def test_every_gradient_that_is_waited_for_comes() -> None:
     for loss in ("infonce", "sigmoid"):
         encoder, _ = small_encoder()
-        task = FluxContrast(encoder.language, ALONE, loss=loss, align_weight=0)
-        task(encoder.video, torch.randn(3, 3, 8, 32, 32), captions_of(SENTENCES[:3]))["loss"].backward()
+        task = task_of(encoder, loss=loss, align_weight=0)
+        task(batch_of(torch.randn(3, 3, 8, 32, 32), SENTENCES[:3]))["loss"].backward()
         missing = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
         assert missing == []
 
 
 def test_of_an_image_all_tokens_are_kept() -> None:
     encoder, _ = small_encoder()
-    task = FluxContrast(encoder.language, ALONE)
+    task = task_of(encoder)
     image = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 2, -1, -1)
-    captions = captions_of(SENTENCES[:2])
-    before = task(encoder.video, image, captions)["loss"]
+    before = task(batch_of(image, SENTENCES[:2]))["loss"]
     # Sixteen tokens; of a video the smallest budget, 6, would not see most of them.
     changed = image.clone()
     changed[..., 24:, :] += 1
     with torch.no_grad():
-        shifts = [
-            (a - b).abs().max()
-            for a, b in zip(
-                task._embed(encoder.video, image), task._embed(encoder.video, changed), strict=True
-            )
-        ]
+        shifts = [(a - b).abs().max() for a, b in zip(task._embed(image), task._embed(changed), strict=True)]
     assert all(shift > 1e-4 for shift in shifts[:3])
     assert before.isfinite()
 
@@ -128,8 +129,8 @@ def test_frozen_parts_stay_and_drop_no_path() -> None:
     encoder, _ = small_encoder()
     encoder.video.requires_grad_(False)
     encoder.train()
-    task = FluxContrast(encoder.language, ALONE)
-    task(encoder.video, torch.randn(2, 3, 8, 32, 32), captions_of(SENTENCES[:2]))["loss"].backward()
+    task = task_of(encoder)
+    task(batch_of(torch.randn(2, 3, 8, 32, 32), SENTENCES[:2]))["loss"].backward()
     assert not encoder.video.training
     assert all(parameter.grad is None for parameter in encoder.video.parameters())
     assert encoder.language.video_proj.weight.grad is not None
@@ -143,15 +144,16 @@ def test_captions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, texts = small_encoder()
     captions = Captions(read_manifest(tmp_path / "m.jsonl", None), texts)
-    batch = Clip(*[torch.zeros(4)] * 2, torch.tensor([0, 1, 0, 1]), torch.zeros(4))
     seen = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        drawn = captions(batch)
-        assert torch.equal(drawn[0], drawn[2])  # The same video, the same caption.
-        assert drawn[1, 0] == caption_number("a cube")
-        assert torch.equal(drawn[1, 2 : 2 + drawn[1, 1]], texts(["a cube"])[0][0])
-        seen.add(drawn[0, 0].item())
+        drawn = captions(torch.tensor([0, 1, 0, 1]))
+        numbers, lengths, ids = drawn["caption"], drawn["lengths"], drawn["ids"]
+        assert numbers[0] == numbers[2]  # The same video, the same caption.
+        assert torch.equal(ids[0], ids[2])
+        assert numbers[1] == caption_number("a cube")
+        assert torch.equal(ids[1, : lengths[1]], texts(["a cube"])[0][0])
+        seen.add(numbers[0].item())
     assert seen == {caption_number(text) for text in rows[0]["captions"]}
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
     with pytest.raises(ValueError, match=r"a\.mp4 has no caption"):
@@ -183,6 +185,20 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
 
 
 RECIPE = CONFIGS[-1]
+
+
+def stopped_run(run: Callable[[], int]) -> int:
+    """The exit status of a run that gets Ctrl-C in its second step."""
+    step = trainer.Trainer._step
+
+    def stop(self, *arguments):
+        if arguments[2] == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_step", stop)
+        return run()
 
 
 def test_images_take_turns_with_videos_and_a_second_stage_goes_on(
@@ -220,20 +236,42 @@ def test_images_take_turns_with_videos_and_a_second_stage_goes_on(
 
 def test_a_stopped_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) -> None:
     assert contrast(RECIPE, world, tmp_path / "whole", "--epochs", "2") == 0
-    step = trainer.Trainer._step
-
-    def stop(self, *arguments):
-        if arguments[2] == 1:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_step", stop)
-        assert contrast(RECIPE, world, tmp_path / "cut", "--epochs", "2") == 130
+    assert stopped_run(lambda: contrast(RECIPE, world, tmp_path / "cut", "--epochs", "2")) == 130
     assert load_dual(tmp_path / "cut" / "last")
     assert contrast(RECIPE, world, tmp_path / "cut", "--epochs", "2") == 0
     one, other = (load_dual(tmp_path / name / "last")[0].state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_exported_is_the_moving_average_of_both_towers(world: Path, tmp_path: Path) -> None:
+    options = ("--optim.ema", "0.4", "--optim.lr", "0.01", "--epochs", "2")
+    update, expected = Ema.update, {}
+
+    def by_hand(self, task, step):
+        if not expected:
+            expected.update({name: value.clone() for name, value in self.weights.items()})
+        update(self, task, step)
+        decay = min(0.4, (1 + step) / (10 + step))
+        for name, value in task.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ema, "update", by_hand)
+        assert contrast(RECIPE, world, tmp_path / "whole", *options) == 0
+    encoder, _ = load_dual(tmp_path / "whole" / "last")
+    for prefix, module in (("model.", encoder.video), ("language.", encoder.language)):
+        for name, value in module.state_dict().items():
+            torch.testing.assert_close(value, expected[prefix + name], msg=name)
+    # The average is not what the last step left behind, in neither tower.
+    assert contrast(RECIPE, world, tmp_path / "plain", *options[2:]) == 0
+    plain, _ = load_dual(tmp_path / "plain" / "last")
+    for name in ("video.cls_token", "language.text_proj.weight"):
+        assert not torch.equal(plain.state_dict()[name], encoder.state_dict()[name])
+    # A run that was stopped goes on to the same average.
+    assert stopped_run(lambda: contrast(RECIPE, world, tmp_path / "cut", *options)) == 130
+    assert contrast(RECIPE, world, tmp_path / "cut", *options) == 0
+    again = load_dual(tmp_path / "cut" / "last")[0].state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in encoder.state_dict().items())
 
 
 def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
@@ -270,7 +308,6 @@ def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--optim.accumulate", "2"], "for large batches set task.chunk"),
-        (["--optim.ema", "0.9"], "the text tower would not follow"),
         (["--text.kind", "elmo"], "expected one of huggingface, minilm, mobileclip, words"),
         (["--text.kind", "huggingface"], "needs text.source"),
         (["--text.source", "x"], "words has no use for text.source"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from test_training import MEAN, STD, interrupting, trainer
 from torch import Tensor
 
 from conftest import small_model
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import FluxViTTeacher, spread_layers
 from fluxvit.training.optim import parameter_groups
-from fluxvit.training.tasks.distill import FluxDistillation, LiveTargets
+from fluxvit.training.tasks.distill import DistillTask, LiveTargets
 from fluxvit.training.trainer import Trainer
 from fluxvit.utils.system import Stopped
 
@@ -71,13 +73,14 @@ def stirred(config: FluxViTConfig, seed: int) -> FluxViT:
     return model
 
 
-def make(budgets: tuple[int, ...] = (20, 12, 7), **options) -> tuple[FluxViT, FluxDistillation]:
+def make(budgets: tuple[int, ...] = (20, 12, 7), **options) -> tuple[FluxViT, DistillTask]:
     config = FluxViTConfig.from_dict({**STUDENT.to_dict(), "budgets": budgets})
     teacher = CountedTeacher(stirred(TEACHER, 1), (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), torch.float32)
     _, layers = spread_layers(config.depth, teacher.depth, options.pop("layers", 2))
+    model, targets = stirred(config, 3), LiveTargets(teacher, layers, MEAN, STD)
     torch.manual_seed(2)
-    task = FluxDistillation(config, LiveTargets(teacher, layers, MEAN, STD), **options)
-    return stirred(config, 3), task
+    task = DistillTask(model, CheckpointInfo(), targets, **options)
+    return model, task
 
 
 def clips(seed: int = 4) -> Tensor:
@@ -213,7 +216,7 @@ def decode(p: dict[str, Tensor], name: str, v: Tensor) -> Tensor:
     return unit(layer_norm(out, p[f"{name}.norm.weight"], p[f"{name}.norm.bias"]))
 
 
-def reference(model: FluxViT, task: FluxDistillation, video: Tensor, teacher_tokens: int) -> Tensor:
+def reference(model: FluxViT, task: DistillTask, video: Tensor, teacher_tokens: int) -> Tensor:
     teacher = task.targets.teacher
     ours, theirs, beside = (
         {name: value.double() for name, value in module.state_dict().items()}
@@ -257,7 +260,7 @@ def reference(model: FluxViT, task: FluxDistillation, video: Tensor, teacher_tok
 def test_a_step_is_what_plain_loops_compute(teacher_tokens: int) -> None:
     model, task = make(mask="top", teacher_tokens=teacher_tokens, pooled_weight=0.7)
     with torch.no_grad():
-        found = task(model, clips(), ITEMS)["loss"]
+        found = task({"video": clips(), "item": ITEMS})["loss"]
         expected = reference(model, task, clips(), teacher_tokens)
     assert abs(found.double() - expected) < 1e-6
 
@@ -269,8 +272,8 @@ def test_a_step_is_what_plain_loops_compute(teacher_tokens: int) -> None:
 def test_the_teacher_runs_once_a_step_and_learns_nothing(budgets: tuple[int, ...]) -> None:
     model, task = make(budgets, teacher_tokens=24)
     before = {name: value.clone() for name, value in task.targets.teacher.network.state_dict().items()}
-    optimizer = torch.optim.SGD([*model.parameters(), *task.parameters()], lr=0.1)
-    task(model, clips(), ITEMS)["loss"].backward()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    task({"video": clips(), "item": ITEMS})["loss"].backward()
     optimizer.step()
     teacher = task.targets.teacher
     assert teacher.runs == 1
@@ -281,7 +284,7 @@ def test_the_teacher_runs_once_a_step_and_learns_nothing(budgets: tuple[int, ...
     # All of the student is, but what needs classes.
     idle = [name for name, p in model.named_parameters() if p.grad is None]
     assert all(name.startswith(("head_norm", "aligners")) for name in idle)
-    assert all(p.grad is not None for p in task.parameters())
+    assert all(p.grad is not None for p in task.decoders.parameters())
 
 
 def test_the_teachers_stochastic_depth_is_off() -> None:
@@ -289,7 +292,7 @@ def test_the_teachers_stochastic_depth_is_off() -> None:
     model, task = make(mask="top")
     model.train()
     task.train()
-    results = {task(model, clips(), ITEMS)["loss"].item() for _ in range(3)}
+    results = {task({"video": clips(), "item": ITEMS})["loss"].item() for _ in range(3)}
     assert len(results) == 1
 
 
@@ -297,14 +300,14 @@ def test_the_embedding_serves_all_budgets() -> None:
     model, task = make(teacher_tokens=24)
     calls = []
     model.patch_embed.register_forward_hook(lambda *_: calls.append(1))
-    task(model, clips(), ITEMS)
+    task({"video": clips(), "item": ITEMS})
     assert len(calls) == 1
 
 
 def test_single_is_multi_at_one_budget() -> None:
     """With its own head: the loss of three budgets is the mean of those of each."""
     model, task = make(mask="top", teacher_tokens=24)
-    together = task(model, clips(), ITEMS)
+    together = task({"video": clips(), "item": ITEMS})
     parts = []
     for head, budget in enumerate(STUDENT.budgets):
         alone, one = make((budget,), mask="top", teacher_tokens=24)
@@ -312,8 +315,8 @@ def test_single_is_multi_at_one_budget() -> None:
         heads = {n: v for n, v in model.state_dict().items() if n.startswith(f"heads.{head}.")}
         state |= {n.replace(f"heads.{head}.", "heads.0."): v for n, v in heads.items()}
         alone.load_state_dict(state, strict=False)
-        one.load_state_dict(task.state_dict())
-        result = one(alone, clips(), ITEMS)
+        one.decoders.load_state_dict(task.decoders.state_dict())
+        result = one({"video": clips(), "item": ITEMS})
         parts.append(result["loss"])
         torch.testing.assert_close(result[f"layers@{budget}"], together[f"layers@{budget}"])
     torch.testing.assert_close(torch.stack(parts).mean(), together["loss"])
@@ -364,18 +367,18 @@ def test_a_budget_that_is_not_reached_sees_all() -> None:
 @pytest.mark.parametrize("loss", ["mse", "smooth_l1"])
 def test_other_losses_are_means_over_channels(loss: str) -> None:
     """Of unit vectors, mse is (2 - 2 cos) over their width; smooth L1 half of it, where all are below 1."""
-    model, cosine = make(mask="top")
+    _, cosine = make(mask="top")
     _, other = make(mask="top", loss=loss)
-    wanted, found = (task(model, clips(), ITEMS) for task in (cosine, other))
+    wanted, found = (task({"video": clips(), "item": ITEMS}) for task in (cosine, other))
     half = 2 if loss == "smooth_l1" else 1
     for kind, width in (("layers", TEACHER.embed_dim), ("pooled", TEACHER.pool_dim)):
         torch.testing.assert_close(found[f"{kind}@12"] * width * half, wanted[f"{kind}@12"])
 
 
 def test_standardised_targets_have_mean_0_and_deviation_1_in_every_channel() -> None:
-    model, task = make(budgets=(36,))
+    _, task = make(budgets=(36,))
     batches = [(clips(seed), ITEMS, SHAPE) for seed in (1, 2, 3)]
-    before = task(model, clips(1), ITEMS)["loss"]
+    before = task({"video": clips(1), "item": ITEMS})["loss"]
     task.standardize(batches)
     found = [task.targets(video, item, shape, None) for video, item, shape in batches]
     for number, channels in enumerate(
@@ -384,11 +387,13 @@ def test_standardised_targets_have_mean_0_and_deviation_1_in_every_channel() -> 
         rows = torch.cat([task.scales[number](channels(f)).flatten(0, -2) for f in found])
         torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), atol=1e-4, rtol=0)
         torch.testing.assert_close(rows.std(0, correction=0), torch.ones(rows.shape[1]), atol=1e-3, rtol=0)
-    assert task(model, clips(1), ITEMS)["loss"] != before
+    assert task({"video": clips(1), "item": ITEMS})["loss"] != before
     # A resumed run needs no clips for it.
     _, again = make(budgets=(36,))
     again.load_state_dict(task.state_dict())
-    assert torch.equal(again(model, clips(1), ITEMS)["loss"], task(model, clips(1), ITEMS)["loss"])
+    assert torch.equal(
+        again({"video": clips(1), "item": ITEMS})["loss"], task({"video": clips(1), "item": ITEMS})["loss"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -425,22 +430,19 @@ def test_layers_are_spread_like_their_ancestors() -> None:
 def run_of(folder: Path, steps: int = 6, mask: str = "sampled", **settings) -> Trainer:
     """A trainer as in test_training, which distils a larger model of the same patches into the small one."""
     folder.mkdir(parents=True, exist_ok=True)
-    run = trainer(folder, steps, **settings)
-    run.model = small_model(0)
-    run.model.head_norm.requires_grad_(False)
-    run.model.aligners.requires_grad_(False)
-    config = FluxViTConfig.from_dict({**run.model.config.to_dict(), "embed_dim": 48, "depth": 3})
+    student = small_model(0)
+    student.head_norm.requires_grad_(False)
+    student.aligners.requires_grad_(False)
+    config = FluxViTConfig.from_dict({**student.config.to_dict(), "embed_dim": 48, "depth": 3})
     torch.manual_seed(5)
     teacher = FluxViTTeacher(FluxViT(config), MEAN, STD, torch.float32)
     targets = LiveTargets(teacher, [1, 2], MEAN, STD)
-    run.task = FluxDistillation(run.model.config, targets, teacher_tokens=24, mask=mask)
-    run.target = lambda batch: batch.item
-    return run
+    task = partial(DistillTask, targets=targets, teacher_tokens=24, mask=mask)
+    return trainer(folder, steps, task=task, model=student, **settings)
 
 
 def outcome(run: Trainer) -> Tensor:
-    parameters = [*run.model.parameters(), *run.task.parameters()]
-    return torch.cat([p.detach().flatten() for p in parameters])
+    return torch.cat([p.detach().flatten() for p in run.task.parameters()])
 
 
 def test_the_student_comes_to_agree_with_its_teacher(tmp_path: Path) -> None:
@@ -461,22 +463,22 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     resumed = run_of(tmp_path / "b", ema=0.9)
     resumed.run(progress=False)
     assert torch.equal(outcome(resumed), outcome(undisturbed))
-    assert resumed.ema.weights.keys() == resumed.model.state_dict().keys()
+    assert resumed.ema.weights.keys() == resumed.task.state_dict().keys()
 
 
 def test_decoders_learn_like_heads_and_positions_do_not_decay(tmp_path: Path) -> None:
     run = run_of(tmp_path)
-    groups = parameter_groups(run.model, 0.05, 0.5, run.task)
+    groups = parameter_groups(run.task, 0.05, 0.5)
     of = {id(p): (group["weight_decay"], group["lr_scale"]) for group in groups for p in group["params"]}
     names = dict(run.task.named_parameters())
     assert of[id(names["decoders.pooled.fc1.weight"])] == (0.05, 1.0)
     assert of[id(names["decoders.positions.grid"])] == (0.0, 1.0)
     assert of[id(names["decoders.layers.0.norm.weight"])] == (0.0, 1.0)
-    assert of[id(run.model.patch_embed.proj.weight)] == (0.05, 0.5**3)
+    assert of[id(run.task.model.patch_embed.proj.weight)] == (0.05, 0.5**3)
 
 
 def test_clips_of_any_grid_are_distilled() -> None:
-    model, task = make(budgets=(4, 2), teacher_tokens=6)
+    _, task = make(budgets=(4, 2), teacher_tokens=6)
     for grid in ((2, 8, 4), (6, 12, 20), (10, 4, 8)):
-        result = task(model, torch.randn(1, 3, *grid), torch.tensor([0]))
+        result = task({"video": torch.randn(1, 3, *grid), "item": torch.tensor([0])})
         assert torch.isfinite(result["loss"])

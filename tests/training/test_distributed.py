@@ -10,26 +10,30 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_distillation import run_of
-from test_training import GRIDS, Colours, dataset, trainer
+from test_training import GRIDS, MEAN, STD, Colours, Picky, dataset, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conftest import small_model
 from fluxvit.checkpoints.folder import CheckpointInfo, load
-from fluxvit.data.dataset import Clip
+from fluxvit.data.dataset import Clip, ClipDataset
+from fluxvit.data.manifest import Manifest
+from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import AdapterSettings
 from fluxvit.training.parallel import parallelize, whole
 from fluxvit.training.runs.base import adapt_model
-from fluxvit.training.tasks.classify import FluxTuning
-from fluxvit.training.tasks.contrastive import FluxContrast
+from fluxvit.training.tasks.base import Batch
+from fluxvit.training.tasks.contrastive import Captions, ContrastiveTask
 from fluxvit.training.tasks.contrastive_losses import LOSSES, contrastive_loss
 from fluxvit.training.trainer import Trainer
-from fluxvit.training.validation import Validation, export_checkpoint
+from fluxvit.training.validation import Validation
 from fluxvit.utils.distributed import ALONE, World, join_world, leave_world
 from fluxvit.utils.system import Stopped
 from fluxvit.video.base import VideoError
@@ -43,15 +47,6 @@ ADAPTERS = importlib.util.find_spec("peft") is not None
 BAD_STEP, STOP_AFTER, STEPS = 1, 3, 5
 
 
-class Picky(FluxTuning):
-    """Finds the loss of clips labelled 999 infinite."""
-
-    def __call__(self, model, video, label):
-        bad = bool((label == 999).any())
-        result = super().__call__(model, video, label.clamp(max=4))
-        return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
-
-
 def make(
     folder: Path,
     world: World,
@@ -59,6 +54,8 @@ def make(
     stop: bool = False,
     seen: list | None = None,
     adapters: bool = False,
+    validate: ClipDataset | None = None,
+    after_step: Callable[[Trainer, int], None] | None = None,
     **settings,
 ) -> Trainer:
     """A run whose second step is bad: in the last part of the batch of the last process only."""
@@ -75,23 +72,26 @@ def make(
             yield batch._replace(label=label)
 
     folder.mkdir(parents=True, exist_ok=True)
+    task = Picky(small_model(), CheckpointInfo(mean=MEAN, std=STD))
+    if validate is not None:
+        after_step = Validation(task, validate, GRIDS[0], 2, progress=False)
+    settings |= {"task": lambda *_: task, "after_step": after_step}
     run = trainer(folder, steps=STEPS, wrap=wrap, world=world, **SETTINGS, **settings)
-    run.task = Picky()
     if adapters:
         torch.manual_seed(0)
-        adapt_model(run.model, AdapterSettings(rank=2))
+        adapt_model(run.task.model, AdapterSettings(rank=2))
     return run
 
 
 def outcome(run: Trainer) -> dict[str, Any]:
     """What a run leads to: losses, trained weights, averaged weights. All processes together."""
-    averaged = run.gather_model()
+    averaged = run.task.network(run.gather_state())
     run.world.barrier()
     rows = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     return {
         "losses": {row["step"]: row["loss"] for row in rows},
         "norms": {row["step"]: row["grad_norm"] for row in rows},
-        "weights": torch.cat([whole(p.detach()).flatten() for p in run.model.parameters()]),
+        "weights": torch.cat([whole(p.detach()).flatten() for p in run.task.model.parameters()]),
         "averaged": torch.cat([p.detach().flatten() for p in averaged.parameters()]).clone(),
         "skipped": run.skipped,
     }
@@ -108,15 +108,15 @@ class Broken(Colours):
 
 def validate(folder: Path, world: World, **settings) -> dict[str, Any]:
     """Scores and best weights of a run that validates 13 videos every two steps."""
-    run = make(folder, world, **settings)
     data = dataset(13)
-    run.after_step = Validation(run, CheckpointInfo(), data, GRIDS[0], 2, progress=False)
+    run = make(folder, world, validate=data, **settings)
     run.run(progress=False)
-    logits = torch.stack([p.logits for p in run.after_step._predict(run.gather_model(), [24, 6])])
+    model = run.task.network(run.gather_state())
+    logits = torch.stack([p.logits for p in run.after_step._predict(run, model, [24, 6])])
     data.source = Broken()
     message = ""
     try:
-        run.after_step._predict(run.gather_model(), [24])
+        run.after_step._predict(run, model, [24])
     except ValueError as error:
         message = str(error)
     rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
@@ -128,7 +128,7 @@ def distill(folder: Path, world: World, **settings) -> dict[str, Any]:
     run = run_of(folder, STEPS, "top", world=world, **SETTINGS, **settings)
     run.run(progress=False)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    trained = [*run.model.parameters(), *run.task.parameters()]
+    trained = run.task.parameters()
     return {
         "losses": {row["step"]: row["loss"] for row in rows},
         "weights": torch.cat([whole(p.detach()).flatten() for p in trained]),
@@ -161,7 +161,7 @@ def contrast(world: World) -> dict[str, Tensor]:
     found = {}
     for kind in LOSSES:
         towers = Towers(world, kind)
-        step = parallelize(towers, None, world, checkpoint_blocks=False, compile_blocks=False)
+        step = parallelize(towers, world, checkpoint_blocks=False, compile_blocks=False)
         loss = step(*(part[own] for part in batch))
         loss.backward()
         found[kind] = torch.cat([p.grad.flatten() for p in towers.parameters()] + [world.mean(loss)[None]])
@@ -173,22 +173,24 @@ def align(folder: Path, world: World, **settings) -> dict[str, Any]:
     twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run = trainer(folder, STEPS, world=world, **SETTINGS, **settings)
     encoder, texts = small_encoder()
     for block in encoder.language.text.blocks:
         # Biases of keys have no gradient but rounding, of which AdamW makes steps as of any other.
         block.qkv.bias.requires_grad_(False)
-    run.model, run.task = encoder.video, FluxContrast(encoder.language, world, chunk=3)
-    ids, lengths = texts(SENTENCES)
+    captions = Captions(Manifest((), (), ""), texts)
 
-    def captions(batch: Clip) -> Tensor:
-        says = batch.label % len(ids)
-        return torch.cat([says[:, None], lengths[says][:, None], ids[says]], dim=1)
+    class Aligned(ContrastiveTask):
+        def collate(self, clips: Clip) -> Batch:
+            said = [SENTENCES[label % len(SENTENCES)] for label in clips.label]
+            return {"video": clips.video, **captions.encode(said)}
 
-    run.target = captions
+    def task(model: FluxViT, info: CheckpointInfo) -> Aligned:
+        return Aligned(model, info, encoder.language, captions, world, chunk=3)
+
+    run = trainer(folder, STEPS, world=world, task=task, model=encoder.video, **SETTINGS, **settings)
     run.run(progress=False)
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    trained = [*run.model.parameters(), *run.task.parameters()]
+    trained = run.task.parameters()
     return {
         "losses": {row["step"]: row["loss"] for row in rows},
         "weights": torch.cat([whole(p.detach()).flatten() for p in trained]),
@@ -207,16 +209,16 @@ def all_jobs(folder: Path, world: World) -> dict[str, Any]:
         run = make(folder / name, world, seen=seen if name == "copied" else None, **settings)
         run.run(progress=False)
         results[name] = outcome(run)
-    numbers = [whole(p).numel() for p in run.model.parameters()]
-    parts = [(p.to_local() if SHARDS else p).numel() for p in run.model.parameters()]
+    numbers = [whole(p).numel() for p in run.task.model.parameters()]
+    parts = [(p.to_local() if SHARDS else p).numel() for p in run.task.model.parameters()]
     results["parts"] = sum(parts) / sum(numbers)
 
     stopped = make(folder / "stopped", world, stop=True, shard=SHARDS)
     with pytest.raises(Stopped):
         stopped.run(progress=False)
-    model = stopped.gather_model()
+    state = stopped.gather_state()
     if world.is_main:
-        export_checkpoint(folder / "export", model, CheckpointInfo())
+        stopped.task.export(folder / "export", state)
         for name in ("sharded_again", "copied_now"):
             shutil.copytree(folder / "stopped", folder / name)
     world.barrier()
@@ -340,18 +342,18 @@ def test_a_sharded_state_goes_on_in_one_process(folder: Path, one: dict, two: li
     assert [path.name for path in (folder / "stopped").glob("*state*")] == [f"state-{STOP_AFTER}"]
     shutil.copytree(folder / "stopped", folder / "one_now")
     # The recipe may say shard still: one process has nothing to share out.
-    run = make(folder / "one_now", ALONE, shard=SHARDS)
-    exported = load(folder / "export")
+    exported, compared = load(folder / "export"), []
 
-    def compare(taken: int) -> None:
+    def compare(run: Trainer, taken: int) -> None:
         if taken == STOP_AFTER:
-            for theirs, ours in zip(exported.parameters(), run.gather_model().parameters(), strict=True):
+            model = run.task.network(run.gather_state())
+            for theirs, ours in zip(exported.parameters(), model.parameters(), strict=True):
                 torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6, check_device=False)
-            run.compared = True
+            compared.append(taken)
 
-    run.after_step = compare
+    run = make(folder / "one_now", ALONE, shard=SHARDS, after_step=compare)
     run.run(progress=False)
-    assert run.compared
+    assert compared
     found = outcome(run)
     assert found["losses"] == pytest.approx(one["losses"], abs=1e-5)
     torch.testing.assert_close(found["weights"], one["weights"], rtol=0, atol=1e-5)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from test_contrast import stopped_run
 from test_recipe import TINY, world
 from torch import Tensor
 
@@ -15,15 +15,14 @@ from fluxvit.checkpoints.chat import load_chat
 from fluxvit.checkpoints.folder import load_checkpoint, save_checkpoint
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.cli import main
-from fluxvit.data.dataset import Clip
-from fluxvit.data.manifest import read_manifest
+from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import pack_turns, questions_of
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.adapters import add_adapters
-from fluxvit.training import trainer
+from fluxvit.training.ema import Ema
 from fluxvit.training.state import find_state
-from fluxvit.training.tasks.chat import FluxInstruct, Questions
+from fluxvit.training.tasks.chat import ChatTask, Questions
 from talking import saved_chat, tiny_language_model
 
 pytest.importorskip("transformers")
@@ -35,19 +34,20 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
     chat, language, info = load_chat(saved_chat(tmp_path))
     chat.connector.requires_grad_(True)
     before, _ = language.first_turn("", info.instruction)
+    silent = Questions(Manifest((), (), ""), language, info.instruction)
     first, way = language.first_turn("what moves ?")[1], language.next_turn("which way ?")
     rows = [
         [(first, language.answer_ids("ball")), (way, language.answer_ids("right"))],
         [(first, language.answer_ids("to the left ."))],
     ]
     questions = pack_turns(rows)
-    task = FluxInstruct(chat.connector, language, before, budgets=(12,))
+    task = ChatTask(chat.video, info.video, chat.connector, silent, budgets=(12,))
     video = torch.randn(2, 3, 8, 16, 16)
     chat.video.train()
-    result = task(chat.video, video, questions)
+    result = task({"video": video, **questions._asdict()})
     assert not chat.video.training
     seen = chat.look([video], 12)
-    found = chat.log_probabilities(before, seen, questions[:, 0], questions[:, 1] > 0)
+    found = chat.log_probabilities(before, seen, questions.ids, questions.turns > 0)
     # Three answers, of two, two and five tokens.
     answers = [found[0, 5:7], found[0, -2:], found[1, 5:10]]
     assert all((answer < 0).all() for answer in answers)
@@ -59,19 +59,20 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
     result["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in chat.connector.parameters())
     assert all(p.grad is None for p in [*chat.video.parameters(), *chat.language.parameters()])
-    # What is frozen is not part of what is trained and saved.
-    assert {name.split(".")[0] for name in task.state_dict()} == {"connector"}
+    # The language model is not part of what is saved.
+    assert {name.split(".")[0] for name in task.state_dict()} == {"connector", "model"}
 
 
 def test_every_budget_is_drawn(tmp_path: Path) -> None:
-    chat, language, _ = load_chat(saved_chat(tmp_path))
-    task = FluxInstruct(chat.connector, language, language.first_turn("")[0], budgets=(12, 6, 3))
+    chat, language, info = load_chat(saved_chat(tmp_path))
+    silent = Questions(Manifest((), (), ""), language)
+    task = ChatTask(chat.video, info.video, chat.connector, silent, budgets=(12, 6, 3))
     questions = pack_turns([[(language.first_turn("what ?")[1], language.answer_ids("ball"))]])
     video = torch.randn(1, 3, 8, 16, 16)
     losses = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        losses.add(round(task(chat.video, video, questions)["loss"].item(), 5))
+        losses.add(round(task({"video": video, **questions._asdict()})["loss"].item(), 5))
     assert len(losses) == 3
 
 
@@ -92,12 +93,10 @@ def conversations(folder: Path, language: LanguageModel, rows: list[dict], **opt
     """What the clips of a batch are asked, drawn forty times."""
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     questions = Questions(read_manifest(folder / "m.jsonl", None), language, **options)
-    items = torch.arange(len(rows))
-    batch = Clip(*[torch.zeros(len(rows))] * 2, items, torch.zeros(len(rows)))
     drawn = []
     for seed in range(40):
         torch.manual_seed(seed)
-        drawn.append(list(questions(batch)))
+        drawn.append(list(torch.stack(questions(torch.arange(len(rows))), dim=1)))
     return drawn
 
 
@@ -220,24 +219,42 @@ def test_every_recipe_parses_builds_and_runs(
     assert instruct(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2
 
 
+@pytest.mark.parametrize("ema", ["0", "0.9"])
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    world: Path, checkpoint: Path, language: str, tmp_path: Path
+    world: Path, checkpoint: Path, language: str, tmp_path: Path, ema: str
 ) -> None:
-    options = ("--epochs", "2")
+    options = ("--epochs", "2", "--optim.ema", ema, "--optim.lr", "0.01")
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "whole", *options) == 0
-    step = trainer.Trainer._step
-
-    def stop(self, *arguments):
-        if arguments[2] == 1:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_step", stop)
-        assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 130
+    run = [CONFIGS[0], world, checkpoint, language]
+    assert stopped_run(lambda: instruct(*run, tmp_path / "cut", *options)) == 130
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 0
     one, other = (load_chat(tmp_path / name / "last")[0].connector for name in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_what_is_exported_is_the_moving_average(
+    world: Path, checkpoint: Path, language: str, tmp_path: Path
+) -> None:
+    state, average = {}, Ema.update
+
+    def by_hand(self, task, step):
+        if not state:
+            state.update({name: value.clone() for name, value in self.weights.items()})
+        average(self, task, step)
+        decay = min(0.4, (1 + step) / (10 + step))
+        for name, value in task.state_dict().items():
+            state[name] = decay * state[name] + (1 - decay) * value
+
+    options = ("--epochs", "2", "--optim.ema", "0.4", "--optim.lr", "0.01")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ema, "update", by_hand)
+        assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
+    chat, _, _ = load_chat(tmp_path / "run" / "last")
+    for name, value in chat.connector.state_dict().items():
+        torch.testing.assert_close(value, state[f"connector.{name}"], msg=name)
+    # The frozen video side is its own average.
+    frozen = load_checkpoint(checkpoint)[0].cls_token
+    assert torch.equal(chat.video.cls_token, frozen)
 
 
 def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: str, tmp_path: Path) -> None:
@@ -275,7 +292,6 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
     ("options", "message"),
     [
         (["--model.init", ""], "name the checkpoint whose frozen features"),
-        (["--optim.ema", "0.9"], "the connector would not follow"),
         (["--task.connector", "conv"], "expected one of query, mlp"),
         (["--task.choices_told", "2"], "expected a number from 0 to 1"),
         (["--task.turns", "0"], "task.turns is 0, expected an integer from 1"),

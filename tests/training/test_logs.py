@@ -9,9 +9,11 @@ import pytest
 import torch
 from test_training import small_model, trainer, weights
 
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.logs import Meter, peak_memory, progress_line, require_loggers
-from fluxvit.training.runs.base import _kept_tokens
+from fluxvit.training.tasks.base import Task
+from fluxvit.training.trainer import Trainer
 
 FAKE_WANDB = """
 import json, os
@@ -50,7 +52,6 @@ def test_meter() -> None:
 
 def test_log_tells_speed_and_rates(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=5, log_every=2)
-    run.tokens = _kept_tokens(run.model)
     run.run(progress=False)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 2, 4]
@@ -61,7 +62,7 @@ def test_log_tells_speed_and_rates(tmp_path: Path) -> None:
 
 
 def test_kept_tokens_are_counted_over_all_budgets() -> None:
-    count = _kept_tokens(small_model())
+    count = Task(small_model(), CheckpointInfo()).count_tokens
     # A pool of 72 tokens for budgets 24, 12 and 6; one of 18.
     assert count(torch.zeros(2, 3, 16, 24, 24)) == 2 * (24 + 12 + 6)
     assert count(torch.zeros(1, 3, 4, 24, 24)) == 18 + 12 + 6
@@ -83,9 +84,13 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     for steps in (3, 5):  # The second goes on where the first ended.
-        run = trainer(folder, steps=steps, log_every=2, loggers=("wandb",))
-        run.after_step = lambda taken, run=run: run.log(taken, {"val/mean": 0.5}) if taken == 3 else None
-        run.run(progress=False)
+
+        def after(run: Trainer, taken: int) -> None:
+            if taken == 3:
+                run.log(taken, {"val/mean": 0.5})
+
+        settings = {"log_every": 2, "loggers": ("wandb",)}
+        trainer(folder, steps=steps, after_step=after, **settings).run(progress=False)
     lines = [json.loads(line) for line in (folder / "wandb.txt").read_text().splitlines()]
     starts = [values["init"] for _, values in lines if "init" in values]
     assert len(starts) == 2

@@ -199,9 +199,9 @@ def test_bad_settings_are_named(
 def test_ctrl_c_keeps_what_was_learned(
     world: Path, checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fluxvit.training.tasks.distill import FluxDistillation
+    from fluxvit.training.tasks.distill import DistillTask
 
-    plain, calls = FluxDistillation.forward, []
+    plain, calls = DistillTask.forward, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_was_learned(
             os.kill(os.getpid(), signal.SIGINT)
         return plain(self, *args)
 
-    monkeypatch.setattr(FluxDistillation, "forward", interrupted)
+    monkeypatch.setattr(DistillTask, "forward", interrupted)
     assert pretrain(FLUX, world, checkpoint, tmp_path / "run") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert fluxvit.load(tmp_path / "run" / "last").num_classes == 0

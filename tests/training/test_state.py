@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from test_training import trainer, weights
 
 from fluxvit.training import state
 from fluxvit.training.state import changed_settings, find_state, save_state, tidy
+from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.utils.distributed import ALONE
 from fluxvit.utils.files import append_json, read_json_lines
 from fluxvit.utils.system import Stopped
@@ -119,8 +121,21 @@ def test_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
     assert (tmp_path / "last" / "file").read_text() == "last"
 
 
-def test_states_of_other_versions_are_refused(tmp_path: Path) -> None:
-    torch.save({"step": 3, "model": {}}, tmp_path / "state.pt")
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"step": 3, "model": {}},
+        {
+            "step": 3,
+            "fingerprint": {"run": ["test", 1]},
+            "precision": "fp32",
+            "skipped": 0,
+            "tensors": {"model/cls_token": torch.zeros(1, 1, 32)},
+        },
+    ],
+)
+def test_states_of_other_versions_are_refused(content: dict, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "state.pt")
     with pytest.raises(ValueError, match="another version"):
         trainer(tmp_path).run(progress=False)
 
@@ -136,9 +151,11 @@ def test_parameters_without_a_gradient_resume(tmp_path: Path) -> None:
     """The optimiser knows nothing of the aligners when nothing is aligned."""
 
     def run(folder: Path, stop: bool):
-        run = trainer(folder, wrap=stopping if stop else lambda batches, first: batches)
-        run.task = type(run.task)(align_weight=0)
-        return run
+        return trainer(
+            folder,
+            wrap=stopping if stop else lambda batches, first: batches,
+            task=partial(ClassifyTask, align_weight=0),
+        )
 
     def stopping(batches, first):
         for number, batch in enumerate(batches):

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,18 +15,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import small_model
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import Score, predict_dataset
 from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.models.fluxvit import create_model
+from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.optim import Muon, cosine_schedule, layer_numbers, orthogonalize, parameter_groups
 from fluxvit.training.state import find_state
-from fluxvit.training.tasks.classify import FluxTuning
+from fluxvit.training.tasks.base import Task
+from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.training.trainer import Trainer
 from fluxvit.utils.distributed import ALONE, World
 from fluxvit.utils.system import Stopped
@@ -52,7 +54,14 @@ def dataset(count: int = 40, order: str = "normal") -> ClipDataset:
 
 
 def trainer(
-    folder: Path, steps: int = 6, wrap=lambda batches, first: batches, world: World = ALONE, **settings
+    folder: Path,
+    steps: int = 6,
+    wrap=lambda batches, first: batches,
+    world: World = ALONE,
+    task: Callable[..., Task] = ClassifyTask,
+    model: FluxViT | None = None,
+    after_step: Callable[[Trainer, int], None] | None = None,
+    **settings,
 ) -> Trainer:
     data, config = dataset(), TrainConfig(steps=steps, batch_size=4, warmup=2, precision="fp32", **settings)
 
@@ -60,8 +69,17 @@ def trainer(
         requests = TrainingBatches(len(data), GRIDS, 4, steps, 0, first)
         return wrap(loader(data, [batch[world.rank :: world.size] for batch in requests]), first)
 
-    fingerprint = {"run": ("test", 1)}
-    return Trainer(small_model(), FluxTuning(), config, batches, folder, MEAN, STD, fingerprint, world)
+    made = task(model or small_model(), CheckpointInfo(mean=MEAN, std=STD))
+    return Trainer(made, config, batches, folder, {"run": ("test", 1)}, world, after_step)
+
+
+class Picky(ClassifyTask):
+    """Finds the loss of clips labelled 999 infinite."""
+
+    def forward(self, batch):
+        bad = bool((batch["label"] == 999).any())
+        result = super().forward({**batch, "label": batch["label"].clamp(max=4)})
+        return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
 
 
 def interrupting(batches, first: int):
@@ -73,7 +91,7 @@ def interrupting(batches, first: int):
 
 
 def weights(run: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+    return torch.cat([p.detach().flatten() for p in run.task.model.parameters()])
 
 
 # Batches ---------------------------------------------------------------------------------------------------
@@ -136,7 +154,8 @@ def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
     anchor = F.normalize(outputs[0].embedding, dim=-1)
     alignment = sum(F.smooth_l1_loss(model.align(out.embedding, out.head), anchor) for out in outputs[1:])
     for weight in (0.0, 1.0, 7.0):
-        result = FluxTuning(align_weight=weight)(model, video, label)
+        task = ClassifyTask(model, CheckpointInfo(), align_weight=weight)
+        result = task({"video": video, "label": label})
         torch.testing.assert_close(result["loss"], classification + weight * alignment)
 
 
@@ -144,27 +163,32 @@ def test_class_weights_weigh_clips() -> None:
     model = small_model()
     video, label = torch.randn(4, 3, 8, 24, 24), torch.tensor([0, 1, 0, 3])
     weights = torch.tensor([0.5, 3.0, 9.0, 2.0, 1.0])
-    task = FluxTuning(align_weight=0, label_smoothing=0.1, class_weights=weights)
+
+    def loss(video: torch.Tensor, label: torch.Tensor, **options) -> torch.Tensor:
+        task = ClassifyTask(model, CheckpointInfo(), align_weight=0, **options)
+        return task({"video": video, "label": label})["loss"]
+
+    smooth = {"label_smoothing": 0.1, "class_weights": weights}
     each = sum(
         F.cross_entropy(out.logits, label, label_smoothing=0.1, reduction="none")
         for out in model(video, budget=[24, 12, 6])
     )
     expected = (each * weights[label]).mean()
-    torch.testing.assert_close(task(model, video, label)["loss"], expected)
+    torch.testing.assert_close(loss(video, label, **smooth), expected)
     # Parts of a batch, of whatever classes, make up the whole: nothing is divided by the weights of a batch.
-    parts = [task(model, video[i : i + 2], label[i : i + 2])["loss"] for i in (0, 2)]
+    parts = [loss(video[i : i + 2], label[i : i + 2], **smooth) for i in (0, 2)]
     torch.testing.assert_close(sum(parts) / 2, expected)
     # Soft labels that are sharp mean the same, and those between two classes weigh as both do on average.
     one_hot = F.one_hot(label, 5).float()
-    sharp, plain = (FluxTuning(0, class_weights=w) for w in (weights, torch.ones(5)))
-    torch.testing.assert_close(sharp(model, video, one_hot)["loss"], sharp(model, video, label)["loss"])
+    sharp = {"class_weights": weights}
+    torch.testing.assert_close(loss(video, one_hot, **sharp), loss(video, label, **sharp))
     mixed = (one_hot + one_hot.flip(0)) / 2
     alike = sum(
         (F.cross_entropy(out.logits, mixed, reduction="none") * torch.tensor([1.25, 1.75, 1.75, 1.25])).mean()
         for out in model(video, budget=[24, 12, 6])
     )
-    torch.testing.assert_close(sharp(model, video, mixed)["loss"], alike)
-    torch.testing.assert_close(plain(model, video, label)["loss"], FluxTuning(0)(model, video, label)["loss"])
+    torch.testing.assert_close(loss(video, mixed, **sharp), alike)
+    torch.testing.assert_close(loss(video, label, class_weights=torch.ones(5)), loss(video, label))
 
 
 def test_alignment_pulls_small_budgets_only() -> None:
@@ -173,7 +197,8 @@ def test_alignment_pulls_small_budgets_only() -> None:
     for weight in (0.0, 100.0):
         model = small_model()
         video = torch.randn(4, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-        FluxTuning(align_weight=weight)(model, video, torch.arange(4))["loss"].backward()
+        task = ClassifyTask(model, CheckpointInfo(), align_weight=weight)
+        task({"video": video, "label": torch.arange(4)})["loss"].backward()
         gradients.append([model.heads[i].pool.proj.weight.grad for i in (0, 1)])
     assert torch.equal(gradients[0][0], gradients[1][0])
     assert not torch.equal(gradients[0][1], gradients[1][1])
@@ -182,7 +207,7 @@ def test_alignment_pulls_small_budgets_only() -> None:
 def test_training_learns(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=60, lr=3e-3)
     run.run(progress=False)
-    results = predict_dataset(run.model, dataset(), GRIDS[0], [24, 12, 6], mean=MEAN, std=STD)
+    results = predict_dataset(run.task.model, dataset(), GRIDS[0], [24, 12, 6], mean=MEAN, std=STD)
     assert min(result.score.accuracy for result in results) > 0.9
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
@@ -258,7 +283,7 @@ def test_precision_is_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     with torch.no_grad():
-        run.model.head_norm.weight.fill_(float("nan"))
+        run.task.model.head_norm.weight.fill_(float("nan"))
     run.config = replace(run.config, max_bad_steps=3)
     with pytest.raises(ValueError, match="not finite 3 times in a row, up to step 2"):
         run.run(progress=False)
@@ -267,13 +292,12 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
 def test_steps_on_a_cpu_are_repeatable_whatever_the_threads_do(tmp_path: Path) -> None:
     seen: list[bool] = []
 
-    class Noting(FluxTuning):
-        def __call__(self, model, video, label):
+    class Noting(ClassifyTask):
+        def forward(self, batch):
             seen.append(torch.are_deterministic_algorithms_enabled())
-            return super().__call__(model, video, label)
+            return super().forward(batch)
 
-    run = trainer(tmp_path)
-    run.task = Noting()
+    run = trainer(tmp_path, task=Noting)
     run.run(progress=False)
     assert seen
     assert all(seen)
@@ -285,14 +309,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
         for number, batch in enumerate(batches):
             yield batch._replace(label=batch.label * 0 + 999) if number == 2 else batch
 
-    class Picky(FluxTuning):
-        def __call__(self, model, video, label):
-            bad = bool((label == 999).any())
-            result = super().__call__(model, video, label.clamp(max=4))
-            return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
-
-    run = trainer(tmp_path, wrap=poisoned)
-    run.task = Picky()
+    run = trainer(tmp_path, wrap=poisoned, task=Picky)
     before = weights(run)
     run.run(progress=False)
     assert run.skipped == 1
@@ -306,15 +323,8 @@ def test_a_run_that_was_mostly_skipped_fails_however_often_it_is_called(tmp_path
             # Two of three, so that no streak of bad steps ends the run before.
             yield batch._replace(label=batch.label * 0 + 999) if number % 3 else batch
 
-    class Picky(FluxTuning):
-        def __call__(self, model, video, label):
-            bad = bool((label == 999).any())
-            result = super().__call__(model, video, label.clamp(max=4))
-            return {**result, "loss": result["loss"] * (float("inf") if bad else 1)}
-
     for _ in range(2):
-        run = trainer(tmp_path, wrap=poisoned)
-        run.task = Picky()
+        run = trainer(tmp_path, wrap=poisoned, task=Picky)
         with pytest.raises(ValueError, match=r"steps were skipped.*lower the learning rate"):
             run.run(progress=False)
 
@@ -332,11 +342,12 @@ def test_accumulation_takes_the_same_steps(tmp_path: Path) -> None:
 def test_moving_average_follows_and_resumes(tmp_path: Path) -> None:
     run = trainer(tmp_path, ema=0.9)
     run.run(progress=False)
-    averaged = torch.cat([p.flatten() for p in run.gather_model().parameters()])
-    assert 0 < (averaged - weights(run)).abs().max() < 0.1
+    averaged = torch.cat([value.flatten() for value in run.gather_state().values()])
+    current = torch.cat([value.flatten() for value in run.task.state_dict().values()])
+    assert 0 < (averaged - current).abs().max() < 0.1
     again = trainer(tmp_path, ema=0.9)
     again.run(progress=False)
-    assert torch.equal(torch.cat([p.flatten() for p in again.gather_model().parameters()]), averaged)
+    assert torch.equal(torch.cat([value.flatten() for value in again.gather_state().values()]), averaged)
 
 
 def test_moving_average_formula() -> None:
@@ -355,7 +366,9 @@ def test_moving_average_formula() -> None:
 def test_layer_decay() -> None:
     model = small_model()
     scales = {
-        id(p): group["lr_scale"] for group in parameter_groups(model, 0.05, 0.5) for p in group["params"]
+        id(p): group["lr_scale"]
+        for group in parameter_groups(ClassifyTask(model, CheckpointInfo()), 0.05, 0.5)
+        for p in group["params"]
     }
     by_name = {name: scales[id(p)] for name, p in model.named_parameters()}
     assert by_name["pos_embed.grid"] == by_name["patch_embed.proj.weight"] == 0.125
@@ -369,14 +382,13 @@ def test_layer_decay() -> None:
 def loss_curve(folder: Path) -> list[float]:
     losses = []
 
-    class Recording(FluxTuning):
-        def __call__(self, model, video, label):
-            result = super().__call__(model, video, label)
+    class Recording(ClassifyTask):
+        def forward(self, batch):
+            result = super().forward(batch)
             losses.append(result["loss"].item())
             return result
 
-    run = trainer(folder, steps=8, lr=3e-3, layer_decay=0.9, ema=0.99)
-    run.task = Recording()
+    run = trainer(folder, steps=8, lr=3e-3, layer_decay=0.9, ema=0.99, task=Recording)
     run.run(progress=False)
     return losses
 
@@ -401,7 +413,7 @@ def test_schedule() -> None:
 
 def test_vectors_and_positions_do_not_decay() -> None:
     model = small_model()
-    plain, outputs, hidden = parameter_groups(model, 0.3)
+    plain, outputs, hidden = parameter_groups(ClassifyTask(model, CheckpointInfo()), 0.3)
     assert hidden["weight_decay"] == outputs["weight_decay"] == 0.3
     assert plain["weight_decay"] == 0
     assert hidden["lr_scale"] == outputs["lr_scale"] == plain["lr_scale"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,22 +60,32 @@ def questions_of(entry: Entry) -> list[Asked]:
     return questions
 
 
-def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], independent: Sequence[bool] = ()) -> Tensor:
-    """Pack conversations into one tensor.
+class PackedTurns(NamedTuple):
+    """Conversations, int64 ``[B, L]`` each, padded with 0 at the end.
+
+    ``ids`` are the tokens. ``turns`` is the number of the turn, from 1, for tokens of an answer, and 0 for
+    tokens that are only read. ``groups`` are attention groups: tokens attend only to tokens of their own.
+    """
+
+    ids: Tensor
+    turns: Tensor
+    groups: Tensor
+
+
+def pack_turns(
+    rows: Sequence[Sequence[tuple[Tensor, Tensor]]], independent: Sequence[bool] = ()
+) -> PackedTurns:
+    """Pack conversations into tensors.
 
     Args:
         rows: For each conversation its turns: the ids ``[L]`` that the model reads and those that it learns
             to say.
         independent: For each conversation, whether its turns do not attend to each other; by default they do.
-
-    Returns:
-        int64 ``[B, 3, L]``, padded with 0 at the end: the ids; the number of the turn, from 1, in which a
-        token is said, and 0 for tokens that are only read; and group numbers, where tokens attend only to
-        tokens of their own group.
     """
     longest = max(sum(len(read) + len(answer) for read, answer in turns) for turns in rows)
-    packed = torch.zeros(len(rows), 3, longest, dtype=torch.int64)
-    for row, turns, is_independent in zip(packed, rows, independent or [False] * len(rows), strict=True):
+    packed = torch.zeros(3, len(rows), longest, dtype=torch.int64)
+    independent = independent or [False] * len(rows)
+    for row, turns, is_independent in zip(packed.unbind(1), rows, independent, strict=True):
         end = 0
         for number, (read, answer) in enumerate(turns, 1):
             start, first = end + len(read), end
@@ -83,4 +93,4 @@ def pack_turns(rows: Sequence[Sequence[tuple[Tensor, Tensor]]], independent: Seq
             end = start + len(answer)
             row[0, start:end], row[1, start:end] = answer, number
             row[2, first:end] = number if is_independent else 1
-    return packed
+    return PackedTurns(*packed)

@@ -223,7 +223,7 @@ class _ChatReader:
             before, prompt = self._language.first_turn(question.with_choices, self._instruction)
             rows += [[(prompt, self._language.answer_ids(choice))] for choice in question.choices]
             owners += [number] * len(question.choices)
-        ids, turns, _ = pack_turns(rows).to(self._place).unbind(1)
+        ids, turns, _ = (tensor.to(self._place) for tensor in pack_turns(rows))
         with torch.autocast(self._place.type, torch.bfloat16, enabled=self._precision == "bf16"):
             found = self._chat.log_probabilities(
                 before.to(self._place),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.tasks.base import Task
 
-_OUTPUTS = re.compile(r"heads\.\d+\.fc\.|aligners\.")
+_OUTPUTS = re.compile(r"model\.(heads\.\d+\.fc|aligners)\.")
 
 
 def layer_numbers(model: FluxViT) -> dict[str, int]:
@@ -30,31 +30,21 @@ def layer_numbers(model: FluxViT) -> dict[str, int]:
     return {name: layers.index(found) for name, found in orders.items()}
 
 
-def parameter_groups(
-    model: FluxViT, weight_decay: float, layer_decay: float = 1.0, task: nn.Module | None = None
-) -> list[dict[str, Any]]:
-    """Groups for AdamW or `Muon`.
+def parameter_groups(task: Task, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups of a task's parameters for AdamW or `Muon`.
 
     Vectors (norms, biases, per-channel affines), positions and the class token do not decay. With
-    ``layer_decay`` below 1 each layer learns that much slower than the one above (table 15's 0.75 is the
-    release's); every group has its factor under ``lr_scale``. What a ``task`` trains beside the model learns
-    like the heads, times its ``lr_scale`` of a parameter's name if it has such a method. ``hidden`` says
-    whether a group is of matrices between features: not vectors, positions, classifiers or what aligns
-    outputs.
+    ``layer_decay`` below 1 each layer of the model learns that much slower than the one above it (0.75 in
+    table 15 of the paper); every group has its factor under ``lr_scale``. What is trained beside the model
+    learns like its heads. ``hidden`` says whether a group holds matrices between features: not vectors,
+    positions, classifiers or aligners.
     """
-    layers = layer_numbers(model)
-    top = max(layers.values())
-    named = [
-        (name, parameter, layer_decay ** (top - layers[name]), model.no_weight_decay())
-        for name, parameter in model.named_parameters()
-    ]
-    if task is not None:
-        exempt = task.no_weight_decay()  # type: ignore[operator]
-        scale: Callable[[str], float] = getattr(task, "lr_scale", lambda name: 1.0)
-        named += [(name, parameter, scale(name), exempt) for name, parameter in task.named_parameters()]
+    layers = {f"model.{name}": layer for name, layer in layer_numbers(task.model).items()}
+    top, exempt = max(layers.values()), task.no_weight_decay()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter, rate, exempt in named:
+    for name, parameter in task.named_parameters():
         if parameter.requires_grad:
+            rate = task.lr_scale(name) * layer_decay ** (top - layers.get(name, top))
             decays = parameter.ndim > 1 and name not in exempt
             hidden = decays and parameter.ndim == 2 and not _OUTPUTS.match(name)
             groups.setdefault((rate, decays, hidden), []).append(parameter)

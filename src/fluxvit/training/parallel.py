@@ -11,20 +11,19 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.tasks.base import Task
 from fluxvit.utils.distributed import World
 
 
 def parallelize(
-    step: nn.Module,
-    model: FluxViT,
+    task: Task,
     world: World,
     *,
     checkpoint_blocks: bool,
     compile_blocks: bool,
     shard: bool = False,
 ) -> nn.Module:
-    """Prepare a module that computes a loss with ``model`` for training in ``world``.
+    """Prepare a task for training in ``world``.
 
     The order matters and is fixed here: activation checkpointing, then compilation of each block, then
     wrapping, so that compiled code never contains communication.
@@ -38,24 +37,24 @@ def parallelize(
         ValueError: This PyTorch cannot shard on the CPU.
     """
     if checkpoint_blocks:
-        model.set_grad_checkpointing()
+        task.model.set_grad_checkpointing()
     if compile_blocks:
-        for block in model.blocks:
+        for block in task.model.blocks:
             block.compile()
     if world.size == 1:
-        return step
+        return task
     if shard:
         if world.device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
             raise ValueError("shard: on the CPU it needs PyTorch 2.7 or newer; leave it out, or update")
         mesh = init_device_mesh(world.device.type, (world.size,))
-        for block in model.blocks:
+        for block in task.model.blocks:
             fully_shard(block, mesh=mesh)
-        # The root is the step, not the model: tasks call methods of the model one by one, and only within a
-        # call of the root are the parameters outside of blocks there as a whole.
-        fully_shard(step, mesh=mesh)
-        return step
+        # The root is the task, not the model: tasks call methods of the model one by one, and only within a
+        # call of the root are the parameters outside of blocks complete.
+        fully_shard(task, mesh=mesh)
+        return task
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(step, device_ids=devices)
+    return DistributedDataParallel(task, device_ids=devices)
 
 
 def accumulating(step: nn.Module, last: bool) -> AbstractContextManager[None]:

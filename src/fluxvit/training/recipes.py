@@ -57,7 +57,7 @@ class DataSettings(VideoSettings):
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Loss; see ``FluxTuning``.
+    """Loss; see ``ClassifyTask``.
 
     Args:
         align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
@@ -170,7 +170,7 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """Loss of pre-training; see ``FluxDistillation``. The budgets are those of the model.
+    """Loss of pre-training; see ``DistillTask``. The budgets are those of the model.
 
     Args:
         layers: Number of the student's last layers that learn a layer of the teacher each.
@@ -271,7 +271,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class ContrastSettings:
-    """Loss of contrastive training; see ``FluxContrast``. The budgets are those of the model.
+    """Loss of contrastive training; see ``ContrastiveTask``. The budgets are those of the model.
 
     Args:
         loss: ``infonce`` or ``sigmoid``.
@@ -324,8 +324,6 @@ class ContrastRecipe(RunRecipe):
                 "optim.accumulate: clips are told apart within a step, and not across its parts; for large "
                 "batches set task.chunk"
             )
-        if self.optim.ema:
-            raise ValueError("optim.ema: the text tower would not follow; leave it out")
         if self.model.adapters.rank and self.task.video != "all":
             raise ValueError(f"model.adapters: task.video {self.task.video} leaves the blocks as they are")
 
@@ -344,7 +342,7 @@ class LanguageAdapterSettings(LowRank):
 
 @dataclass(frozen=True)
 class InstructSettings:
-    """Connector between the video model and the language model; see ``FluxInstruct``.
+    """Connector between the video model and the language model; see ``ChatTask``.
 
     Args:
         connector: ``query`` gives a fixed number of vectors for each video, ``mlp`` one for each token.
@@ -401,5 +399,3 @@ class InstructRecipe(RunRecipe):
         super().__post_init__()
         if not self.model.init:
             raise ValueError("model.init: name the checkpoint whose frozen features the connector reads")
-        if self.optim.ema:
-            raise ValueError("optim.ema: the connector would not follow; leave it out")

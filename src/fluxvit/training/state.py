@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fluxvit.checkpoints.weights import kind_of
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import NetworkSettings
 from fluxvit.training.ema import Ema
 from fluxvit.training.parallel import local
@@ -288,39 +287,25 @@ def tidy(folder: Path) -> None:
 # Tensors of a run ----------------------------------------------------------------------------------------
 
 
-def run_tensors(
-    model: FluxViT, ema: Ema | None, optimizer: torch.optim.Optimizer, task: nn.Module | None = None
-) -> dict[str, Tensor]:
-    """All tensors that make up a run, by name, in the memory in which they are.
-
-    Args:
-        task: What is trained beside the model, if anything is.
-    """
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+def run_tensors(task: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that make up a run, by name, in the memory in which they are."""
+    tensors = {f"task/{name}": value for name, value in task.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.weights.items()}
-    if task is not None:
-        tensors |= {f"task/{name}": value for name, value in task.state_dict().items()}
-    for name, parameter in _trained(model, task).items():
+    for name, parameter in task.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{kind}"] = value
     return tensors
 
 
-def restore_tensors(
-    saved: Saved,
-    model: FluxViT,
-    ema: Ema | None,
-    optimizer: torch.optim.Optimizer,
-    task: nn.Module | None = None,
-) -> None:
+def restore_tensors(saved: Saved, task: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> None:
     """Bring a run's tensors back to what :func:`run_tensors` gave when ``saved`` was saved.
 
     Raises:
         ValueError: The state is of another model, or damaged.
     """
-    targets = run_tensors(model, ema, optimizer, task)
-    parameters = _trained(model, task)
+    targets = run_tensors(task, ema, optimizer)
+    parameters = dict(task.named_parameters())
     for key, (shape, dtype) in saved.layout.items():
         if key.startswith("optimizer/"):
             name, _, kind = key.removeprefix("optimizer/").rpartition("/")
@@ -334,9 +319,3 @@ def restore_tensors(
             moment = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, dtype=dtype)
             optimizer.state[parameters[name]][kind] = targets[key] = moment
     saved.read(targets)
-
-
-def _trained(model: FluxViT, task: nn.Module | None) -> dict[str, nn.Parameter]:
-    """Parameters by name; a task's have a prefix that no parameter of a model has."""
-    beside = {} if task is None else {f"task.{name}": value for name, value in task.named_parameters()}
-    return dict(model.named_parameters()) | beside

@@ -1,4 +1,4 @@
-"""The training loop: steps, saved states, resuming, stopping. It knows no loss and no data set."""
+"""The training loop: steps, saved states, resuming, stopping; independent of loss and data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +17,9 @@ import torch.utils.deterministic
 from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
-from fluxvit.models.adapters import adapted_layers, merged_state
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_loggers
-from fluxvit.training.mixing import Mixing
 from fluxvit.training.optim import Muon, cosine_schedule, parameter_groups
 from fluxvit.training.parallel import accumulating, forget_step, parallelize, whole
 from fluxvit.training.state import (
@@ -35,10 +31,9 @@ from fluxvit.training.state import (
     save_state,
     tidy,
 )
-from fluxvit.training.tasks.classify import Task
+from fluxvit.training.tasks.base import Task
 from fluxvit.utils.distributed import ALONE, World
 from fluxvit.utils.system import Stopped, log_device
-from fluxvit.video.transforms import normalize
 
 # What a run may change when it goes on: its length, and with it the schedule of the learning rate.
 _FREE = frozenset(("epochs", "steps", "warmup"))
@@ -69,17 +64,6 @@ def faster_precision(device: torch.device) -> str:
     return "bf16" if bf16 < 0.8 * fp32 else "fp32"
 
 
-class LossStep(nn.Module):
-    """A task bound to its model: what data parallelism wraps. A task that is a module is trained with it."""
-
-    def __init__(self, model: FluxViT, task: Task) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(self, video: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return self.task(self.model, video, target)
-
-
 class StepResult(NamedTuple):
     """Of a step: the task's ``metrics``, averaged over processes, the learning rate ``lr``, and the norm of
     the gradient before it was clipped, ``grad_norm``.
@@ -92,48 +76,36 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Trainer:
-    """Trains a model and saves what a later run needs to go on.
+    """Trains a task and saves what a later run needs to go on.
 
     Args:
-        model: Trained in place, on ``world.device``.
-        task: Computes the loss. If it is a module, its parameters are trained and saved with the model's, but
-            are no part of the model that is kept.
+        task: What is trained, on ``world.device``, with its loss.
         config: How to train.
         batches: From a first step to an iterable of this process's batches from there on.
         folder: Where the state and the log go.
-        mean, std: Normalisation of the clips.
         fingerprint: Identifies the run, in values that JSON knows; a saved state of another run is refused,
             unless it only had another number of steps.
         world: The processes of the run.
-        mixing: Mixes the clips of a batch in pairs, with soft labels; None: does not.
-        target: What the task gets with the clips of a batch, ``[B]``: its labels.
-        after_step: Called with the number of steps taken, for evaluation; in every process, at the start of
-            the run (0, or the steps of former runs) and after each step. To let itself be interrupted it
-            looks at ``stopping`` and raises :class:`Stopped`, in all processes or in none; it is called again
-            with the same number when the run goes on.
-        tokens: Tokens that clips ``[B, 3, T, H, W]`` send through the network, for the log; None: not logged.
+        after_step: Called with this trainer and the number of steps taken, for evaluation; in every process,
+            at the start of the run (0, or the steps of former runs) and after each step. To let itself be
+            interrupted it looks at ``stopping`` and raises :class:`Stopped`, in all processes or in none; it
+            is called again with the same number when the run goes on.
 
     Attributes:
         precision: What :meth:`run` trained in: ``fp32`` or ``bf16``.
-        ema: The moving average of the weights, if the configuration asks for one.
+        ema: The moving average of the task's weights, if the configuration asks for one.
         skipped: Steps left out because the loss or the gradient was not finite.
         replaced: Clips that could not be read, and others taken for them, in this process.
         stopping: Whether this process was asked to stop.
     """
 
-    model: FluxViT
     task: Task
     config: TrainConfig
     batches: Callable[[int], Iterable[Clip]]
     folder: Path
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     fingerprint: dict[str, Any]
     world: World = ALONE
-    mixing: Mixing | None = None
-    target: Callable[[Clip], Tensor] = attrgetter("label")
-    after_step: Callable[[int], None] | None = None
-    tokens: Callable[[Tensor], int] | None = None
+    after_step: Callable[[Trainer, int], None] | None = None
     precision: str = field(default="", init=False)
     ema: Ema | None = field(default=None, init=False)
     skipped: int = field(default=0, init=False)
@@ -142,20 +114,15 @@ class Trainer:
     _logs: Logs | None = field(default=None, init=False)
     _saved_step: int = field(default=0, init=False)
 
-    def gather_model(self) -> FluxViT:
-        """The model to evaluate and to keep: the moving average if there is one, with adapters merged.
+    def gather_state(self) -> dict[str, Tensor]:
+        """The weights to evaluate and to keep, named as in the task's state dict: their moving average if
+        there is one.
 
         All processes must call this together, and each gets all weights, even if they are shared out: four
         bytes a parameter. Use it before the next step, which may or may not change it.
         """
-        if self.ema is None and not self._sharded and not adapted_layers(self.model):
-            return self.model
-        weights = self.model.state_dict() if self.ema is None else self.ema.weights
-        with torch.device("meta"):
-            model = FluxViT(self.model.config)
-        weights = merged_state(self.model, {name: whole(value) for name, value in weights.items()})
-        model.load_state_dict(weights, assign=True)
-        return model.eval().requires_grad_(False)
+        weights = self.task.state_dict() if self.ema is None else self.ema.weights
+        return {name: whole(value) for name, value in weights.items()}
 
     def check_saved(self) -> None:
         """Check that the folder holds no state, or one that this run can go on from.
@@ -176,10 +143,6 @@ class Trainer:
     def _sharded(self) -> bool:
         return self.config.shard and self.world.size > 1
 
-    @property
-    def _task_module(self) -> nn.Module | None:
-        return self.task if isinstance(self.task, nn.Module) else None
-
     def run(self, title: str = "Training", progress: bool = True) -> None:
         """Train to the last step, from where a former run stopped if there was one.
 
@@ -193,18 +156,17 @@ class Trainer:
         config, world = self.config, self.world
         require_loggers(config.loggers)
         step_module = parallelize(
-            LossStep(self.model, self.task),
-            self.model,
+            self.task,
             world,
             checkpoint_blocks=config.checkpoint_blocks,
             compile_blocks=config.compile_blocks,
             shard=config.shard,
         )
         # After sharding, which replaces the parameters.
-        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay, self._task_module)
+        groups = parameter_groups(self.task, config.weight_decay, config.layer_decay)
         kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
         optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-        self.ema = Ema(self.model, config.ema) if config.ema else None
+        self.ema = Ema(self.task, config.ema) if config.ema else None
         first = self._restore(optimizer)
         with _stop_on_signals() as self.stopping:
             try:
@@ -244,8 +206,7 @@ class Trainer:
             for step, batch in enumerate(meter.watch(self.batches(first)), start=first):
                 result = self._step(step_module, batch, step, optimizer)
                 clips = len(batch.video) * world.size
-                tokens = self.tokens(batch.video) * world.size if self.tokens else 0
-                meter.finish_step(clips, tokens)
+                meter.finish_step(clips, self.task.count_tokens(batch.video) * world.size)
                 bad_in_a_row = 0 if result else bad_in_a_row + 1
                 if bad_in_a_row == 1 and world.is_main:
                     _log.warning("step %d was skipped: its loss or gradient is not finite", step)
@@ -274,7 +235,7 @@ class Trainer:
         if self.after_step is None:
             return False
         try:
-            self.after_step(taken)
+            self.after_step(self, taken)
         except Stopped:
             return True
         return False
@@ -284,7 +245,7 @@ class Trainer:
     ) -> StepResult | None:
         """Take a step; None if it was skipped."""
         config, world = self.config, self.world
-        self.model.train()
+        self.task.train()
         # Dropout and drop path must not depend on what ran before: a resumed run takes the same steps.
         torch.manual_seed(hash((config.seed, step)) + world.rank)
         rate = config.lr * cosine_schedule(step, config.steps, config.warmup, config.min_lr_ratio)
@@ -293,18 +254,16 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         self.replaced += int(batch.replaced.sum())
         totals: dict[str, Tensor] = {}
-        targets = self.target(batch)
-        parts = list(zip(batch.video.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
-        for i, (video, target) in enumerate(parts):
-            share = len(target) / len(targets)
-            video = normalize(video.to(world.device), self.mean, self.std)
-            target = target.to(world.device)
-            if self.mixing is not None:
-                seed = (config.seed, step, world.rank, i)
-                video, target = self.mixing(video, target, self.model.num_classes, seed)
+        named = self.task.collate(batch)
+        chunks = zip(*(values.chunk(config.accumulate) for values in named.values()), strict=True)
+        parts = [dict(zip(named, chunk, strict=True)) for chunk in chunks]
+        for i, part in enumerate(parts):
+            share = len(part["video"]) / len(batch.video)
+            part = {name: value.to(world.device) for name, value in part.items()}
+            prepared = self.task.prepare(part, (config.seed, step, world.rank, i))
             with accumulating(step_module, last=i == len(parts) - 1):
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    result = step_module(video, target)
+                    result = step_module(prepared)
                 # All processes must agree, or those that go on would wait for ever for the one that does not.
                 if world.any(not math.isfinite(result["loss"].item())):
                     forget_step(step_module)
@@ -320,7 +279,7 @@ class Trainer:
             return None
         optimizer.step()
         if self.ema is not None:
-            self.ema.update(self.model, step)
+            self.ema.update(self.task, step)
         return StepResult({name: world.mean(value).item() for name, value in totals.items()}, rate, norm)
 
     def _skip(self, optimizer: torch.optim.Optimizer) -> None:
@@ -338,7 +297,7 @@ class Trainer:
             "precision": self.precision,
             "skipped": self.skipped,
         }
-        tensors = run_tensors(self.model, self.ema, optimizer, self._task_module)
+        tensors = run_tensors(self.task, self.ema, optimizer)
         try:
             save_state(self.folder, about, tensors, self.world, shard=self._sharded)
         except OSError as error:
@@ -364,7 +323,7 @@ class Trainer:
             self.precision = chosen
             return 0
         about = saved.about
-        restore_tensors(saved, self.model, self.ema, optimizer, self._task_module)
+        restore_tensors(saved, self.task, self.ema, optimizer)
         self.precision, self.skipped = about["precision"], about["skipped"]
         self._saved_step = about["step"]
         return about["step"]
@@ -374,7 +333,9 @@ class Trainer:
         saved = find_state(self.folder)
         if saved is None:
             return None
-        if not {"fingerprint", "precision", "skipped"} <= saved.about.keys():
+        known = {"fingerprint", "precision", "skipped"} <= saved.about.keys()
+        # Former versions saved the model beside the task.
+        if not known or any(name.startswith("model/") for name in saved.layout):
             raise ValueError(
                 f"{saved.path} is of another version of fluxvit; choose another folder or remove it"
             )

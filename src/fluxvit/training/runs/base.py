@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from fluxvit import __version__
 from fluxvit.checkpoints.folder import CheckpointInfo, compare_keys, load_checkpoint
@@ -24,15 +23,14 @@ from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest, read_manifest
 from fluxvit.data.prepare import prepare_manifests
 from fluxvit.flux.cost import NetworkSize
-from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.flux.grid import legal_grids
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import AdapterSettings, RunRecipe, VideoSettings
 from fluxvit.training.recipes import DataSettings, PretrainRecipe
-from fluxvit.training.tasks.classify import Task
+from fluxvit.training.tasks.base import Task
 from fluxvit.training.trainer import Trainer
-from fluxvit.training.validation import export_checkpoint
 from fluxvit.utils.distributed import World, lock_run
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import Stopped, environment
@@ -131,35 +129,38 @@ class Course:
 
         return start
 
-    def trainer(self, model: FluxViT, task: Task, dataset: ClipDataset, info: CheckpointInfo) -> Trainer:
-        """A trainer that takes this course."""
-        recipe, world, out = self._recipe, self._world, Path(self._recipe.out)
-        fingerprint = {"recipe": json.dumps(_identity(recipe)), "data": dataset.manifest.digest}
+    def trainer(
+        self,
+        task: Task,
+        dataset: ClipDataset,
+        *,
+        batches: Callable[[int], Iterable[Clip]] | None = None,
+        after_step: Callable[[Trainer, int], None] | None = None,
+        **facts: Any,
+    ) -> Trainer:
+        """A trainer that takes this course.
+
+        Args:
+            task: What is trained.
+            dataset: The training clips.
+            batches: Batches instead of those of ``dataset`` alone.
+            after_step: See `Trainer`.
+            facts: What identifies the run besides the recipe and the data set.
+        """
+        recipe = self._recipe
         return Trainer(
-            model,
             task,
             self._optim,
-            self.batches(dataset, self.steps),
-            out,
-            info.mean,
-            info.std,
-            fingerprint,
-            world,
-            tokens=_kept_tokens(model),
+            batches or self.batches(dataset, self.steps),
+            Path(recipe.out),
+            {"recipe": json.dumps(_identity(recipe)), "data": dataset.manifest.digest, **facts},
+            self._world,
+            after_step,
         )
 
 
-def run_trainer(
-    trainer: Trainer,
-    recipe: RunRecipe,
-    info: CheckpointInfo,
-    progress: bool,
-    export: Callable[[Path, FluxViT], None] | None = None,
-) -> Path:
+def run_trainer(trainer: Trainer, recipe: RunRecipe, progress: bool) -> Path:
     """Run to the end, tell what went wrong on the way, and keep the last weights.
-
-    Args:
-        export: Writes the checkpoint to a folder, in all processes together; by default the model's own.
 
     Returns:
         The folder of the last checkpoint.
@@ -167,28 +168,20 @@ def run_trainer(
     Raises:
         Stopped: A signal asked to stop; the state and the checkpoint are saved.
         OSError: The last state or checkpoint could not be saved.
-        ValueError: As :meth:`Trainer.run`; or another run is writing into the folder.
+        ValueError: See :meth:`Trainer.run`; or another run is writing into the folder.
     """
     with lock_run(trainer.folder, trainer.world):
         trainer.check_saved()
-        return _run_trainer(trainer, recipe, info, progress, export)
+        return _run_trainer(trainer, recipe, progress)
 
 
-def _run_trainer(
-    trainer: Trainer,
-    recipe: RunRecipe,
-    info: CheckpointInfo,
-    progress: bool,
-    export: Callable[[Path, FluxViT], None] | None,
-) -> Path:
+def _run_trainer(trainer: Trainer, recipe: RunRecipe, progress: bool) -> Path:
     world, out = trainer.world, trainer.folder
 
     def keep_last() -> None:
-        model = trainer.gather_model()
-        if export is not None:
-            export(out / LAST, model)
-        elif world.is_main:
-            export_checkpoint(out / LAST, model, info)
+        state = trainer.gather_state()
+        if world.is_main:
+            trainer.task.export(out / LAST, state)
 
     if world.is_main:
         out.mkdir(parents=True, exist_ok=True)
@@ -323,18 +316,6 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     ):
         del settings["optim"][name]
     return settings
-
-
-def _kept_tokens(model: FluxViT) -> Callable[[Tensor], int]:
-    """Counts the tokens that clips ``[B, 3, T, H, W]`` send through the blocks, over all budgets."""
-    config = model.config
-
-    def count(video: Tensor) -> int:
-        clips, _, frames, height, width = video.shape
-        pool = SamplingGrid(frames, height, width).tokens(config.patch_size, config.tubelet_size)
-        return clips * sum(min(budget, pool) for budget in config.budgets)
-
-    return count
 
 
 def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> tuple[FluxViT, CheckpointInfo]:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 
-from fluxvit.checkpoints.chat import ChatInfo, copy_connector, save_chat
+from fluxvit.checkpoints.chat import copy_connector
 from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.data.questions import questions_of
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
-from fluxvit.models.fluxvit import FluxViT
-from fluxvit.training.parallel import whole
 from fluxvit.training.recipes import InstructRecipe
 from fluxvit.training.runs.base import (
     Course,
@@ -23,8 +21,7 @@ from fluxvit.training.runs.base import (
     start_model,
     with_manifests,
 )
-from fluxvit.training.tasks.chat import FluxInstruct, Questions
-from fluxvit.training.validation import exporting
+from fluxvit.training.tasks.chat import ChatTask, Questions
 from fluxvit.utils.distributed import World
 
 
@@ -76,26 +73,13 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
         alpha = words.alpha or words.rank
         scale = alpha / words.rank
         adapters = add_adapters(language.network, words.rank, alpha, words.layers)
-    before, _ = language.first_turn("", task.instruction)
     budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
     # Where the video side stays as it is, so do its plans.
     plans = [] if recipe.model.settings.budgets or video.rank else info.plans
     info = replace(course.describe(info, train, "instruct"), labels=[], plans=plans)
-    step = FluxInstruct(connector, language, before, budgets, task.selector, adapters)
-    trainer = course.trainer(model, step, clip_dataset(recipe, train), info)
-    trainer.target = Questions(
+    questions = Questions(
         train, language, task.instruction, task.choices_told, task.captions, task.turns, task.apart
     )
-    about = ChatInfo(info, recipe.language, task.instruction, info.provenance)
-
-    def export(folder: Path, model: FluxViT) -> None:
-        state = {name: whole(value) for name, value in step.state_dict().items()}
-        # In the file an adapter is the plain product of its matrices.
-        ups = [name for name in state if name.startswith("adapters.") and name.endswith(".up.weight")]
-        state |= {name: scale * state[name] for name in ups}
-        if world.is_main:
-            with exporting(folder):
-                save_chat(folder, model, config, state, about)
-
-    return run_trainer(trainer, recipe, info, progress, export)
+    chat = ChatTask(model, info, connector, questions, budgets, task.selector, adapters, scale)
+    return run_trainer(course.trainer(chat, clip_dataset(recipe, train)), recipe, progress)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from fluxvit.checkpoints.dual_encoder import VIDEO, DualInfo, is_dual, load_dual, save_dual
+from fluxvit.checkpoints.dual_encoder import VIDEO, is_dual, load_dual
 from fluxvit.checkpoints.huggingface_text import huggingface_text
 from fluxvit.checkpoints.official import read_release, text_tower
 from fluxvit.data.dataset import Clip, ClipDataset
@@ -14,12 +15,12 @@ from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.data.texts import Texts
 from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
+from fluxvit.models.dual_encoder import LanguageSide
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
 from fluxvit.training.config import GridSettings
 from fluxvit.training.recipes import ContrastRecipe, TextSettings
-from fluxvit.training.retrieval_validation import RetrievalValidation, gather_language
+from fluxvit.training.retrieval_validation import RetrievalValidation
 from fluxvit.training.runs.base import (
     Course,
     adapt_model,
@@ -30,8 +31,8 @@ from fluxvit.training.runs.base import (
     train_heads,
     with_manifests,
 )
-from fluxvit.training.tasks.contrastive import Captions, FluxContrast
-from fluxvit.training.validation import BEST, exporting
+from fluxvit.training.tasks.contrastive import Captions, ContrastiveTask
+from fluxvit.training.validation import BEST
 from fluxvit.utils.distributed import World
 
 
@@ -68,8 +69,19 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     language.to(world.device)
     course = Course(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
     info = replace(course.describe(info, train, "contrast"), labels=[])
-    task = FluxContrast(
+    dataset = clip_dataset(recipe, train)
+    shown = train
+    facts: dict[str, Any] = {}
+    if recipe.images:
+        images = readable_with(recipe.images, "caption", _has_caption)
+        shown = replace(train, entries=(*train.entries, *images.entries))
+        facts["batches"] = _alternate(recipe, course, dataset, images, model.config.size, world)
+        facts["images"] = images.digest
+    task = ContrastiveTask(
+        model,
+        info,
         language,
+        Captions(shown, texts),
         world,
         loss=recipe.task.loss,
         align_weight=recipe.task.align_weight,
@@ -77,36 +89,16 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
         chunk=recipe.task.chunk,
         text_lr_scale=recipe.text.lr_scale,
     )
-    dataset = clip_dataset(recipe, train)
-    trainer = course.trainer(model, task, dataset, info)
-    shown = train
-    if recipe.images:
-        images = readable_with(recipe.images, "caption", _has_caption)
-        shown = replace(train, entries=(*train.entries, *images.entries))
-        trainer.batches = _alternate(recipe, course, dataset, images, model.config.size, world)
-        trainer.fingerprint["images"] = images.digest
-    trainer.target = Captions(shown, texts)
-    dual_info = DualInfo(info, texts, info.provenance)
-
     if recipe.val:
-        trainer.after_step = RetrievalValidation(
-            trainer,
-            language,
-            dual_info,
+        facts["after_step"] = RetrievalValidation(
+            task,
             readable_with(recipe.val, "caption", _has_caption),
             SamplingGrid.parse(recipe.evaluation.grid),
             every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
             workers=recipe.data.workers,
             progress=progress,
         )
-
-    def export(folder: Path, model: FluxViT) -> None:
-        whole_language = gather_language(language)
-        if world.is_main:
-            with exporting(folder):
-                save_dual(folder, DualEncoder(model, whole_language), dual_info)
-
-    last = run_trainer(trainer, recipe, info, progress, export)
+    last = run_trainer(course.trainer(task, dataset, **facts), recipe, progress)
     return last.with_name(BEST) if recipe.val else last
 
 

@@ -28,7 +28,7 @@ from fluxvit.training.runs.base import (
     with_manifests,
 )
 from fluxvit.training.targets import CachedTargets
-from fluxvit.training.tasks.distill import FluxDistillation, LiveTargets, Targets
+from fluxvit.training.tasks.distill import DistillTask, LiveTargets, Targets
 from fluxvit.utils.distributed import World
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
@@ -75,18 +75,16 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
     del options["layers"], options["standardize"]
     # Loading a teacher or computing its features draws random numbers; decoders must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)
-    task = FluxDistillation(model.config, targets, **options).to(world.device)
+    task = DistillTask(model, info, targets, **options).to(world.device)
     if recipe.task.standardize:
         task.standardize(_samples(train, recipe.task.standardize, course.grids[0], model, info, world))
-    trainer = course.trainer(model, task, dataset, info)
-    trainer.target = lambda batch: batch.item
-    return run_trainer(trainer, recipe, info, progress)
+    return run_trainer(course.trainer(task, dataset), recipe, progress)
 
 
 def _samples(
     train: Manifest, count: int, grid: SamplingGrid, model: FluxViT, info: CheckpointInfo, world: World
 ) -> Iterator[tuple[Tensor, Tensor, TokenShape]]:
-    """So many clips spread over the data set, as `FluxDistillation.standardize` takes them.
+    """So many clips spread over the data set, as `DistillTask.standardize` takes them.
 
     Every process goes through all of them, so that all find the same.
     """

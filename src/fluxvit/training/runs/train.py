@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.mixing import Mixing
-from fluxvit.training.recipes import DataSettings, Recipe, TaskSettings
+from fluxvit.training.recipes import DataSettings, Recipe
 from fluxvit.training.runs.base import (
     Course,
     adapt_model,
@@ -31,7 +31,7 @@ from fluxvit.training.runs.base import (
     with_manifests,
     without_broken,
 )
-from fluxvit.training.tasks.classify import FluxTuning
+from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.training.validation import BEST, Validation
 from fluxvit.utils.distributed import World
 
@@ -63,20 +63,27 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     model.to(world.device)
     labels = [entry.label for entry in train.entries]
     course = Course(recipe, len(train), model.config.size, world, labels=labels, balance=recipe.data.balance)
-    info = course.describe(info, train, "train")
-    info = replace(info, labels=list(train.labels), multi_label=multi_label)
+    info = replace(course.describe(info, train, "train"), labels=list(train.labels), multi_label=multi_label)
+    weights = None
+    if recipe.task.class_weights != "none":
+        weights = torch.from_numpy(class_weights(labels, classes, recipe.task.class_weights)).float()
+    task = ClassifyTask(
+        model,
+        info,
+        align_weight=recipe.task.align_weight,
+        label_smoothing=recipe.task.label_smoothing,
+        selector=recipe.task.selector,
+        class_weights=weights,
+        mixing=Mixing(**asdict(recipe.mixing)) if recipe.mixing.active else None,
+    )
     width = classes if multi_label else None
-    dataset = clip_dataset(recipe, train, classes=width)
-    trainer = course.trainer(model, _task(recipe.task, labels, classes), dataset, info)
     # The digest of the data knows indices only: other names would be other classes.
-    trainer.fingerprint["classes"] = list(train.labels)
-    trainer.mixing = Mixing(**asdict(recipe.mixing)) if recipe.mixing.active else None
+    facts: dict[str, Any] = {"classes": list(train.labels)}
     if val is not None:
         shown = without_broken(recipe.data.val, val)
-        trainer.fingerprint["validation"] = shown.digest
-        trainer.after_step = Validation(
-            trainer,
-            info,
+        facts["validation"] = shown.digest
+        facts["after_step"] = Validation(
+            task,
             ClipDataset(shown, classes=width, sampling=info.sampling),
             SamplingGrid.parse(recipe.evaluation.grid),
             broken=[entry for entry in val.entries if not entry.ok],
@@ -84,26 +91,9 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
             workers=recipe.data.workers,
             progress=progress,
         )
-    last = run_trainer(trainer, recipe, info, progress)
+    trainer = course.trainer(task, clip_dataset(recipe, train, classes=width), **facts)
+    last = run_trainer(trainer, recipe, progress)
     return last if val is None else last.with_name(BEST)
-
-
-def _task(settings: TaskSettings, labels: Sequence[int], classes: int) -> FluxTuning:
-    """The loss that a recipe asks for.
-
-    Args:
-        labels: Class indices of the training videos.
-    """
-    weights = None
-    if settings.class_weights != "none":
-        weights = torch.from_numpy(class_weights(labels, classes, settings.class_weights)).float()
-    return FluxTuning(
-        settings.align_weight,
-        settings.label_smoothing,
-        settings.selector,
-        multi_label=settings.loss == "bce",
-        class_weights=weights,
-    )
 
 
 def _shared_classes(

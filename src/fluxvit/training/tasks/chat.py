@@ -2,89 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fluxvit.checkpoints.chat import ChatInfo, save_chat
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.checkpoints.language_model import LanguageModel
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
-from fluxvit.data.questions import DESCRIBE, pack_turns, questions_of
+from fluxvit.data.questions import DESCRIBE, PackedTurns, pack_turns, questions_of
 from fluxvit.flux.selection import Selector
 from fluxvit.models.chat import Connector, VideoChat
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.tasks.base import Batch, Task
 
-# Of a batch, each of conversations of about the same length.
+# Parts of a batch, each with conversations of about the same length.
 _PARTS = 4
-
-
-class FluxInstruct(nn.Module):
-    """Trains a connector: the language model is to give the answers, and both networks stay as they are
-    (paper table 10), but for adapters of either, which are trained, too.
-
-    Every step draws one of the budgets, so that one connector serves all.
-
-    Args:
-        connector: Trained.
-        language: Frozen.
-        before: int64 ``[P]``, the prompt before the video.
-        budgets: Token budgets to draw from.
-        selector: Which tokens are kept.
-        adapters: Those of the language model, from :func:`~fluxvit.models.adapters.add_adapters`; None if it
-            has none. Those of the video side belong to the model.
-    """
-
-    def __init__(
-        self,
-        connector: Connector,
-        language: LanguageModel,
-        before: Tensor,
-        budgets: Sequence[int],
-        selector: str | Selector = "group_dynamic",
-        adapters: nn.ModuleDict | None = None,
-    ) -> None:
-        super().__init__()
-        self.connector = connector
-        self.adapters = nn.ModuleDict() if adapters is None else adapters
-        # Not as modules: what is frozen is neither saved with the run nor copied between processes.
-        self._language, self._before = (language.network,), (before,)
-        self._budgets, self._selector = tuple(budgets), selector
-
-    def forward(self, model: FluxViT, video: Tensor, questions: Tensor) -> dict[str, Tensor]:
-        """Clips ``[B, 3, T, H, W]`` and conversations ``[B, 3, L]``, as `Questions` gives them."""
-        model.eval()
-        budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
-        chat = VideoChat(model, self.connector, self._language[0])
-        before, seen = self._before[0].to(video.device), chat.look([video], budget, self._selector)
-        ends = _ends(questions)
-        likely, lengths = [], []
-        # Conversations of about the same length go together, so that little is padding.
-        for rows in ends.argsort().split(-(-len(ends) // _PARTS)):
-            ids, turns, hearing = questions[rows, :, : int(ends[rows].max())].unbind(1)
-            one = bool((hearing <= 1).all())
-            found = chat.log_probabilities(before, seen[rows], ids, turns > 0, None if one else hearing)
-            each = F.one_hot(turns)[..., 1:]
-            said = each.any(1)
-            likely.append((found[..., None] * each).sum(1)[said])
-            lengths.append(each.sum(1)[said])
-        # All answers count the same, however long.
-        return {
-            "loss": -(torch.cat(likely) / torch.cat(lengths)).mean(),
-            # Probability of a whole answer, on the average.
-            "answer": torch.cat(likely).detach().exp().mean(),
-        }
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more axes that must not decay."""
-        return {f"connector.{name}" for name in self.connector.no_weight_decay()}
-
-
-def _ends(questions: Tensor) -> Tensor:
-    """Tokens of each conversation of ``[B, 3, L]``: the last one is said."""
-    places = torch.arange(1, questions.shape[2] + 1, device=questions.device)
-    return ((questions[:, 1] > 0) * places).max(1).values
 
 
 class Questions:
@@ -92,15 +29,15 @@ class Questions:
 
     Args:
         manifest: The videos.
-        language: Language model whose tokens they become.
-        instruction: What the model is told to be.
-        told: Part of the questions with choices that are asked with them.
-        captions: Part of the clips, of those whose videos have captions, that are to be described instead of
-            being asked one of the questions: the answer is a caption. It says far more of a video than most
-            answers do.
+        language: The language model that reads and answers them.
+        instruction: System prompt of the language model; empty for that of its template.
+        told: Share of the questions with choices that are asked with their choices.
+        captions: Share of the clips, among those whose videos have captions, that are to be described instead
+            of asked one of the questions: the answer is a caption, which says far more about a video than
+            most answers do.
         turns: Most questions of a conversation, which begins anywhere as long as so many are left.
-        apart: Part of the clips whose questions do not hear one another: so answers cannot be taken from
-            earlier questions and answers, and must be seen.
+        apart: Share of the clips whose questions do not attend to each other, so that each answer must come
+            from the video and not from an earlier answer.
 
     Raises:
         ValueError: A video has no question.
@@ -121,16 +58,13 @@ class Questions:
             if not asked:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
         self._told_captions = [entry.captions for entry in manifest.entries]
-        self._language, self._instruction, self._told = language, instruction, told
+        self.language, self.instruction, self._told = language, instruction, told
         self._captions, self._turns, self._apart = captions, turns, apart
 
-    def __call__(self, batch: Clip) -> Tensor:
-        """int64 ``[B, 3, L]``, as :func:`~fluxvit.data.questions.pack_turns` makes them. It draws from
-        PyTorch's generator.
-        """
-        items = batch.item.tolist()
+    def __call__(self, items: Tensor) -> PackedTurns:
+        """Conversations about the videos of these numbers ``[B]``. It draws from PyTorch's generator."""
         apart = (torch.rand(len(items)) < self._apart).tolist()
-        rows = [self._conversation(item, alone) for item, alone in zip(items, apart, strict=True)]
+        rows = [self._conversation(item, alone) for item, alone in zip(items.tolist(), apart, strict=True)]
         return pack_turns(rows, apart)
 
     def _conversation(self, item: int, apart: bool) -> list[tuple[Tensor, Tensor]]:
@@ -145,10 +79,90 @@ class Questions:
             turns[int(where * len(turns))] = (DESCRIBE, captions[int(which * len(captions))])
         return [
             (
-                self._language.next_turn(question)
+                self.language.next_turn(question)
                 if number and not apart
-                else self._language.first_turn(question, self._instruction)[1],
-                self._language.answer_ids(answer),
+                else self.language.first_turn(question, self.instruction)[1],
+                self.language.answer_ids(answer),
             )
             for number, (question, answer) in enumerate(turns)
         ]
+
+
+class ChatTask(Task):
+    """Trains a connector so that a language model gives the right answers. Both networks stay as they are
+    (paper, table 10), except for adapters of either, which are trained too.
+
+    Every step draws one of the budgets, so that one connector serves all.
+
+    Args:
+        model: The video model, frozen except for adapters.
+        info: Metadata of the video side of the checkpoints.
+        connector: The connector, which is trained.
+        questions: Gives clips their conversations, with the frozen language model that answers.
+        budgets: Token budgets to draw from.
+        selector: Selector of the tokens that are kept.
+        adapters: Adapters of the language model, from :func:`~fluxvit.models.adapters.add_adapters`; None if
+            it has none.
+        adapter_scale: Factor of the output of these adapters.
+    """
+
+    def __init__(
+        self,
+        model: FluxViT,
+        info: CheckpointInfo,
+        connector: Connector,
+        questions: Questions,
+        budgets: Sequence[int],
+        selector: str | Selector = "group_dynamic",
+        adapters: nn.ModuleDict | None = None,
+        adapter_scale: float = 1.0,
+    ) -> None:
+        super().__init__(model, info)
+        self.connector, self.questions = connector, questions
+        self.adapters = nn.ModuleDict() if adapters is None else adapters
+        self._before, _ = questions.language.first_turn("", questions.instruction)
+        self._budgets, self._selector, self._adapter_scale = tuple(budgets), selector, adapter_scale
+
+    def collate(self, clips: Clip) -> Batch:
+        return {"video": clips.video, **self.questions(clips.item)._asdict()}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, and the mean probability of a whole answer, of clips and `PackedTurns` about them."""
+        self.model.eval()
+        video = batch["video"]
+        budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
+        chat = VideoChat(self.model, self.connector, self.questions.language.network)
+        before, seen = self._before.to(video.device), chat.look([video], budget, self._selector)
+        ends = _ends(batch["turns"])
+        likely, lengths = [], []
+        # Conversations of about the same length go together, so that little is padding.
+        for rows in ends.argsort().split(-(-len(ends) // _PARTS)):
+            end = int(ends[rows].max())
+            ids, turns, groups = (batch[name][rows, :end] for name in PackedTurns._fields)
+            one = bool((groups <= 1).all())
+            found = chat.log_probabilities(before, seen[rows], ids, turns > 0, None if one else groups)
+            each = F.one_hot(turns)[..., 1:]
+            said = each.any(1)
+            likely.append((found[..., None] * each).sum(1)[said])
+            lengths.append(each.sum(1)[said])
+        # All answers count the same, however long.
+        return {
+            "loss": -(torch.cat(likely) / torch.cat(lengths)).mean(),
+            "answer": torch.cat(likely).detach().exp().mean(),
+        }
+
+    def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        beside = {name: value for name, value in state.items() if not name.startswith("model.")}
+        # In the file an adapter is the plain product of its matrices.
+        ups = [name for name in beside if name.startswith("adapters.") and name.endswith(".up.weight")]
+        beside |= {name: self._adapter_scale * beside[name] for name in ups}
+        info = ChatInfo(
+            self.info, self.questions.language.source, self.questions.instruction, self.info.provenance
+        )
+        save_chat(folder, self._video_model(state), self.connector.config, beside, info)
+
+
+def _ends(turns: Tensor) -> Tensor:
+    """Tokens of each conversation ``[B, L]``, up to the last one of an answer."""
+    positions = torch.arange(1, turns.shape[1] + 1, device=turns.device)
+    return ((turns > 0) * positions).max(1).values

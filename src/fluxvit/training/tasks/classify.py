@@ -1,35 +1,19 @@
-"""What a training step computes. A task owns forward pass and loss; the trainer knows neither."""
+"""Supervised training of a classifier at one or several token budgets."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.flux.selection import Selector
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.mixing import Mixing
+from fluxvit.training.tasks.base import Batch, Task, pooled_at_budgets
 
 
-class Task(Protocol):
-    """Computes a batch's loss. A task that is an ``nn.Module`` is trained beside the model; like the model it
-    says by ``no_weight_decay`` which of its parameters must not decay.
-    """
-
-    def __call__(self, model: FluxViT, video: Tensor, target: Tensor, /) -> dict[str, Tensor]:
-        """Normalised clips ``[B, 3, T, H, W]`` to ``{"loss": scalar, name of a metric: scalar}``.
-
-        Args:
-            target: What the trainer was told to give for the clips; by default class indices ``[B]``, or soft
-                labels ``[B, classes]``.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class FluxTuning:
+class ClassifyTask(Task):
     """Supervised tuning at one or several token budgets (paper section 3; the release's losses).
 
     The budgets are the model's own: one is Flux-Single, several are Flux-Multi; each trains its own head. One
@@ -38,51 +22,68 @@ class FluxTuning:
     gradient into the largest.
 
     Args:
+        model: The model that is trained.
+        info: Metadata of its checkpoints. If videos may show several classes (``multi_label``), labels are
+            multi-hot ``[B, classes]``, and the loss is the binary cross-entropy, averaged over the classes.
         align_weight: Weight of the alignment. With unit vectors of width P smooth L1 is (1 - cos) / P, so the
             release's weight of 1 hardly counts.
         label_smoothing: Label smoothing of the cross-entropy.
-        selector: Which tokens to keep.
-        multi_label: Take binary cross-entropy, averaged over the classes, in place of cross-entropy: labels
-            are then multi-hot ``[B, classes]``.
+        selector: Selector of the tokens that are kept.
         class_weights: Weights ``[classes]`` of the clips of each class in the cross-entropy, whose mean over
             the training clips should be 1; None: all weigh 1. A clip with soft labels has the mean of their
             weights. Weights do not depend on the batch, so that any number of processes computes the same.
+        mixing: Mixes the clips of a batch in pairs, with soft labels; None does not mix.
     """
 
-    align_weight: float = 1.0
-    label_smoothing: float = 0.0
-    selector: str | Selector = "group_dynamic"
-    multi_label: bool = False
-    class_weights: Tensor | None = None
+    def __init__(
+        self,
+        model: FluxViT,
+        info: CheckpointInfo,
+        *,
+        align_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        selector: str | Selector = "group_dynamic",
+        class_weights: Tensor | None = None,
+        mixing: Mixing | None = None,
+    ) -> None:
+        super().__init__(model, info)
+        self.align_weight, self.label_smoothing, self.selector = align_weight, label_smoothing, selector
+        self.class_weights, self.mixing = class_weights, mixing
 
-    def __call__(self, model: FluxViT, video: Tensor, label: Tensor) -> dict[str, Tensor]:
-        budgets = model.config.budgets
-        samples, _ = model.select_tokens(video, budgets, self.selector)
+    def prepare(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
+        batch = super().prepare(batch, seed)
+        if self.mixing is None:
+            return batch
+        video, label = self.mixing(batch["video"], batch["label"], self.model.num_classes, seed)
+        return {"video": video, "label": label}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, and the accuracy at each budget, of clips and their labels.
+
+        ``label`` holds class indices ``[B]``, or soft or multi-hot labels ``[B, classes]``.
+        """
+        video, label = batch["video"], batch["label"]
+        budgets = self.model.config.budgets
         result: dict[str, Tensor] = {}
         truth = label if label.ndim == 1 else label.argmax(-1)  # Of mixed clips, the one that shows more.
         loss = video.new_zeros((), dtype=torch.float32)
-        anchor = None
-        for head, (budget, (tokens, _)) in enumerate(zip(budgets, samples, strict=True)):
-            pooled = model.forward_head(model.encode(tokens), head, pre_logits=True)
-            logits = model.classify(pooled, head).float()
+        heads = pooled_at_budgets(self.model, video, budgets, self.selector)
+        for head, (budget, (pooled, alignment)) in enumerate(zip(budgets, heads, strict=True)):
+            logits = self.model.classify(pooled, head).float()
             loss = loss + self._classification_loss(logits, label)
-            if self.multi_label:
+            # Even with weight 0: data parallelism waits for the gradient of every parameter.
+            loss = loss + self.align_weight * alignment
+            if self.info.multi_label:
                 # How often the likeliest class is one of the clip's.
                 hits = label.gather(1, logits.argmax(-1, keepdim=True)) > 0
                 result[f"hit@{budget}"] = hits.float().mean()
             else:
                 result[f"accuracy@{budget}"] = (logits.argmax(-1) == truth).float().mean()
-            if anchor is None:
-                anchor = F.normalize(pooled.detach().float(), dim=-1)
-            else:
-                # Even with weight 0: data parallelism waits for the gradient of every parameter.
-                alignment = F.smooth_l1_loss(model.align(pooled, head).float(), anchor)
-                loss = loss + self.align_weight * alignment
         return {"loss": loss, **result}
 
     def _classification_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of logits ``[B, classes]``, a scalar."""
-        if self.multi_label:
+        if self.info.multi_label:
             return F.binary_cross_entropy_with_logits(logits, label)
         if self.class_weights is None:
             return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.data.dataset import Clip
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, keep_best
-from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.decoders import DistillationDecoders
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape
+from fluxvit.training.tasks.base import Batch, Task
 
 MASKS = ("sampled", "top", "random")
 SCOPES = ("clip", "frame")
@@ -96,14 +98,15 @@ class Scale(nn.Module):
         return (x.float() - self.center) / self.spread
 
 
-class FluxDistillation(nn.Module):
+class DistillTask(Task):
     """Distillation at the student's own budgets; one is Flux-Single, several Flux-Multi pre-training.
 
     The loss is the mean over budgets of the mean over aligned layers and tokens, plus ``pooled_weight`` times
     that of the pooled vectors. Each budget trains its own head's pooling; decoders are shared.
 
     Args:
-        config: The student's.
+        model: The student.
+        info: Metadata of its checkpoints.
         targets: Where features come from; its layers are learned by as many of the student's last ones.
         teacher_tokens: Tokens that the teacher sees, kept by the selector; 0: the whole pool.
         mask: How the tokens of a budget are chosen among those: ``sampled`` in proportion to the teacher's
@@ -119,7 +122,8 @@ class FluxDistillation(nn.Module):
 
     def __init__(
         self,
-        config: FluxViTConfig,
+        model: FluxViT,
+        info: CheckpointInfo,
         targets: Targets,
         *,
         teacher_tokens: int = 0,
@@ -129,7 +133,8 @@ class FluxDistillation(nn.Module):
         pooled_weight: float = 1.0,
         selector: str | Selector = "group_dynamic",
     ) -> None:
-        super().__init__()
+        super().__init__(model, info)
+        config = model.config
         for name, value, choices in (("mask", mask, MASKS), ("scope", scope, SCOPES), ("loss", loss, LOSSES)):
             if value not in choices:
                 raise ValueError(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
@@ -172,8 +177,12 @@ class FluxDistillation(nn.Module):
             scale.center.copy_(center)
             scale.spread.copy_((squares / count - center**2).clamp_min(1e-12).sqrt())
 
-    def forward(self, model: FluxViT, video: Tensor, item: Tensor) -> dict[str, Tensor]:
-        """As of every task, with the clips' numbers ``[B]`` in place of labels."""
+    def collate(self, clips: Clip) -> Batch:
+        return {"video": clips.video, "item": clips.item}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, and its parts at each budget, of clips and their numbers in the data set ``[B]``."""
+        model, video, item = self.model, batch["video"], batch["item"]
         embeddings, shape = model.patch_embed(video)
         seen = self._seen(model, video, embeddings, shape)
         target = self.targets(video, item, shape, seen)
@@ -198,10 +207,6 @@ class FluxDistillation(nn.Module):
             total = total + (of_layers + self.pooled_weight * of_pooled) / len(budgets)
             result[f"layers@{budget}"], result[f"pooled@{budget}"] = of_layers, of_pooled
         return {"loss": total, **result}
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more axes that must not decay."""
-        return {f"decoders.{name}" for name in self.decoders.no_weight_decay()}
 
     def _seen(self, model: FluxViT, video: Tensor, embeddings: Tensor, shape: TokenShape) -> Tensor | None:
         """Indices ``[B, K]`` of the tokens that the teacher sees; None: all."""
