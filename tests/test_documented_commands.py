@@ -102,6 +102,17 @@ def test_the_architecture_page_names_files_and_rooms_that_exist() -> None:
     assert sorted(rooms) == sorted((str(floor), room) for floor, names in enumerate(FLOORS) for room in names)
 
 
+def test_the_names_and_pages_of_the_reference_exist() -> None:
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r": ([\w/]+\.md)$", config, re.M)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.M):
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(import_module(module), attribute), f"{page}: {name}"
+
+
 def test_the_cells_of_the_notebook_are_python() -> None:
     """``tests/slow/test_quickstart.py`` runs them."""
     cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]

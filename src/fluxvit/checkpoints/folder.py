@@ -46,7 +46,8 @@ class CheckpointInfo:
 
     Args:
         labels: Class names in the order of the logits; empty if unknown.
-        mean, std: Normalisation of RGB values in 0..1.
+        mean: Mean of the RGB values in 0..1, which is subtracted.
+        std: Standard deviation of the RGB values, by which they are divided.
         grids: Sampling grids seen in training; empty if unknown.
         provenance: Where the weights come from; free-form.
         plans: Best known sampling per budget; may be empty.

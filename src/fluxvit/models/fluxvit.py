@@ -167,8 +167,10 @@ class FluxViT(nn.Module):
         """Token features after chosen blocks, with the positions that they come from.
 
         Args:
-            video, budget, selector: See :meth:`forward`.
+            video: Normalised clips ``[B, 3, T, H, W]``.
             indices: Blocks to take (negative ones count from the end), or how many of the last ones.
+            budget: Tokens to keep; None keeps all.
+            selector: Name of a selector, or a selector.
 
         Raises:
             ValueError: A block does not exist, or there are fewer blocks.
