@@ -30,7 +30,7 @@ PYTHONS_OF_LOWEST = ("3.10", "3.11", "3.12")
 ROWS = [*((python, "lowest") for python in PYTHONS_OF_LOWEST), *((python, "newest") for python in PYTHONS)]
 
 _VIDEO = ("tests/video", "tests/data", "tests/deploy")
-_NETWORKS = ("tests/models", "tests/test_dual_checkpoints.py", "tests/deploy/test_talking.py")
+_NETWORKS = ("tests/models", "tests/checkpoints", "tests/deploy/test_talking.py")
 # Python, the version of one library, and the tests that it matters to. The rows of ``tests`` cover av 19,
 # which needs Python 3.12, and the lowest version of every library.
 LIBRARIES = [
@@ -47,6 +47,13 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, without warnings; it lands in ``site/``."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict")
 
 
 @nox.session

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fluxvit.cli import main
-from fluxvit.cli.command import parse
+from fluxvit.cli.command import option_types, parse
 from fluxvit.cli.commands import COMMANDS
 from rooms import FLOORS, SOURCE
 
@@ -88,9 +88,28 @@ def test_documented_commands_are_understood(
 def test_commands_that_are_mentioned_exist() -> None:
     for path in PAGES:
         for command in re.findall(r"`fluxvit ([a-z][^`]*)`", path.read_text(encoding="utf-8")):
-            name = command_name(command.split())
-            known = name in COMMANDS or any(one.startswith(f"{name} ") for one in COMMANDS)
-            assert known or name == "help", f"{path}: fluxvit {command}"
+            words = command.split()
+            group = any(one.startswith(f"{command} ") for one in COMMANDS)  # Such as data make.
+            known = command_name(words) in COMMANDS or group or words[0] == "help"
+            assert known, f"{path}: fluxvit {command}"
+
+
+def test_options_and_settings_that_are_mentioned_exist() -> None:
+    options = {"config", "print_config", "help"}
+    for command in COMMANDS.values():
+        module, config = command.config.split(":")
+        options.update(option_types(getattr(import_module(module), config)))
+    sections = {name.partition(".")[0] for name in options if "." in name}
+    known = options | sections | {name.rpartition(".")[0] for name in options if "." in name}
+    for path in PAGES:
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+        for code in re.findall(r"`([^`\n]+)`", text):
+            named = re.findall(r"--([\w.]+)", code) if code.startswith(("--", "fluxvit ")) else []
+            setting = re.match(r"(\w+)\.[\w.]+", code)
+            if setting and setting[1] in sections and not code.endswith(".safetensors"):
+                named.append(setting[0])
+            for name in named:
+                assert name in known, f"{path}: {code}"
 
 
 def test_the_architecture_page_names_files_and_rooms_that_exist() -> None:
