@@ -2,35 +2,21 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from fluxvit import Predictor, demo
 from fluxvit.cli import main
-from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
 from fluxvit.training.recipes import Recipe
-from fluxvit.utils.files import append_json
+from fluxvit.utils.distributed import World
+from fluxvit.utils.files import append_json, write_json
 from fluxvit.utils.system import Stopped
 
-SMALL = [
-    "--videos",
-    "64",
-    "--val",
-    "8",
-    "--test",
-    "16",
-    "--epochs",
-    "1.5",
-    "--minutes",
-    "0",
-    "--workers",
-    "1",
-    "--device",
-    "cpu",
-]
+SIZES = {"videos": 32, "val": 4, "test": 8, "epochs": 2, "minutes": 0, "workers": 1, "device": "cpu"}
+SMALL = [f"--{name}={value}" for name, value in SIZES.items()]
 
 
 def test_demo_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -43,7 +29,7 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {(row["kind"], row["budget"]) for row in results["points"]} == {
         (kind, budget) for kind in kinds for budget in demo.BUDGETS
     }
-    assert all(row["total"] == 16 for row in results["points"])
+    assert all(row["total"] == 8 for row in results["points"])
     grids = {(row["kind"], row["budget"]): row["grid"] for row in results["points"]}
     assert all(grids["random", budget] == grids["optimised", budget] for budget in demo.BUDGETS)
     assert {grids["one grid", budget] for budget in demo.BUDGETS} == {"8x40"}
@@ -64,9 +50,12 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_demo_refuses_a_folder_of_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    make_dataset(tmp_path / "demo" / "data", MotionWorldConfig(32, 0, "demo", val=1, test=1), workers=1)
+    other = MotionWorldConfig(33, 0, "demo", val=4, test=8)
+    (tmp_path / "demo" / "data").mkdir(parents=True)
+    record = {"name": other.name, "version": other.version, **asdict(other)}
+    write_json(tmp_path / "demo" / "data" / "config.json", record)
     assert main(["demo", "--out", str(tmp_path / "demo"), *SMALL]) == 2
-    assert "videos is 32 there and 64 here" in capsys.readouterr().err
+    assert "videos is 33 there and 32 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["videos", "val", "test", "epochs"])
@@ -88,9 +77,13 @@ def test_demo_checks_sizes_before_it_works(
         (100, -60, 0.3),  # The time is up before it begins.
     ],
 )
-def test_epochs_fit_into_the_time(rate: float, left: float, share: float) -> None:
-    config = demo.DemoConfig()
-    pace = demo._fitted(config, rate, left)
+def test_epochs_fit_into_the_time(
+    rate: float, left: float, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_clips_per_second", lambda *_: rate)
+    monkeypatch.setattr(demo.time, "monotonic", lambda: 900 - left)
+    config = demo.DemoConfig(str(tmp_path))
+    pace = demo._pace(config, demo.join_world("cpu"), started=0)
     assert pace.epochs == pytest.approx(share * config.epochs)
     assert 2 * pace.epochs * config.videos / rate < left or share == 0.3
     assert f"{pace.epochs:g} of 13 epochs" in pace.note
@@ -113,9 +106,18 @@ def test_what_was_decided_holds_when_the_demo_goes_on(
 
 def test_the_set_up_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    seconds = []
+
+    def stop(config: demo.DemoConfig, world: World, started: float) -> None:
+        seconds.append(time.monotonic() - started)
+        raise Stopped
+
     monkeypatch.setenv("FLUXVIT_SETUP_SECONDS", "95")
-    monkeypatch.setattr(demo, "_run_demo", lambda _, started: started)
-    assert time.monotonic() - demo.run_demo(demo.DemoConfig(str(tmp_path))) == pytest.approx(95, abs=5)
+    monkeypatch.setattr(demo, "make_dataset", lambda *_, **__: None)
+    monkeypatch.setattr(demo, "_pace", stop)
+    with pytest.raises(Stopped):
+        demo.run_demo(demo.DemoConfig(str(tmp_path), device="cpu"))
+    assert seconds == [pytest.approx(95, abs=5)]
 
 
 def test_the_speed_is_that_of_the_last_steps_of_a_trial(

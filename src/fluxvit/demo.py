@@ -63,38 +63,35 @@ def run_demo(config: DemoConfig) -> Evaluation:
     """
     started = time.monotonic() - float(os.environ.get("FLUXVIT_SETUP_SECONDS", 0))
     require_report_packages()  # Now, not after minutes of training.
-    with lock_folder(config.out):
-        return _run_demo(config, started)
-
-
-def _run_demo(config: DemoConfig, started: float) -> Evaluation:
     out, world, console = Path(config.out), join_world(config.device), Console()
     val, test = (str(out / "data" / f"{split}.jsonl") for split in ("val", "test"))
-    console.rule("data")
-    videos = MotionWorldConfig(config.videos, config.seed, "demo", val=config.val, test=config.test)
-    make_dataset(out / "data", videos, workers=config.workers)
-    pace = _pace(config, world, started)
-    console.print(pace.note)
-    console.rule("training: one model, three budgets, several grids")
-    flexible = train_recipe(_recipe(config, "flexible", pace.epochs), world)
-    console.rule("training: the same on one grid, for comparison")
-    fixed = train_recipe(_recipe(config, "fixed", pace.epochs), world)
-    console.rule("optimization: the best grid for each budget")
-    search = OptimizeConfig(str(flexible), val, test=test, workers=1, device=config.device)
-    search = replace(
-        search, frames=(16, 24, 32), sizes=(32, 40), out=str(out / "search"), to=str(out / "best")
-    )
-    best = run_optimize(search).folder
-    console.rule("evaluation")
-    options = EvaluateConfig(str(best), test, latency=False, workers=1, device=config.device)
-    tested = run_evaluation(replace(options, baselines=("random",), out=str(out / "test")), world)
-    options = replace(options, checkpoint=str(fixed), grid=ONE_GRID, out=str(out / "test_fixed"))
-    compared = run_evaluation(options, world)
-    assert tested is not None
-    assert compared is not None
-    results = _joined(tested.results, compared.results, pace)
-    write_json(out / RESULTS, results)
-    return Evaluation(results, tested.warning, [_report(config, results, world), best])
+    with lock_folder(out):
+        console.rule("data")
+        videos = MotionWorldConfig(config.videos, config.seed, "demo", val=config.val, test=config.test)
+        make_dataset(out / "data", videos, workers=config.workers)
+        pace = _pace(config, world, started)
+        console.print(pace.note)
+
+        console.rule("training: one model, three budgets, several grids")
+        flexible = train_recipe(_recipe(config, "flexible", pace.epochs), world)
+        console.rule("training: the same on one grid, for comparison")
+        fixed = train_recipe(_recipe(config, "fixed", pace.epochs), world)
+
+        console.rule("optimization: the best grid for each budget")
+        search = OptimizeConfig(str(flexible), val, frames=(16, 24, 32), sizes=(32, 40), test=test, workers=1)
+        search = replace(search, out=str(out / "search"), to=str(out / "best"), device=config.device)
+        best = run_optimize(search).folder
+
+        console.rule("evaluation")
+        options = EvaluateConfig(str(best), test, latency=False, workers=1, device=config.device)
+        tested = run_evaluation(replace(options, baselines=("random",), out=str(out / "test")), world)
+        options = replace(options, checkpoint=str(fixed), grid=ONE_GRID, out=str(out / "test_fixed"))
+        compared = run_evaluation(options, world)
+        assert tested is not None
+        assert compared is not None
+        results = _joined(tested.results, compared.results, pace)
+        write_json(out / RESULTS, results)
+        return Evaluation(results, tested.warning, [_report(config, results, world), best])
 
 
 def _recipe(config: DemoConfig, name: str, epochs: float) -> Recipe:
@@ -113,9 +110,6 @@ def _recipe(config: DemoConfig, name: str, epochs: float) -> Recipe:
     )
 
 
-# The time that it takes -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Pace:
     """How long to train. It is decided once and kept in ``pace.json``, so that a demo goes on as it began.
@@ -132,7 +126,7 @@ class Pace:
 
 
 def _pace(config: DemoConfig, world: World, started: float) -> Pace:
-    path, asked = Path(config.out, "pace.json"), (config.minutes, config.epochs)
+    path, asked, epochs = Path(config.out, "pace.json"), (config.minutes, config.epochs), config.epochs
     if path.exists():
         pace = read(path, Pace)
         if pace.asked != asked:
@@ -141,25 +135,21 @@ def _pace(config: DemoConfig, world: World, started: float) -> Pace:
                 "choose another folder or remove it"
             )
         return pace
-    pace = Pace(asked, config.epochs, f"All {config.epochs:g} epochs are trained, without a limit of time.")
+    note = f"All {epochs:g} epochs are trained, without a limit of time."
     if config.minutes:
         rate = _clips_per_second(config, world)
         left = 60 * config.minutes - (time.monotonic() - started)
-        pace = _fitted(config, rate, left)
+        tests = _TESTS * (config.val + config.test)
+        share = (_PLANNED * left * rate - tests) / (2 * epochs * config.videos)
+        # In steps of 5 %, so that noise changes nothing.
+        epochs *= min(1.0, max(_LEAST, int(20 * share) / 20))
+        note = (
+            f"{epochs:g} of {config.epochs:g} epochs are trained, to end within {config.minutes:g} minutes; "
+            f"the speed before was {rate:.0f} clips a second."
+        )
+    pace = Pace(asked, epochs, note)
     write_json(path, asdict(pace))
     return pace
-
-
-def _fitted(config: DemoConfig, rate: float, left: float) -> Pace:
-    """The epochs that fit into ``left`` seconds, in steps of 5 % of all, so that noise changes nothing."""
-    tests = _TESTS * (config.val + config.test)
-    share = (_PLANNED * left * rate - tests) / (2 * config.epochs * config.videos)
-    epochs = config.epochs * min(1.0, max(_LEAST, int(20 * share) / 20))
-    note = (
-        f"{epochs:g} of {config.epochs:g} epochs are trained, for a limit of {config.minutes:g} minutes and "
-        f"{rate:.0f} clips a second, measured before the training."
-    )
-    return Pace((config.minutes, config.epochs), epochs, note)
 
 
 def _clips_per_second(config: DemoConfig, world: World) -> float:
@@ -171,9 +161,6 @@ def _clips_per_second(config: DemoConfig, world: World) -> float:
         except Stopped:
             raise Stopped("stopped while measuring the speed; the same command goes on") from None
         return float(read_json_lines(Path(folder, LOG))[-1]["clips_per_s"])
-
-
-# The report ----------------------------------------------------------------------------------------------
 
 
 def _joined(tested: dict[str, Any], compared: dict[str, Any], pace: Pace) -> dict[str, Any]:
