@@ -30,13 +30,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.evaluation.classification import Score, number_for_checkpoint
-from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.cost import clip_cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -45,7 +44,6 @@ from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import environment
-from fluxvit.video.transforms import normalize
 
 MERGING, PLAIN, REFERENCE = "merging", "plain", "group_dynamic"
 METHODS = (*SELECTORS, MERGING, PLAIN)
@@ -81,11 +79,12 @@ def main() -> None:
     if REFERENCE not in methods:
         parser.error(f"--methods: {REFERENCE} must be among them, since all are compared with it")
     manifest = read_manifest(args.data)
-    models = [load_checkpoint(checkpoint, args.device) for checkpoint in args.checkpoints]
-    for path, (model, info) in zip(args.checkpoints, models, strict=True):
-        manifest = number_for_checkpoint(str(args.data), manifest, str(path), model, info)
-    config = models[0][0].config
-    if any(model.config.size != config.size for model, _ in models):
+    checkpoints = [Checkpoint.load(checkpoint, args.device) for checkpoint in args.checkpoints]
+    for path, checkpoint in zip(args.checkpoints, checkpoints, strict=True):
+        manifest = number_for_checkpoint(str(args.data), manifest, str(path), checkpoint)
+    model = checkpoints[0].model
+    config = model.config
+    if any(checkpoint.model.config.size != config.size for checkpoint in checkpoints):
         parser.error("the checkpoints are of different sizes; give those of one recipe at a time")
     pool = args.grid.tokens(config.patch_size, config.tubelet_size)
     budgets = [int(k) for k in args.budgets.split(",")] if args.budgets else [pool // 4, pool // 8]
@@ -103,19 +102,19 @@ def main() -> None:
     result = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
     if result and result["setting"] != setting:
         parser.error(f"--json {args.json}: it holds results of other settings; choose another name")
-    plain = {str(budget): str(_plain(models[0][0], budget, args.grid)) for budget in budgets}
+    plain = {str(budget): str(_plain(model, budget, args.grid)) for budget in budgets}
     result = {"setting": setting, "plain": plain, "runs": {}, **result}
 
     dataset = _dataset(args, manifest)
-    for name, (model, info) in zip(args.checkpoints, models, strict=True):
-        digest = backbone_digest(model, info)
+    for name, checkpoint in zip(args.checkpoints, checkpoints, strict=True):
+        digest = checkpoint.digest()
         if digest not in result["runs"]:
-            correct = _correct(model, dataset, args, setting, info.mean, info.std, name)
+            correct = _correct(checkpoint, dataset, args, setting, name)
             result["runs"][digest] = {"checkpoint": "/".join(Path(name).parts[-2:]), "correct": correct}
             if args.json:
                 write_json(args.json, result)
-    digests = [backbone_digest(model, info) for model, info in models]
-    result["milliseconds"] = _milliseconds(models[0][0], args, setting)
+    digests = [checkpoint.digest() for checkpoint in checkpoints]
+    result["milliseconds"] = _milliseconds(model, args, setting)
     result["conditions"] = {**environment(args.device), "threads": str(args.threads)}
     if args.json:
         write_json(args.json, result)
@@ -142,16 +141,14 @@ def _answers(model: FluxViT, video: Tensor, budgets: Sequence[int], method: str)
 
 @torch.inference_mode()
 def _correct(
-    model: FluxViT,
+    checkpoint: Checkpoint,
     dataset: ClipDataset,
     args: argparse.Namespace,
     setting: dict[str, Any],
-    mean: Sequence[float],
-    std: Sequence[float],
     title: str,
 ) -> dict[str, dict[str, str]]:
     """Of each method and budget a digit for every clip: 1 where the answer was right."""
-    budgets, clips = setting["budgets"], range(setting["clips"])
+    model, budgets, clips = checkpoint.model, setting["budgets"], range(setting["clips"])
     passes: list[tuple[SamplingGrid, list[int], list[str]]] = [
         (args.grid, budgets, [method for method in setting["methods"] if method != PLAIN])
     ]
@@ -162,7 +159,7 @@ def _correct(
         batches = epoch_batches(len(dataset), grid, 32, clips)
         what = f"{title}, {grid}"
         for clip in _track(loader(dataset, batches, 0), what, len(batches)):
-            video = normalize(clip.video.to(args.device), mean, std)
+            video = checkpoint.normalize(clip.video)
             for method in methods:
                 for keep, logits in zip(keeps, _answers(model, video, keeps, method), strict=True):
                     right = (logits.argmax(-1).cpu() == clip.label).int().tolist()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.models.teachers import FluxViTTeacher, TokenShape, spread_layers
 from fluxvit.training.optim import parameter_groups
@@ -103,7 +103,7 @@ class Setting:
         )
         _, layers = spread_layers(self.student.config.depth, depth, 6)
         targets = LiveTargets(teacher, layers, IMAGENET_MEAN, IMAGENET_STD)
-        self.task = DistillTask(self.student, CheckpointInfo(), targets, teacher_tokens=budgets[0])
+        self.task = DistillTask(Checkpoint(self.student), targets, teacher_tokens=budgets[0])
         self.optimizer = torch.optim.AdamW(parameter_groups(self.task, 0.05))
         self.video = torch.randn(args.clips, 3, *(int(number) for number in args.grid.split(",")))
         self.item = torch.arange(args.clips)

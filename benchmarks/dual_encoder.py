@@ -47,7 +47,6 @@ from fluxvit.training.runs.contrastive import contrast_recipe
 from fluxvit.utils.distributed import ALONE
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import processor_name
-from fluxvit.video.transforms import normalize
 
 RECIPE = Path(__file__).parents[1] / "configs" / "contrastive" / "motionworld_nano.yaml"
 ACTS = ("slide", "lift", "depth")
@@ -155,7 +154,7 @@ class _Opposites:
         batches = epoch_batches(len(self._manifest), SamplingGrid.parse(row["grid"]), 32)
         vectors = []
         for clip in loader(ClipDataset(self._manifest), batches):
-            video = normalize(clip.video, self._info.video.mean, self._info.video.std)
+            video = self._info.video.normalize(clip.video)
             vectors.append(self._encoder.embed_video(video, row["keep"], selector=row["selector"]))
         videos = torch.cat(vectors)
         figures = {}

@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import content_digest, read_manifest, write_manifest
@@ -168,10 +168,10 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
     seconds["tuning"] = _timed(out / "tune.json", lambda: train_recipe(recipe, ALONE, progress=False))[
         "seconds"
     ]
-    model, info = load_checkpoint(out / "tune" / "last")
+    info = Checkpoint.load(out / "tune" / "last")
     manifest = read_manifest(args.out / "test.jsonl")
     dataset = ClipDataset(manifest, _frames(args, args.out / "test.jsonl"))
-    tested = predict_dataset(model, dataset, TEST_GRID, list(BUDGETS), mean=info.mean, std=info.std)
+    tested = predict_dataset(info, dataset, TEST_GRID, list(BUDGETS))
     result = {
         "way": way,
         "seed": seed,

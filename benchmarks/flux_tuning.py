@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
@@ -122,7 +122,8 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
         return json.loads(done.read_text())
     world = join_world()
     folder = train_recipe(_recipe(args, way, seed, out), world, progress=False)
-    model, info = load_checkpoint(folder)
+    info = Checkpoint.load(folder)
+    model = info.model
     model.to(world.device)
     manifest = read_manifest(args.test)
     dataset = ClipDataset(manifest, _cache(args, manifest))
@@ -130,16 +131,15 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
     keeps = [full, full // 2, full // 4, full // 8]
     fixed = SamplingGrid(args.frames, args.size, args.size)
     scores: dict[str, list[Score]] = {}
-    common = {"mean": info.mean, "std": info.std}
     scores["plain"] = []
     for part, keep in enumerate(keeps):
         frames = args.frames >> part
         if frames % args.tubelet == 0:  # Smaller budgets do not pay for one tubelet of whole frames.
             grid = SamplingGrid(frames, args.size, args.size)
-            scores["plain"] += [r.score for r in predict_dataset(model, dataset, grid, [keep], **common)]
-    scores["cut"] = [r.score for r in predict_dataset(model, dataset, fixed, keeps, **common)]
+            scores["plain"] += [r.score for r in predict_dataset(info, dataset, grid, [keep])]
+    scores["cut"] = [r.score for r in predict_dataset(info, dataset, fixed, keeps)]
     dense = SamplingGrid(args.frames, args.size + 8, args.size + 8)
-    scores["dense"] = [r.score for r in predict_dataset(model, dataset, dense, keeps, **common)]
+    scores["dense"] = [r.score for r in predict_dataset(info, dataset, dense, keeps)]
     result = {
         "way": way,
         "seed": seed,

@@ -27,9 +27,8 @@ from typing import Any
 
 import torch
 
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint
-from fluxvit.deploy.latency import LatencyTable, measure_latencies, plan_for
-from fluxvit.deploy.predictor import default_plans
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.latency import LatencyTable, measure_latencies, plan_for
 from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import Cost, grid_cost
@@ -82,8 +81,9 @@ def main() -> None:
 def model_and_plans(name: str, size: int | None, device: torch.device) -> tuple[FluxViT, list[Plan]]:
     """A model in eval mode and its plans, largest budget first."""
     if name not in PRESETS:
-        model, info = load_checkpoint(name, device)
-        plans = info.plans or default_plans(model.config, info, None)
+        info = Checkpoint.load(name, device)
+        model = info.model
+        plans = info.plans or info.default_plans()
         return model, sorted(plans, key=lambda plan: -plan.keep)
     torch.manual_seed(0)
     model = create_model(name).eval()
@@ -92,7 +92,7 @@ def model_and_plans(name: str, size: int | None, device: torch.device) -> tuple[
     most = config.budgets[0]
     whole = plain_grid(model, most, size)
     grids = [SamplingGrid(config.tubelet_size * n, size, size) for n in range(2, 17)]
-    parts = [default_plans(config, CheckpointInfo(grids=grids), most // n)[0] for n in (2, 4, 8)]
+    parts = [Checkpoint(model, grids=grids).default_plans(most // n)[0] for n in (2, 4, 8)]
     return model, [Plan(whole, min(most, _pool(model, whole))), *parts]
 
 

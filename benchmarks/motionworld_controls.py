@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
 from fluxvit.evaluation.classification import predict_dataset
@@ -58,11 +58,10 @@ def main() -> None:
         start = time.monotonic()
         checkpoint = _train(folder, run, target, order, plan, args)
         seconds = time.monotonic() - start
-        model, info = load_checkpoint(checkpoint)
+        info = Checkpoint.load(checkpoint)
+        model = info.model
         clips = ClipDataset(read_motionworld(folder, "test", target), order=order)
-        (result,) = predict_dataset(
-            model, clips, plan.grid, [plan.keep], mean=info.mean, std=info.std, workers=1
-        )
+        (result,) = predict_dataset(info, clips, plan.grid, [plan.keep], workers=1)
         score, chance = result.score, 1 / model.num_classes
         rows.append(
             {

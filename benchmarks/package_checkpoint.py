@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from fluxvit.checkpoints.folder import SEARCH, WEIGHTS, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import SEARCH, WEIGHTS, Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.evaluation.classification import predict_dataset
@@ -64,7 +64,8 @@ def main() -> None:
     add("--made_by", required=True, help="what trained it, for the card")
     args = parser.parse_args()
 
-    model, info = load_checkpoint(args.checkpoint)
+    info = Checkpoint.load(args.checkpoint)
+    model = info.model
     config = model.config
     train, val, test = (read_manifest(args.data / f"{split}.jsonl") for split in ("train", "val", "test"))
     if train.digest != info.provenance["data"]:
@@ -75,7 +76,7 @@ def main() -> None:
     recipe["data"] = {key: recipe["data"][key] for key in ("target", "cache_frames", "cache_side")}
     recipe["model"] = {key: recipe["model"][key] for key in ("name", "settings")}
     del recipe["out"]
-    folder = save_checkpoint(args.out, model, info)
+    folder = info.save(args.out)
     frames, sizes = (
         tuple(sorted({getattr(grid, key) for grid in info.grids})) for key in ("frames", "height")
     )
@@ -87,9 +88,7 @@ def main() -> None:
     (folder / SEARCH).unlink()  # It names folders, too.
     rows = []
     for budget, plan in ((budget, tried.plan) for budget, tried in best.items()):
-        (result,) = predict_dataset(
-            model, ClipDataset(test), plan.grid, [budget], mean=info.mean, std=info.std, head=plan.head
-        )
+        (result,) = predict_dataset(info, ClipDataset(test), plan.grid, [budget], head=plan.head)
         pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
         gmacs = grid_cost(config.size, plan.grid, budget).total / 1e9
         rows.append(f"| {budget} | {plan.grid} | {pool} | {gmacs:.3f} | {result.score} |")

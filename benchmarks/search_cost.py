@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.flux.plan import Plan
@@ -123,12 +123,12 @@ def main() -> None:
 
 @cache
 def _predictor(checkpoint: str, fresh: str, device: str) -> Callable[[Plan], np.ndarray]:
-    model, info = load_checkpoint(checkpoint, device)
+    info = Checkpoint.load(checkpoint, device)
     dataset = ClipDataset(read_manifest(fresh))
 
     @cache
     def right(plan: Plan) -> np.ndarray:
-        (logits,), labels = predict_plans(model, info, dataset, [plan], progress=False)
+        (logits,), labels = predict_plans(info, dataset, [plan], progress=False)
         return (logits.argmax(-1) == labels).double().numpy()
 
     return right

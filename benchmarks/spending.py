@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, load_checkpoint
+from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, Checkpoint
+from fluxvit.checkpoints.latency import measure_latencies
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.cascade import measure_chains, prefixes
-from fluxvit.deploy.latency import measure_latencies
 from fluxvit.flux.cascade import chain_gmacs
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Plan
@@ -61,7 +61,8 @@ def main() -> None:
     add("--json", metavar="OUT.json")
     args = parser.parse_args()
 
-    model, info = load_checkpoint(args.checkpoint, args.device)
+    info = Checkpoint.load(args.checkpoint, args.device)
+    model = info.model
     plans = [_plan(text) for text in args.plans.split(",")] if args.plans else info.plans
     plans = sorted(dict.fromkeys(plans), key=lambda plan: chain_gmacs(model.config.size, [plan])[0])
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +71,7 @@ def main() -> None:
             manifest = read_manifest(getattr(args, name))
             cache = FrameCache(args.cache or temporary, manifest, args.cache_frames, args.cache_side)
             sets[name] = ClipDataset(manifest, cache.build())
-        rows = {name: predict_plans(model, info, clips, plans) for name, clips in sets.items()}
+        rows = {name: predict_plans(info, clips, plans) for name, clips in sets.items()}
         result = {
             "checkpoint": str(args.checkpoint),
             "settings": {

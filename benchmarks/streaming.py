@@ -26,7 +26,7 @@ import av
 import numpy as np
 import torch
 
-from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, Checkpoint
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.deploy.streaming import StreamAnswer, StreamingPredictor
 from fluxvit.flux.cost import grid_cost
@@ -138,7 +138,7 @@ def measure(case: Case, video: Path, steps: int, device: str, folder: Path) -> d
         torch.manual_seed(0)
         checkpoint = folder / case.model
         if not checkpoint.exists():
-            save_checkpoint(checkpoint, create_model(case.model, layer_scale=1.0).eval(), CheckpointInfo())
+            Checkpoint(create_model(case.model, layer_scale=1.0).eval()).save(checkpoint)
     predictor = Predictor(checkpoint, case.keep, grid=grid, device=device)
     stream = StreamingPredictor(predictor, case.window_s, case.hop_s)
     model, plan, size = predictor.model, predictor.plan, predictor.model.config.size
@@ -146,7 +146,7 @@ def measure(case: Case, video: Path, steps: int, device: str, folder: Path) -> d
 
     with open_video(video) as reader:
         samples = reader.read((np.arange(int(reader.end / period)) + 0.5) * period)
-    clip = predictor.clip(samples, grid)
+    clip = predictor.checkpoint.clip(samples, grid)
 
     def start_of(step: int) -> float:
         return step * stream.hop_s
@@ -161,7 +161,7 @@ def measure(case: Case, video: Path, steps: int, device: str, folder: Path) -> d
     def all_anew(step: int) -> np.ndarray:
         begin = start_of(step)
         frames = reader.read(segment_times(begin, begin + stream.window_s, grid.frames))
-        out = model(predictor.clip(frames, grid), plan.keep, plan.head, plan.selector)
+        out = model(predictor.checkpoint.clip(frames, grid), plan.keep, plan.head, plan.selector)
         return out.logits[0].double().softmax(-1).cpu().numpy()
 
     class Ready(StreamingPredictor):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT, create_model
@@ -56,12 +56,13 @@ def _own_log() -> None:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A random model with plans for two of its budgets."""
-    info = CheckpointInfo(
+    made = Checkpoint(
+        small_model(),
         labels=["a", "b", "c", "d", "e"],
         grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
         plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],
     )
-    return save_checkpoint(tmp_path / "checkpoint", small_model(), info)
+    return made.save(tmp_path / "checkpoint")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
@@ -88,13 +88,14 @@ def good_files(folder: Path) -> Path:
     """One of each kind of file that commands read, small."""
     measured = Measured(correct=3, total=4, gmacs=0.1, latency_ms=2.0, device="x")
     plans = [Plan(SamplingGrid(8, 24, 24), 24, 0, measured=measured), Plan(SamplingGrid(8, 16, 32), 12)]
-    info = CheckpointInfo(
+    made = Checkpoint(
+        small_model(),
         labels=["a", "b", "c", "d", "e"],
         grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
         plans=plans,
         cascades=[Cascade((plans[1], plans[0]), 0.5, (1.0, 1.2), measured, reach=(1.0, 0.5))],
     )
-    save_checkpoint(folder / "model", small_model(), info)
+    made.save(folder / "model")
     saved_encoder(folder / "dual")
     saved_chat(folder)
     rng = np.random.default_rng(0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from conftest import small_model
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualInfo, save_dual
-from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.texts import Texts
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -34,7 +34,6 @@ def small_encoder() -> tuple[DualEncoder, Texts]:
 def saved_encoder(folder: Path) -> Path:
     """A folder of one, with a plan for one of its budgets."""
     encoder, texts = small_encoder()
-    info = CheckpointInfo(
-        grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)], plans=[Plan(SamplingGrid(8, 24, 24), 12)]
-    )
-    return save_dual(folder, encoder, DualInfo(info, texts, {"made_by": "tests"}))
+    grids = [SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)]
+    video = Checkpoint(encoder.video, grids=grids, plans=[Plan(SamplingGrid(8, 24, 24), 12)])
+    return save_dual(folder, encoder, DualInfo(video, texts, {"made_by": "tests"}))

@@ -8,7 +8,7 @@ import torch
 
 from conftest import small_model
 from fluxvit.checkpoints.chat import ChatInfo, save_chat
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.chat import Connector, ConnectorConfig
@@ -76,10 +76,11 @@ def saved_chat(folder: Path, kind: str = "query") -> Path:
     language = tiny_language_model(folder / "lm")
     torch.manual_seed(4)
     config = ConnectorConfig(32, 16, 32, kind, queries=5, width=16, num_heads=2, scale=0.5)
-    info = CheckpointInfo(
+    video = Checkpoint(
+        small_model(0),
         grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
         plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],
     )
-    about = ChatInfo(info, str(language), "answer briefly")
+    about = ChatInfo(video, str(language), "answer briefly")
     state = {f"connector.{name}": value for name, value in Connector(config).state_dict().items()}
-    return save_chat(folder / "chat", small_model(0), config, state, about)
+    return save_chat(folder / "chat", config, state, about)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fluxvit.checkpoints.folder import load
+    from fluxvit.checkpoints.checkpoint import Checkpoint, load
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import Budget
     from fluxvit.flux.grid import SamplingGrid
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 # Names are imported when first used: printing help must not wait for PyTorch.
 _HOMES = {
     "Budget": "fluxvit.flux.budget",
+    "Checkpoint": "fluxvit.checkpoints.checkpoint",
     "FluxViT": "fluxvit.models.fluxvit",
     "FluxViTConfig": "fluxvit.models.config",
     "Plan": "fluxvit.flux.plan",
     "Predictor": "fluxvit.deploy.predictor",
     "SamplingGrid": "fluxvit.flux.grid",
     "create_model": "fluxvit.models.fluxvit",
-    "load": "fluxvit.checkpoints.folder",
+    "load": "fluxvit.checkpoints.checkpoint",
 }
 
 __all__ = [
     "Budget",
+    "Checkpoint",
     "FluxViT",
     "FluxViTConfig",
     "Plan",

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
 from fluxvit.demo_config import BATCH, DemoConfig
@@ -187,19 +187,17 @@ def _joined(tested: dict[str, Any], compared: dict[str, Any], pace: Pace) -> dic
 def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
     """The report of an evaluation, with sections on the order of frames and on training."""
     out = Path(config.out)
-    model, info = load_checkpoint(out / "best", world.device)
-    manifest, plan = read_motionworld(out / "data", "test"), info.plans[0]
+    checkpoint = Checkpoint.load(out / "best", world.device)
+    manifest, plan = read_motionworld(out / "data", "test"), checkpoint.plans[0]
     (usual,) = (p for p in results["points"] if p["kind"] == "optimised" and p["budget"] == plan.keep)
     rows = [("in order", Score(usual["correct"], usual["total"]))]
     for order, name in (("shuffled", "in random order"), ("single", "one frame, repeated")):
         clips = ClipDataset(manifest, order=order)
         (result,) = predict_dataset(
-            model,
+            checkpoint,
             clips,
             plan.grid,
             [plan.keep],
-            mean=info.mean,
-            std=info.std,
             workers=1,
             progress=f"Testing {name}",
         )
@@ -221,5 +219,5 @@ def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
     ]
     chosen = random.Random(config.seed).sample(manifest.entries, min(3, len(manifest)))
     titled = [(entry.path.stem, entry) for entry in chosen]
-    filmstrips = make_filmstrips(out / "best", BUDGETS, plan.grid, titled, manifest.labels, str(world.device))
+    filmstrips = make_filmstrips(checkpoint, BUDGETS, plan.grid, titled, manifest.labels)
     return write_report(out / "report", results, filmstrips, sections)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fluxvit
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualInfo, is_dual, load_dual, save_dual
-from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.checkpoints.huggingface_text import HuggingFaceText
 from fluxvit.data.texts import Texts
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
@@ -28,7 +28,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     assert info.provenance == {"made_by": "tests"}
     assert [plan.keep for plan in info.video.plans] == [12]
     # The video side is an ordinary checkpoint.
-    assert fluxvit.load(folder / "video").num_classes == 0
+    assert fluxvit.load(folder / "video").model.num_classes == 0
     # It is replaced as a whole.
     save_dual(folder, read, info)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dual"]
@@ -96,7 +96,7 @@ def test_wrapped_encoders_are_written_so_that_they_can_be_read(part: str, tmp_pa
             encoder.language.text.blocks[i] = torch.compile(block)
     else:
         setattr(encoder, part, torch.compile(getattr(encoder, part)))
-    save_dual(tmp_path / "dual", whole, DualInfo(CheckpointInfo(), texts))
+    save_dual(tmp_path / "dual", whole, DualInfo(Checkpoint(encoder.video), texts))
     found = load_dual(tmp_path / "dual")[0].state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())

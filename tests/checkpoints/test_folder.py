@@ -3,19 +3,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fluxvit
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.video.sampling import ClipSampling
+from fluxvit.video.transforms import eval_transform
 
 
 def test_round_trip(checkpoint: Path) -> None:
-    model, info = load_checkpoint(checkpoint)
+    info = Checkpoint.load(checkpoint)
+    model = info.model
     original = small_model()
     assert model.config == original.config
     for (name, a), (_, b) in zip(model.state_dict().items(), original.state_dict().items(), strict=True):
@@ -26,7 +29,19 @@ def test_round_trip(checkpoint: Path) -> None:
     assert not model.training
     video = torch.randn(1, 3, 8, 16, 32)
     # Where a file puts its tensors in memory may change the last bit.
-    torch.testing.assert_close(fluxvit.load(checkpoint)(video, 12).logits, original(video, 12).logits)
+    torch.testing.assert_close(fluxvit.load(checkpoint).model(video, 12).logits, original(video, 12).logits)
+
+
+def test_what_a_checkpoint_answers(checkpoint: Path) -> None:
+    found = fluxvit.load(checkpoint)
+    assert found.pool(SamplingGrid(8, 16, 32)) == 32
+    assert found.plan(10) == Plan(SamplingGrid(8, 16, 32), 10)
+    assert found.plan(10, SamplingGrid(6, 8, 40)) == Plan(SamplingGrid(6, 8, 40), 10)
+    frames = np.random.default_rng(0).integers(0, 255, (4, 20, 28, 3), dtype=np.uint8)
+    grid = SamplingGrid(4, 16, 16)
+    assert torch.equal(found.clip(frames, grid)[0], eval_transform(frames, 16, 16, found.mean, found.std))
+    assert found.save(checkpoint.with_name("copy")).is_dir()
+    assert fluxvit.load(checkpoint.with_name("copy")).digest() == found.digest()
 
 
 def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
@@ -34,10 +49,8 @@ def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
     small = Plan(SamplingGrid(4, 16, 16), 6, 2, "uniform", measured)
     large = Plan(SamplingGrid(8, 16, 32), 12)
     cascade = Cascade((small, large), 0.8, (1.5, 1.0), Measured(gmacs=0.7))
-    folder = save_checkpoint(
-        tmp_path / "it", small_model(5), CheckpointInfo(plans=[small, large], cascades=[cascade])
-    )
-    info = load_checkpoint(folder)[1]
+    folder = Checkpoint(small_model(5), plans=[small, large], cascades=[cascade]).save(tmp_path / "it")
+    info = Checkpoint.load(folder)
     assert (info.plans, info.cascades) == ([small, large], [cascade])
     assert (info.plans[0].measured, info.plans[1].measured) == (measured, None)
     assert (info.cascades[0].measured, info.cascades[0].stages[0].measured) == (Measured(gmacs=0.7), measured)
@@ -45,20 +58,20 @@ def test_plan_tables_keep_what_was_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampling", [ClipSampling("dense", 2), ClipSampling("dense", 1, 12.5)])
 def test_sampling_is_stored(tmp_path: Path, sampling: ClipSampling) -> None:
-    folder = save_checkpoint(tmp_path / "it", small_model(5), CheckpointInfo(sampling=sampling))
-    assert load_checkpoint(folder)[1].sampling == sampling
+    folder = Checkpoint(small_model(5), sampling=sampling).save(tmp_path / "it")
+    assert Checkpoint.load(folder).sampling == sampling
 
 
 def test_folders_that_name_no_sampling_were_trained_sparse(checkpoint: Path) -> None:
     facts = json.loads((checkpoint / "config.json").read_text())
     del facts["sampling"]
     (checkpoint / "config.json").write_text(json.dumps(facts))
-    assert load_checkpoint(checkpoint)[1].sampling == ClipSampling("sparse")
+    assert Checkpoint.load(checkpoint).sampling == ClipSampling("sparse")
 
 
 def test_plan_tables_of_the_first_version_are_read(checkpoint: Path) -> None:
     (checkpoint / "plans.json").write_text('[{"grid": "8x16x32", "keep": 12, "head": null}]')
-    assert load_checkpoint(checkpoint)[1].plans == [Plan(SamplingGrid(8, 16, 32), 12)]
+    assert Checkpoint.load(checkpoint).plans == [Plan(SamplingGrid(8, 16, 32), 12)]
 
 
 @pytest.mark.parametrize(
@@ -74,18 +87,19 @@ def test_plan_tables_of_the_first_version_are_read(checkpoint: Path) -> None:
 def test_bad_plan_tables_are_named(checkpoint: Path, table: str, reason: str) -> None:
     (checkpoint / "plans.json").write_text(table)
     with pytest.raises(ValueError, match=f"plans.json: .*{reason}"):
-        load_checkpoint(checkpoint)
+        Checkpoint.load(checkpoint)
 
 
 def test_loaded_model_can_be_trained(checkpoint: Path) -> None:
-    model = fluxvit.load(checkpoint).train()
+    model = fluxvit.load(checkpoint).model.train()
     model(torch.randn(2, 3, 4, 16, 16)).logits.sum().backward()
     assert model.patch_embed.proj.weight.grad is not None
 
 
 def test_replacing_keeps_nothing_of_the_old(checkpoint: Path) -> None:
-    save_checkpoint(checkpoint, small_model(3), CheckpointInfo())
-    model, info = load_checkpoint(checkpoint)
+    Checkpoint(small_model(3)).save(checkpoint)
+    info = Checkpoint.load(checkpoint)
+    model = info.model
     assert (model.num_classes, info.labels, info.plans) == (3, [], [])
     assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
 
@@ -94,13 +108,13 @@ def test_never_overwrites_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="something else than a checkpoint"):
-        save_checkpoint(tmp_path, small_model(), CheckpointInfo())
+        Checkpoint(small_model()).save(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
 def test_labels_must_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 labels for a model of 5 classes"):
-        save_checkpoint(tmp_path / "x", small_model(), CheckpointInfo(labels=["a", "b"]))
+        Checkpoint(small_model(), labels=["a", "b"]).save(tmp_path / "x")
 
 
 @pytest.mark.parametrize(
@@ -125,13 +139,13 @@ def test_labels_must_fit(tmp_path: Path) -> None:
 def test_damaged_checkpoints_say_what_is_wrong(checkpoint: Path, damage, message: str) -> None:
     damage(checkpoint)
     with pytest.raises(ValueError, match=message):
-        load_checkpoint(checkpoint)
+        Checkpoint.load(checkpoint)
 
 
 @pytest.mark.parametrize("device", ["banana", "cuda:77"])
 def test_devices_that_are_not_there(checkpoint: Path, device: str) -> None:
     with pytest.raises(ValueError, match=f"device '?{device}"):
-        load_checkpoint(checkpoint, device)
+        Checkpoint.load(checkpoint, device)
 
 
 def _edit(folder: Path, change) -> None:

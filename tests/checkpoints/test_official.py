@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import compare_keys, load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.folder import compare_keys
 from fluxvit.checkpoints.official import (
     convert_internvideo2,
     convert_release,
@@ -48,7 +49,8 @@ def test_converted_full_size_model_runs_at_batch_one(released: Path, tmp_path: P
     assert "247 tensors used\n0 missing\n0 unexpected" in capsys.readouterr().out
     torch.manual_seed(1)
     original = create_model("fluxvit_small", layer_scale=0.1, activation="gelu").eval()
-    model, info = load_checkpoint(tmp_path / "s")
+    info = Checkpoint.load(tmp_path / "s")
+    model = info.model
     assert model.config.activation == "gelu"
     assert len(info.grids) == 41
     video = torch.randn(1, 3, 4, 56, 42)
@@ -440,11 +442,13 @@ def test_convert_command_tells_the_kinds_apart(tuned_file: Path, tmp_path: Path,
     labels = ["--labels", str(tmp_path / "names.txt")]
     assert main(["convert", str(tuned_file), str(tmp_path / "start"), "--budgets", "512,256", *labels]) == 0
     assert "must be trained before use" in capsys.readouterr().out
-    model, info = load_checkpoint(tmp_path / "start")
+    info = Checkpoint.load(tmp_path / "start")
+    model = info.model
     assert (model.config.budgets, model.config.dual_patch_norm) == ((512, 256), True)
     assert (info.labels, len(info.grids)) == (list("abcde"), 18)
     assert main(["convert", str(tuned_file), str(tmp_path / "same"), "--exact", "--activation", "gelu"]) == 0
-    model, info = load_checkpoint(tmp_path / "same")
+    info = Checkpoint.load(tmp_path / "same")
+    model = info.model
     assert (model.config.budgets, model.config.dual_patch_norm) == ((3072, 2048, 1024), False)
     assert model.config.activation == "gelu"
     assert info.grids == [SamplingGrid(8, 224, 224)]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.state_dicts import unwrap
 from fluxvit.checkpoints.weights import read_tensors, read_weights
 from fluxvit.models.fluxvit import FluxViT
@@ -298,7 +298,7 @@ def test_wrapped_models_are_written_so_that_they_can_be_read(wrap: Any, tmp_path
         name.replace("_orig_mod.", "").replace("module.", ""): x for name, x in model.state_dict().items()
     }
     wanted.pop("n_averaged", None)
-    loaded, _ = load_checkpoint(save_checkpoint(tmp_path / "c", model, CheckpointInfo()))
+    loaded = Checkpoint.load(Checkpoint(model).save(tmp_path / "c")).model
     found = loaded.state_dict()
     assert found.keys() == wanted.keys()
     assert all(
@@ -332,51 +332,51 @@ def grown(model: FluxViT) -> FluxViT:
 )
 def test_what_could_not_be_read_back_is_not_written(change: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=reason):
-        save_checkpoint(tmp_path / "c", change(small_model()), CheckpointInfo())
+        Checkpoint(change(small_model())).save(tmp_path / "c")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "info",
+    "facts",
     [
-        CheckpointInfo(labels=[1, 2, 3, 4, 5]),  # type: ignore[list-item]
-        CheckpointInfo(mean=(0.5,)),
-        CheckpointInfo(std=(0.0, 1.0, 1.0)),
-        CheckpointInfo(mean=(float("nan"), 0.0, 0.0)),
+        {"labels": [1, 2, 3, 4, 5]},
+        {"mean": (0.5,)},
+        {"std": (0.0, 1.0, 1.0)},
+        {"mean": (float("nan"), 0.0, 0.0)},
     ],
 )
-def test_facts_that_could_not_be_read_back_are_not_written(info: CheckpointInfo, tmp_path: Path) -> None:
+def test_facts_that_could_not_be_read_back_are_not_written(facts: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not written: "):
-        save_checkpoint(tmp_path / "c", small_model(), info)
+        Checkpoint(small_model(), **facts).save(tmp_path / "c")
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_a_wrapped_model_in_a_folder_are_read(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path / "c", small_model(), CheckpointInfo())
+    folder = Checkpoint(small_model()).save(tmp_path / "c")
     state = read_tensors(folder / "model.safetensors")
     safetensors.torch.save_file(named("_orig_mod.module.", state), folder / "model.safetensors")
-    assert load_checkpoint(folder)[0].state_dict().keys() == state.keys()
+    assert Checkpoint.load(folder).model.state_dict().keys() == state.keys()
 
 
 def test_no_network_far_larger_than_its_weights_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = save_checkpoint(tmp_path / "c", small_model(), CheckpointInfo())
+    folder = Checkpoint(small_model()).save(tmp_path / "c")
     config = json.loads((folder / "config.json").read_text())
     config["model"].update(depth=1000, embed_dim=1024, pool_dim=1024)
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(FluxViT, "__init__", lambda *_: pytest.fail("it is built"))
     with pytest.raises(ValueError, match=r"disagree: a network of [\d,]+ parameters, and weights of"):
-        load_checkpoint(folder)
+        Checkpoint.load(folder)
 
 
 def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path / "c", small_model(), CheckpointInfo())
+    folder = Checkpoint(small_model()).save(tmp_path / "c")
     state = read_tensors(folder / "model.safetensors")
     state["head_norm.weight"] = state["head_norm.weight"].long()
     safetensors.torch.save_file(state, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"head_norm\.weight is torch\.int64"):
-        load_checkpoint(folder)
+        Checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_packed_weights_are_not_written(tmp_path: Path) -> None:
     model = small_model()
     model.packed = Packed()
     with pytest.raises(ValueError, match=r"packed\._extra_state is .* no tensor"):
-        save_checkpoint(tmp_path / "x", model, CheckpointInfo())
+        Checkpoint(model).save(tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
@@ -436,5 +436,5 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left on device"):
-        save_checkpoint(tmp_path / "x", small_model(), CheckpointInfo())
+        Checkpoint(small_model()).save(tmp_path / "x")
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
 
 
@@ -29,7 +29,7 @@ def test_optimize(checkpoint: Path, data: str, tmp_path: Path, capsys: pytest.Ca
     assert printed.startswith("budget")
     assert "all 14 candidates on all 5 clips" in printed
     assert f"checkpoint  {checkpoint}" in printed
-    plans = load_checkpoint(checkpoint)[1].plans
+    plans = Checkpoint.load(checkpoint).plans
     assert {plan.keep for plan in plans} == {24, 12, 6}
     settings = json.loads((checkpoint / "optimize.json").read_text())["settings"]
     assert settings["frames"] == [4, 8]
@@ -45,7 +45,7 @@ def test_cascades_of_the_plans_that_saw_all_clips(
     assert main(["optimize", str(checkpoint), data, *options, "--cascades", "9,0.02gflops"]) == 0
     printed = capsys.readouterr().out
     assert "\n9 tokens in the mean: " in printed
-    cascades = load_checkpoint(checkpoint)[1].cascades
+    cascades = Checkpoint.load(checkpoint).cascades
     assert len(cascades) == 2
     assert cascades[0].mean([6, 18]) <= 9
     assert all(cascade.measured is not None and cascade.measured.total == 5 for cascade in cascades)

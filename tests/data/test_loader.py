@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import small_model
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data import loader as loader_module
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset, ClipRequest
@@ -28,7 +29,6 @@ from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import ClipSampling
-from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fluxvit.video.writer import write_video
 
 FRAMES, FPS = 24, 12
@@ -354,12 +354,10 @@ def test_an_evaluation_that_is_left_keeps_no_worker(film: Path) -> None:
     caught = None
     try:
         predict_dataset(
-            small_model(),
+            Checkpoint(small_model()),
             ClipDataset(manifest(*[Entry(film, 0)] * 4)),
             SamplingGrid(4, 16, 16),
             [4],
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
             batch_size=1,
             workers=1,
             after_batch=leave,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import small_model
-from fluxvit.deploy import latency as module
-from fluxvit.deploy.latency import (
+from fluxvit.checkpoints import latency as module
+from fluxvit.checkpoints.latency import (
     Latency,
     LatencyTable,
     cache_folder,

@@ -12,15 +12,14 @@ import torch
 
 from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints import latency
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.deploy import latency
 from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, shown_frames, write_explanation
-from fluxvit.deploy.predictor import default_plans
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured
-from fluxvit.models.config import preset
+from fluxvit.models.fluxvit import create_model
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.transforms import to_tensor
@@ -51,7 +50,7 @@ def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Pat
 
 @pytest.mark.parametrize("sampling", [ClipSampling(), ClipSampling("dense", 2), ClipSampling("dense", 1, 5)])
 def test_a_clip_is_the_one_of_evaluation(tmp_path: Path, clip: Path, sampling: ClipSampling) -> None:
-    folder = save_checkpoint(tmp_path / "it", small_model(), CheckpointInfo(sampling=sampling))
+    folder = Checkpoint(small_model(), sampling=sampling).save(tmp_path / "it")
     grid = SamplingGrid(6, 16, 32)
     predictor = Predictor(folder, 12, grid=grid, keep_frames=True)
     data = ClipDataset(Manifest((Entry(clip, 0),), (), ""), sampling=sampling)
@@ -94,7 +93,7 @@ def test_budget_in_milliseconds_is_measured(checkpoint: Path, monkeypatch: pytes
 
 def test_selector_and_head_of_a_plan_are_used(tmp_path: Path, clip: Path) -> None:
     plan = Plan(SamplingGrid(8, 16, 32), 12, head=2, selector="uniform", measured=Measured(3, 4))
-    folder = save_checkpoint(tmp_path / "planned", small_model(), CheckpointInfo(plans=[plan]))
+    folder = Checkpoint(small_model(), plans=[plan]).save(tmp_path / "planned")
     predictor = Predictor(folder, 12)
     calls: list[tuple[object, ...]] = []
     predictor.model.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[1:]))
@@ -111,12 +110,13 @@ def test_selector_and_head_of_a_plan_are_used(tmp_path: Path, clip: Path) -> Non
 
 
 def test_default_plans_sample_about_two_and_a_half_times_the_budget() -> None:
-    config = preset("fluxvit_small")
+    with torch.device("meta"):
+        model = create_model("fluxvit_small")
     grids = [SamplingGrid(t, s, s) for t in (8, 12, 16) for s in (168, 224)]
-    (plan,) = default_plans(config, CheckpointInfo(grids=grids), 1024)
+    (plan,) = Checkpoint(model, grids=grids).default_plans(1024)
     assert plan == Plan(SamplingGrid(16, 168, 168), 1024)
     with pytest.raises(ValueError, match="give a grid"):
-        default_plans(config, CheckpointInfo(), 1024)
+        Checkpoint(model).default_plans(1024)
 
 
 @pytest.mark.parametrize("budget", [0, -3])
@@ -126,7 +126,7 @@ def test_budget_of_nothing(checkpoint: Path, budget: int) -> None:
 
 
 def test_models_without_classifier_or_head(checkpoint: Path, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "headless", small_model(0), CheckpointInfo())
+    Checkpoint(small_model(0)).save(tmp_path / "headless")
     with pytest.raises(ValueError, match="no classifier"):
         Predictor(tmp_path / "headless")
     with pytest.raises(ValueError, match="heads 0 to 2"):

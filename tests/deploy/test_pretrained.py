@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fluxvit import Predictor
-from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT, PRETRAINED, load_checkpoint, pretrained_names
+from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, PRETRAINED, Checkpoint, pretrained_names
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
@@ -38,11 +38,12 @@ def test_shipped_checkpoints_are_small_and_have_a_card(name: str) -> None:
 
 
 def test_the_default_tells_motions_at_every_budget(clips: Path) -> None:
-    model, info = load_checkpoint(DEFAULT_CHECKPOINT)
+    info = Checkpoint.load(DEFAULT_CHECKPOINT)
+    model = info.model
     data = ClipDataset(read_motionworld(clips, "train"))
     assert [plan.keep for plan in info.plans] == list(model.config.budgets)
     for plan in info.plans:
-        (result,) = predict_dataset(model, data, plan.grid, [plan.keep], mean=info.mean, std=info.std)
+        (result,) = predict_dataset(info, data, plan.grid, [plan.keep])
         assert result.score.accuracy > 0.4  # Of 16 classes: by chance once in 10 to the 9.
 
 
@@ -58,6 +59,6 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     Path(DEFAULT_CHECKPOINT).mkdir()
     with pytest.raises(ValueError, match=r"it has no config\.json"):
-        load_checkpoint(DEFAULT_CHECKPOINT)
+        Checkpoint.load(DEFAULT_CHECKPOINT)
     with pytest.raises(ValueError, match=f"the package itself has .*{DEFAULT_CHECKPOINT}"):
-        load_checkpoint("fluxvit_nano_motion")
+        Checkpoint.load("fluxvit_nano_motion")

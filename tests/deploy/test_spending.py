@@ -10,7 +10,7 @@ import torch
 
 from conftest import small_model
 from fluxvit import Budget, Plan, Predictor, SamplingGrid
-from fluxvit.checkpoints.folder import load_checkpoint, save_plans
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
 from fluxvit.deploy.cascade import CascadePredictor, measure_chains, prefixes, run_stages
 from fluxvit.flux.cascade import chain_gmacs
@@ -78,9 +78,9 @@ def test_chains_are_timed() -> None:
 
 
 def with_cascades(checkpoint: Path, *cascades: Cascade) -> Path:
-    _, info = load_checkpoint(checkpoint)
+    info = Checkpoint.load(checkpoint)
     info.cascades = list(cascades)
-    save_plans(checkpoint, info)
+    info.save_plans(checkpoint)
     return checkpoint
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fluxvit import Plan, Predictor, SamplingGrid
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.deploy.streaming import StreamingPredictor
 from fluxvit.flux.cost import grid_cost
 from fluxvit.models.fluxvit import create_model
@@ -43,9 +43,7 @@ def predictor_of(tmp_path: Path, plan: Plan, tubelet_size: int) -> Predictor:
         num_classes=5,
         layer_scale=1.0,
     )
-    return Predictor(
-        save_checkpoint(tmp_path / "model", model.eval(), CheckpointInfo(plans=[plan])), plan.keep
-    )
+    return Predictor(Checkpoint(model.eval(), plans=[plan]).save(tmp_path / "model"), plan.keep)
 
 
 @pytest.mark.parametrize(

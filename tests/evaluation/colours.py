@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.features import Backbone
@@ -17,7 +18,7 @@ from fluxvit.video.base import VideoError
 
 GRID = SamplingGrid(8, 16, 16)
 HUES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-INFO = CheckpointInfo(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+INFO = Checkpoint(small_model(), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
 class Colours:
@@ -40,5 +41,5 @@ def dataset(count: int, source: Colours | None = None, digest: str = "digest") -
 
 
 def backbone(kind: str, keep: int = 6, digest: str = "weights") -> Backbone:
-    model = small_model()
-    return Backbone(model, INFO, digest, Plan(GRID, keep, model.config.nearest_head(keep)), kind)
+    checkpoint = replace(INFO, model=small_model())
+    return Backbone(checkpoint, digest, Plan(GRID, keep, INFO.model.config.nearest_head(keep)), kind)

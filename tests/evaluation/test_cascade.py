@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fluxvit import Budget, Plan, SamplingGrid
-from fluxvit.checkpoints.folder import load_checkpoint, save_plans
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.flux.cascade import chain_gmacs, chain_tokens
@@ -121,33 +121,33 @@ def test_the_pair_is_chosen_that_is_worth_its_cost() -> None:
 
 
 def test_a_checkpoint_is_tuned_and_its_cascades_are_kept(checkpoint: Path, clip: Path) -> None:
-    model, info = load_checkpoint(checkpoint)
+    info = Checkpoint.load(checkpoint)
     dataset = labelled(clip, 0, 1, 2, 3)
     targets = [Budget(tokens=20), Budget(gflops=1.0)]
-    info.cascades = tune_cascades(model, info, dataset, targets, progress=False)
-    size = model.config.size
+    info.cascades = tune_cascades(info, dataset, targets, progress=False)
+    size = info.model.config.size
     for cascade in info.cascades:
         assert [plan.keep for plan in cascade.stages] == [12, 24]
         assert cascade.measured.total == 4
         assert cascade.measured.gmacs == pytest.approx(cascade.mean(chain_gmacs(size, cascade.stages)))
     assert info.cascades[0].mean(chain_tokens(info.cascades[0].stages)) <= 20
-    save_plans(checkpoint, info)
-    again = load_checkpoint(checkpoint)[1].cascades
+    info.save_plans(checkpoint)
+    again = Checkpoint.load(checkpoint).cascades
     assert again == info.cascades
     assert [c.reach for c in again] == [c.reach for c in info.cascades]
     with pytest.raises(ValueError, match="budget 11 tokens: the cheapest plan alone takes 12 tokens"):
-        tune_cascades(model, info, dataset, [Budget(tokens=11)], progress=False)
+        tune_cascades(info, dataset, [Budget(tokens=11)], progress=False)
 
 
 def test_plans_are_predicted_in_their_order(checkpoint: Path, clip: Path) -> None:
-    model, info = load_checkpoint(checkpoint)
+    info = Checkpoint.load(checkpoint)
     dataset = labelled(clip, 3)
     grid = SamplingGrid(8, 16, 32)
     plans = [Plan(grid, 12), Plan(SamplingGrid(8, 24, 24), 20), Plan(grid, 5), Plan(grid, 12, head=0)]
-    logits, labels = predict_plans(model, info, dataset, plans, progress=False)
+    logits, labels = predict_plans(info, dataset, plans, progress=False)
     assert labels.tolist() == [3]
     for plan, row in zip(plans, logits, strict=True):
-        (alone,), _ = predict_plans(model, info, dataset, [plan], progress=False)
+        (alone,), _ = predict_plans(info, dataset, [plan], progress=False)
         torch.testing.assert_close(row, alone)
     assert not torch.equal(logits[0], logits[3])
 

@@ -6,39 +6,35 @@ import pytest
 import torch
 from colours import GRID, INFO, Colours, dataset
 
-from conftest import small_model
 from fluxvit.data.dataset import ClipRequest
 from fluxvit.evaluation.classification import Predictions, Request, predict_dataset, predict_requests
 from fluxvit.evaluation.config import Views
 from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Tube
 from fluxvit.video.base import VideoError
-from fluxvit.video.transforms import normalize
-
-NORMAL = {"mean": INFO.mean, "std": INFO.std}
 
 
 def test_requests_of_one_pass_are_those_of_passes_of_their_own() -> None:
-    model, source = small_model(), Colours()
+    source = Colours()
     requests = [Request(6), Request(12, 0, "tube"), Request(3), Request(6, 2, Tube(seed=5))]
-    together = predict_requests(model, dataset(5, source), GRID, requests, batch_size=2, **NORMAL)
+    together = predict_requests(INFO, dataset(5, source), GRID, requests, batch_size=2)
     assert source.reads == 5
     for request, result in zip(requests, together, strict=True):
         (alone,) = predict_dataset(
-            model, dataset(5), GRID, [request.keep], head=request.head, selector=request.selector, **NORMAL
+            INFO, dataset(5), GRID, [request.keep], head=request.head, selector=request.selector
         )
         assert torch.allclose(result.logits, alone.logits, atol=1e-5)
 
 
 def test_views_are_averaged_as_probabilities() -> None:
-    model, data = small_model(), dataset(3)
+    data = dataset(3)
     (result,) = predict_requests(
-        model, data, GRID, [Request(6)], views=Views(2, 2), batch_size=2, indices=[2, 0], **NORMAL
+        INFO, data, GRID, [Request(6)], views=Views(2, 2), batch_size=2, indices=[2, 0]
     )
     for row, item in enumerate((2, 0)):
         clips = data[ClipRequest(item, GRID, views=Views(2, 2))].video
         with torch.inference_mode():
-            logits = model(normalize(clips, **NORMAL), 6).logits
+            logits = INFO.model(INFO.normalize(clips), 6).logits
         assert torch.allclose(result.logits[row].exp(), logits.softmax(-1).mean(0), atol=1e-5)
     assert result.labels.tolist() == [2, 0]
 
@@ -46,19 +42,18 @@ def test_views_are_averaged_as_probabilities() -> None:
 @pytest.mark.parametrize("views", [Views(), Views(2, 3)])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_clip_is_named_and_wrong_and_moves_no_other(views: Views, workers: int) -> None:
-    model = small_model()
-    common = {"views": views, "batch_size": 3, "workers": workers, **NORMAL}
+    common = {"views": views, "batch_size": 3, "workers": workers}
     indices = [3, 1, 4, 0]
-    (whole,) = predict_requests(model, dataset(5), GRID, [Request(6)], indices=indices, **common)
+    (whole,) = predict_requests(INFO, dataset(5), GRID, [Request(6)], indices=indices, **common)
     broken = dataset(5, Colours(fails_at=4))
-    (result,) = predict_requests(model, broken, GRID, [Request(6)], indices=indices, tolerant=True, **common)
+    (result,) = predict_requests(INFO, broken, GRID, [Request(6)], indices=indices, tolerant=True, **common)
     assert result.unreadable == {2: "broken"}
     assert result.logits[2].isnan().all()
     good = [0, 1, 3]
     assert torch.equal(result.logits[good], whole.logits[good])
     assert torch.equal(result.labels, whole.labels)
     with pytest.raises(VideoError, match=r"4\.mp4: broken"):
-        predict_requests(model, broken, GRID, [Request(6)], indices=indices, **common)
+        predict_requests(INFO, broken, GRID, [Request(6)], indices=indices, **common)
 
 
 def test_what_is_not_a_number_is_wrong() -> None:
@@ -76,8 +71,7 @@ def test_seeds_reach_only_selectors_that_draw() -> None:
 def test_bf16() -> None:
     data = dataset(2)
     (low,), (full,) = (
-        predict_requests(small_model(), data, GRID, [Request(6)], precision=name, **NORMAL)
-        for name in ("bf16", "fp32")
+        predict_requests(INFO, data, GRID, [Request(6)], precision=name) for name in ("bf16", "fp32")
     )
     assert low.logits.dtype == torch.float32
     assert not torch.equal(low.logits, full.logits)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.predictor import Predictor
@@ -50,7 +50,7 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> EvaluateConfig:
 
 
 def subjects(config: EvaluateConfig) -> list[Subject]:
-    return find_subjects(config, *load_checkpoint(config.checkpoint))
+    return find_subjects(config, Checkpoint.load(config.checkpoint))
 
 
 def results(config: EvaluateConfig, name: str = "results.json") -> dict:
@@ -85,8 +85,9 @@ def test_what_is_tested(config: EvaluateConfig) -> None:
 def test_clips_are_sampled_as_in_training_unless_asked(
     config: EvaluateConfig, asked: dict, used: str
 ) -> None:
-    model, info = load_checkpoint(config.checkpoint)
-    save_checkpoint(config.checkpoint, model, replace(info, sampling=ClipSampling("dense", 2, 5)))
+    info = Checkpoint.load(config.checkpoint)
+    model = info.model
+    replace(replace(info, sampling=ClipSampling("dense", 2, 5)), model=model).save(config.checkpoint)
     run_evaluation(replace(config, budgets=(Budget(tokens=6),), **asked), progress=False)
     assert results(config)["protocol"]["sampling"] == used
 
@@ -99,7 +100,7 @@ def test_other_grids_heads_and_selectors(config: EvaluateConfig) -> None:
 
 
 def test_gflops_pay_for_whole_frames_too(config: EvaluateConfig) -> None:
-    model, _ = load_checkpoint(config.checkpoint)
+    model = Checkpoint.load(config.checkpoint).model
     limit = 1e-3
     found = subjects(replace(config, budgets=(Budget(gflops=limit),)))
     assert [s.kind for s in found] == ["plain", "optimised"]
@@ -113,8 +114,8 @@ def test_gflops_pay_for_whole_frames_too(config: EvaluateConfig) -> None:
 
 
 def test_without_a_plan_table(config: EvaluateConfig, tmp_path: Path) -> None:
-    model, _ = load_checkpoint(config.checkpoint)
-    bare = replace(config, checkpoint=str(save_checkpoint(tmp_path / "bare", model, CheckpointInfo())))
+    model = Checkpoint.load(config.checkpoint).model
+    bare = replace(config, checkpoint=str(Checkpoint(model).save(tmp_path / "bare")))
     with pytest.raises(ValueError, match="give --plain_size"):
         subjects(bare)
     assert {s.kind for s in subjects(replace(bare, plain_size=16))} == {"plain"}

@@ -23,11 +23,11 @@ def test_features_are_what_the_model_computes(kind: str, tmp_path: Path) -> None
     clips = torch.stack([data[request].video for request in epoch_batches(3, GRID, 3)[0]])
     with torch.no_grad():
         video = normalize(clips, INFO.mean, INFO.std)
-        tokens = frozen.model.forward_features(video, 6)
+        tokens = frozen.checkpoint.model.forward_features(video, 6)
         if kind == "attentive":
             torch.testing.assert_close(rows, tokens, rtol=2e-3, atol=2e-3)
         else:
-            torch.testing.assert_close(rows[:, :16], frozen.model(video, 6).embedding)
+            torch.testing.assert_close(rows[:, :16], frozen.checkpoint.model(video, 6).embedding)
             torch.testing.assert_close(rows[:, 16:], torch.nn.functional.layer_norm(tokens, (32,)).mean(1))
 
 
@@ -74,7 +74,7 @@ def test_errors_of_workers_are_one_line(tmp_path: Path) -> None:
 def test_features_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = backbone("attentive")
     with torch.no_grad():
-        large.model.cls_token.fill_(1e6)
+        large.checkpoint.model.cls_token.fill_(1e6)
     with pytest.raises(ValueError, match=r"0\.mp4: its features are not finite in float16"):
         cached_features(large, dataset(2), tmp_path / "a")
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100}))

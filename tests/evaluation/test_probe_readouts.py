@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,19 +41,19 @@ def test_merged_model_says_what_the_probe_says(kind: str, keep: int, tmp_path: P
         if kind == "linear":
             stack: Probes = LinearProbes(2, readout.width, 3, 0)
         else:
-            stack = AttentiveProbes(2, 32, frozen.model.config.pool_heads, 16, 3, 0)
+            stack = AttentiveProbes(2, 32, frozen.checkpoint.model.config.pool_heads, 16, 3, 0)
         fetch = readout.fetch["train"]
         train_probes(stack, fetch, labels, [Setting(1e-4, 0), Setting(1e-2, 0)], epochs=9, batch_size=4)
         expected = stack(fetch(torch.arange(12)))[:, 1].detach()
         model = merge(frozen, readout, stack.one(1))
-        (said,) = predict_dataset(model, data, GRID, [keep], mean=INFO.mean, std=INFO.std)
+        (said,) = predict_dataset(replace(INFO, model=model), data, GRID, [keep])
         # Cached tokens are rounded to half precision.
         torch.testing.assert_close(said.logits, expected, rtol=0, atol=0.02 if kind == "attentive" else 2e-4)
         trunk = {
             n: v for n, v in model.state_dict().items() if n.startswith(("blocks", "patch", "pos", "cls"))
         }
         for name, value in trunk.items():
-            assert torch.equal(value, frozen.model.state_dict()[name]), name
+            assert torch.equal(value, frozen.checkpoint.model.state_dict()[name]), name
 
 
 def test_untrained_backbone_tells_colours_but_not_labels_without_meaning(tmp_path: Path) -> None:

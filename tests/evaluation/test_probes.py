@@ -10,7 +10,7 @@ import pytest
 from colours import GRID, INFO, Colours
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.manifest import Entry, Manifest, write_manifest
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation.config import ProbeConfig
@@ -36,7 +36,7 @@ def videos(tmp_path: Path) -> Path:
             number += 1
         manifest = Manifest(tuple(entries), ("red", "green", "blue"), "", root=tmp_path / "videos")
         write_manifest(tmp_path / f"{role}.jsonl", manifest)
-    save_checkpoint(tmp_path / "backbone", small_model(), INFO)
+    replace(INFO, model=small_model()).save(tmp_path / "backbone")
     return tmp_path
 
 
@@ -75,7 +75,8 @@ def test_run(kind: str, videos: Path) -> None:
     assert "diverged" in text
     assert "test    100.0 % (61.0 to 100.0)" in text
     # The checkpoint stands alone: its plan, its labels, its answers.
-    model, info = load_checkpoint(videos / "out" / "best")
+    info = Checkpoint.load(videos / "out" / "best")
+    model = info.model
     assert info.labels == ["red", "green", "blue"]
     assert model.config.budgets == (6,)
     prediction = Predictor(videos / "out" / "best")(videos / "videos" / "31.mp4")
@@ -115,11 +116,8 @@ def test_no_checkpoint_for_another_selector(videos: Path) -> None:
 
 
 def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
-    save_checkpoint(
-        videos / "backbone",
-        small_model(),
-        replace(INFO, plans=[Plan(GRID, 12), Plan(SamplingGrid(4, 16, 16), 6)]),
-    )
+    plans = [Plan(GRID, 12), Plan(SamplingGrid(4, 16, 16), 6)]
+    replace(INFO, model=small_model(), plans=plans).save(videos / "backbone")
     result = run_probe(config(videos, grid=None, budget=6, epochs=1), progress=False)
     assert "6 of 8 tokens of 4x16" in str(result)
 

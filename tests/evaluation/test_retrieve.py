@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 import fluxvit
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import load_dual
-from fluxvit.checkpoints.folder import load_checkpoint
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import read_manifest
@@ -224,7 +224,8 @@ def test_classes_of_words_are_an_ordinary_checkpoint(
     (tmp_path / "names.txt").write_text("ball\ncube\n")
     folder = tmp_path / "zero"
     assert main(["zero-shot", str(encoder), str(tmp_path / "names.txt"), "--out", str(folder)]) == 0
-    model, info = load_checkpoint(folder)
+    info = Checkpoint.load(folder)
+    model = info.model
     assert info.labels == ["ball", "cube"]
     assert info.provenance["classes"]["average"] == "embeddings"
     assert [plan.keep for plan in info.plans] == [12]
@@ -244,7 +245,7 @@ def test_classes_of_words_are_an_ordinary_checkpoint(
     # A manifest that names its classes will do, too; one that does not is refused.
     assert main(["zero-shot", str(encoder), str(tmp_path / "test.jsonl"), "--out", str(folder)]) == 2
     assert "does not name its classes" in capsys.readouterr().err
-    assert fluxvit.load(folder).num_classes == 2
+    assert fluxvit.load(folder).model.num_classes == 2
 
 
 def test_plans_are_searched_by_captions_and_written_to_the_video_side(

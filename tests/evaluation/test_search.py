@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from colours import INFO, Colours
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import predict_dataset
@@ -201,12 +202,14 @@ def test_pass_cost_is_that_of_single_plans_less_what_they_share() -> None:
 
 # Candidates ------------------------------------------------------------------------------------------------
 
-TRAINED = CheckpointInfo(grids=[SamplingGrid(4, 24, 24), SamplingGrid(8, 24, 24), SamplingGrid(8, 32, 32)])
+TRAINED = Checkpoint(
+    small_model(), grids=[SamplingGrid(4, 24, 24), SamplingGrid(8, 24, 24), SamplingGrid(8, 32, 32)]
+)
 
 
 def grids_for(budget: int, aspect: float = 1.0, **settings: tuple) -> set[str]:
     config = OptimizeConfig("c", "d", budgets=(budget,), **settings)
-    rows = find_candidates(config, small_model(), TRAINED, lambda: aspect)[budget]
+    rows = find_candidates(config, TRAINED, lambda: aspect)[budget]
     return {str(row.grid) for row in rows}
 
 
@@ -236,7 +239,7 @@ def test_selectors_choose_only_where_something_is_dropped() -> None:
     plain = OptimizeConfig(
         "c", "d", budgets=(36,), selectors=("dynamic", "random"), frames=(8,), sizes=(24, 32)
     )
-    rows = find_candidates(plain, small_model(), TRAINED, lambda: 1.0)[36]
+    rows = find_candidates(plain, TRAINED, lambda: 1.0)[36]
     assert [(str(row.grid), row.selector) for row in rows] == [
         ("8x24", "dynamic"),
         ("8x32", "dynamic"),
@@ -252,7 +255,7 @@ def test_bad_candidates_are_refused() -> None:
     with pytest.raises(ValueError, match="height 25 is not a multiple of 8"):
         grids_for(24, frames=(8,), sizes=(25,))
     with pytest.raises(ValueError, match="names no training grids"):
-        find_candidates(OptimizeConfig("c", "d"), small_model(), CheckpointInfo(), lambda: 1.0)
+        find_candidates(OptimizeConfig("c", "d"), Checkpoint(small_model()), lambda: 1.0)
 
 
 # Passes over clips -----------------------------------------------------------------------------------------
@@ -308,18 +311,15 @@ def candidates() -> dict[int, list[Sampling]]:
 
 
 def test_figures_are_those_of_ordinary_evaluation(tmp_path: Path) -> None:
-    model = small_model()
-    search = Search(model, INFO, manifest(7), Film(), candidates())
+    search = Search(INFO, manifest(7), Film(), candidates())
     search.run(tmp_path / "log", {}, exhaustive=True)
     for one in (candidates()[9][4], candidates()[6][1]):
         for head in range(HEADS):
             (result,) = predict_dataset(
-                model,
+                INFO,
                 ClipDataset(manifest(7), Film()),
                 one.grid,
                 [one.keep],
-                mean=INFO.mean,
-                std=INFO.std,
                 head=head,
                 selector=one.selector,
             )
@@ -330,7 +330,7 @@ def test_figures_are_those_of_ordinary_evaluation(tmp_path: Path) -> None:
 
 def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     def search(source: Colours, log: str) -> Search:
-        found = Search(small_model(), INFO, manifest(60), source, candidates())
+        found = Search(replace(INFO, model=small_model()), manifest(60), source, candidates())
         found.run(tmp_path / log, {"seed": 0})
         return found
 
@@ -348,8 +348,9 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
         for head in range(HEADS):
             np.testing.assert_array_equal(again.table.truth(one, head), whole.table.truth(one, head))
     assert again.gmacs == pytest.approx(whole.gmacs)
+    search = Search(replace(INFO, model=small_model()), manifest(60), source, candidates())
     with pytest.raises(ValueError, match="a search with other seed; choose another folder"):
-        Search(small_model(), INFO, manifest(60), source, candidates()).run(tmp_path / "torn", {"seed": 1})
+        search.run(tmp_path / "torn", {"seed": 1})
 
 
 def test_data_without_a_readable_clip_are_refused(tmp_path: Path) -> None:
@@ -357,7 +358,7 @@ def test_data_without_a_readable_clip_are_refused(tmp_path: Path) -> None:
         def read(self, index: int, positions: np.ndarray) -> np.ndarray:
             raise VideoError.of("same.mp4", "broken")
 
-    search = Search(small_model(), INFO, manifest(20), Broken(), candidates())
+    search = Search(replace(INFO, model=small_model()), manifest(20), Broken(), candidates())
     with pytest.raises(ValueError, match=r"no clip can be read, the first: same\.mp4: broken"):
         search.run(tmp_path / "log", {})
 
@@ -382,15 +383,15 @@ def data(tmp_path: Path) -> Path:
 def test_optimize_writes_what_it_found(
     checkpoint: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, info = load_checkpoint(checkpoint)
+    info = Checkpoint.load(checkpoint)
     info.plans.append(Plan(SamplingGrid(8, 32, 32), 30))
-    save_checkpoint(checkpoint, model, info)
+    info.save(checkpoint)
     config = OptimizeConfig(str(checkpoint), str(data), budgets=(12, 6), out=str(tmp_path / "out"))
     result = run_optimize(config, progress=False)
     assert result.clips == 11
     assert len(result.unreadable) == 2
     assert "3.mp4" in caplog.text
-    plans = {plan.keep: plan for plan in load_checkpoint(checkpoint)[1].plans}
+    plans = {plan.keep: plan for plan in Checkpoint.load(checkpoint).plans}
     assert list(plans) == [30, 24, 12, 6]  # Plans of other budgets stay.
     for budget in (12, 6):
         plan, score = plans[budget], result.best[budget].score
@@ -401,9 +402,7 @@ def test_optimize_writes_what_it_found(
         assert plan.measured.latency_ms
         assert plan.measured.device
         one = ClipDataset(Manifest(tuple(e for i, e in enumerate(entries(data)) if i != 3), (), ""))
-        (checked,) = predict_dataset(
-            model, one, plan.grid, [budget], mean=info.mean, std=info.std, head=plan.head
-        )
+        (checked,) = predict_dataset(info, one, plan.grid, [budget], head=plan.head)
         assert checked.score == score
     record = json.loads((checkpoint / "optimize.json").read_text())
     assert record["data"]["clips"] == 11
@@ -411,7 +410,7 @@ def test_optimize_writes_what_it_found(
     assert record["cost"]["share"] == pytest.approx(result.spent.share)
     assert "optimistic" in str(result)
     assert "2 videos cannot be read" in str(result)
-    save_checkpoint(checkpoint, model, info)  # The account is no stranger in the folder.
+    info.save(checkpoint)  # The account is no stranger in the folder.
     # All is in the log: nothing is computed again.
     assert run_optimize(config, progress=False).spent == result.spent
 
@@ -429,13 +428,13 @@ def test_a_copy_gets_the_plans(checkpoint: Path, data: Path, tmp_path: Path) -> 
     result = run_optimize(config, progress=False)
     assert result.spent.share == pytest.approx(1)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
-    assert result.best[6].plan in load_checkpoint(tmp_path / "to")[1].plans
+    assert result.best[6].plan in Checkpoint.load(tmp_path / "to").plans
     assert (tmp_path / "to" / "optimize.json").exists()
     with pytest.raises(ValueError, match="holds a search with other exhaustive"):
         run_optimize(OptimizeConfig(str(checkpoint), str(data), (6,), out=str(tmp_path / "out")))
     other = small_model()
     torch.nn.init.ones_(other.cls_token)
-    save_checkpoint(tmp_path / "other", other, CheckpointInfo())
+    Checkpoint(other).save(tmp_path / "other")
     with pytest.raises(ValueError, match="holds another checkpoint"):
         run_optimize(OptimizeConfig(str(checkpoint), str(data), to=str(tmp_path / "other")))
 

@@ -36,7 +36,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.synthetic.builder import make_dataset
@@ -119,13 +119,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     data = make_dataset(
         root / "mw", MotionWorldConfig(24, 0, "demo", val=8, test=1), workers=1, progress=False
     )
-    info = CheckpointInfo(
+    model = Checkpoint(
+        small_model(16),
         grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
         plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],
     )
     found = {
         "data": data,
-        "model": save_checkpoint(root / "model", small_model(16), info),
+        "model": model.save(root / "model"),
         "dual": saved_encoder(root / "dual"),
     }
     if find_spec("transformers"):

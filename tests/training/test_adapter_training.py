@@ -40,7 +40,7 @@ def train(world: Path, init: Path, out: Path, *options: str) -> int:
 
 def changed(run: Path, init: Path) -> set[str]:
     """Tensors of a checkpoint that are not as they were, but for its heads."""
-    ours, theirs = (fluxvit.load(folder).state_dict() for folder in (run, init))
+    ours, theirs = (fluxvit.load(folder).model.state_dict() for folder in (run, init))
     return {
         name for name in theirs if not name.startswith(HEADS) and not torch.equal(ours[name], theirs[name])
     }
@@ -62,10 +62,10 @@ def test_a_stopped_run_goes_on_to_the_same_ordinary_checkpoint(
         patch.setattr(trainer.Trainer, "_step", stop)
         assert train(world, checkpoint, tmp_path / "cut", "--optim.ema", ema) == 130
     assert train(world, checkpoint, tmp_path / "cut", "--optim.ema", ema) == 0
-    one, other = (fluxvit.load(tmp_path / name / "last").state_dict() for name in ("whole", "cut"))
+    one, other = (fluxvit.load(tmp_path / name / "last").model.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     # Of the blocks the adapted layers alone have moved, and what moved them has few channels.
-    before = fluxvit.load(checkpoint).state_dict()
+    before = fluxvit.load(checkpoint).model.state_dict()
     moved = {name for name in before if name.endswith(TRAINED)}
     assert changed(tmp_path / "whole" / "last", checkpoint) == moved
     ranks = {int(torch.linalg.matrix_rank(one[name] - before[name], rtol=1e-3)) for name in moved}
@@ -78,7 +78,7 @@ def test_the_checkpoint_needs_no_library(world: Path, checkpoint: Path, tmp_path
     assert run["recipe"]["model"]["adapters"]["rank"] == 16
     code = (
         "import sys; sys.modules['peft'] = None; import fluxvit, torch\n"
-        f"model = fluxvit.load({str(tmp_path / 'run' / 'best')!r})\n"
+        f"model = fluxvit.load({str(tmp_path / 'run' / 'best')!r}).model\n"
         "assert model(torch.zeros(1, 3, 4, 16, 16), budget=4).logits.shape == (1, 16)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -100,7 +100,7 @@ def test_a_chat_model_may_adapt_what_it_sees(world: Path, checkpoint: Path, tmp_
     folder = tmp_path / "run" / "last" / "video"
     assert changed(folder, checkpoint) == {f"blocks.{block}.{name}" for block in (0, 1) for name in TRAINED}
     # The heads stay, and the plans of what the video side was do not.
-    old, new = fluxvit.load(checkpoint).heads.state_dict(), chat.video.heads.state_dict()
+    old, new = fluxvit.load(checkpoint).model.heads.state_dict(), chat.video.heads.state_dict()
     assert all(torch.equal(new[name], old[name]) for name in new)
     assert info.video.plans == []
 

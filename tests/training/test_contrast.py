@@ -13,8 +13,8 @@ from test_recipe import TINY, world
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import load_dual
-from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.data.manifest import Manifest, read_manifest
@@ -46,7 +46,7 @@ WORDS += ["--text.trained_blocks", "-1"]
 
 def task_of(encoder: DualEncoder, **options) -> ContrastiveTask:
     captions = Captions(Manifest((), (), ""), small_encoder()[1])
-    return ContrastiveTask(encoder.video, CheckpointInfo(), encoder.language, captions, ALONE, **options)
+    return ContrastiveTask(Checkpoint(encoder.video), encoder.language, captions, ALONE, **options)
 
 
 def batch_of(video: Tensor, sentences: list[str]) -> Batch:

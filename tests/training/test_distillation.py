@@ -11,7 +11,7 @@ from test_training import MEAN, STD, interrupting, trainer
 from torch import Tensor
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import FluxViTTeacher, spread_layers
@@ -79,7 +79,7 @@ def make(budgets: tuple[int, ...] = (20, 12, 7), **options) -> tuple[FluxViT, Di
     _, layers = spread_layers(config.depth, teacher.depth, options.pop("layers", 2))
     model, targets = stirred(config, 3), LiveTargets(teacher, layers, MEAN, STD)
     torch.manual_seed(2)
-    task = DistillTask(model, CheckpointInfo(), targets, **options)
+    task = DistillTask(Checkpoint(model), targets, **options)
     return model, task
 
 

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, load
+from fluxvit.checkpoints.checkpoint import Checkpoint, load
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.manifest import Manifest
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.config import AdapterSettings
 from fluxvit.training.parallel import parallelize, whole
 from fluxvit.training.runs.base import adapt_model
@@ -72,7 +71,7 @@ def make(
             yield batch._replace(label=label)
 
     folder.mkdir(parents=True, exist_ok=True)
-    task = Picky(small_model(), CheckpointInfo(mean=MEAN, std=STD))
+    task = Picky(Checkpoint(small_model(), mean=MEAN, std=STD))
     if validate is not None:
         after_step = Validation(task, validate, GRIDS[0], 2, progress=False)
     settings |= {"task": lambda *_: task, "after_step": after_step}
@@ -184,8 +183,8 @@ def align(folder: Path, world: World, **settings) -> dict[str, Any]:
             said = [SENTENCES[label % len(SENTENCES)] for label in clips.label]
             return {"video": clips.video, **captions.encode(said)}
 
-    def task(model: FluxViT, info: CheckpointInfo) -> Aligned:
-        return Aligned(model, info, encoder.language, captions, world, chunk=3)
+    def task(checkpoint: Checkpoint) -> Aligned:
+        return Aligned(checkpoint, encoder.language, captions, world, chunk=3)
 
     run = trainer(folder, STEPS, world=world, task=task, model=encoder.video, **SETTINGS, **settings)
     run.run(progress=False)

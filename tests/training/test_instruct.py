@@ -12,7 +12,7 @@ from test_recipe import TINY, world
 from torch import Tensor
 
 from fluxvit.checkpoints.chat import load_chat
-from fluxvit.checkpoints.folder import load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.cli import main
 from fluxvit.data.manifest import Manifest, read_manifest
@@ -41,7 +41,7 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
         [(first, language.answer_ids("to the left ."))],
     ]
     questions = pack_turns(rows)
-    task = ChatTask(chat.video, info.video, chat.connector, silent, budgets=(12,))
+    task = ChatTask(info.video, chat.connector, silent, budgets=(12,))
     video = torch.randn(2, 3, 8, 16, 16)
     chat.video.train()
     result = task({"video": video, **questions._asdict()})
@@ -66,7 +66,7 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
 def test_every_budget_is_drawn(tmp_path: Path) -> None:
     chat, language, info = load_chat(saved_chat(tmp_path))
     silent = Questions(Manifest((), (), ""), language)
-    task = ChatTask(chat.video, info.video, chat.connector, silent, budgets=(12, 6, 3))
+    task = ChatTask(info.video, chat.connector, silent, budgets=(12, 6, 3))
     questions = pack_turns([[(language.first_turn("what ?")[1], language.answer_ids("ball"))]])
     video = torch.randn(1, 3, 8, 16, 16)
     losses = set()
@@ -163,17 +163,19 @@ def test_a_connector_is_trained_further(
     one, two = (load_chat(folder)[0].connector for folder in (first, tmp_path / "second" / "last"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
-    model, info = load_checkpoint(first / "video")
+    info = Checkpoint.load(first / "video")
+    model = info.model
     with torch.no_grad():
         model.cls_token.add_(1)
-    save_checkpoint(tmp_path / "other", model, info)
+    replace(info, model=model).save(tmp_path / "other")
     options = ("--task.init", str(first), "--model.init", str(tmp_path / "other"))
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
     assert "was trained to read another video side" in " ".join(capsys.readouterr().err.split())
     # Plans of the video side stay with it.
-    model, info = load_checkpoint(first / "video")
+    info = Checkpoint.load(first / "video")
+    model = info.model
     planned = replace(info, plans=[Plan(SamplingGrid(8, 32, 32), 6)])
-    save_checkpoint(tmp_path / "planned", model, planned)
+    replace(planned, model=model).save(tmp_path / "planned")
     options = ("--task.init", str(first), "--model.init", str(tmp_path / "planned"))
     assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "fourth", *options) == 0
     assert load_chat(tmp_path / "fourth" / "last")[2].video.plans == planned.plans
@@ -253,7 +255,7 @@ def test_what_is_exported_is_the_moving_average(
     for name, value in chat.connector.state_dict().items():
         torch.testing.assert_close(value, state[f"connector.{name}"], msg=name)
     # The frozen video side is its own average.
-    frozen = load_checkpoint(checkpoint)[0].cls_token
+    frozen = Checkpoint.load(checkpoint).model.cls_token
     assert torch.equal(chat.video.cls_token, frozen)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset, ClipRequest
@@ -83,7 +83,7 @@ def test_from_training_to_prediction(folder: Path, capsys: pytest.CaptureFixture
     # The one that is broken, of four with this class, is never found.
     assert 0 < rows[-1]["mean"] <= (1 + 4 / 5 + 1) / 3
     best = folder / "run" / "best"
-    _, info = load_checkpoint(best)
+    info = Checkpoint.load(best)
     assert info.multi_label
     assert info.labels == CLASSES
     assert json.loads((best / "config.json").read_text())["multi_label"] is True
@@ -91,7 +91,7 @@ def test_from_training_to_prediction(folder: Path, capsys: pytest.CaptureFixture
     predict = Predictor(best, 8, grid=GRID, device="cpu", keep_frames=True)
     found = predict(folder / "val3.mp4")
     assert found.frames is not None
-    clip = predict.clip(found.frames, GRID)
+    clip = predict.checkpoint.clip(found.frames, GRID)
     expected = predict.model(clip, 8).logits.sigmoid()[0]
     torch.testing.assert_close(torch.from_numpy(found.probabilities).float(), expected)
 
@@ -158,7 +158,7 @@ def test_probes(folder: Path, checkpoint: Path) -> None:
     assert "% mAP" in str(result)
     record = json.loads((folder / "probe" / "probe.json").read_text())
     assert record["chosen"]["val"] == {"map": result.best.val.value}
-    assert load_checkpoint(folder / "probe" / "best")[1].multi_label
+    assert Checkpoint.load(folder / "probe" / "best").multi_label
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_loss_is_binary_cross_entropy_of_every_budget_and_class() -> None:
     outputs = model(video, budget=[24, 12, 6])
 
     def step(align_weight: float) -> dict[str, torch.Tensor]:
-        task = ClassifyTask(model, CheckpointInfo(multi_label=True), align_weight=align_weight)
+        task = ClassifyTask(Checkpoint(model, multi_label=True), align_weight=align_weight)
         return task({"video": video, "label": label})
 
     result = step(0)
@@ -220,7 +220,6 @@ def test_clips_carry_all_their_classes(clip: Path) -> None:
 
 
 def test_cascades_need_one_class(tmp_path: Path) -> None:
-    info = CheckpointInfo(grids=[GRID], multi_label=True)
-    folder = save_checkpoint(tmp_path / "c", small_model(), info)
+    folder = Checkpoint(small_model(), grids=[GRID], multi_label=True).save(tmp_path / "c")
     with pytest.raises(ValueError, match="a cascade stops where one class is sure enough"):
         CascadePredictor(Predictor(folder, 6, grid=GRID, device="cpu"))

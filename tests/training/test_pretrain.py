@@ -45,7 +45,7 @@ def test_every_recipe_parses_builds_and_runs(
     recipe: Path, world: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     assert pretrain(recipe, world, checkpoint, tmp_path / "run") == 0
-    model, out = fluxvit.load(tmp_path / "run" / "last"), tmp_path / "run"
+    model, out = fluxvit.load(tmp_path / "run" / "last").model, tmp_path / "run"
     assert model.config.budgets == (12, 8, 4)
     assert model.num_classes == 0
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -93,7 +93,7 @@ def test_labels_are_not_needed_and_what_is_learned_feeds_training_and_probes(
     ]
     command = ["train", str(tune), *data, *TINY, "--evaluation.grid", "4x16", *start]
     assert main([*command, "--optim.lr", "1e-30"]) == 0
-    ours, theirs = fluxvit.load(tmp_path / "tune" / "last"), fluxvit.load(learned)
+    ours, theirs = fluxvit.load(tmp_path / "tune" / "last").model, fluxvit.load(learned).model
     assert (ours.num_classes, ours.config.budgets) == (16, (8, 4))
     torch.testing.assert_close(ours.blocks[0].mlp.fc1.weight, theirs.blocks[0].mlp.fc1.weight)
     # Each budget starts with the pooling of the nearest one.
@@ -103,7 +103,7 @@ def test_labels_are_not_needed_and_what_is_learned_feeds_training_and_probes(
     splits = ["--train", str(world / "train.jsonl"), "--val", str(world / "val.jsonl")]
     probe = ["probe", learned, *splits, "--grid", "4x16", "--budget", "8", "--out", str(tmp_path / "probe")]
     assert main([*probe, "--epochs", "1"]) == 0
-    assert fluxvit.load(tmp_path / "probe" / "best").num_classes == 16
+    assert fluxvit.load(tmp_path / "probe" / "best").model.num_classes == 16
     video = str(world / rows[0]["path"])
     capsys.readouterr()
     assert main(["predict", video, "--checkpoint", learned]) == 2
@@ -132,7 +132,7 @@ def test_a_cache_of_targets_is_built_once_and_found_again(
     made = shard.stat().st_mtime_ns
     assert pretrain(FLUX, world, checkpoint, tmp_path / "b", *options) == 0
     assert shard.stat().st_mtime_ns == made
-    states = [fluxvit.load(tmp_path / name / "last").state_dict() for name in "ab"]
+    states = [fluxvit.load(tmp_path / name / "last").model.state_dict() for name in "ab"]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     # A run may go on with a cache that was moved.
     moved = (tmp_path / "targets").rename(tmp_path / "elsewhere")
@@ -212,6 +212,6 @@ def test_ctrl_c_keeps_what_was_learned(
     monkeypatch.setattr(DistillTask, "forward", interrupted)
     assert pretrain(FLUX, world, checkpoint, tmp_path / "run") == 130
     assert "the same command goes on" in capsys.readouterr().err
-    assert fluxvit.load(tmp_path / "run" / "last").num_classes == 0
+    assert fluxvit.load(tmp_path / "run" / "last").model.num_classes == 0
     assert pretrain(FLUX, world, checkpoint, tmp_path / "run") == 0
     assert len(calls) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fluxvit
-from fluxvit.checkpoints.folder import load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.data.dataset import ClipRequest
@@ -25,7 +25,7 @@ from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
 from fluxvit.training.config import ModelSettings
 from fluxvit.training.recipes import DataSettings, Recipe
-from fluxvit.training.runs.base import BatchShare, start_model
+from fluxvit.training.runs.base import BatchShare, start_checkpoint
 from fluxvit.training.state import find_state
 from fluxvit.utils import files
 from fluxvit.utils.distributed import World
@@ -67,7 +67,7 @@ def train(recipe: Path, world: Path, out: Path, *options: str) -> int:
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path: Path) -> None:
     assert train(recipe, world, tmp_path / "run") == 0
-    model = fluxvit.load(tmp_path / "run" / "best")
+    model = fluxvit.load(tmp_path / "run" / "best").model
     assert model.config.budgets == (8, 4)
     assert model.num_classes == 16
     rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
@@ -81,7 +81,7 @@ def test_the_sampling_of_a_recipe_goes_with_the_checkpoint(world: Path, tmp_path
     dense = ["--data.sampling", "dense", "--data.stride", "2", "--data.stride_fps", "10"]
     assert train(CONFIGS[0], world, tmp_path / "run", *dense) == 0
     for name in ("best", "last"):
-        assert load_checkpoint(tmp_path / "run" / name)[1].sampling == ClipSampling("dense", 2, 10)
+        assert Checkpoint.load(tmp_path / "run" / name).sampling == ClipSampling("dense", 2, 10)
 
 
 WITH_OVERLAYS = [
@@ -212,7 +212,7 @@ def test_a_termination_does_not_wait_for_the_validation(world: Path, tmp_path: P
             run.kill()
     assert find_state(out).about["step"] == 2
     assert not (out / "validation.jsonl").exists()
-    assert fluxvit.load(out / "last").num_classes == 16
+    assert fluxvit.load(out / "last").model.num_classes == 16
 
 
 def test_tuning_another_model_with_new_classes(world: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_tuning_another_model_with_new_classes(world: Path, checkpoint: Path, tm
     changed = '{"drop_path": 0.2, "budgets": [8, 4, 2], "embed_dim": null, "depth": null, "pool_dim": null}'
     settings = ["--model.init", str(checkpoint), "--model.settings", changed, "--epochs", "1"]
     assert train(recipe, world, tmp_path / "run", *settings) == 0
-    tuned, start = fluxvit.load(tmp_path / "run" / "last"), fluxvit.load(checkpoint)
+    tuned, start = fluxvit.load(tmp_path / "run" / "last").model, fluxvit.load(checkpoint).model
     assert (tuned.num_classes, start.num_classes) == (16, 5)
     assert tuned.config.drop_path == 0.2
     assert tuned.config.budgets == (8, 4, 2)
@@ -339,7 +339,7 @@ def test_rare_classes_may_count_more(world: Path, tmp_path: Path, capsys: pytest
 def start(checkpoint: Path, names: list[str]) -> tuple[FluxViT, FluxViT]:
     """The checkpoint's model, and the one that training starts from with these classes."""
     recipe = Recipe(DataSettings(), model=ModelSettings(init=str(checkpoint)))
-    return fluxvit.load(checkpoint), start_model(recipe, len(names), names)[0]
+    return fluxvit.load(checkpoint).model, start_checkpoint(recipe, len(names), names).model
 
 
 def test_a_checkpoint_of_the_same_classes_keeps_its_classifiers(
@@ -377,8 +377,8 @@ def test_a_checkpoint_whose_classes_are_not_named_is_believed_and_that_is_said(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe(DataSettings(), model=ModelSettings(init=str(checkpoint)))
-    model, _ = start_model(recipe, 5)
-    assert torch.equal(model.heads[0].fc.weight, fluxvit.load(checkpoint).heads[0].fc.weight)
+    model = start_checkpoint(recipe, 5).model
+    assert torch.equal(model.heads[0].fc.weight, fluxvit.load(checkpoint).model.heads[0].fc.weight)
     assert "its 5 classes are taken to be those of the data" in caplog.messages[0]
 
 

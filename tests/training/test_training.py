@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
@@ -69,7 +69,7 @@ def trainer(
         requests = TrainingBatches(len(data), GRIDS, 4, steps, 0, first)
         return wrap(loader(data, [batch[world.rank :: world.size] for batch in requests]), first)
 
-    made = task(model or small_model(), CheckpointInfo(mean=MEAN, std=STD))
+    made = task(Checkpoint(model or small_model(), mean=MEAN, std=STD))
     return Trainer(made, config, batches, folder, {"run": ("test", 1)}, world, after_step)
 
 
@@ -154,7 +154,7 @@ def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
     anchor = F.normalize(outputs[0].embedding, dim=-1)
     alignment = sum(F.smooth_l1_loss(model.align(out.embedding, out.head), anchor) for out in outputs[1:])
     for weight in (0.0, 1.0, 7.0):
-        task = ClassifyTask(model, CheckpointInfo(), align_weight=weight)
+        task = ClassifyTask(Checkpoint(model), align_weight=weight)
         result = task({"video": video, "label": label})
         torch.testing.assert_close(result["loss"], classification + weight * alignment)
 
@@ -165,7 +165,7 @@ def test_class_weights_weigh_clips() -> None:
     weights = torch.tensor([0.5, 3.0, 9.0, 2.0, 1.0])
 
     def loss(video: torch.Tensor, label: torch.Tensor, **options) -> torch.Tensor:
-        task = ClassifyTask(model, CheckpointInfo(), align_weight=0, **options)
+        task = ClassifyTask(Checkpoint(model), align_weight=0, **options)
         return task({"video": video, "label": label})["loss"]
 
     smooth = {"label_smoothing": 0.1, "class_weights": weights}
@@ -197,7 +197,7 @@ def test_alignment_pulls_small_budgets_only() -> None:
     for weight in (0.0, 100.0):
         model = small_model()
         video = torch.randn(4, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-        task = ClassifyTask(model, CheckpointInfo(), align_weight=weight)
+        task = ClassifyTask(Checkpoint(model), align_weight=weight)
         task({"video": video, "label": torch.arange(4)})["loss"].backward()
         gradients.append([model.heads[i].pool.proj.weight.grad for i in (0, 1)])
     assert torch.equal(gradients[0][0], gradients[1][0])
@@ -207,7 +207,7 @@ def test_alignment_pulls_small_budgets_only() -> None:
 def test_training_learns(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=60, lr=3e-3)
     run.run(progress=False)
-    results = predict_dataset(run.task.model, dataset(), GRIDS[0], [24, 12, 6], mean=MEAN, std=STD)
+    results = predict_dataset(run.task.checkpoint, dataset(), GRIDS[0], [24, 12, 6])
     assert min(result.score.accuracy for result in results) > 0.9
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
@@ -367,7 +367,7 @@ def test_layer_decay() -> None:
     model = small_model()
     scales = {
         id(p): group["lr_scale"]
-        for group in parameter_groups(ClassifyTask(model, CheckpointInfo()), 0.05, 0.5)
+        for group in parameter_groups(ClassifyTask(Checkpoint(model)), 0.05, 0.5)
         for p in group["params"]
     }
     by_name = {name: scales[id(p)] for name, p in model.named_parameters()}
@@ -413,7 +413,7 @@ def test_schedule() -> None:
 
 def test_vectors_and_positions_do_not_decay() -> None:
     model = small_model()
-    plain, outputs, hidden = parameter_groups(ClassifyTask(model, CheckpointInfo()), 0.3)
+    plain, outputs, hidden = parameter_groups(ClassifyTask(Checkpoint(model)), 0.3)
     assert hidden["weight_decay"] == outputs["weight_decay"] == 0.3
     assert plain["weight_decay"] == 0
     assert hidden["lr_scale"] == outputs["lr_scale"] == plain["lr_scale"] == 1

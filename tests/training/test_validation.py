@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from test_training import GRIDS, MEAN, STD, Colours, dataset, small_model, trainer
 
-from fluxvit.checkpoints import folder as checkpoints
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints import checkpoint as checkpoints
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.training import validation
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks.base import Task
@@ -37,7 +37,7 @@ def validated(folder: Path, source: Colours | None = None, **settings) -> Traine
     folder.mkdir(parents=True, exist_ok=True)
     data, model = dataset(VIDEOS), small_model()
     data.source = source or Colours()
-    task = ClassifyTask(model, CheckpointInfo(mean=MEAN, std=STD))
+    task = ClassifyTask(Checkpoint(model, mean=MEAN, std=STD))
     validation = Validation(task, data, GRIDS[0], 2, progress=False)
     settings = {"save_seconds": 0, "lr": 3e-3, "ema": 0.5, **settings}
     return trainer(folder, task=lambda *_: task, after_step=validation, **settings)

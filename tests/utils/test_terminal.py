@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from conftest import small_model
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.terminal import json_line, printable, say
@@ -52,8 +52,8 @@ def test_json_holds_the_text_itself(capsys: pytest.CaptureFixture) -> None:
 
 def hostile_checkpoint(folder: Path) -> Path:
     labels = [f"{HOSTILE} {i}" for i in range(5)]
-    info = CheckpointInfo(labels=labels, grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)])
-    return save_checkpoint(folder, small_model(), info)
+    grids = [SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)]
+    return Checkpoint(small_model(), labels=labels, grids=grids).save(folder)
 
 
 def test_labels_and_names_of_a_prediction(tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:

@@ -13,18 +13,19 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.folder import (
-    CheckpointInfo,
-    check_format,
     check_numbers,
+    check_replaceable,
     check_size,
     compare_keys,
-    load_checkpoint,
-    save_checkpoint,
+    load_weights,
+    read_format,
+    read_weights,
 )
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
-from fluxvit.checkpoints.state_dicts import savable, strip_prefixes
-from fluxvit.checkpoints.weights import read_tensors, tensor_shapes, write_tensors
+from fluxvit.checkpoints.state_dicts import savable
+from fluxvit.checkpoints.weights import tensor_shapes, write_tensors
 from fluxvit.models.adapters import merge_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
@@ -42,22 +43,20 @@ class ChatInfo:
     """What a chat model must be used with.
 
     Args:
-        video: The same of its video side.
+        video: Its video side, a checkpoint of its own.
         language: Where the language model is; see
             :func:`~fluxvit.checkpoints.language_model.load_language_model`.
         instruction: What it was told to be in training.
         provenance: Where the weights come from; free-form.
     """
 
-    video: CheckpointInfo
+    video: Checkpoint
     language: str
     instruction: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def save_chat(
-    folder: str | Path, video: FluxViT, config: ConnectorConfig, state: dict[str, Tensor], info: ChatInfo
-) -> Path:
+def save_chat(folder: str | Path, config: ConnectorConfig, state: dict[str, Tensor], info: ChatInfo) -> Path:
     """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
 
     Args:
@@ -68,13 +67,10 @@ def save_chat(
         ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
     """
     folder = Path(folder)
-    if folder.exists() and not (
-        folder.is_dir() and {path.name for path in folder.iterdir()} <= {VIDEO, WEIGHTS, CONFIG}
-    ):
-        raise ValueError(f"{folder} holds something else than a chat model; choose another folder")
+    check_replaceable(folder, {VIDEO, WEIGHTS, CONFIG}, "chat model")
     tensors = savable(state, f"{folder} is not written")
     with atomic_folder(folder) as partial:
-        save_checkpoint(partial / VIDEO, video, info.video)
+        info.video.save(partial / VIDEO)
         write_tensors(partial / WEIGHTS, tensors)
         write_json(
             partial / CONFIG,
@@ -105,16 +101,15 @@ def load_chat(
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
     where = str(folder / CONFIG)
-    content = load_json(folder / CONFIG)
-    check_format(content, FORMAT, where)
-    facts = convert(content, _ChatFile, where)
+    facts = read_format(load_json(folder / CONFIG), FORMAT, _ChatFile, where)
     config = convert(facts.connector, ConnectorConfig, where, "connector")
     shapes = tensor_shapes(folder / WEIGHTS)
     check_size(config.parameters, shapes, f"{folder}: {WEIGHTS} and {CONFIG}")
     connector = Connector(config)
     source = language or facts.language
-    state = _weights(folder)
-    video, video_info = load_checkpoint(folder / VIDEO, device)
+    state = read_weights(folder / WEIGHTS)
+    check_numbers(state, folder / WEIGHTS)
+    video = Checkpoint.load(folder / VIDEO, device)
     model = load_language_model(source)
     if model.dim != connector.config.out_dim:
         raise ValueError(
@@ -123,15 +118,12 @@ def load_chat(
         )
     adapters = {name: state.pop(name) for name in list(state) if name.startswith(_ADAPTERS)}
     parts = nn.ModuleDict({"connector": connector})
-    report = compare_keys(state, parts)
-    if not report.matches:
-        raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
-    parts.load_state_dict(state)
+    load_weights(parts, state, folder / WEIGHTS, CONFIG)
     with located(f"{folder}: {WEIGHTS}"):
         merge_adapters(model.network, {name.removeprefix(_ADAPTERS): x for name, x in adapters.items()})
-    chat = VideoChat(video, connector, model.network).to(video.cls_token.device)
+    chat = VideoChat(video.model, connector, model.network).to(video.device)
     chat.eval().requires_grad_(False)
-    return chat, model, ChatInfo(video_info, source, facts.instruction, facts.provenance)
+    return chat, model, ChatInfo(video, source, facts.instruction, facts.provenance)
 
 
 def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> None:
@@ -148,14 +140,16 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
     prefix = "connector."
-    state = {name.removeprefix(prefix): x for name, x in _weights(folder).items() if name.startswith(prefix)}
+    tensors = read_weights(folder / WEIGHTS)
+    check_numbers(tensors, folder / WEIGHTS)
+    state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
     report = compare_keys(state, connector)
     if not report.matches:
         raise ValueError(
             f"{folder}: its connector has another shape than task.connector, task.queries, task.width and "
             f"the networks ask for: {report.summary}"
         )
-    theirs = load_checkpoint(folder / VIDEO)[0].state_dict()
+    theirs = Checkpoint.load(folder / VIDEO).model.state_dict()
     ours = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
     if any(name not in theirs or not torch.equal(value.cpu(), theirs[name]) for name, value in ours.items()):
         raise ValueError(
@@ -172,9 +166,3 @@ class _ChatFile(msgspec.Struct):
     language: Name
     instruction: str
     provenance: dict[str, Any]
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    state = strip_prefixes(read_tensors(folder / WEIGHTS))
-    check_numbers(state, folder / WEIGHTS)
-    return state

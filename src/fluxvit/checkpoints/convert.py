@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.config import ConvertConfig
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
 from fluxvit.checkpoints.official import (
     KeyReport,
     TowerReport,
@@ -56,5 +56,5 @@ def convert(config: ConvertConfig) -> str:
         )
         # The grids of the authors' fine-tuning scripts.
         grids = list(legal_grids(range(6, 26, 2), range(112, 364, 28), 2048, 6144))
-    info = CheckpointInfo(labels=names, grids=grids, provenance=provenance)
-    return f"{report}\nwrote   {save_checkpoint(config.out, model, info)}"
+    checkpoint = Checkpoint(model, labels=names, grids=grids, provenance=provenance)
+    return f"{report}\nwrote   {checkpoint.save(config.out)}"

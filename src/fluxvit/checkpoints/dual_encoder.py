@@ -7,7 +7,7 @@ tower is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,18 +16,17 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.folder import (
-    CheckpointInfo,
-    check_format,
-    check_numbers,
+    check_replaceable,
     check_size,
-    compare_keys,
-    load_checkpoint,
-    save_checkpoint,
+    load_weights,
+    read_format,
+    read_weights,
 )
 from fluxvit.checkpoints.huggingface_text import remake_text
-from fluxvit.checkpoints.state_dicts import bare, savable, strip_prefixes
-from fluxvit.checkpoints.weights import read_tensors, tensor_shapes, write_tensors
+from fluxvit.checkpoints.state_dicts import bare, savable
+from fluxvit.checkpoints.weights import tensor_shapes, write_tensors
 from fluxvit.data.texts import Texts
 from fluxvit.models.config import Width
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
@@ -45,12 +44,12 @@ class DualInfo:
     """What a dual encoder must be used with.
 
     Args:
-        video: The same of its video side.
+        video: Its video side, a checkpoint of its own.
         texts: Its tokenizer.
         provenance: Where the weights come from; free-form.
     """
 
-    video: CheckpointInfo
+    video: Checkpoint
     texts: Texts
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -65,19 +64,17 @@ def save_dual(folder: str | Path, encoder: nn.Module, info: DualInfo) -> Path:
 
     Args:
         encoder: A DualEncoder, or one in a wrapper, as in
-            :func:`~fluxvit.checkpoints.folder.save_checkpoint`.
+            :func:`~fluxvit.checkpoints.checkpoint.Checkpoint`.
 
     Raises:
         ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
     """
     folder, network = Path(folder), bare(encoder, DualEncoder)
-    known = {VIDEO, WEIGHTS, CONFIG, TOKENIZER}
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= known):
-        raise ValueError(f"{folder} holds something else than a dual encoder; choose another folder")
+    check_replaceable(folder, {VIDEO, WEIGHTS, CONFIG, TOKENIZER}, "dual encoder")
     language = bare(network.language, LanguageSide)
     state = savable(language.state_dict(), f"{folder} is not written")
     with atomic_folder(folder) as partial:
-        save_checkpoint(partial / VIDEO, network.video, info.video)
+        replace(info.video, model=network.video).save(partial / VIDEO)
         write_tensors(partial / WEIGHTS, state)
         (partial / TOKENIZER).write_text(info.texts.to_json(), encoding="utf-8")
         write_json(
@@ -105,11 +102,9 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
     if not is_dual(folder):
         kind = "is a checkpoint without texts" if (folder / "config.json").is_file() else "is none"
         raise ValueError(f"{folder}: no dual encoder, which `fluxvit train-contrastive` makes: it {kind}")
-    video, video_info = load_checkpoint(folder / VIDEO, device)
+    video = Checkpoint.load(folder / VIDEO, device)
     where = str(folder / CONFIG)
-    content = load_json(folder / CONFIG)
-    check_format(content, FORMAT, where)
-    facts = convert(content, _LanguageFile, where)
+    facts = read_format(load_json(folder / CONFIG), FORMAT, _LanguageFile, where)
     try:
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
         shapes = tensor_shapes(folder / WEIGHTS)
@@ -122,16 +117,12 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
         tower = _remake(facts.text)
     least = facts.least_temperature
     # Not on the meta device: networks of transformers have buffers that no file tells.
-    language = LanguageSide(tower, video.config.pool_dim, facts.dim, 2 * least, least)
-    state = strip_prefixes(read_tensors(folder / WEIGHTS))
+    language = LanguageSide(tower, video.model.config.pool_dim, facts.dim, 2 * least, least)
+    state = read_weights(folder / WEIGHTS)
     # Folders that were written with version 4 of transformers name a tower's tensors in this way.
     state = {name.replace("network.text_model.", "network."): value for name, value in state.items()}
-    report = compare_keys(state, language)
-    if not report.matches:
-        raise ValueError(f"{folder}: {WEIGHTS} and {CONFIG} disagree: {report.summary}")
-    check_numbers(state, folder / WEIGHTS)
-    language.load_state_dict(state)
-    language.to(video.cls_token.device)
+    load_weights(language, state, folder / WEIGHTS, CONFIG)
+    language.to(video.device)
     try:
         texts = Texts.from_json(tokenizer, facts.context)
     except ValueError as error:
@@ -141,7 +132,7 @@ def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[D
         raise ValueError(
             f"{folder}: {TOKENIZER} has token ids up to {texts.largest_id}, and the text tower knows {rows}"
         )
-    return DualEncoder(video, language).eval(), DualInfo(video_info, texts, facts.provenance)
+    return DualEncoder(video.model, language).eval(), DualInfo(video, texts, facts.provenance)
 
 
 class _LanguageFile(msgspec.Struct):

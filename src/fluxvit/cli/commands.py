@@ -97,7 +97,7 @@ _GROUPS: dict[str, dict[str, Command]] = {
         "optimize": Command(
             "find the best sampling for each budget, and write it beside the weights",
             "fluxvit.optimization.config:OptimizeConfig",
-            "fluxvit.optimization.dual_encoder:optimize",
+            "fluxvit.optimization.dual_encoder:optimize_folder",
             resumes=True,
         ),
     },

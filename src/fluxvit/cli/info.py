@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fluxvit.checkpoints.folder import load_checkpoint, pretrained_names
+from fluxvit.checkpoints.checkpoint import Checkpoint, pretrained_names
 from fluxvit.deploy.config import InfoConfig
 from fluxvit.flux.cost import NetworkSize, clip_cost, grid_cost
 from fluxvit.flux.plan import Measured, Plan
@@ -23,15 +23,15 @@ def run(settings: InfoConfig) -> None:
         with torch.device("meta"):
             network = create_model(model)
     elif Path(model).exists() or model in pretrained_names():
-        network, info = load_checkpoint(model)
-        plans = info.plans
+        checkpoint = Checkpoint.load(model)
+        network, plans = checkpoint.model, checkpoint.plans
     else:
         names = ", ".join([*PRESETS, *pretrained_names()])
         raise ValueError(f"{model} is neither a checkpoint folder nor one of {names}")
     config = network.config
     usual = sorted({*config.budgets, *((512,) if config.patch_size == 14 else ())})
     budgets = settings.tokens or usual
-    pool = None if grid is None else grid.tokens(config.patch_size, config.tubelet_size)
+    pool = None if grid is None else config.pool(grid)
     count = sum(p.numel() for p in network.parameters())
     tables = sum(p.numel() for p in network.pos_embed.parameters())
     say(f"{model}: {config.depth} blocks, width {config.embed_dim}, {config.num_heads} heads, ", end="")
@@ -60,7 +60,7 @@ def _print_plans(plans: list[Plan], size: NetworkSize) -> None:
     for plan in sorted(plans, key=lambda plan: -plan.keep):
         known = plan.measured or Measured()
         cells = [
-            f"{plan.keep:>8} {plan.grid!s:>12} {plan.grid.tokens(size.patch_size, size.tubelet_size):>8}",
+            f"{plan.keep:>8} {plan.grid!s:>12} {size.pool(plan.grid):>8}",
             f"{'-' if plan.head is None else plan.head:>5}",
             f"{'-' if known.accuracy is None else f'{100 * known.accuracy:.1f} %':>9}",
             f"{grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9:>8.3f}",

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from fluxvit.checkpoints.folder import DEFAULT_CHECKPOINT
+from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT
 from fluxvit.deploy.cascade import CascadePredictor
 from fluxvit.deploy.config import PredictConfig
 from fluxvit.deploy.explain import write_explanation
@@ -90,7 +90,7 @@ def _as_json(prediction: Prediction, top: int) -> str:
 
 def _as_text(prediction: Prediction, top: int, predictor: Any) -> str:
     config, plan = predictor.model.config, prediction.plan
-    pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
+    pool = config.pool(plan.grid)
     spent = [f"{plan.keep} of {pool} tokens of {plan.grid}"]
     if plan.keep < pool and plan.selector != "group_dynamic":
         spent.append(plan.selector)

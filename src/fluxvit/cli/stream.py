@@ -30,7 +30,7 @@ def run(config: StreamConfig) -> None:
         # About what a step will keep: it chooses the grid. The tubelets of the grid round the hop.
         budget = Budget(tokens=max(1, round(config.token_rate * (config.hop or window / DEFAULT_HOPS))))
     still = load_predictor(config.checkpoint, budget, config.grid, config.device)
-    if config.window is None and (span := still.info.sampling.window(still.plan.grid.frames)):
+    if config.window is None and (span := still.checkpoint.sampling.window(still.plan.grid.frames)):
         window = min(span, source.seconds or span)
     predictor = StreamingPredictor(still, window, config.hop, token_rate=config.token_rate)
     log_device(still.device)

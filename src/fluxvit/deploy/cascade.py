@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fluxvit.deploy.latency import milliseconds, time_in_turns
+from fluxvit.checkpoints.latency import milliseconds, time_in_turns
 from fluxvit.deploy.predictor import Prediction, Predictor
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cascade import Spent, chain_gmacs, chain_tokens, stage_answer
@@ -113,14 +113,14 @@ class CascadePredictor:
 
     def __init__(self, predictor: Predictor, cascade: Cascade | Budget | int | None = None) -> None:
         self._predictor, self.model = predictor, predictor.model
-        if predictor.info.multi_label:
+        if predictor.checkpoint.multi_label:
             raise ValueError(
                 "a cascade stops where one class is sure enough; this checkpoint tells several classes of a "
                 "clip, so use a single plan"
             )
         if not isinstance(cascade, Cascade):
             budget = None if cascade is None else Budget.of(cascade)
-            cascade = nearest_cascade(predictor.info.cascades, budget, self._costs_in(budget))
+            cascade = nearest_cascade(predictor.checkpoint.cascades, budget, self._costs_in(budget))
         self.cascade = cascade
         self._gmacs = chain_gmacs(self.model.config.size, cascade.stages)
 
@@ -146,7 +146,7 @@ class CascadePredictor:
         cascade, predictor = self.cascade, self._predictor
         sampled = predictor.sample(video, [plan.grid for plan in cascade.stages], fps)
         stages = run_stages(
-            self.model, cascade.stages, lambda grid: predictor.clip(sampled.frames[grid], grid)
+            self.model, cascade.stages, lambda grid: predictor.checkpoint.clip(sampled.frames[grid], grid)
         )
         logits: list[Tensor] = []
         for out in stages:

@@ -12,14 +12,13 @@ from msgspec import Meta
 
 from fluxvit.checkpoints.chat import load_chat
 from fluxvit.checkpoints.hub import transformers_library
-from fluxvit.deploy.predictor import choose_plan
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
-from fluxvit.video.transforms import eval_transform, read_clips
+from fluxvit.video.transforms import read_clips
 
 _Tokens = Annotated[int, Meta(ge=1, le=1 << 20)]
 _Clips = Annotated[int, Meta(ge=1, le=10_000)]
@@ -57,7 +56,7 @@ class Chat:
     ) -> None:
         self.device = usable_device(device)
         self.model, self.language, self.info = load_chat(checkpoint, language, self.device)
-        self.plan = choose_plan(self.model.video, self.info.video, budget, grid)
+        self.plan = self.info.video.plan(budget, grid)
         self._cache: Any = None
         self._turns = 0
 
@@ -79,21 +78,18 @@ class Chat:
             VideoError: It cannot be read.
         """
         clips = convert(plain(clips), _Clips, key="clips")
-        grid, info = self.plan.grid, self.info.video
+        grid, checkpoint = self.plan.grid, self.info.video
         size = (grid.height, grid.width)
         with open_video(video, fps=fps) as reader:
             starts, length = np.linspace(0, reader.end, clips, endpoint=False), reader.end / clips
             parts = read_clips(
                 reader,
                 [
-                    (info.sampling.times(start, start + length, grid.frames, reader.fps), size)
+                    (checkpoint.sampling.times(start, start + length, grid.frames, reader.fps), size)
                     for start in starts.tolist()
                 ],
             )
-        videos = [
-            eval_transform(part, grid.height, grid.width, info.mean, info.std)[None].to(self.device)
-            for part in parts
-        ]
+        videos = [checkpoint.clip(part, grid) for part in parts]
         seen = self.model.look(videos, self.plan.keep, self.plan.selector)
         before, _ = self.language.first_turn("", self.info.instruction)
         words = self.model.embed_words(before[None].to(self.device))

@@ -121,9 +121,7 @@ class StreamingPredictor:
         self._hop = max(1, round(hop_s * self._tubelets / window_s))
         self.window_s, self.hop_s = window_s, self._hop * window_s / self._tubelets
         if token_rate is not None:
-            keep = min(
-                int(token_rate * self.hop_s + 1e-9), plan.grid.tokens(config.patch_size, config.tubelet_size)
-            )
+            keep = min(int(token_rate * self.hop_s + 1e-9), config.pool(plan.grid))
             if keep < 1:
                 raise ValueError(
                     f"token rate {token_rate:g}: that is less than one token a hop of {self.hop_s:g} s; "
@@ -151,7 +149,7 @@ class StreamingPredictor:
 
     def __str__(self) -> str:
         plan, config = self.plan, self.model.config
-        pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
+        pool = config.pool(plan.grid)
         return (
             f"{plan.keep} of {pool} tokens of {plan.grid} in windows of {self.window_s:.3g} s every "
             f"{self.hop_s:.3g} s: {self.token_rate:.3g} tokens and {self.macs / 1e9 / self.hop_s:.3g} GMACs "
@@ -191,7 +189,7 @@ class StreamingPredictor:
                     start=seconds - self.window_s,
                     end=seconds,
                     labels=self._predictor.labels,
-                    probabilities=self._predictor.info.probabilities(logits).numpy(),
+                    probabilities=self._predictor.checkpoint.probabilities(logits).numpy(),
                     plan=self.plan,
                     kept=None if out.kept is None else out.kept[0].cpu().numpy(),
                     embedding=out.embedding[0].float().cpu().numpy(),
@@ -210,7 +208,7 @@ class StreamingPredictor:
             while group := list(itertools.islice(images, size)):
                 count += len(group)
                 if len(group) == size:
-                    yield self._predictor.clip(np.stack(group), grid)
+                    yield self._predictor.checkpoint.clip(np.stack(group), grid)
         if count < grid.frames:
             raise VideoError.of(
                 source.name,

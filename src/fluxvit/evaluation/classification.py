@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.classes import numbered_like
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
@@ -24,7 +24,6 @@ from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Selector, get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.video.transforms import normalize
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,11 @@ class Predictions:
 
 
 def predict_dataset(
-    model: FluxViT,
+    checkpoint: Checkpoint,
     dataset: ClipDataset,
     grid: SamplingGrid,
     keeps: Sequence[int],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     head: int | None = None,
     selector: str | Selector = "group_dynamic",
     batch_size: int = 32,
@@ -103,12 +100,10 @@ def predict_dataset(
         VideoError: A video cannot be read. Evaluation never replaces one by another.
     """
     return predict_requests(
-        model,
+        checkpoint,
         dataset,
         grid,
         [Request(keep, head, selector) for keep in keeps],
-        mean=mean,
-        std=std,
         batch_size=batch_size,
         workers=workers,
         progress=progress,
@@ -136,13 +131,11 @@ class Request:
 
 @torch.inference_mode()
 def predict_requests(
-    model: FluxViT,
+    checkpoint: Checkpoint,
     dataset: ClipDataset,
     grid: SamplingGrid,
     requests: Sequence[Request],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     views: Views = ONE_VIEW,
     precision: str = "fp32",
     batch_size: int = 32,
@@ -151,7 +144,6 @@ def predict_requests(
     indices: Sequence[int] | None = None,
     after_batch: Callable[[], None] | None = None,
     tolerant: bool = False,
-    multi_label: bool = False,
 ) -> list[Predictions]:
     """Run a model over every clip of a data set, read once for all requests of a grid.
 
@@ -167,7 +159,6 @@ def predict_requests(
         indices: Clips to take, at least one; None: all.
         after_batch: Called after each batch; may raise to end it early.
         tolerant: Go on if a video cannot be read, and name it in the predictions.
-        multi_label: Whether logits are those of each class by itself, for the mean over views.
 
     Returns:
         Predictions for each request, in the order of the clips.
@@ -176,8 +167,7 @@ def predict_requests(
         VideoError: A video cannot be read, and that is not tolerated.
         NotFiniteError: The model's output for a video is not finite.
     """
-    device = next(model.parameters()).device
-    model.eval()
+    model, device = checkpoint.model.eval(), checkpoint.device
     logits: list[list[Tensor]] = [[] for _ in requests]
     labels: list[Tensor] = []
     unreadable: dict[int, str] = {}
@@ -187,12 +177,12 @@ def predict_requests(
     hidden = progress is None or not console.is_terminal
     clips, done = loader(source, batches, workers, name_faults=False), 0
     for clip in track(clips, progress or "", len(batches), console=console, transient=True, disable=hidden):
-        video = normalize(clip.video.to(device), mean, std)
+        video = checkpoint.normalize(clip.video)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             answers = _answer(model, video, requests)
         bad = clip.replaced[:: views.total] > 0
         for rows, answer in zip(logits, answers, strict=True):
-            merged = merge_views(answer.cpu(), views.total, multi_label)
+            merged = merge_views(answer.cpu(), views.total, checkpoint.multi_label)
             wrong = ~merged.isfinite().all(-1) & ~bad
             if wrong.any():
                 item = int(clip.item[int(wrong.int().argmax()) * views.total])
@@ -227,29 +217,27 @@ def _reason(dataset: ClipDataset, clip: Clip, row: int) -> str:
     return faults[0] if faults else "cannot be read"
 
 
-def number_for_checkpoint(
-    data: str, manifest: Manifest, checkpoint: str, model: FluxViT, info: CheckpointInfo
-) -> Manifest:
+def number_for_checkpoint(data: str, manifest: Manifest, name: str, checkpoint: Checkpoint) -> Manifest:
     """A manifest whose classes are numbered as a checkpoint's, so that it can be scored on its videos.
 
     Args:
-        data, checkpoint: Their names, for messages.
+        data, name: What manifest and checkpoint are called, for messages.
 
     Raises:
         ValueError: The checkpoint has no classifier, or does not know all classes that the videos use.
     """
-    if model.num_classes == 0:
-        raise ValueError(f"{checkpoint} has no classifier; train one with: fluxvit probe")
-    if manifest.multi_label and not info.multi_label:
+    classes = checkpoint.model.num_classes
+    if classes == 0:
+        raise ValueError(f"{name} has no classifier; train one with: fluxvit probe")
+    if manifest.multi_label and not checkpoint.multi_label:
         raise ValueError(
-            f"{data}: its videos have several labels each, but {checkpoint} was trained to tell one class of "
+            f"{data}: its videos have several labels each, but {name} was trained to tell one class of "
             "a video; train it with: --task.loss bce"
         )
-    manifest = numbered_like(manifest, info.labels, model.num_classes, data, checkpoint)
+    manifest = numbered_like(manifest, checkpoint.labels, classes, data, name)
     highest = max((number for entry in manifest.entries for number in entry.classes), default=-1)
-    if highest >= model.num_classes:
+    if highest >= classes:
         raise ValueError(
-            f"{data} has a video of class {highest}; {checkpoint} tells {model.num_classes} "
-            f"classes, 0 to {model.num_classes - 1}"
+            f"{data} has a video of class {highest}; {name} tells {classes} classes, 0 to {classes - 1}"
         )
     return manifest

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import SEARCH, CheckpointInfo, checkpoint_folder, load_checkpoint
+from fluxvit.checkpoints.checkpoint import SEARCH, Checkpoint, checkpoint_folder
+from fluxvit.checkpoints.latency import LatencyTable
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
-from fluxvit.deploy.latency import LatencyTable
 from fluxvit.evaluation.classification import Predictions, Request, number_for_checkpoint, predict_requests
 from fluxvit.evaluation.config import EvaluateConfig, Views
-from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.metrics import Metrics, average_precision, mean_of_classes, measure
 from fluxvit.evaluation.prediction_store import Answers
 from fluxvit.evaluation.protocol import Protocol, head_of
@@ -128,28 +127,39 @@ def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool 
             ``config.out``; the message says why.
     """
     with lock_run(config.out, world):
-        return _run_evaluation(config, world, progress)
+        if config.report:
+            require_report_packages()  # Now, not after all videos.
+        manifest = read_manifest(config.data, config.target)
+        checkpoint = Checkpoint.load(config.checkpoint, world.device)
+        return evaluate(checkpoint, manifest, config, world, progress)
 
 
-def _run_evaluation(config: EvaluateConfig, world: World, progress: bool) -> Evaluation | None:
-    if config.report:
-        require_report_packages()  # Now, not after all videos.
-    manifest = read_manifest(config.data, config.target)
-    model, info = load_checkpoint(config.checkpoint, world.device)
-    manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
-    if config.report and info.multi_label:
+def evaluate(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    config: EvaluateConfig,
+    world: World = ALONE,
+    progress: bool = True,
+) -> Evaluation | None:
+    """Test a checkpoint on the videos of a manifest, as :func:`run_evaluation` does.
+
+    Args:
+        config: The options; its ``checkpoint`` and ``data`` are names, for messages and results.
+    """
+    manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, checkpoint)
+    if config.report and checkpoint.multi_label:
         raise ValueError(
             f"--report draws how often one class is right, but {config.checkpoint} tells several classes of "
             "a video; leave it out, the figures are printed and in results.json"
         )
-    info = replace(info, sampling=_sampling(config, info.sampling))
-    classes = model.num_classes if info.multi_label else None
-    dataset = ClipDataset(manifest, sampling=info.sampling, classes=classes)
-    subjects = _in_main(world, partial(find_subjects, config, model, info))
-    protocol = _protocol(config, manifest, model, info)
+    checkpoint = replace(checkpoint, sampling=_sampling(config, checkpoint.sampling))
+    classes = checkpoint.model.num_classes if checkpoint.multi_label else None
+    dataset = ClipDataset(manifest, sampling=checkpoint.sampling, classes=classes)
+    subjects = _in_main(world, partial(find_subjects, config, checkpoint))
+    protocol = _protocol(config, manifest, checkpoint)
     answers = Answers(
         Path(config.out) / PREDICTIONS,
-        json.dumps(_facts(protocol, info), sort_keys=True),
+        json.dumps(_facts(protocol, checkpoint), sort_keys=True),
         torch.stack([dataset.label(i) for i in range(len(dataset))]),
         [to_record(entry, manifest.root)["path"] for entry in manifest.entries],
     )
@@ -165,9 +175,9 @@ def _run_evaluation(config: EvaluateConfig, world: World, progress: bool) -> Eva
         if not missing:
             continue
         title = f"Testing {grid}" if progress and world.is_main else None
-        rows, unreadable = _predict(config, model, info, dataset, grid, list(missing.values()), world, title)
+        rows, unreadable = _predict(config, checkpoint, dataset, grid, list(missing.values()), world, title)
         _in_main(world, partial(answers.add, dict(zip(missing, rows, strict=True)), unreadable))
-    finish = partial(_finish, config, model, info, manifest, subjects, protocol, answers, warning)
+    finish = partial(_finish, config, checkpoint, manifest, subjects, protocol, answers, warning)
     evaluation = _in_main(world, finish)
     return evaluation if world.is_main else None
 
@@ -210,7 +220,7 @@ def _sampling(config: EvaluateConfig, trained: ClipSampling) -> ClipSampling:
     return replace(base, stride=config.stride or base.stride, fps=config.stride_fps or base.fps)
 
 
-def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: CheckpointInfo) -> Protocol:
+def _protocol(config: EvaluateConfig, manifest: Manifest, checkpoint: Checkpoint) -> Protocol:
     resize = RESIZE
     if config.views.crops > 1:
         resize = f"{resize.partition(';')[0]}; {config.views.crops} crops spread along the longer side"
@@ -219,25 +229,24 @@ def _protocol(config: EvaluateConfig, manifest: Manifest, model: FluxViT, info: 
         manifest=config.data,
         clips=len(manifest),
         views=str(config.views),
-        sampling=str(info.sampling),
+        sampling=str(checkpoint.sampling),
         resize=resize,
-        weights_digest=backbone_digest(model, info),
+        weights_digest=checkpoint.digest(),
         seed=config.seed,
         precision=config.precision,
-        device=device_name(next(model.parameters()).device),
+        device=device_name(checkpoint.device),
     )
 
 
-def _facts(protocol: Protocol, info: CheckpointInfo) -> dict[str, Any]:
+def _facts(protocol: Protocol, checkpoint: Checkpoint) -> dict[str, Any]:
     """What predictions depend on."""
     facts = {"version": _VERSION, **protocol.facts}
-    return facts | {"multi_label": True} if info.multi_label else facts
+    return facts | {"multi_label": True} if checkpoint.multi_label else facts
 
 
 def _predict(
     config: EvaluateConfig,
-    model: FluxViT,
-    info: CheckpointInfo,
+    checkpoint: Checkpoint,
     dataset: ClipDataset,
     grid: SamplingGrid,
     requests: Sequence[Request],
@@ -260,12 +269,10 @@ def _predict(
     try:
         if share:
             part = predict_requests(
-                model,
+                checkpoint,
                 dataset,
                 grid,
                 requests,
-                mean=info.mean,
-                std=info.std,
                 views=config.views,
                 precision=config.precision,
                 batch_size=batch,
@@ -273,15 +280,14 @@ def _predict(
                 progress=title,
                 indices=share,
                 tolerant=True,
-                multi_label=info.multi_label,
             )
     except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
         trouble = error
     fail_together(trouble, world, "evaluation")
     reasons = {share[row]: text for row, text in part[0].unreadable.items()} if part else {}
-    rows = [torch.full((len(entries), model.num_classes), torch.nan) for _ in requests]
+    rows = [torch.full((len(entries), checkpoint.model.num_classes), torch.nan) for _ in requests]
     unreadable: dict[int, str] = {}
-    normalized = F.logsigmoid if info.multi_label else partial(F.log_softmax, dim=-1)
+    normalized = F.logsigmoid if checkpoint.multi_label else partial(F.log_softmax, dim=-1)
     gathered = world.gather(([normalized(result.logits) for result in part], reasons))
     for indices, (tables, why) in zip(shares, gathered, strict=True):
         for whole, table in zip(rows, tables, strict=bool(indices)):
@@ -295,8 +301,7 @@ def _predict(
 
 def _finish(
     config: EvaluateConfig,
-    model: FluxViT,
-    info: CheckpointInfo,
+    checkpoint: Checkpoint,
     manifest: Manifest,
     subjects: Sequence[Subject],
     protocol: Protocol,
@@ -304,11 +309,11 @@ def _finish(
     warning: str,
 ) -> Evaluation:
     """Measure, write and report; in the main process alone."""
-    points = []
+    points, model = [], checkpoint.model
     for subject in subjects:
         point = _point(model, subject, config.views)
         rows = answers.rows[_key(subject.plan)]
-        if info.multi_label:
+        if checkpoint.multi_label:
             per_class = average_precision(rows, answers.labels)
             point |= {"map": mean_of_classes(per_class), "per_class": per_class}
         else:
@@ -318,14 +323,14 @@ def _finish(
                 point["confusion"] = metrics.confusion.tolist()
         point["latency_ms"] = _latency(config, model, subject.plan) if config.latency else None
         points.append(point)
-    classes = list(info.labels or manifest.labels) or [f"class {i}" for i in range(model.num_classes)]
+    classes = _class_names(checkpoint, manifest)
     results = {
         "title": f"{Path(config.checkpoint).name} on {Path(config.data).name}",
         "checkpoint": config.checkpoint,
         "headline": _headline(points),
-        "multi_label": info.multi_label,
-        "chance": float(answers.labels.mean()) if info.multi_label else 1 / len(classes),
-        "conditions": _conditions(config, model, info, manifest, answers, subjects, warning),
+        "multi_label": checkpoint.multi_label,
+        "chance": float(answers.labels.mean()) if checkpoint.multi_label else 1 / len(classes),
+        "conditions": _conditions(config, checkpoint, manifest, answers, subjects, warning),
         "protocol": protocol.flat([subject.plan for subject in subjects], model.config),
         "classes": classes,
         "unreadable": [
@@ -339,7 +344,7 @@ def _finish(
     write_json(out / RESULTS, results)
     wrote = [out / RESULTS, answers.path]
     if config.report:
-        filmstrips = _filmstrips(config, info, manifest, subjects, answers, model)
+        filmstrips = _filmstrips(checkpoint, manifest, subjects, answers)
         with lock_folder(config.report):
             wrote.append(write_report(config.report, results, filmstrips))
     return Evaluation(results, warning, wrote)
@@ -355,7 +360,7 @@ def _point(model: FluxViT, subject: Subject, views: Views) -> dict[str, Any]:
         "frames": plan.grid.frames,
         "height": plan.grid.height,
         "width": plan.grid.width,
-        "pool": plan.grid.tokens(config.patch_size, config.tubelet_size),
+        "pool": config.pool(plan.grid),
         "keep": plan.keep,
         "head": head_of(plan, config),
         "selector": plan.selector,
@@ -400,13 +405,13 @@ def _score_of(point: Mapping[str, Any]) -> str:
 
 def _conditions(
     config: EvaluateConfig,
-    model: FluxViT,
-    info: CheckpointInfo,
+    checkpoint: Checkpoint,
     manifest: Manifest,
     answers: Answers,
     subjects: Sequence[Subject],
     warning: str,
 ) -> dict[str, str]:
+    model = checkpoint.model
     broken = len(_known_broken(manifest) | answers.unreadable)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     size = next(subject.plan.grid for subject in subjects if subject.kind == "plain").height
@@ -419,7 +424,7 @@ def _conditions(
         "Views": f"{config.views}: times x crops, probabilities averaged",
         "Plain sampling": f"as many whole {size}x{size} frames as the budget pays for",
         "Accuracy": (
-            ("mean average precision" if info.multi_label else "top-1 with Wilson's 95 % interval")
+            ("mean average precision" if checkpoint.multi_label else "top-1 with Wilson's 95 % interval")
             + f"; {broken or 'no'} videos could not be read"
             + ("; they count as wrong" if broken else "")
         ),
@@ -427,6 +432,10 @@ def _conditions(
     if config.budgets and config.budgets[0].tokens is None:
         conditions["Budget"] = ", ".join(map(str, config.budgets))
     return conditions | ({"Caution": warning} if warning else {})
+
+
+def _class_names(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
+    return checkpoint.labels or list(manifest.labels) or checkpoint.class_names
 
 
 def _known_broken(manifest: Manifest) -> dict[int, str]:
@@ -461,18 +470,12 @@ def _warning(config: EvaluateConfig, manifest: Manifest) -> str:
 
 
 def _filmstrips(
-    config: EvaluateConfig,
-    info: CheckpointInfo,
-    manifest: Manifest,
-    subjects: Sequence[Subject],
-    answers: Answers,
-    model: FluxViT,
+    checkpoint: Checkpoint, manifest: Manifest, subjects: Sequence[Subject], answers: Answers
 ) -> list[Filmstrip]:
     """Filmstrips of the videos whose true class is most and least likely, all budgets on one grid."""
     first = next((subject for subject in subjects if subject.kind != "plain"), subjects[0])
     scores = answers.rows[_key(first.plan)].gather(1, answers.labels[:, None])[:, 0]
     clips = best_and_worst(scores, answers.names, manifest.entries)
-    labels = list(info.labels or manifest.labels) or [f"class {i}" for i in range(model.num_classes)]
+    labels = _class_names(checkpoint, manifest)
     budgets = sorted({subject.budget for subject in subjects}, reverse=True)
-    device = str(next(model.parameters()).device)
-    return make_filmstrips(config.checkpoint, budgets, first.plan.grid, clips, labels, device)
+    return make_filmstrips(checkpoint, budgets, first.plan.grid, clips, labels)

@@ -28,14 +28,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import CheckpointInfo, state_digest
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.flux.plan import Plan
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.utils.files import write_json
 from fluxvit.utils.terminal import printable
-from fluxvit.video.transforms import normalize
 
 # What a model uses when nothing is said, as `fluxvit predict` does.
 USUAL_SELECTOR = "group_dynamic"
@@ -49,16 +47,14 @@ class Backbone:
     """A frozen model that turns clips into features at one plan.
 
     Args:
-        model: In eval mode.
-        info: What it must be used with.
-        digest: Digest of everything that its features depend on; see `backbone_digest`.
+        checkpoint: The model, in eval mode, and what it must be used with.
+        digest: Digest of the checkpoint, on which features depend.
         plan: Grid, kept tokens and the head whose pooling is read.
         kind: Kind of the probe that the features are for.
         selector: Which tokens are kept.
     """
 
-    model: FluxViT
-    info: CheckpointInfo
+    checkpoint: Checkpoint
     digest: str
     plan: Plan
     kind: str
@@ -67,12 +63,12 @@ class Backbone:
     @property
     def pool(self) -> int:
         """Tokens of the grid."""
-        return self.plan.grid.tokens(self.model.config.patch_size, self.model.config.tubelet_size)
+        return self.checkpoint.pool(self.plan.grid)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a video's features: ``[P + C]`` or ``[1 + K, C]``."""
-        config = self.model.config
+        config = self.checkpoint.model.config
         if self.kind == "linear":
             return (config.pool_dim + config.embed_dim,)
         return (1 + self.plan.keep, config.embed_dim)
@@ -93,7 +89,7 @@ class Backbone:
             "head": self.plan.head,
             "selector": self.selector,
             "kind": self.kind,
-            **self.info.sampling.facts,
+            **self.checkpoint.sampling.facts,
         }
 
     @torch.inference_mode()
@@ -101,18 +97,12 @@ class Backbone:
         """Features of clips uint8 ``[B, 3, T, H, W]``: for ``linear`` fp32 ``[B, P + C]``, ``pooled`` first;
         for ``attentive`` fp16 ``[B, 1 + K, C]``, class token first.
         """
-        video = normalize(video.to(next(self.model.parameters()).device), self.info.mean, self.info.std)
-        tokens = self.model.forward_features(video, self.plan.keep, self.selector)
+        model = self.checkpoint.model
+        tokens = model.forward_features(self.checkpoint.normalize(video), self.plan.keep, self.selector)
         if self.kind == "attentive":
             return tokens.half()
-        pooled = self.model.forward_head(tokens, self.plan.head, pre_logits=True)
+        pooled = model.forward_head(tokens, self.plan.head, pre_logits=True)
         return torch.cat([pooled, F.layer_norm(tokens, tokens.shape[-1:]).mean(1)], dim=1).float()
-
-
-def backbone_digest(model: FluxViT, info: CheckpointInfo) -> str:
-    """16 hexadecimal digits of what features depend on: weights, architecture and normalisation."""
-    facts = json.dumps([model.config.to_dict(), list(info.mean), list(info.std)], sort_keys=True)
-    return state_digest(model.state_dict(), facts)
 
 
 def cached_features(

@@ -66,7 +66,7 @@ class Protocol:
         Args:
             config: The network, for pools and the heads that are read.
         """
-        pools = [plan.grid.tokens(config.patch_size, config.tubelet_size) for plan in plans]
+        pools = [config.pool(plan.grid) for plan in plans]
         columns: dict[str, list[Any]] = {
             "grid": [str(plan.grid) for plan in plans],
             "pool": pools,

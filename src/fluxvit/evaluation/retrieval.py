@@ -14,22 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import load_dual
-from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.texts import embed_texts
 from fluxvit.evaluation.classification import Request, predict_requests
 from fluxvit.evaluation.config import EvaluateConfig, RetrievalConfig
 from fluxvit.evaluation.evaluate import RESIZE
-from fluxvit.evaluation.features import backbone_digest
 from fluxvit.evaluation.recall import Recall, answers_of, dual_softmax, recall, right_videos
 from fluxvit.evaluation.tested_plans import Subject, find_subjects
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.layers import CosineClassifier
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import device_name, log_device, usable_device
@@ -101,6 +99,7 @@ def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
             raise ValueError(f"{config.data}: {entry.path} has no caption")
     belongs = right_videos([entry.captions for entry in manifest.entries])
     model = text_classifier(encoder, embed_texts(encoder, info.texts, sentences))
+    checkpoint = replace(info.video, model=model)
     tested = EvaluateConfig(
         config.checkpoint,
         config.data,
@@ -110,11 +109,10 @@ def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
         precision=config.precision,
         batch_size=config.batch_size,
     )
-    subjects = find_subjects(tested, model, info.video)
+    subjects = find_subjects(tested, checkpoint)
     log_device(device)
     found, unreadable = cosines(
-        model,
-        info.video,
+        checkpoint,
         manifest,
         [subject.plan for subject in subjects],
         precision=config.precision,
@@ -126,13 +124,13 @@ def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
     for subject, similarity in zip(subjects, found, strict=True):
         for dual in (False, True):
             rows.append(
-                {**_about(subject, model), "dual_softmax": dual, **_figures(similarity, belongs, dual)}
+                {**_about(subject, checkpoint), "dual_softmax": dual, **_figures(similarity, belongs, dual)}
             )
     results = {
         "checkpoint": config.checkpoint,
         "data": config.data,
         "data_digest": manifest.digest,
-        "weights_digest": backbone_digest(model, info.video),
+        "weights_digest": checkpoint.digest(),
         "videos": len(manifest),
         "captions": len(sentences),
         "shared_captions": sum(len(videos) > 1 for videos in belongs),
@@ -150,8 +148,7 @@ def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
 
 
 def cosines(
-    model: FluxViT,
-    info: CheckpointInfo,
+    checkpoint: Checkpoint,
     manifest: Manifest,
     plans: Sequence[Plan],
     *,
@@ -163,14 +160,13 @@ def cosines(
     """Similarities of videos and texts.
 
     Args:
-        model: A classifier of Q texts.
-        info: Information of its video side.
+        checkpoint: A classifier of Q texts.
         plans: Videos that have one grid in common are read once.
 
     Returns:
         Cosines ``[N, Q]`` at each plan, NaN in rows of videos that cannot be read; and why they cannot.
     """
-    head = model.heads[0].fc
+    head = checkpoint.model.heads[0].fc
     assert isinstance(head, CosineClassifier)
     by_grid: dict[SamplingGrid, list[int]] = {}
     for number, plan in enumerate(plans):
@@ -179,12 +175,10 @@ def cosines(
     unreadable: dict[int, str] = {}
     for grid, numbers in by_grid.items():
         answers = predict_requests(
-            model,
-            ClipDataset(manifest, sampling=info.sampling),
+            checkpoint,
+            ClipDataset(manifest, sampling=checkpoint.sampling),
             grid,
             [Request.of(plans[number]) for number in numbers],
-            mean=info.mean,
-            std=info.std,
             precision=precision,
             batch_size=batch_size,
             workers=workers,
@@ -197,14 +191,14 @@ def cosines(
     return [found[number] for number in range(len(plans))], unreadable
 
 
-def _about(subject: Subject, model: Any) -> dict[str, Any]:
-    plan, config = subject.plan, model.config
+def _about(subject: Subject, checkpoint: Checkpoint) -> dict[str, Any]:
+    plan, config = subject.plan, checkpoint.model.config
     return {
         "budget": subject.budget,
         "kind": subject.kind,
         "grid": str(plan.grid),
         "keep": plan.keep,
-        "pool": plan.grid.tokens(config.patch_size, config.tubelet_size),
+        "pool": config.pool(plan.grid),
         "selector": plan.selector,
         # The classifier's cosines are no part of what embedding a clip costs.
         "gmacs": grid_cost(replace(config.size, num_classes=0), plan.grid, plan.keep, plan.selector).total

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fluxvit.checkpoints.folder import CheckpointInfo
-from fluxvit.deploy.latency import LatencyTable, plan_for
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.latency import LatencyTable, plan_for
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -41,28 +41,27 @@ def plain_grid(model: FluxViT, budget: int, size: int) -> SamplingGrid:
     Raises:
         ValueError: ``size`` is no multiple of the patch size.
     """
-    per_frame = SamplingGrid(model.config.tubelet_size, size, size).tokens(
-        model.config.patch_size, model.config.tubelet_size
-    )
+    per_frame = model.config.pool(SamplingGrid(model.config.tubelet_size, size, size))
     return SamplingGrid(model.config.tubelet_size * max(1, budget // per_frame), size, size)
 
 
-def find_subjects(config: EvaluateConfig, model: FluxViT, info: CheckpointInfo) -> list[Subject]:
+def find_subjects(config: EvaluateConfig, checkpoint: Checkpoint) -> list[Subject]:
     """The plans to test, those of the largest budget first. Milliseconds are measured on the model's device.
 
     Raises:
         ValueError: A budget, the grid, the head or a baseline cannot be used.
     """
+    model = checkpoint.model
     heads = len(model.config.budgets)
     if config.head is not None and not 0 <= config.head < heads:
         raise ValueError(f"head {config.head} does not exist; this model has heads 0 to {heads - 1}")
     budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in model.config.budgets)
-    if config.baselines and config.grid is None and not info.plans:
+    if config.baselines and config.grid is None and not checkpoint.plans:
         raise ValueError(
             f"{config.checkpoint} has no plan table, and plain sampling leaves selectors no choice; "
             "give the baselines a --grid, or make a table with: fluxvit optimize"
         )
-    size = config.plain_size or _plain_size(config, model, info, budgets)
+    size = config.plain_size or _plain_size(config, checkpoint, budgets)
     subjects: dict[Subject, None] = {}  # A set that keeps its order.
     for budget in budgets:
         main, kind = None, "optimised"
@@ -73,8 +72,8 @@ def find_subjects(config: EvaluateConfig, model: FluxViT, info: CheckpointInfo) 
                 known = [Plan(config.grid, min(budget.tokens or pool, pool))]
                 main = _changed(plan_for(model, budget, known), config)
                 kind = main.selector
-            elif info.plans:
-                main = _changed(plan_for(model, budget, info.plans), config)
+            elif checkpoint.plans:
+                main = _changed(plan_for(model, budget, checkpoint.plans), config)
         tokens = budget.tokens or (plain if main is None else main).keep
         subjects[Subject("plain", tokens, plain)] = None
         if main is not None:
@@ -97,12 +96,9 @@ def _changed(plan: Plan, config: EvaluateConfig) -> Plan:
     return replace(plan, head=head, selector=config.selector or plan.selector)
 
 
-def _plain_size(
-    config: EvaluateConfig, model: FluxViT, info: CheckpointInfo, budgets: Sequence[Budget]
-) -> int:
-    patch, tubelet = model.config.patch_size, model.config.tubelet_size
+def _plain_size(config: EvaluateConfig, checkpoint: Checkpoint, budgets: Sequence[Budget]) -> int:
     smallest = min((budget.tokens for budget in budgets if budget.tokens), default=0)
-    square = [grid for grid in info.grids if grid.height == grid.width]
+    square = [grid for grid in checkpoint.grids if grid.height == grid.width]
     if not square:
         raise ValueError(
             f"{config.checkpoint} names no square training grid to take the size of plain sampling from; "
@@ -110,11 +106,11 @@ def _plain_size(
         )
 
     def frame(grid: SamplingGrid) -> int:
-        return SamplingGrid(tubelet, grid.height, grid.width).tokens(patch, tubelet)
+        return checkpoint.pool(replace(grid, frames=checkpoint.model.config.tubelet_size))
 
     fitting = [grid for grid in square if not smallest or frame(grid) <= smallest]
     fitting = fitting or [min(square, key=frame)]
-    return max(fitting, key=lambda grid: (grid.tokens(patch, tubelet), grid.height)).height
+    return max(fitting, key=lambda grid: (checkpoint.pool(grid), grid.height)).height
 
 
 def _plain(model: FluxViT, budget: Budget, size: int) -> Plan:
@@ -122,8 +118,8 @@ def _plain(model: FluxViT, budget: Budget, size: int) -> Plan:
     config = model.config
     if budget.tokens is not None:
         grid = plain_grid(model, budget.tokens, size)
-        return Plan(grid, min(budget.tokens, grid.tokens(config.patch_size, config.tubelet_size)))
-    frame = SamplingGrid(config.tubelet_size, size, size).tokens(config.patch_size, config.tubelet_size)
+        return Plan(grid, min(budget.tokens, config.pool(grid)))
+    frame = config.pool(SamplingGrid(config.tubelet_size, size, size))
 
     def whole(tubelets: int) -> Plan:
         return Plan(plain_grid(model, tubelets * frame, size), tubelets * frame)

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Asked, pack_turns, questions_of
 from fluxvit.data.texts import embed_texts
-from fluxvit.deploy.predictor import choose_plan
 from fluxvit.evaluation.classification import Score
 from fluxvit.evaluation.config import VideoQAConfig
 from fluxvit.evaluation.retrieval import cosines
@@ -42,7 +41,6 @@ from fluxvit.utils.files import write_json, write_json_lines
 from fluxvit.utils.system import device_name, log_device, usable_device
 from fluxvit.utils.terminal import printable
 from fluxvit.video.base import VideoError
-from fluxvit.video.transforms import normalize
 
 RESULTS, ANSWERS = "quiz.json", "answers.jsonl"
 
@@ -93,8 +91,8 @@ def run_quiz(config: VideoQAConfig, progress: bool = True) -> Quiz:
         raise ValueError(f"{config.checkpoint} is a dual encoder, which brings its text tower: no language")
     device = usable_device(config.device)
     reader = (_DualReader if is_dual(config.checkpoint) else _ChatReader)(config, device)
-    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in reader.video.config.budgets)
-    plans = [choose_plan(reader.video, reader.info, budget, config.grid) for budget in budgets]
+    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in reader.video.model.config.budgets)
+    plans = [reader.video.plan(budget, config.grid) for budget in budgets]
     records: list[dict[str, Any]] = [
         {
             "path": str(entry.path),
@@ -184,7 +182,7 @@ class _ChatReader:
 
     def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
         self._chat, self._language, info = load_chat(config.checkpoint, config.language, device)
-        self.name, self.video, self.info = self._language.source, self._chat.video, info.video
+        self.name, self.video = self._language.source, info.video
         self._instruction, self._precision = info.instruction, config.precision
         self._place = device
         self.unreadable: dict[int, str] = {}
@@ -193,7 +191,7 @@ class _ChatReader:
         self, manifest: Manifest, asked: Sequence[Sequence[Asked]], plans: Sequence[Plan], progress: bool
     ) -> Iterator[tuple[Plan | None, list[str | None]]]:
         """What is chosen blind, and at each plan; None: the video cannot be read."""
-        dataset = ClipDataset(manifest, sampling=self.info.sampling)
+        dataset = ClipDataset(manifest, sampling=self.video.sampling)
         console = Console(stderr=True)
         hidden = not progress or not console.is_terminal
         for plan in [None, *plans]:
@@ -213,8 +211,8 @@ class _ChatReader:
 
     @torch.inference_mode()
     def _look(self, dataset: ClipDataset, item: int, plan: Plan) -> Tensor:
-        video = dataset[ClipRequest(item, plan.grid)].video[None].to(self._place)
-        return self._chat.look([normalize(video, self.info.mean, self.info.std)], plan.keep, plan.selector)
+        video = self.video.normalize(dataset[ClipRequest(item, plan.grid)].video[None])
+        return self._chat.look([video], plan.keep, plan.selector)
 
     @torch.inference_mode()
     def _choose(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[str]:
@@ -247,7 +245,7 @@ class _DualReader:
     def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
         self._encoder, info = load_dual(config.checkpoint, device)
         self._texts, self._precision = info.texts, config.precision
-        self.video, self.info = self._encoder.video, info.video
+        self.video = info.video
         self.unreadable: dict[int, str] = {}
 
     def answers(
@@ -257,8 +255,9 @@ class _DualReader:
         choices = list(dict.fromkeys(text for one in chain(*asked) for text in one.choices))
         columns = {text: number for number, text in enumerate(choices)}
         model = text_classifier(self._encoder, embed_texts(self._encoder, self._texts, choices))
+        checkpoint = replace(self.video, model=model)
         found, self.unreadable = cosines(
-            model, self.info, manifest, plans, precision=self._precision, progress=progress
+            checkpoint, manifest, plans, precision=self._precision, progress=progress
         )
         for plan, similarity in zip(plans, found, strict=True):
             said: list[str | None] = []

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluxvit.checkpoints.dual_encoder import load_dual
-from fluxvit.checkpoints.folder import save_checkpoint
 from fluxvit.data.class_names import read_class_names
 from fluxvit.data.formats.text_files import text_lines
 from fluxvit.data.texts import Texts, embed_texts
@@ -128,9 +127,6 @@ def run_zero_shot(config: ZeroShotConfig) -> str:
     vectors = embed_classes(encoder, info.texts, labels, templates, config.average)
     made_of = {"names": config.names, "templates": templates, "average": config.average}
     provenance = {**info.provenance, "classes": made_of}
-    folder = save_checkpoint(
-        config.out,
-        text_classifier(encoder, vectors),
-        replace(info.video, labels=labels, provenance=provenance),
-    )
+    model = text_classifier(encoder, vectors)
+    folder = replace(info.video, model=model, labels=labels, provenance=provenance).save(config.out)
     return f"{len(labels)} classes, {len(templates)} templates averaged as {config.average}\nwrote   {folder}"

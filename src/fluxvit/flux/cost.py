@@ -29,6 +29,10 @@ class NetworkSize:
     pool_dim: int
     num_classes: int
 
+    def pool(self, grid: SamplingGrid) -> int:
+        """The number of tokens of a grid."""
+        return grid.tokens(self.patch_size, self.tubelet_size)
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -98,5 +102,5 @@ def grid_cost(
     """
     from fluxvit.flux.selection import get_selector  # It imports PyTorch, which configurations do without.
 
-    pool = grid.tokens(size.patch_size, size.tubelet_size)
+    pool = size.pool(grid)
     return clip_cost(size, min(keep, pool), pool, get_selector(selector).reads)

@@ -165,7 +165,7 @@ def fit_budget(
     """
 
     def pool(plan: Plan) -> int:
-        return plan.grid.tokens(size.patch_size, size.tubelet_size)
+        return size.pool(plan.grid)
 
     def gmacs(plan: Plan) -> float:
         return grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from fluxvit.flux.cost import NetworkSize
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.schema import check, convert, plain
 
 ACTIVATIONS = ("gelu_tanh", "gelu")
@@ -141,6 +142,10 @@ class FluxViTConfig:
     def size(self) -> NetworkSize:
         """What the cost model needs to know."""
         return NetworkSize(**{field.name: getattr(self, field.name) for field in fields(NetworkSize)})
+
+    def pool(self, grid: SamplingGrid) -> int:
+        """The number of tokens of a grid."""
+        return grid.tokens(self.patch_size, self.tubelet_size)
 
     def nearest_head(self, keep: int) -> int:
         """Index of the head that was trained nearest to ``keep`` tokens; of two, the larger budget's."""

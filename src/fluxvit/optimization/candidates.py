@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.manifest import Manifest
 from fluxvit.evaluation.features import USUAL_SELECTOR
 from fluxvit.flux.grid import SamplingGrid, max_pool
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.optimization.halving import Sampling
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import probe
@@ -27,7 +26,7 @@ _PROBED = 5
 
 
 def find_candidates(
-    config: OptimizeConfig, model: FluxViT, info: CheckpointInfo, aspect: Callable[[], float]
+    config: OptimizeConfig, checkpoint: Checkpoint, aspect: Callable[[], float]
 ) -> dict[int, list[Sampling]]:
     """The samplings to try for each budget, largest budget first.
 
@@ -42,9 +41,10 @@ def find_candidates(
         ValueError: A grid does not divide into tokens, none is large enough for a budget, or frames and sizes
             are neither given nor known from training.
     """
+    model = checkpoint.model
     patch, tubelet = model.config.patch_size, model.config.tubelet_size
     budgets = sorted(set(config.budgets or model.config.budgets), reverse=True)
-    trained = info.grids or [plan.grid for plan in info.plans]
+    trained = checkpoint.grids or [plan.grid for plan in checkpoint.plans]
     if not trained and not (config.frames and (config.sizes or config.heights)):
         raise ValueError(f"{config.checkpoint} names no training grids; give --frames and --sizes")
     frames = config.frames or _and_neighbours({grid.frames for grid in trained}, tubelet)
@@ -64,7 +64,7 @@ def find_candidates(
             if times and not rest and times * tubelet <= max(frames):
                 grids.add(SamplingGrid(times * tubelet, height, width))
     selectors: tuple[str, ...] = config.selectors or tuple(
-        dict.fromkeys(plan.selector for plan in info.plans)
+        dict.fromkeys(plan.selector for plan in checkpoint.plans)
     )
     selectors = selectors or (USUAL_SELECTOR,)
     candidates = {}

@@ -12,16 +12,15 @@ from itertools import accumulate, combinations, product
 import torch
 from torch import Tensor
 
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.latency import measure_latencies
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.deploy.cascade import measure_chains, prefixes
-from fluxvit.deploy.latency import measure_latencies
 from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cascade import chain_gmacs, chain_tokens, stage_answer
 from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.plan import Cascade, Measured, Plan
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.utils.system import device_name
 
 # Temperatures are looked for between 1 / this and this: where every clip is right, none is the best.
@@ -251,8 +250,7 @@ def choose_cascades(
 
 
 def predict_plans(
-    model: FluxViT,
-    info: CheckpointInfo,
+    checkpoint: Checkpoint,
     dataset: ClipDataset,
     plans: Sequence[Plan],
     *,
@@ -271,12 +269,10 @@ def predict_plans(
             continue
         alike = [p for p in plans if (p.grid, p.head, p.selector) == (plan.grid, plan.head, plan.selector)]
         results = predict_dataset(
-            model,
+            checkpoint,
             dataset,
             plan.grid,
             [p.keep for p in alike],
-            mean=info.mean,
-            std=info.std,
             head=plan.head,
             selector=plan.selector,
             workers=workers,
@@ -288,8 +284,7 @@ def predict_plans(
 
 
 def tune_cascades(
-    model: FluxViT,
-    info: CheckpointInfo,
+    checkpoint: Checkpoint,
     dataset: ClipDataset,
     targets: Sequence[Budget],
     *,
@@ -299,7 +294,7 @@ def tune_cascades(
     progress: bool = True,
 ) -> list[Cascade]:
     """The best cascade of a checkpoint's plans for each mean budget; what ``fluxvit predict --cascade`` uses
-    once it is in the plan table (``info.cascades``, :func:`~fluxvit.checkpoints.folder.save_plans`).
+    once it is in the plan table (``checkpoint.cascades``, ``checkpoint.save_plans``).
 
     Budgets in milliseconds are met on the device that the model is on. Cascades are then chosen by the sum of
     their plans' latencies, and their threshold by the latency of the whole.
@@ -319,7 +314,8 @@ def tune_cascades(
         ValueError: There are fewer than two plans, or the cheapest alone costs more than a target.
         VideoError: A video cannot be read.
     """
-    plans = list(dict.fromkeys(info.plans if plans is None else plans))
+    model = checkpoint.model
+    plans = list(dict.fromkeys(checkpoint.plans if plans is None else plans))
     latencies = {}
     if any(target.latency_ms is not None for target in targets):
         latencies = dict(zip(plans, (row.p50 for row in measure_latencies(model, plans)), strict=True))
@@ -329,7 +325,7 @@ def tune_cascades(
         if least > limit:
             unit = str(target).split(" ")[1]
             raise ValueError(f"budget {target}: the cheapest plan alone takes {least:.3g} {unit}")
-    logits, labels = predict_plans(model, info, dataset, plans, workers=workers, progress=progress)
+    logits, labels = predict_plans(checkpoint, dataset, plans, workers=workers, progress=progress)
     cascades = []
     for target, limit, costs in priced:
         (cascade,) = choose_cascades(plans, logits, labels, costs, [limit], max_stages)
@@ -338,7 +334,7 @@ def tune_cascades(
             whole = measure_chains(model, prefixes(cascade.stages))
             rows = [logits[plans.index(plan)] for plan in cascade.stages]
             cascade = tune_cascade(cascade.stages, rows, labels, whole, max(limit, whole[0]))
-            device = device_name(next(model.parameters()).device)
+            device = device_name(checkpoint.device)
             facts = Measured(latency_ms=cascade.mean(whole), device=device)
         assert cascade.measured is not None
         facts = replace(

@@ -20,23 +20,13 @@ import numpy as np
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import (
-    PRETRAINED,
-    SEARCH,
-    CheckpointInfo,
-    checkpoint_folder,
-    load_checkpoint,
-    save_checkpoint,
-    save_plans,
-)
+from fluxvit.checkpoints.checkpoint import PRETRAINED, SEARCH, Checkpoint, checkpoint_folder
+from fluxvit.checkpoints.latency import measure_latencies
 from fluxvit.data.dataset import ClipDataset, VideoSource
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
-from fluxvit.deploy.latency import measure_latencies
 from fluxvit.evaluation.classification import Score, number_for_checkpoint
-from fluxvit.evaluation.features import backbone_digest
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.plan import Cascade, Measured, Plan
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.optimization.candidates import aspect_of, find_candidates
 from fluxvit.optimization.cascade import tune_cascades
 from fluxvit.optimization.config import OptimizeConfig
@@ -198,30 +188,45 @@ def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeRe
             says which.
     """
     with lock_folder(config.out):
-        return _run_optimize(config, progress)
+        checkpoint = Checkpoint.load(config.checkpoint, usable_device(config.device))
+        folder = _writable_folder(config, checkpoint)
+        manifest = read_manifest(config.data, config.target)
+        return optimize(checkpoint, manifest, config, folder, progress=progress)
 
 
-def _run_optimize(config: OptimizeConfig, progress: bool) -> OptimizeResult:
-    config = replace(config, device=str(usable_device(config.device)))
-    model, info = load_checkpoint(config.checkpoint, config.device)
-    digest = backbone_digest(model, info)
-    folder = _writable_folder(config, digest)
-    manifest = _held_out(config, model, info)
+def optimize(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    config: OptimizeConfig,
+    folder: Path,
+    *,
+    progress: bool = True,
+) -> OptimizeResult:
+    """Search the plans of a checkpoint on the videos of a manifest, as :func:`run_optimize` does.
+
+    Args:
+        manifest: Held-out videos.
+        config: The options; its ``checkpoint`` and ``data`` are names, for messages and the account.
+        folder: The checkpoint folder that gets the plan table and the account of the search.
+    """
+    config = replace(config, device=str(checkpoint.device))
+    _check_held_out(config, checkpoint, manifest)
+    manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, checkpoint)
     readable = manifest.readable().entries
     order = np.random.default_rng(config.seed).permutation(len(readable))[: config.videos]
     clips = replace(manifest, entries=tuple(readable[i] for i in order))
-    candidates = find_candidates(config, model, info, lambda: aspect_of(clips))
-    search = Search(model, info, clips, VideoSource(clips), candidates, config.workers)
-    log_device(search.device)
+    candidates = find_candidates(config, checkpoint, lambda: aspect_of(clips))
+    search = Search(checkpoint, clips, VideoSource(clips), candidates, config.workers)
+    log_device(checkpoint.device)
     facts = {
         "search": _VERSION,
-        "weights": digest,
+        "weights": checkpoint.digest(),
         "data": manifest.digest,
         "clips": len(clips),
         "seed": config.seed,
         "exhaustive": config.exhaustive,
         "candidates": _digest(candidates),
-        **info.sampling.facts,
+        **checkpoint.sampling.facts,
     }
     finalists = search.run(Path(config.out) / LOG, facts, exhaustive=config.exhaustive, progress=progress)
     broken = [
@@ -230,8 +235,8 @@ def _run_optimize(config: OptimizeConfig, progress: bool) -> OptimizeResult:
         if not entry.ok
     ]
     result = _result(search, finalists, folder, broken)
-    result = replace(result, cascades=_cascades(config, search, finalists, result, info, clips, progress))
-    _save(config, model, info, manifest, result)
+    result = replace(result, cascades=_cascades(config, search, finalists, result, clips, progress))
+    _save(config, checkpoint, manifest, result)
     return result
 
 
@@ -240,7 +245,6 @@ def _cascades(
     search: Search,
     finalists: dict[int, list[Sampling]],
     result: OptimizeResult,
-    info: CheckpointInfo,
     clips: Manifest,
     progress: bool,
 ) -> dict[Budget, Cascade]:
@@ -251,9 +255,8 @@ def _cascades(
     plans = [seen[sampling] for samplings in finalists.values() for sampling in samplings]
     usable = replace(clips, entries=tuple(clips.entries[i] for i in np.flatnonzero(search.table.usable)))
     cascades = tune_cascades(
-        search.model,
-        info,
-        ClipDataset(usable, sampling=info.sampling),
+        search.checkpoint,
+        ClipDataset(usable, sampling=search.checkpoint.sampling),
         config.cascades,
         plans=plans,
         workers=config.workers,
@@ -266,12 +269,12 @@ def _all(result: OptimizeResult) -> list[Tried]:
     return [tried for rows in result.tried.values() for tried in rows]
 
 
-def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
+def _writable_folder(config: OptimizeConfig, checkpoint: Checkpoint) -> Path:
     """The folder that will get the plans."""
     if config.to:
         folder = Path(config.to)
         occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-        if occupied and backbone_digest(*load_checkpoint(folder)) != digest:
+        if occupied and Checkpoint.load(folder).digest() != checkpoint.digest():
             raise ValueError(f"{folder} holds another checkpoint; choose another folder for the copy")
         return folder
     folder = checkpoint_folder(config.checkpoint)
@@ -285,10 +288,9 @@ def _writable_folder(config: OptimizeConfig, digest: str) -> Path:
     return folder
 
 
-def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> Manifest:
-    """The videos that choose."""
-    manifest = read_manifest(config.data, config.target)
-    if info.multi_label:
+def _check_held_out(config: OptimizeConfig, checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Raise a ValueError if the videos of a manifest cannot choose plans."""
+    if checkpoint.multi_label:
         raise ValueError(
             f"{config.checkpoint} tells several classes of a video; plans are chosen by how often one class "
             "is right, which it does not tell"
@@ -301,21 +303,19 @@ def _held_out(config: OptimizeConfig, model: FluxViT, info: CheckpointInfo) -> M
                 f"{config.data} and {config.test} share {len(shared)} videos, such as {shared[0]}; "
                 "what chose the plans cannot test them"
             )
-    return number_for_checkpoint(config.data, manifest, config.checkpoint, model, info)
 
 
-def _save(
-    config: OptimizeConfig, model: FluxViT, info: CheckpointInfo, manifest: Manifest, result: OptimizeResult
-) -> None:
-    others = [plan for plan in info.plans if plan.keep not in result.best]
+def _save(config: OptimizeConfig, checkpoint: Checkpoint, manifest: Manifest, result: OptimizeResult) -> None:
+    others = [plan for plan in checkpoint.plans if plan.keep not in result.best]
     plans = [*(tried.plan for tried in result.best.values()), *others]
     # Cascades hold their plans themselves, so that former ones go on working.
-    cascades = list(result.cascades.values()) or info.cascades
-    info = replace(info, plans=sorted(plans, key=lambda plan: -plan.keep), cascades=cascades)
+    cascades = list(result.cascades.values()) or checkpoint.cascades
+    plans.sort(key=lambda plan: -plan.keep)
+    checkpoint = replace(checkpoint, plans=plans, cascades=cascades)
     if config.to:
-        save_checkpoint(result.folder, model, info)
+        checkpoint.save(result.folder)
     else:
-        save_plans(result.folder, info)
+        checkpoint.save_plans(result.folder)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "to", "workers")}
     settings["cascades"] = [str(budget) for budget in config.cascades]
     write_json(
@@ -395,12 +395,12 @@ def _result(
             saw_all = other in samplings
             heads.append(table.most_accurate_head(other) if saw_all else table.best_head(other))
         rows[budget] = [_tried(search, *pair) for pair in zip([best, *others], heads, strict=True)]
-    plain = {budget: _first_plain(search.model, tried) for budget, tried in rows.items()}
+    plain = {budget: _first_plain(search.checkpoint, tried) for budget, tried in rows.items()}
     timed = {(budget, 0) for budget in rows} | {(b, place) for b, place in plain.items() if place is not None}
     places = sorted(timed)
     latencies = measure_latencies(search.model, [rows[budget][place].plan for budget, place in places])
     for (budget, place), latency in zip(places, latencies, strict=True):
-        rows[budget][place] = _timed(rows[budget][place], latency.p50, device_name(search.device))
+        rows[budget][place] = _timed(rows[budget][place], latency.p50, device_name(search.checkpoint.device))
     clips = int(table.usable.sum())
     every = {sampling for samplings in search.candidates.values() for sampling in samplings}
     exhaustive = clips * pass_gmacs(search.model.config.size, every, search.heads)
@@ -432,11 +432,9 @@ def _timed(tried: Tried, latency_ms: float, device: str) -> Tried:
     return replace(tried, plan=replace(tried.plan, measured=measured))
 
 
-def _first_plain(model: FluxViT, rows: Sequence[Tried]) -> int | None:
+def _first_plain(checkpoint: Checkpoint, rows: Sequence[Tried]) -> int | None:
     """Which sampling is the first that keeps all of its pool."""
-    shape = model.config.patch_size, model.config.tubelet_size
-    whole = (i for i, row in enumerate(rows) if row.plan.grid.tokens(*shape) == row.plan.keep)
-    return next(whole, None)
+    return next((i for i, row in enumerate(rows) if checkpoint.pool(row.plan.grid) == row.plan.keep), None)
 
 
 def _gain(table: Table, best: Tried, plain: Tried) -> Gain:

@@ -16,20 +16,19 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip, FrameSource, check_sampling, read_frames
 from fluxvit.data.loader import loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 from fluxvit.models.finite import check_finite
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.optimization.halving import Sampling, Table, halve, pass_gmacs
 from fluxvit.utils.files import append_json, read_json_lines
 from fluxvit.utils.schema import Natural, Share, convert, located
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import SPARSE, ClipSampling
-from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
+from fluxvit.video.transforms import resize_and_crop, to_tensor
 
 # Of the pixels that are held at once: clips of all candidate grids.
 _BATCH_BYTES, _MOST_CLIPS = 128 << 20, 16
@@ -113,8 +112,7 @@ class Search:
     """Tries samplings on clips, and remembers in a log what each gave.
 
     Args:
-        model: In eval mode.
-        info: What it must be used with.
+        checkpoint: Its model is in eval mode.
         manifest: The clips, shuffled.
         source: Their frames.
         candidates: Samplings of each budget.
@@ -123,16 +121,16 @@ class Search:
 
     def __init__(
         self,
-        model: FluxViT,
-        info: CheckpointInfo,
+        checkpoint: Checkpoint,
         manifest: Manifest,
         source: FrameSource,
         candidates: dict[int, list[Sampling]],
         workers: int = 0,
     ) -> None:
-        self.model, self.info, self.candidates, self.workers = model, info, candidates, workers
-        self.clips = GridClips(manifest, source, info.sampling)
-        self.heads = len(model.config.budgets)
+        self.checkpoint, self.model = checkpoint, checkpoint.model
+        self.candidates, self.workers = candidates, workers
+        self.clips = GridClips(manifest, source, checkpoint.sampling)
+        self.heads = len(self.model.config.budgets)
         self.table = Table(len(manifest), self.heads)
         self.unreadable: dict[int, str] = {}
         self.gmacs = self.seconds = 0.0
@@ -253,7 +251,7 @@ class Search:
         for grid, pixels in zip(grids, split_grids(clip.video[readable], grids), strict=True):
             if not clips:
                 break
-            video = normalize(pixels.to(self.device), self.info.mean, self.info.std)
+            video = self.checkpoint.normalize(pixels)
             here = [sampling for sampling in samplings if sampling.grid == grid]
             for sampling, tokens in self._encoded(video, here):
                 heads = [self.model.forward_head(tokens, head) for head in range(self.heads)]
@@ -289,11 +287,6 @@ class Search:
                 inputs = (tokens for tokens, _ in model.select_tokens(video, keeps, selector)[0])
             for sampling, tokens in zip(here, inputs, strict=True):
                 yield sampling, model.encode(tokens)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
 
 def _sampling(row: dict[str, Any]) -> Sampling:

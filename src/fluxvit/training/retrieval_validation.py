@@ -26,7 +26,7 @@ class RetrievalValidation(Validation):
     """
 
     def __init__(self, task: ContrastiveTask, manifest: Manifest, grid: SamplingGrid, **options: Any) -> None:
-        super().__init__(task, ClipDataset(manifest, sampling=task.info.sampling), grid, **options)
+        super().__init__(task, ClipDataset(manifest, sampling=task.checkpoint.sampling), grid, **options)
         self._texts = task.captions.texts
         self._captions = [text for entry in manifest.entries for text in entry.captions]
         self._belongs = right_videos([entry.captions for entry in manifest.entries])

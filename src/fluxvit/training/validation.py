@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -69,7 +70,7 @@ class Validation:
     ) -> None:
         config = task.model.config
         grid.token_shape(config.patch_size, config.tubelet_size)  # Now, not after an epoch.
-        self._info, self._dataset, self._progress = task.info, dataset, progress
+        self._checkpoint, self._dataset, self._progress = task.checkpoint, dataset, progress
         self._grid, self._every, self._workers, self._broken = grid, every, workers, broken
         self._done: set[int] = set()
         self._best = -1.0
@@ -96,7 +97,7 @@ class Validation:
         """A figure for each budget of the task's network, in all processes; the larger, the better."""
         budgets = model.config.budgets
         results = self._predict(trainer, model, budgets)
-        if self._info.multi_label:
+        if self._checkpoint.multi_label:
             missed = torch.from_numpy(multi_hot(self._broken, model.num_classes))
             lost = torch.full(missed.shape, torch.nan)
             return {
@@ -168,12 +169,10 @@ class Validation:
         if not share:
             return []
         results = predict_dataset(
-            model,
+            replace(self._checkpoint, model=model),
             self._dataset,
             self._grid,
             budgets,
-            mean=self._info.mean,
-            std=self._info.std,
             workers=self._workers,
             progress="Validating" if self._progress and world.is_main else None,
             indices=share,

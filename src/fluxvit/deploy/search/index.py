@@ -19,7 +19,6 @@ from fluxvit.data.formats.layout import videos_below
 from fluxvit.data.formats.walk import LeftOut
 from fluxvit.data.texts import embed_texts
 from fluxvit.deploy.config import IndexConfig
-from fluxvit.deploy.predictor import choose_plan
 from fluxvit.deploy.search.database import EVERYTHING, Filter, Hit, VideoDatabase
 from fluxvit.deploy.search.database_file import check_removable, is_new, make_database
 from fluxvit.deploy.search.windows import Window, windows
@@ -34,7 +33,6 @@ from fluxvit.utils.system import log_device, usable_device
 from fluxvit.utils.terminal import printable
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import check_window
-from fluxvit.video.transforms import normalize
 
 _AT_ONCE = 8
 
@@ -137,9 +135,8 @@ class Embedder:
 
     @torch.inference_mode()
     def _embed(self, batch: Sequence[Window], path: str | Path) -> np.ndarray:
-        plan, info = self.settings.plan, self.info.video
-        video = torch.stack([window.video for window in batch]).to(self.device)
-        video = normalize(video, info.mean, info.std)
+        plan = self.settings.plan
+        video = self.info.video.normalize(torch.stack([window.video for window in batch]))
         vectors = self.encoder.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu()
         return check_finite(vectors, path).numpy()
 
@@ -186,8 +183,8 @@ def choose_settings(
     """
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"windows of {seconds:g} seconds; they must be longer than 0")
-    encoder, info = load_dual(checkpoint)
-    plan = choose_plan(encoder.video, info.video, budget, grid)
+    _, info = load_dual(checkpoint)
+    plan = info.video.plan(budget, grid)
     seconds = seconds or info.video.sampling.window(plan.grid.frames) or 4.0
     return IndexSettings(
         str(Path(checkpoint).absolute()),

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.evaluation.classification import Score
 from fluxvit.evaluation.config import ProbeConfig
-from fluxvit.evaluation.features import USUAL_SELECTOR, Backbone, backbone_digest, cached_features
+from fluxvit.evaluation.features import USUAL_SELECTOR, Backbone, cached_features
 from fluxvit.evaluation.metrics import MeanPrecision, average_precision, mean_of_classes
 from fluxvit.evaluation.probing.readouts import Readout, merge, readouts
 from fluxvit.evaluation.probing.splits import Split, read_splits
@@ -163,14 +163,14 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     device = usable_device(config.device)
     config, out = replace(config, device=str(device)), Path(config.out)
     splits = read_splits(config.train, config.val, config.test, config.target)
-    model, info = load_checkpoint(config.checkpoint, device)
-    digest, plan = backbone_digest(model, info), _plan(model, info, config)
-    backbone = Backbone(model, info, digest, plan, config.kind, config.selector)
+    checkpoint = Checkpoint.load(config.checkpoint, device)
+    plan = _plan(checkpoint, config)
+    backbone = Backbone(checkpoint, checkpoint.digest(), plan, config.kind, config.selector)
     log_device(device)
     features = {
         role: cached_features(
             backbone,
-            ClipDataset(split.manifest, sampling=info.sampling),
+            ClipDataset(split.manifest, sampling=checkpoint.sampling),
             config.cache or out / "features",
             workers=config.workers,
             progress=f"Features of {split.name}" if progress else None,
@@ -194,14 +194,13 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     if "test" in splits:
         # Only the chosen one is looked at.
         test = _score(config, probes, readout, splits, "test")[0][place]
-    checkpoint = None
+    folder = None
     if config.selector == USUAL_SELECTOR or plan.keep == backbone.pool:
         merged = merge(backbone, readout, probes.one(place))
-        facts = _checkpoint_info(config, backbone, splits["train"], best)
-        checkpoint = save_checkpoint(out / "best", merged, facts)
+        folder = _merged(config, backbone, merged, splits["train"], best).save(out / "best")
     guessed = _guessed(splits["train"], splits["val"])
     lines = _conditions(config, backbone, splits, guessed)
-    result = ProbeResult(config, trials, best, test, guessed, checkpoint, lines)
+    result = ProbeResult(config, trials, best, test, guessed, folder, lines)
     write_json(out / "probe.json", _record(result, backbone, splits))
     return result
 
@@ -231,14 +230,15 @@ def _guessed(train: Split, val: Split) -> Score | MeanPrecision:
     return Score(int((labels == commonest).sum()), val.total)
 
 
-def _plan(model: FluxViT, info: CheckpointInfo, config: ProbeConfig) -> Plan:
+def _plan(checkpoint: Checkpoint, config: ProbeConfig) -> Plan:
+    model = checkpoint.model
     budget = model.config.budgets[0] if config.budget is None else config.budget
     if budget < 1:
         raise ValueError(f"budget {budget}: at least one token must be kept")
-    if not config.grid and not info.plans:
+    if not config.grid and not checkpoint.plans:
         raise ValueError(f"{config.checkpoint} has no plan table; give a grid, such as 16x224")
-    plan = Plan(config.grid, budget) if config.grid else nearest_plan(info.plans, budget)
-    pool = plan.grid.tokens(model.config.patch_size, model.config.tubelet_size)
+    plan = Plan(config.grid, budget) if config.grid else nearest_plan(checkpoint.plans, budget)
+    pool = checkpoint.pool(plan.grid)
     if config.budget is not None and budget > pool:
         raise ValueError(
             f"budget {budget}: grid {plan.grid} has {pool} tokens; keep at most these, or use a larger grid"
@@ -249,7 +249,7 @@ def _plan(model: FluxViT, info: CheckpointInfo, config: ProbeConfig) -> Plan:
 
 def _train(config: ProbeConfig, backbone: Backbone, readout: Readout, train: Split, progress: bool) -> Probes:
     """A probe for every setting, on one readout."""
-    settings, size = _settings(config), backbone.model.config
+    settings, size = _settings(config), backbone.checkpoint.model.config
     probes: Probes
     if config.kind == "linear":
         probes = LinearProbes(len(settings), readout.width, train.classes, config.seed)
@@ -286,10 +286,12 @@ def _conditions(
     return lines
 
 
-def _checkpoint_info(config: ProbeConfig, backbone: Backbone, train: Split, best: Trial) -> CheckpointInfo:
+def _merged(config: ProbeConfig, backbone: Backbone, model: FluxViT, train: Split, best: Trial) -> Checkpoint:
+    """The checkpoint of the backbone with a probe as its head."""
     names = train.manifest.labels
     return replace(
-        backbone.info,
+        backbone.checkpoint,
+        model=model,
         labels=list(names) if len(names) == train.classes else [],
         grids=[backbone.plan.grid],
         plans=[Plan(backbone.plan.grid, backbone.plan.keep)],
@@ -298,7 +300,7 @@ def _checkpoint_info(config: ProbeConfig, backbone: Backbone, train: Split, best
             "made_by": f"fluxvit {__version__} probe",
             "probe": {"readout": best.readout, **asdict(best.setting), "epochs": config.epochs},
             "data": train.digest,
-            "backbone": {"digest": backbone.digest, **backbone.info.provenance},
+            "backbone": {"digest": backbone.digest, **backbone.checkpoint.provenance},
         },
     )
 

@@ -70,7 +70,7 @@ def readouts(backbone: Backbone, features: dict[str, np.memmap], device: str) ->
 
     Vectors are loaded, and standardised over the role ``train``; tokens stay on disk until they are fetched.
     """
-    config = backbone.model.config
+    config = backbone.checkpoint.model.config
 
     def mapped(rows: np.memmap) -> Fetch:
         return lambda numbers: torch.from_numpy(rows[numbers.numpy()]).to(device).float()
@@ -101,8 +101,8 @@ def merge(backbone: Backbone, readout: Readout, probe: dict[str, Tensor]) -> Flu
     Returns:
         On the CPU, in eval mode.
     """
-    config = backbone.model.config
-    state = {name: value.cpu() for name, value in backbone.model.state_dict().items()}
+    config = backbone.checkpoint.model.config
+    state = {name: value.cpu() for name, value in backbone.checkpoint.model.state_dict().items()}
     weight, bias = probe["weight"], probe["bias"]
     if readout.standardizer is not None:
         weight, bias = readout.standardizer.fold(weight, bias)

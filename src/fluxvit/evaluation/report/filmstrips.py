@@ -7,11 +7,11 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.manifest import Entry
 from fluxvit.deploy.explain import dim_dropped, kept_mask, shown_frames
 from fluxvit.deploy.predictor import Predictor
@@ -73,27 +73,25 @@ def best_and_worst(
 
 
 def make_filmstrips(
-    checkpoint: str | Path,
+    checkpoint: Checkpoint,
     budgets: Sequence[int],
     grid: SamplingGrid,
     clips: Sequence[tuple[str, Entry]],
     labels: Sequence[str],
-    device: str | None = None,
 ) -> list[Filmstrip]:
     """Predict clips at several budgets, all on one grid, and show which tokens each budget keeps.
 
     Args:
-        checkpoint: Folder of the model.
+        checkpoint: The model; it predicts where it is.
         budgets: Numbers of tokens, the largest first.
         grid: The sampling grid.
         clips: Title and video of each clip; whole videos, no segments.
         labels: Class names of the videos.
-        device: Where to run; None: the accelerator if there is one.
 
     Raises:
         VideoError: A video cannot be read.
     """
-    predictors = [Predictor(checkpoint, budget, grid=grid, device=device) for budget in budgets]
+    predictors = [Predictor(checkpoint, budget, grid=grid) for budget in budgets]
     config = predictors[0].model.config
     shape = grid.token_shape(config.patch_size, config.tubelet_size)
     filmstrips = []

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 
 from fluxvit import __version__
-from fluxvit.checkpoints.folder import CheckpointInfo, compare_keys, load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.folder import compare_keys
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.classes import (
     match_names,
@@ -101,15 +102,15 @@ class Course:
         warmup = round(recipe.warmup_epochs * self.steps_per_epoch)
         self._optim = replace(recipe.optim, steps=self.steps, warmup=warmup)
 
-    def describe(self, info: CheckpointInfo, train: Manifest, command: str) -> CheckpointInfo:
-        """What goes with the checkpoints of this run: ``info`` is of the one that it starts from."""
+    def describe(self, start: Checkpoint, train: Manifest, command: str) -> Checkpoint:
+        """What goes with the models of this run: ``start`` is what it starts from."""
         provenance = {
             "made_by": f"fluxvit {__version__} {command}",
             "recipe": asdict(self._recipe),
             "data": train.digest,
         }
         return replace(
-            info,
+            start,
             grids=list(self.grids),
             provenance=provenance,
             plans=[],
@@ -318,8 +319,10 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     return settings
 
 
-def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> tuple[FluxViT, CheckpointInfo]:
-    """The model to train: new, or from a checkpoint, with new classifiers if the classes differ.
+def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> Checkpoint:
+    """The model to train and what goes with it, new or from a checkpoint.
+
+    The classifiers are new if the classes differ.
 
     Args:
         classes: How many classes the data have; 0: no classifier.
@@ -330,10 +333,10 @@ def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> t
     """
     torch.manual_seed(recipe.optim.seed)
     if not recipe.model.init:
-        return create_model(
-            recipe.model.name, **recipe.model.settings.given, num_classes=classes
-        ), CheckpointInfo()
-    model, info = load_checkpoint(recipe.model.init)
+        made = create_model(recipe.model.name, **recipe.model.settings.given, num_classes=classes)
+        return Checkpoint(made)
+    checkpoint = Checkpoint.load(recipe.model.init)
+    model = checkpoint.model
     settings = recipe.model.settings.given
     model.reset_budgets(settings.pop("budgets", model.config.budgets))
     if settings:
@@ -345,8 +348,9 @@ def start_model(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> t
             )
         changed.load_state_dict(model.state_dict())
         model = changed
-    _fit_classifier(model, info, classes, names, recipe.model.init)
-    return model, info
+    checkpoint = replace(checkpoint, model=model)
+    _fit_classifier(checkpoint, classes, names, recipe.model.init)
+    return checkpoint
 
 
 def adapt_model(model: FluxViT, settings: AdapterSettings) -> None:
@@ -362,24 +366,23 @@ def train_heads(model: FluxViT) -> None:
         part.requires_grad_(True)
 
 
-def _fit_classifier(
-    model: FluxViT, info: CheckpointInfo, classes: int, names: Sequence[str], checkpoint: str
-) -> None:
+def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], checkpoint: str) -> None:
     """Keep a checkpoint's classifiers if its classes are those of the data, whatever their order."""
+    model = start.model
     if model.num_classes != classes:
         if model.num_classes and classes:
             text = "%s: the classifier starts anew, since it tells %d classes and the data have %d"
             _log.info(text, checkpoint, model.num_classes, classes)
         model.reset_classifier(classes)
-    elif not info.labels or not names:
-        if classes and (info.labels or names):
+    elif not start.labels or not names:
+        if classes and (start.labels or names):
             _log.warning(
                 "%s: its %d classes are taken to be those of the data, since only one of the two names them",
                 checkpoint,
                 classes,
             )
-    elif list(info.labels) != list(names):
-        numbers, alike = match_names(names, info.labels, "the data", checkpoint, loose=True)
+    elif list(start.labels) != list(names):
+        numbers, alike = match_names(names, start.labels, "the data", checkpoint, loose=True)
         if len(numbers) == classes and not alike:
             model.reorder_classes([numbers[number] for number in range(classes)])
             _log.warning("%s: its classes are numbered as in the data, by name", checkpoint)

@@ -18,7 +18,7 @@ from fluxvit.training.runs.base import (
     clip_dataset,
     readable_with,
     run_trainer,
-    start_model,
+    start_checkpoint,
     with_manifests,
 )
 from fluxvit.training.tasks.chat import ChatTask, Questions
@@ -42,7 +42,8 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     """
     recipe = with_manifests(recipe, world, progress)
     train = readable_with(recipe.data.train, "question", lambda entry: bool(questions_of(entry)))
-    model, info = start_model(recipe, classes=0)
+    start = start_checkpoint(recipe, classes=0)
+    model = start.model
     model.requires_grad_(False).to(world.device)
     language = load_language_model(recipe.language)
     language.network.to(world.device)
@@ -76,10 +77,10 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
     # Where the video side stays as it is, so do its plans.
-    plans = [] if recipe.model.settings.budgets or video.rank else info.plans
-    info = replace(course.describe(info, train, "instruct"), labels=[], plans=plans)
+    plans = [] if recipe.model.settings.budgets or video.rank else start.plans
+    checkpoint = replace(course.describe(start, train, "instruct"), labels=[], plans=plans)
     questions = Questions(
         train, language, task.instruction, task.choices_told, task.captions, task.turns, task.apart
     )
-    chat = ChatTask(model, info, connector, questions, budgets, task.selector, adapters, scale)
+    chat = ChatTask(checkpoint, connector, questions, budgets, task.selector, adapters, scale)
     return run_trainer(course.trainer(chat, clip_dataset(recipe, train)), recipe, progress)

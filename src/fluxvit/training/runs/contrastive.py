@@ -27,7 +27,7 @@ from fluxvit.training.runs.base import (
     clip_dataset,
     readable_with,
     run_trainer,
-    start_model,
+    start_checkpoint,
     train_heads,
     with_manifests,
 )
@@ -57,7 +57,8 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     former = load_dual(init) if init and is_dual(init) else None
     if former:
         recipe = replace(recipe, model=replace(recipe.model, init=str(Path(init) / VIDEO)))
-    model, info = start_model(recipe, classes=0)
+    start = start_checkpoint(recipe, classes=0)
+    model = start.model
     adapt_model(model, recipe.model.adapters)
     if former:
         language, texts = former[0].language, former[1].texts
@@ -68,7 +69,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     model.to(world.device)
     language.to(world.device)
     course = Course(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
-    info = replace(course.describe(info, train, "contrast"), labels=[])
+    checkpoint = replace(course.describe(start, train, "contrast"), labels=[])
     dataset = clip_dataset(recipe, train)
     shown = train
     facts: dict[str, Any] = {}
@@ -78,8 +79,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
         facts["batches"] = _alternate(recipe, course, dataset, images, model.config.size, world)
         facts["images"] = images.digest
     task = ContrastiveTask(
-        model,
-        info,
+        checkpoint,
         language,
         Captions(shown, texts),
         world,

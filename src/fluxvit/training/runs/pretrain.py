@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fluxvit.checkpoints.folder import CheckpointInfo, load_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.huggingface_vision import huggingface_teacher
 from fluxvit.checkpoints.official import load_internvideo2
 from fluxvit.data.dataset import Augmentation, ClipDataset, ClipRequest
 from fluxvit.data.loader import loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, Teacher, TokenShape, spread_layers
 from fluxvit.training.recipes import PretrainRecipe, TeacherSettings
 from fluxvit.training.runs.base import (
@@ -24,13 +23,13 @@ from fluxvit.training.runs.base import (
     clip_dataset,
     readable,
     run_trainer,
-    start_model,
+    start_checkpoint,
     with_manifests,
 )
 from fluxvit.training.targets import CachedTargets
 from fluxvit.training.tasks.distill import DistillTask, LiveTargets, Targets
 from fluxvit.utils.distributed import World
-from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True) -> Path:
@@ -49,13 +48,14 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
     """
     recipe = with_manifests(recipe, world, progress)
     train = readable(recipe.data.train, None)
-    model, info = start_model(recipe, classes=0)
+    start = start_checkpoint(recipe, classes=0)
+    model = start.model
     # Of no use before there are classes; data parallelism waits for the gradient of all that is trained.
     model.head_norm.requires_grad_(False)
     model.aligners.requires_grad_(False)
     model.to(world.device)
     course = Course(recipe, len(train), model.config.size, world)
-    info = replace(course.describe(info, train, "pretrain"), labels=[])
+    checkpoint = replace(course.describe(start, train, "pretrain"), labels=[])
     cached = bool(recipe.teacher.cache)
     if cached:
         recipe = replace(recipe, augment=replace(recipe.augment, crop="center"))
@@ -70,32 +70,33 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
         clips = ClipDataset(train)
         targets.build(clips, world, workers=recipe.data.workers, progress=progress)
     else:
-        targets = LiveTargets(teacher, layers, info.mean, info.std)
+        targets = LiveTargets(teacher, layers, checkpoint.mean, checkpoint.std)
     options = asdict(recipe.task)
     del options["layers"], options["standardize"]
     # Loading a teacher or computing its features draws random numbers; decoders must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)
-    task = DistillTask(model, info, targets, **options).to(world.device)
+    task = DistillTask(checkpoint, targets, **options).to(world.device)
     if recipe.task.standardize:
-        task.standardize(_samples(train, recipe.task.standardize, course.grids[0], model, info, world))
+        task.standardize(_samples(train, recipe.task.standardize, course.grids[0], checkpoint, world))
     return run_trainer(course.trainer(task, dataset), recipe, progress)
 
 
 def _samples(
-    train: Manifest, count: int, grid: SamplingGrid, model: FluxViT, info: CheckpointInfo, world: World
+    train: Manifest, count: int, grid: SamplingGrid, checkpoint: Checkpoint, world: World
 ) -> Iterator[tuple[Tensor, Tensor, TokenShape]]:
     """So many clips spread over the data set, as `DistillTask.standardize` takes them.
 
     Every process goes through all of them, so that all find the same.
     """
-    shape = grid.token_shape(model.config.patch_size, model.config.tubelet_size)
+    size = checkpoint.model.config
+    shape = grid.token_shape(size.patch_size, size.tubelet_size)
     # With a seed, as in training, a video that cannot be read is replaced.
-    steady = ClipDataset(train, None, Augmentation("center"), jitter=False, sampling=info.sampling)
+    steady = ClipDataset(train, None, Augmentation("center"), jitter=False, sampling=checkpoint.sampling)
     count = min(count, len(train))
     requests = [ClipRequest(i * len(train) // count, grid, (i,)) for i in range(count)]
     batches = [requests[first : first + 8] for first in range(0, len(requests), 8)]
     for clip in loader(steady, batches):
-        video = normalize(clip.video.to(world.device), info.mean, info.std)
+        video = checkpoint.normalize(clip.video)
         yield video, clip.item, shape
 
 
@@ -114,8 +115,8 @@ def open_teacher(settings: TeacherSettings) -> Teacher:
         raise ValueError(f"teacher.size: {settings.kind} sees clips at the size of the student's tokens")
     if settings.kind == "internvideo2":
         return FluxViTTeacher(load_internvideo2(settings.source), IMAGENET_MEAN, IMAGENET_STD, dtype)
-    model, info = load_checkpoint(settings.source)
-    return FluxViTTeacher(model, info.mean, info.std, dtype)
+    teacher = Checkpoint.load(settings.source)
+    return FluxViTTeacher(teacher.model, teacher.mean, teacher.std, dtype)
 
 
 def _efficientnet_lite2(size: int, dtype: torch.dtype) -> Teacher:

@@ -27,7 +27,7 @@ from fluxvit.training.runs.base import (
     clip_dataset,
     readable,
     run_trainer,
-    start_model,
+    start_checkpoint,
     with_manifests,
     without_broken,
 )
@@ -58,18 +58,20 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     val = read_manifest(recipe.data.val, recipe.data.target) if recipe.data.val else None
     multi_label = recipe.task.loss == "bce"
     classes, val = _shared_classes(recipe.data, train, val, multi_label)
-    model, info = start_model(recipe, classes, train.labels)
+    start = start_checkpoint(recipe, classes, train.labels)
+    model = start.model
     adapt_model(model, recipe.model.adapters)
     model.to(world.device)
     labels = [entry.label for entry in train.entries]
     course = Course(recipe, len(train), model.config.size, world, labels=labels, balance=recipe.data.balance)
-    info = replace(course.describe(info, train, "train"), labels=list(train.labels), multi_label=multi_label)
+    checkpoint = replace(
+        course.describe(start, train, "train"), labels=list(train.labels), multi_label=multi_label
+    )
     weights = None
     if recipe.task.class_weights != "none":
         weights = torch.from_numpy(class_weights(labels, classes, recipe.task.class_weights)).float()
     task = ClassifyTask(
-        model,
-        info,
+        checkpoint,
         align_weight=recipe.task.align_weight,
         label_smoothing=recipe.task.label_smoothing,
         selector=recipe.task.selector,
@@ -84,7 +86,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         facts["validation"] = shown.digest
         facts["after_step"] = Validation(
             task,
-            ClipDataset(shown, classes=width, sampling=info.sampling),
+            ClipDataset(shown, classes=width, sampling=checkpoint.sampling),
             SamplingGrid.parse(recipe.evaluation.grid),
             broken=[entry for entry in val.entries if not entry.ok],
             every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import CheckpointInfo, save_checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import Selector
 from fluxvit.models.adapters import merged_state
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.video.transforms import normalize
 
 Batch = Mapping[str, Tensor]
 """The tensors of a step by name, each with a leading batch axis B. ``video`` is one of them."""
@@ -29,13 +29,13 @@ class Task(nn.Module):
     copied, such as a teacher, must not be a submodule.
 
     Args:
-        model: The video model.
-        info: Metadata of its checkpoints; clips are normalised by its mean and standard deviation.
+        checkpoint: The video model and what goes with it. Clips are normalised by its mean and standard
+            deviation.
     """
 
-    def __init__(self, model: FluxViT, info: CheckpointInfo) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.model, self.info = model, info
+        self.model, self.checkpoint = checkpoint.model, checkpoint
 
     def collate(self, clips: Clip) -> Batch:
         """The batch of a step, on the CPU, with ``video`` as uint8 ``[B, 3, T, H, W]``."""
@@ -47,7 +47,7 @@ class Task(nn.Module):
         Args:
             seed: Seed of everything random in it, different for each part.
         """
-        return {**batch, "video": normalize(batch["video"], self.info.mean, self.info.std)}
+        return {**batch, "video": self.checkpoint.normalize(batch["video"])}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"loss": scalar, name of a metric: scalar}`` of a prepared batch."""
@@ -56,7 +56,7 @@ class Task(nn.Module):
     def count_tokens(self, video: Tensor) -> int:
         """Tokens that clips ``[B, 3, T, H, W]`` send through the blocks of the model, over all budgets."""
         config = self.model.config
-        pool = SamplingGrid(*video.shape[2:]).tokens(config.patch_size, config.tubelet_size)
+        pool = config.pool(SamplingGrid(*video.shape[2:]))
         return len(video) * sum(min(budget, pool) for budget in config.budgets)
 
     def no_weight_decay(self) -> set[str]:
@@ -83,7 +83,7 @@ class Task(nn.Module):
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write a checkpoint with the weights ``state``, as :meth:`network` takes them."""
-        save_checkpoint(folder, self._video_model(state), self.info)
+        replace(self.checkpoint, model=self._video_model(state)).save(folder)
 
     def _video_model(self, state: Mapping[str, Tensor]) -> FluxViT:
         with torch.device("meta"):

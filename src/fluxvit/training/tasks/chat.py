@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluxvit.checkpoints.chat import ChatInfo, save_chat
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.language_model import LanguageModel
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.questions import DESCRIBE, PackedTurns, pack_turns, questions_of
 from fluxvit.flux.selection import Selector
 from fluxvit.models.chat import Connector, VideoChat
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.tasks.base import Batch, Task
 
 # Parts of a batch, each with conversations of about the same length.
@@ -95,8 +95,7 @@ class ChatTask(Task):
     Every step draws one of the budgets, so that one connector serves all.
 
     Args:
-        model: The video model, frozen except for adapters.
-        info: Metadata of the video side of the checkpoints.
+        checkpoint: The video side, frozen except for adapters.
         connector: The connector, which is trained.
         questions: Gives clips their conversations, with the frozen language model that answers.
         budgets: Token budgets to draw from.
@@ -108,8 +107,7 @@ class ChatTask(Task):
 
     def __init__(
         self,
-        model: FluxViT,
-        info: CheckpointInfo,
+        checkpoint: Checkpoint,
         connector: Connector,
         questions: Questions,
         budgets: Sequence[int],
@@ -117,7 +115,7 @@ class ChatTask(Task):
         adapters: nn.ModuleDict | None = None,
         adapter_scale: float = 1.0,
     ) -> None:
-        super().__init__(model, info)
+        super().__init__(checkpoint)
         self.connector, self.questions = connector, questions
         self.adapters = nn.ModuleDict() if adapters is None else adapters
         self._before, _ = questions.language.first_turn("", questions.instruction)
@@ -156,10 +154,9 @@ class ChatTask(Task):
         # In the file an adapter is the plain product of its matrices.
         ups = [name for name in beside if name.startswith("adapters.") and name.endswith(".up.weight")]
         beside |= {name: self._adapter_scale * beside[name] for name in ups}
-        info = ChatInfo(
-            self.info, self.questions.language.source, self.questions.instruction, self.info.provenance
-        )
-        save_chat(folder, self._video_model(state), self.connector.config, beside, info)
+        video = replace(self.checkpoint, model=self._video_model(state))
+        info = ChatInfo(video, self.questions.language.source, self.questions.instruction, video.provenance)
+        save_chat(folder, self.connector.config, beside, info)
 
 
 def _ends(turns: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.selection import Selector
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.tasks.base import Batch, Task, pooled_at_budgets
 
@@ -37,8 +36,7 @@ class ClassifyTask(Task):
 
     def __init__(
         self,
-        model: FluxViT,
-        info: CheckpointInfo,
+        checkpoint: Checkpoint,
         *,
         align_weight: float = 1.0,
         label_smoothing: float = 0.0,
@@ -46,7 +44,7 @@ class ClassifyTask(Task):
         class_weights: Tensor | None = None,
         mixing: Mixing | None = None,
     ) -> None:
-        super().__init__(model, info)
+        super().__init__(checkpoint)
         self.align_weight, self.label_smoothing, self.selector = align_weight, label_smoothing, selector
         self.class_weights, self.mixing = class_weights, mixing
 
@@ -73,7 +71,7 @@ class ClassifyTask(Task):
             loss = loss + self._classification_loss(logits, label)
             # Even with weight 0: data parallelism waits for the gradient of every parameter.
             loss = loss + self.align_weight * alignment
-            if self.info.multi_label:
+            if self.checkpoint.multi_label:
                 # How often the likeliest class is one of the clip's.
                 hits = label.gather(1, logits.argmax(-1, keepdim=True)) > 0
                 result[f"hit@{budget}"] = hits.float().mean()
@@ -83,7 +81,7 @@ class ClassifyTask(Task):
 
     def _classification_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """The loss of logits ``[B, classes]``, a scalar."""
-        if self.info.multi_label:
+        if self.checkpoint.multi_label:
             return F.binary_cross_entropy_with_logits(logits, label)
         if self.class_weights is None:
             return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)

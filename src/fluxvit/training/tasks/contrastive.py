@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualInfo, copy_language, save_dual
-from fluxvit.checkpoints.folder import CheckpointInfo
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.texts import Texts, caption_number
 from fluxvit.flux.selection import Selector
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
-from fluxvit.models.fluxvit import FluxViT
 from fluxvit.training.tasks.base import Batch, Task, pooled_at_budgets, substate
 from fluxvit.training.tasks.contrastive_losses import LOSSES, contrastive_loss
 from fluxvit.utils.distributed import World
@@ -73,8 +72,7 @@ class ContrastiveTask(Task):
     tokens are kept: there is no change to select by.
 
     Args:
-        model: The video model.
-        info: Metadata of its checkpoints.
+        checkpoint: The video side.
         language: The language side, which is trained beside it.
         captions: Gives clips their captions.
         world: The processes whose clips are told apart.
@@ -91,8 +89,7 @@ class ContrastiveTask(Task):
 
     def __init__(
         self,
-        model: FluxViT,
-        info: CheckpointInfo,
+        checkpoint: Checkpoint,
         language: LanguageSide,
         captions: Captions,
         world: World,
@@ -103,7 +100,7 @@ class ContrastiveTask(Task):
         chunk: int = 0,
         text_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(model, info)
+        super().__init__(checkpoint)
         if loss not in LOSSES:
             raise ValueError(f"loss {loss!r}: choose {' or '.join(LOSSES)}")
         if chunk < 0:
@@ -175,7 +172,11 @@ class ContrastiveTask(Task):
         return DualEncoder(self._video_model(state), language.to(state["language.sharpness"].device)).eval()
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        save_dual(folder, self.network(state), DualInfo(self.info, self.captions.texts, self.info.provenance))
+        save_dual(
+            folder,
+            self.network(state),
+            DualInfo(self.checkpoint, self.captions.texts, self.checkpoint.provenance),
+        )
 
 
 def _parts(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

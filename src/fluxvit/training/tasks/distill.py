@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.folder import CheckpointInfo
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, keep_best
 from fluxvit.models.decoders import DistillationDecoders
@@ -105,8 +105,7 @@ class DistillTask(Task):
     that of the pooled vectors. Each budget trains its own head's pooling; decoders are shared.
 
     Args:
-        model: The student.
-        info: Metadata of its checkpoints.
+        checkpoint: The student.
         targets: Where features come from; its layers are learned by as many of the student's last ones.
         teacher_tokens: Tokens that the teacher sees, kept by the selector; 0: the whole pool.
         mask: How the tokens of a budget are chosen among those: ``sampled`` in proportion to the teacher's
@@ -122,8 +121,7 @@ class DistillTask(Task):
 
     def __init__(
         self,
-        model: FluxViT,
-        info: CheckpointInfo,
+        checkpoint: Checkpoint,
         targets: Targets,
         *,
         teacher_tokens: int = 0,
@@ -133,8 +131,8 @@ class DistillTask(Task):
         pooled_weight: float = 1.0,
         selector: str | Selector = "group_dynamic",
     ) -> None:
-        super().__init__(model, info)
-        config = model.config
+        super().__init__(checkpoint)
+        config = self.model.config
         for name, value, choices in (("mask", mask, MASKS), ("scope", scope, SCOPES), ("loss", loss, LOSSES)):
             if value not in choices:
                 raise ValueError(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")

@@ -1,0 +1,387 @@
+"""A checkpoint: a FluxViT and what it must be used with, and the folder that holds both.
+
+The folder has ``model.safetensors``, and ``config.json`` with the architecture and everything that is needed
+to use the weights (class names, normalisation, sampling, training grids). A plan table, ``plans.json``, may
+lie beside them, and ``optimize.json``, the account of the search that it comes from. (Files of others are
+read by :mod:`fluxvit.checkpoints.official`.)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from fluxvit.checkpoints.folder import (
+    check_replaceable,
+    check_size,
+    compare_keys,
+    load_weights,
+    read_format,
+    read_weights,
+    state_digest,
+)
+from fluxvit.checkpoints.latency import plan_for
+from fluxvit.checkpoints.state_dicts import bare, savable
+from fluxvit.checkpoints.weights import tensor_shapes, write_tensors
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Cascade, Measured, Plan
+from fluxvit.models.config import FluxViTConfig
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.utils.files import atomic_folder, write_json
+from fluxvit.utils.schema import Finite, Positive, convert, located
+from fluxvit.utils.schema import load as load_json
+from fluxvit.utils.system import usable_device
+from fluxvit.video.sampling import SPARSE, ClipSampling
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, resize_and_crop, to_tensor
+
+FORMAT = 1
+WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
+SEARCH = "optimize.json"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
+DEFAULT_CHECKPOINT = "fluxvit_nano_motionworld"
+"""The checkpoint that answers when none is named: it comes with the package."""
+# Without a plan table: published searches end at pools of 1.3 to 4 times the budget (paper tables 1 and 11).
+_USUAL_POOL = 2.5
+
+
+@dataclass
+class Checkpoint:
+    """A model, and what it must be used with.
+
+    Args:
+        model: The network. In a wrapper of ``torch.compile`` (as a whole or of single blocks),
+            DistributedDataParallel, DataParallel, or a moving average, it can be saved, too.
+        labels: Class names in the order of the logits; empty if unknown.
+        mean: Mean of the RGB values in 0..1, which is subtracted.
+        std: Standard deviation of the RGB values, by which they are divided.
+        grids: Sampling grids seen in training; empty if unknown.
+        provenance: Where the weights come from; free-form.
+        plans: Best known sampling per budget; may be empty.
+        cascades: Cascades for mean budgets; may be empty.
+        multi_label: Whether a clip may show several classes at once: each logit is then a class's own, and
+            its sigmoid is the class's probability.
+        sampling: How the frames of a clip were spread over a video in training.
+    """
+
+    model: FluxViT
+    labels: list[str] = field(default_factory=list)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    grids: list[SamplingGrid] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    plans: list[Plan] = field(default_factory=list)
+    cascades: list[Cascade] = field(default_factory=list)
+    multi_label: bool = False
+    sampling: ClipSampling = SPARSE
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def class_names(self) -> list[str]:
+        """The labels, or the numbers of the classes if these have no names."""
+        return self.labels or [f"class {i}" for i in range(self.model.num_classes)]
+
+    def pool(self, grid: SamplingGrid) -> int:
+        """The number of tokens of a grid.
+
+        Raises:
+            ValueError: The grid does not divide into tokens.
+        """
+        return self.model.config.pool(grid)
+
+    def plan(self, budget: Budget | int | None = None, grid: SamplingGrid | None = None) -> Plan:
+        """The plan that a budget leads to, on the device of the model.
+
+        Args:
+            budget: What a clip may cost; a number is tokens. None: the largest trained budget.
+            grid: Sampling grid; None: that of the plan table, or one of training.
+
+        Raises:
+            ValueError: The budget or the grid cannot be used, or the checkpoint names no training grids.
+        """
+        budget = Budget.of(self.model.config.budgets[0] if budget is None else budget)
+        if grid:
+            known = [Plan(grid, budget.tokens or self.pool(grid))]
+        else:
+            known = self.plans or self.default_plans(budget.tokens)
+        return plan_for(self.model, budget, known)
+
+    def default_plans(self, tokens: int | None = None) -> list[Plan]:
+        """Plans for use without a plan table: for each budget the training grid whose pool is nearest to 2.5
+        times the budget; of equals, the one with more frames.
+
+        Args:
+            tokens: The only budget that gets a plan; None: those of the model.
+
+        Raises:
+            ValueError: The checkpoint names no training grids either.
+        """
+        if not self.grids:
+            raise ValueError(
+                "the checkpoint names neither plans nor training grids; give a grid, such as 16x224"
+            )
+
+        def plan(budget: int) -> Plan:
+            largest = max(self.grids, key=self.pool)
+            fitting = [grid for grid in self.grids if self.pool(grid) >= budget] or [largest]
+            return Plan(
+                min(fitting, key=lambda g: (abs(self.pool(g) - _USUAL_POOL * budget), -g.frames)), budget
+            )
+
+        return [plan(budget) for budget in ([tokens] if tokens else self.model.config.budgets)]
+
+    def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
+        """Frames uint8 ``[T, H, W, 3]`` resized, cut and normalised as in evaluation, ``[1, 3, T, height,
+        width]`` on the model's device.
+        """
+        return self.normalize(resize_and_crop(to_tensor(frames), (grid.height, grid.width)))[None]
+
+    def normalize(self, video: Tensor) -> Tensor:
+        """Clips ``[..., 3, T, H, W]``, normalised as in training, on the model's device."""
+        return normalize(video.to(self.device), self.mean, self.std)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of what features depend on: weights, architecture and normalisation."""
+        facts = json.dumps([self.model.config.to_dict(), list(self.mean), list(self.std)], sort_keys=True)
+        return state_digest(self.model.state_dict(), facts)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probability of each class, float64 like ``logits`` ``[..., classes]``."""
+        return logits.double().sigmoid() if self.multi_label else logits.double().softmax(-1)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
+
+        Nothing is written that :meth:`load` could not read back.
+
+        Raises:
+            ValueError: The labels do not fit the model's classes, ``folder`` holds something else, or the
+                model has other tensors than its configuration says, or some that are not finite numbers.
+        """
+        folder, network = Path(folder), bare(self.model, FluxViT)
+        if self.labels and len(self.labels) != network.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for a model of {network.num_classes} classes")
+        check_replaceable(folder, {WEIGHTS, CONFIG, PLANS, SEARCH}, "checkpoint")
+        state = savable(network.state_dict(), f"{folder} is not written")
+        with torch.device("meta"):
+            report = compare_keys(state, FluxViT(network.config))
+        if not report.matches:
+            raise ValueError(f"{folder} is not written: model and configuration disagree: {report.summary}")
+        facts = {
+            "format": FORMAT,
+            "model": network.config.to_dict(),
+            "labels": list(self.labels),
+            "multi_label": self.multi_label,
+            "normalization": {"mean": list(self.mean), "std": list(self.std)},
+            "grids": [str(grid) for grid in self.grids],
+            "sampling": _without_nothing(asdict(self.sampling)),
+            "provenance": self.provenance,
+        }
+        _read_facts(facts, f"{folder} is not written")
+        with atomic_folder(folder) as partial:
+            write_tensors(partial / WEIGHTS, state)
+            write_json(partial / CONFIG, facts)
+            if self.plans or self.cascades:
+                self.save_plans(partial)
+        return folder
+
+    def save_plans(self, folder: str | Path) -> None:
+        """Write the plan table alone, into a folder that holds the rest of the checkpoint."""
+        write_json(
+            Path(folder) / PLANS,
+            {
+                "plans": list(map(_plan_row, self.plans)),
+                "cascades": [
+                    _without_nothing(asdict(cascade))
+                    | {"stages": [_plan_row(plan) for plan in cascade.stages]}
+                    for cascade in self.cascades
+                ],
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = "cpu") -> Checkpoint:
+        """Read a checkpoint folder; the model is in eval mode.
+
+        Args:
+            folder: A folder, or the name of a checkpoint of the package (:func:`pretrained_names`).
+            device: Where the model goes; None: the accelerator if there is one.
+
+        Raises:
+            ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message
+                says which.
+        """
+        folder, device = checkpoint_folder(folder), usable_device(device)
+        if folder.suffix in (".pth", ".pt", ".bin"):
+            raise ValueError(
+                f"{folder} is a PyTorch file; turn it into a checkpoint folder with: fluxvit convert"
+            )
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
+        if not folder.is_dir():
+            known = ", ".join(pretrained_names())
+            raise ValueError(f"{folder}: no such checkpoint folder; the package itself has {known}")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                hint = ""
+                if (folder / "video" / CONFIG).is_file():  # Of dual encoders and chat models.
+                    hint = f"; its video side is one: {folder / 'video'}"
+                elif inner := next((path for path in ("best", "last") if (folder / path).is_dir()), ""):
+                    hint = f"; the folder of a run holds one: {folder / inner}"
+                elif (folder / name).is_symlink():
+                    hint = f"; the link {folder / name} leads nowhere"
+                raise ValueError(f"{folder} is not a checkpoint: it has no {name}{hint}")
+        config, facts = _read_facts(load_json(folder / CONFIG), str(folder / CONFIG))
+        if (folder / PLANS).exists():
+            facts |= _read_plans(load_json(folder / PLANS), str(folder / PLANS), config)
+        # The header alone, so that a configuration cannot ask for a network far larger than its weights.
+        check_size(config.parameters, tensor_shapes(folder / WEIGHTS), f"{folder}: {WEIGHTS} and {CONFIG}")
+        with torch.device("meta"):
+            model = FluxViT(config)
+        load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS, CONFIG, assign=True)
+        return cls(model.requires_grad_(True).to(device).eval(), **facts)
+
+
+load = Checkpoint.load
+
+
+def _plan_row(plan: Plan) -> dict[str, Any]:
+    return _without_nothing(asdict(plan) | {"grid": str(plan.grid)})
+
+
+def _without_nothing(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nothing(value) if isinstance(value, dict) else value
+        for name, value in row.items()
+        if value is not None
+    }
+
+
+class _Normalization(msgspec.Struct, forbid_unknown_fields=True):
+    mean: Annotated[tuple[Finite, ...], Meta(min_length=1, max_length=1024)]
+    std: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=1024)]
+
+
+class _ConfigFile(msgspec.Struct):
+    """``config.json``. Keys of later versions are passed over; the model's are not."""
+
+    model: dict[str, Any]
+    labels: list[str]
+    normalization: _Normalization
+    grids: list[str]
+    provenance: dict[str, Any]
+    multi_label: bool = False
+    sampling: ClipSampling = SPARSE
+
+
+class _PlanRow(msgspec.Struct, forbid_unknown_fields=True):
+    """A plan in ``plans.json``; the rows are checked further by the objects that are made of them."""
+
+    grid: str
+    keep: int
+    head: int | None = None
+    selector: str = "group_dynamic"
+    measured: dict[str, Any] | None = None
+
+
+class _CascadeRow(msgspec.Struct, forbid_unknown_fields=True):
+    stages: list[Any]
+    threshold: float
+    temperatures: list[float]
+    measured: dict[str, Any] | None = None
+    average: bool = False
+    reach: list[float] = []
+
+
+class _PlansFile(msgspec.Struct):
+    plans: list[Any]
+    cascades: list[Any] = []
+
+
+def _read_facts(content: Any, where: str) -> tuple[FluxViTConfig, dict[str, Any]]:
+    """What ``config.json`` says.
+
+    Raises:
+        ValueError: A value is missing, has another type or range, or does not fit the others.
+    """
+    file = read_format(content, FORMAT, _ConfigFile, where)
+    config = FluxViTConfig.from_dict(file.model, where, "model")
+    if file.labels and len(file.labels) != config.num_classes:
+        raise ValueError(f"{where}: {len(file.labels)} labels for a model of {config.num_classes} classes")
+    mean, std = file.normalization.mean, file.normalization.std
+    if len(mean) != len(std) or len(mean) not in (3, config.in_chans):
+        raise ValueError(
+            f"{where}: normalization has {len(mean)} means and {len(std)} deviations for 3 channels"
+        )
+    grids = []
+    for i, text in enumerate(file.grids):
+        with located(where, f"grids[{i}]"):
+            grids.append(SamplingGrid.parse(text))
+    return config, {
+        "labels": file.labels,
+        "mean": mean,
+        "std": std,
+        "grids": grids,
+        "provenance": file.provenance,
+        "multi_label": file.multi_label,
+        "sampling": file.sampling,
+    }
+
+
+def _read_plans(content: Any, where: str, config: FluxViTConfig) -> dict[str, Any]:
+    """Take up the plan table; tables of the first version are a list of plans."""
+    table = convert({"plans": content} if isinstance(content, list) else content, _PlansFile, where)
+    plans = [_plan(row, where, f"plans[{i}]", config) for i, row in enumerate(table.plans)]
+    cascades = []
+    for i, values in enumerate(table.cascades):
+        key = f"cascades[{i}]"
+        row = convert(values, _CascadeRow, where, key)
+        stages = tuple(
+            _plan(stage, where, f"{key}.stages[{n}]", config) for n, stage in enumerate(row.stages)
+        )
+        measured = _measured(row.measured, where, f"{key}.measured")
+        with located(where, key):
+            cascades.append(
+                Cascade(
+                    stages, row.threshold, tuple(row.temperatures), measured, row.average, tuple(row.reach)
+                )
+            )
+    return {"plans": plans, "cascades": cascades}
+
+
+def _plan(values: Any, where: str, key: str, config: FluxViTConfig) -> Plan:
+    row = convert(values, _PlanRow, where, key)
+    measured = _measured(row.measured, where, f"{key}.measured")
+    with located(where, key):
+        plan = Plan(SamplingGrid.parse(row.grid), row.keep, row.head, row.selector, measured)
+        if plan.head is not None and plan.head >= len(config.budgets):
+            raise ValueError(f"head {plan.head} does not exist; the model has {len(config.budgets)} heads")
+        config.pool(plan.grid)
+    return plan
+
+
+def _measured(values: dict[str, Any] | None, where: str, key: str) -> Measured | None:
+    return None if values is None else convert(values, Measured, where, key)
+
+
+def pretrained_names() -> list[str]:
+    """Names of the checkpoints that come with the package; each has a model card, ``README.md``."""
+    return sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+
+
+def checkpoint_folder(folder: str | Path) -> Path:
+    """Where a checkpoint lies: a folder of that name comes first, then the package's own."""
+    packaged = PRETRAINED / folder
+    return packaged if str(folder) in pretrained_names() and not Path(folder).exists() else Path(folder)
