@@ -293,38 +293,26 @@ def _run_case(rng: random.Random, number: int) -> Case:
         return Case(
             "dataset.json", f"whole {content[:20]!r}", lambda f: _write(f / "dataset.json", content), TRAIN[0]
         )
-    if rng.random() < 0.3:
-        content = rng.choice(WHOLE)
-        return Case(
-            "state.pt",
-            f"whole {content[:20]!r}",
-            lambda f: _write(f / "run/state.pt", content),
-            TRAIN[0],
-            True,
-        )
 
     def change(folder: Path) -> None:
         inner = random.Random(seed)
-        state = torch.load(folder / "run/state.pt", weights_only=True)
-        key = inner.choice(
-            ["step", "fingerprint", "precision", "skipped", "tensors", "tensor", "tensor", "cut"]
-        )
-        if key == "cut":
-            whole = (folder / "run/state.pt").read_bytes()
-            (folder / "run/state.pt").write_bytes(whole[: inner.randrange(len(whole))])
-            return
-        value = inner.choice([v for v in VALUES if v != _DEEP])
-        if key == "tensor":
-            name = inner.choice(list(state["tensors"]))
-            shape = tuple(inner.randrange(1, 4) for _ in range(inner.randrange(4)))
-            state["tensors"][name] = inner.choice([value, torch.zeros(shape), torch.zeros(shape).long()])
-        elif inner.random() < 0.3:
-            del state[key]
+        (state,) = (folder / "run").glob("state-*")
+        kind = inner.choice(["whole", "cut", "value"])
+        path = state / ("about.json" if kind == "value" else inner.choice([".metadata", "about.json"]))
+        if kind == "whole":
+            _write(path, inner.choice(WHOLE))
+        elif kind == "cut":
+            path.write_bytes(path.read_bytes()[: inner.randrange(path.stat().st_size)])
         else:
-            state[key] = value
-        torch.save(state, folder / "run/state.pt")
+            about = json.loads(path.read_text())
+            key = inner.choice(["step", "fingerprint", "precision", "skipped"])
+            if inner.random() < 0.3:
+                del about[key]
+            else:
+                about[key] = inner.choice([v for v in VALUES if v != _DEEP])
+            path.write_text(json.dumps(about))
 
-    return Case("state.pt", f"value {number} {seed}", change, TRAIN[0])
+    return Case("state", f"value {number} {seed}", change, TRAIN[0])
 
 
 def _tensors_case(rng: random.Random, number: int) -> Case:

@@ -42,8 +42,8 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert str(predictor.plan.grid) == grids["optimised", demo.BUDGETS[-1]]
     assert len(predictor(next((out / "data" / "test").glob("*.mp4"))).top(3)) == 3
 
-    states = {path: path.stat().st_mtime_ns for path in out.rglob("state.pt")}
-    assert {path.parent.name for path in states} == {"flexible", "fixed"}
+    states = {path: path.stat().st_mtime_ns for path in out.rglob("state-*/about.json")}
+    assert {path.parents[1].name for path in states} == {"flexible", "fixed"}
     assert main(["demo", "--out", str(out), *SMALL]) == 0
     assert {path: path.stat().st_mtime_ns for path in states} == states
     assert json.loads((out / "results.json").read_text())["points"] == results["points"]

@@ -1,8 +1,8 @@
-"""The saved state of a run, from which it goes on: a file, or a folder if the model is shared out.
+"""The saved state of a run, from which it goes on: a folder in the format of `torch.distributed.checkpoint`.
 
-Both hold the same, and either can be read by any number of processes, sharded or not: tensors go by the names
-of the parameters they belong to. There is always one complete state: a new one gets its name when it is
-written, and only then the former one is removed.
+It can be read by any number of processes, sharded or not: tensors go by the names of the parameters they
+belong to. There is always one complete state: a new one gets its name when it is written, and only then the
+former one is removed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,21 +25,18 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fluxvit.checkpoints.weights import kind_of
 from fluxvit.training.config import NetworkSettings
 from fluxvit.training.ema import Ema
-from fluxvit.training.parallel import local
 from fluxvit.training.recipes import MixingSettings
 from fluxvit.training.sharded_state import StateReader, read_metadata
 from fluxvit.utils.distributed import World
-from fluxvit.utils.files import atomic_path, clear_leftovers, flush_to_disk, write_json
+from fluxvit.utils.files import clear_leftovers, flush_to_disk, write_json
 from fluxvit.utils.schema import Natural, convert, located
 from fluxvit.utils.schema import load as load_json
 from fluxvit.video.augment_settings import AugmentSettings
 
-STATE = "state.pt"
+FORMER_STATE = "state.pt"  # Of former versions.
 ABOUT = "about.json"
 # Groups of settings of which former versions saved only those that were given.
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -79,22 +77,20 @@ class Saved:
                     f"{self.path} is of another model: {name} is {list(target.shape)} here, {there} there; "
                     "remove it to start anew, or choose another folder"
                 )
-        if self.path.is_dir():
-            with warnings.catch_warnings():
-                # That one process reads alone is no accident.
-                warnings.filterwarnings("ignore", "torch.distributed is")
-                try:
-                    dcp.load(dict(targets), storage_reader=StateReader(self.path))
-                except CheckpointException as error:  # No Exception: `except Exception` would miss it.
-                    reason = " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
-                    raise ValueError(f"{self.path} is damaged ({reason}); remove it to start anew") from error
-            return
-        values = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["tensors"]
-        for name, target in targets.items():
-            value = values[name].to(target.device)
-            if isinstance(target, DTensor):
-                value = distribute_tensor(value, target.device_mesh, target.placements)
-            local(target).copy_(local(value))
+        try:
+            with _alone_or_not():
+                dcp.load(dict(targets), storage_reader=StateReader(self.path))
+        except CheckpointException as error:  # No Exception: `except Exception` would miss it.
+            reason = " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
+            raise ValueError(f"{self.path} is damaged ({reason}); remove it to start anew") from error
+
+
+@contextmanager
+def _alone_or_not() -> Iterator[None]:
+    """Silence PyTorch's warning that a process reads or writes alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is")
+        yield
 
 
 def find_state(folder: Path) -> Saved | None:
@@ -103,30 +99,11 @@ def find_state(folder: Path) -> Saved | None:
     Raises:
         ValueError: It is damaged, or of another version.
     """
-    path = folder / STATE
-    saved = _open_file(path) if path.exists() else None
-    folders = _folders(folder)
+    if (old := folder / FORMER_STATE).exists():
+        raise ValueError(f"{old} is of another version of fluxvit; choose another folder or remove it")
     # There are two when a crash came between writing one and removing the other.
-    if folders and (saved is None or _step(folders[-1]) > saved.about["step"]):
-        return _open_folder(folders[-1])
-    return saved
-
-
-def _open_file(path: Path) -> Saved:
-    kind = kind_of(path)
-    try:
-        if kind != "PyTorch":
-            raise ValueError("its end is missing" if kind == "cut" else "it is something else")
-        file = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # A broken pickle can fail in any way.
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged ({reason}); remove it to start anew") from error
-    if not isinstance(file, dict) or "tensors" not in file:
-        raise ValueError(f"{path} is of another version of fluxvit; choose another folder or remove it")
-    tensors = file.pop("tensors")
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} is damaged (its tensors are none); remove it to start anew")
-    return Saved(path, _about(file, path), {name: (t.shape, t.dtype) for name, t in tensors.items()})
+    folders = _folders(folder)
+    return _open_folder(folders[-1]) if folders else None
 
 
 class _About(msgspec.Struct):
@@ -213,53 +190,42 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def save_state(
-    folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World, *, shard: bool
-) -> None:
-    """Save a state; the former one is removed afterwards. All processes together.
+def save_state(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World) -> None:
+    """Save a state; the former one is removed afterwards. All processes together, and each writes its part.
 
     Args:
         about: Plain values; ``step`` among them.
-        tensors: By name, shared out or not.
-        shard: Write a folder, each process its part, instead of a file.
+        tensors: Tensors by name, shared out or not.
 
     Raises:
         OSError: It could not be written, in whatever process; raised in all. The former state is as it was.
     """
     failure: tuple[int, str] | None = None
-    try:
-        if shard:
-            _write_folder(folder, about, tensors, world)
-        elif world.is_main:
-            # An open file, because for a path PyTorch hides what went wrong with it.
-            with atomic_path(folder / STATE) as partial, partial.open("wb") as file:
-                torch.save({**about, "tensors": tensors}, file)
-            _remove(_folders(folder))
-    except (OSError, RuntimeError) as error:
-        failure = _reason(error)
-    failures = [found for found in world.gather(failure) if found]
-    if failures:
-        number, reason = failures[0]
-        raise OSError(number, f"the state of step {about['step']} could not be saved: {reason}", str(folder))
-
-
-def _write_folder(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World) -> None:
     final = folder / f"state-{about['step']}"
     partial = final.with_name(f".{final.name}.partial")
     try:
-        dcp.save(tensors, checkpoint_id=partial)  # Makes the folder, and flushes its files to the disk.
+        with _alone_or_not():
+            dcp.save(tensors, checkpoint_id=partial)  # Makes the folder, and flushes its files to the disk.
         if world.is_main:
+            read_metadata(partial)  # Whether it can be read is seen now, not when it is needed.
             write_json(partial / ABOUT, about)
             former = [path for path in _folders(folder) if path != final]
             os.replace(partial, final)
             flush_to_disk(folder)
             _remove(former)
-            (folder / STATE).unlink(missing_ok=True)
     except CheckpointException as error:  # No Exception: `except Exception` would miss it.
-        raise OSError(*max(_reason(reason) for reason, _ in error.failures.values())) from error
+        failure = max(_reason(reason) for reason, _ in error.failures.values())
+    except ValueError as error:
+        failure = errno.EIO, str(error)
+    except (OSError, RuntimeError) as error:
+        failure = _reason(error)
     finally:
         if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
+    failures = [found for found in world.gather(failure) if found]
+    if failures:
+        number, reason = failures[0]
+        raise OSError(number, f"the state of step {about['step']} could not be saved: {reason}", str(folder))
 
 
 def _reason(error: BaseException) -> tuple[int, str]:

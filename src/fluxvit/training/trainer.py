@@ -139,10 +139,6 @@ class Trainer:
         if self._logs is not None:
             self._logs.write(step, values)
 
-    @property
-    def _sharded(self) -> bool:
-        return self.config.shard and self.world.size > 1
-
     def run(self, title: str = "Training", progress: bool = True) -> None:
         """Train to the last step, from where a former run stopped if there was one.
 
@@ -299,7 +295,7 @@ class Trainer:
         }
         tensors = run_tensors(self.task, self.ema, optimizer)
         try:
-            save_state(self.folder, about, tensors, self.world, shard=self._sharded)
+            save_state(self.folder, about, tensors, self.world)
         except OSError as error:
             former = (
                 f"the last good state is of step {self._saved_step}" if self._saved_step else "there is none"
