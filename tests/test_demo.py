@@ -32,11 +32,11 @@ def test_demo_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(row["total"] == 8 for row in results["points"])
     grids = {(row["kind"], row["budget"]): row["grid"] for row in results["points"]}
     assert all(grids["random", budget] == grids["optimised", budget] for budget in demo.BUDGETS)
-    assert {grids["one grid", budget] for budget in demo.BUDGETS} == {"8x40"}
+    assert {grids["one grid", budget] for budget in demo.BUDGETS} == {"32x32"}
     page = (out / "report" / "report.html").read_text()
     assert results["headline"] in page
     assert "in random order" in page
-    assert "one grid   8x40" in capsys.readouterr().out
+    assert "one grid   32x32" in capsys.readouterr().out
 
     predictor = Predictor(out / "best", demo.BUDGETS[-1])
     assert str(predictor.plan.grid) == grids["optimised", demo.BUDGETS[-1]]
