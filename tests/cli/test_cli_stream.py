@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.cli import main
+from fluxvit.video.sampling import ClipSampling
 
 
 def test_stream(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
@@ -26,6 +28,17 @@ def test_stream(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> 
     assert main(arguments) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.split()[:4] == ["0.00", "to", "2.00", "s"]
+
+
+def test_a_window_is_as_long_as_the_clips_of_dense_training(
+    checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = Checkpoint.load(checkpoint)
+    found.sampling = ClipSampling("dense", 2, 16)
+    found.save(checkpoint)
+    assert main(["stream", str(clip), "--checkpoint", str(checkpoint), "--budget", "12"]) == 0
+    # Eight frames, an eighth of a second apart.
+    assert capsys.readouterr().out.split()[:4] == ["0.00", "to", "1.00", "s"]
 
 
 def test_token_rate(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:

@@ -256,6 +256,9 @@ def test_plans_are_searched_by_captions_and_written_to_the_video_side(
     assert main([*command, "--out", str(tmp_path / "search")]) == 0
     assert str(folder / "video") in capsys.readouterr().out
     _, info = load_dual(folder)
+    assert not [
+        path for path in (tmp_path / "search").iterdir() if path.is_dir()
+    ]  # No checkpoint of its own.
     # The plan for another budget stays.
     assert [plan.keep for plan in info.video.plans] == [12, 6]
     plan = info.video.plans[1]

@@ -341,7 +341,7 @@ def test_a_sharded_state_goes_on_in_one_process(folder: Path, one: dict, two: li
     assert [path.name for path in (folder / "stopped").glob("*state*")] == [f"state-{STOP_AFTER}"]
     shutil.copytree(folder / "stopped", folder / "one_now")
     # The recipe may say shard still: one process has nothing to share out.
-    exported, compared = load(folder / "export"), []
+    exported, compared = load(folder / "export").model, []
 
     def compare(run: Trainer, taken: int) -> None:
         if taken == STOP_AFTER:
