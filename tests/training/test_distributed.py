@@ -366,7 +366,7 @@ def test_every_video_is_validated_once(folder: Path, one: dict, two: list[dict])
         found = result["validation"]
         assert found["rows"] == expected["rows"]
         torch.testing.assert_close(found["logits"], expected["logits"], rtol=0, atol=1e-4)
-    best = [load(folder / name / "best") for name in ("validation", "validation_one")]
+    best = [load(folder / name / "best").model for name in ("validation", "validation_one")]
     for ours, theirs in zip(*(model.parameters() for model in best), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
