@@ -51,7 +51,7 @@ GRIDS = {
 
 # Clips of training that take as long as the tests of one video; the part of the time left that is planned,
 # for rates vary; the smallest part of the epochs, since a model that has hardly learned shows nothing.
-_TESTS, _PLANNED, _LEAST = 20, 0.9, 0.3
+_TESTS, _PLANNED, _LEAST = 10, 0.9, 0.3
 
 
 def run_demo(config: DemoConfig) -> Evaluation:
