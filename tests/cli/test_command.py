@@ -107,12 +107,6 @@ def test_a_file_of_options_and_what_the_command_line_takes_back(tmp_path: Path) 
     )
 
 
-def test_a_file_may_not_leave_a_section_empty(tmp_path: Path) -> None:
-    (tmp_path / "options.yaml").write_text("source: a\nsection: null\n")
-    with pytest.raises(ValueError, match="section is null; give its settings, or leave it out"):
-        read(str(tmp_path / "options.yaml"))
-
-
 def test_the_printed_config_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["m", "d.jsonl", "--budgets", "12,20ms", "--views", "4x3", "--grid", "8x24x32"]
     with pytest.raises(SystemExit):
@@ -139,7 +133,9 @@ def test_the_printed_config_can_be_read_again(tmp_path: Path, capsys: pytest.Cap
         (["a", "--empty", ""], "--empty is empty; give a value, or leave it out"),
         (["a", "--section.text", ""], "--section.text is empty; give a value, or leave it out"),
         (["", "b"], "source is empty; give a value, or leave it out"),
-        (["nowhere.yaml"], "does not exist"),
+        (["nowhere.yaml"], "nowhere.yaml: no such file or directory"),
+        (["a", "--section", "3"], "--section is a section; give its settings, such as --section.rate"),
+        (["a", "--section=null"], "--section is a section"),
         (
             ["a", "--sides", "4,x"],
             "--sides is ['4', 'x'], expected values separated by commas, each an integer",
@@ -149,6 +145,32 @@ def test_the_printed_config_can_be_read_again(tmp_path: Path, capsys: pytest.Cap
 def test_bad_arguments(argv: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         read(*argv)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "options.yaml: no such file or directory"),
+        ("a: [1", "options.yaml: not a YAML file (see line"),
+        ("\xff\xfe", "options.yaml: not a YAML file"),
+        ("", "options.yaml: it holds no options; write each as NAME: VALUE"),
+        ("- 1", "options.yaml: it holds no options"),
+        ("conut: 3", "options.yaml: conut is unknown; did you mean count?"),
+        ("section: {rat: 3}", "options.yaml: section.rat is unknown; did you mean section.rate?"),
+        ("section: 3", "options.yaml: section is 3; give its settings by name, or leave it out"),
+        ("section:", "options.yaml: section is null; give its settings by name, or leave it out"),
+        ("budgets: 12", "options.yaml: budgets is 12; write a list, such as [12]"),
+        ("count: x", "--count is 'x', expected an integer or null"),
+        ("section: {rate: -1}", "rate is -1.0, expected"),
+    ],
+)
+def test_bad_files_of_options(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read("a", str(path))
     assert "\n" not in str(error.value)
 
 

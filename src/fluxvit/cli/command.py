@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from argparse import Action, HelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -21,6 +21,7 @@ from shutil import get_terminal_size
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
@@ -79,9 +80,6 @@ def parse(name: str, kind: type, argv: Sequence[str]) -> Any:
     """
     parser = Parser(name, kind)
     settings = parser.parse_args(parser.named(argv))
-    for section in {name.rpartition(".")[0] for name in parser.options} - {""}:
-        if settings.get(section) is None:
-            parser.error(f"{section} is null; give its settings, or leave it out")
     given = vars(parser.instantiate(settings)) | parser.several
     return kind(**{field.name: given[field.name] for field in fields(kind)})
 
@@ -129,6 +127,9 @@ class Parser(ArgumentParser):
             elif not self._knows(name):
                 near = get_close_matches(name, self.options, n=1)
                 self.error(f"--{name} is unknown{f'; did you mean --{near[0]}?' if near else ''}")
+            elif self._is_section(name) and (value or "".join(words[:1])).lstrip()[:1] != "{":
+                first = next(one for one in self.options if one.startswith(f"{name}."))
+                self.error(f"--{name} is a section; give its settings, such as --{first}")
             elif has_value:
                 named.append(self._joined(name, value))
             elif _is_switch(self.options.get(name)) and words[:1] not in (["true"], ["false"]):
@@ -151,12 +152,14 @@ class Parser(ArgumentParser):
         if unnamed:
             self.error(f"{' '.join(map(shown, unnamed))}: unexpected; the options begin with --")
         named = [*(f"--config={file}" for file in files), *named]
-        has_file = any(word.startswith("--config=") for word in named)
+        given_files = [word.partition("=")[2] for word in named if word.startswith("--config=")]
+        for file in given_files:
+            self._check_file(file)
         for word in named:
             name, has_value, value = word.removeprefix("--").partition("=")
             if not has_value or value:
                 continue
-            taken_back = (has_file or "." in name) and self.get_default(name) == ""
+            taken_back = (given_files or "." in name) and self.get_default(name) == ""
             if not taken_back:
                 shown_name = name if name in self.positionals else f"--{name}"
                 self.error(f"{shown_name} is empty; give a value, or leave it out")
@@ -166,6 +169,37 @@ class Parser(ArgumentParser):
         """Whether an option, a section of options, or a key of an option that is a mapping has this name."""
         known = {"config", *self.options}
         return name in known or any(one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in known)
+
+    def _is_section(self, name: str) -> bool:
+        return any(one.startswith(f"{name}.") for one in self.options)
+
+    def _check_file(self, path: str) -> None:
+        """Raise a ValueError that names the file if it does not hold options of this command."""
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            self.error(f"{path}: {(error.strerror or str(error)).lower()}")
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            mark = getattr(error, "problem_mark", None)
+            self.error(f"{path}: not a YAML file{f' (see line {mark.line + 1})' if mark else ''}")
+        if not isinstance(content, Mapping):
+            self.error(f"{path}: it holds no options; write each as NAME: VALUE, on a line of its own")
+        self._check_keys(path, content, "")
+
+    def _check_keys(self, path: str, content: Mapping[Any, Any], section: str) -> None:
+        for key, value in content.items():
+            name = f"{section}{key}"
+            if name in self.options:
+                if _is_tuple(self.options[name]) and not isinstance(value, list | NoneType):
+                    self.error(f"{path}: {name} is {shown(value)}; write a list, such as [{value}]")
+                continue
+            if not self._is_section(name):
+                near = get_close_matches(name, self.options, n=1)
+                self.error(f"{path}: {name} is unknown{f'; did you mean {near[0]}?' if near else ''}")
+            if not isinstance(value, Mapping):
+                given = "null" if value is None else shown(value)
+                self.error(f"{path}: {name} is {given}; give its settings by name, or leave it out")
+            self._check_keys(path, value, f"{name}.")
 
     def _joined(self, name: str, value: str) -> str:
         hint = self.options.get(name)
@@ -283,7 +317,7 @@ def _described(hint: Any) -> str:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if _is_tuple(hint):
         return f"values separated by commas, each {_described(get_args(hint)[0])}"
-    return _KINDS.get(hint, str(getattr(hint, "__name__", hint)))
+    return _KINDS.get(hint) or re.sub(r"\B([A-Z])", r" \1", hint.__name__).lower()
 
 
 @cache

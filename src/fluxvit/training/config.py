@@ -111,7 +111,7 @@ class TrainConfig:
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        check(self)
+        check_section(self, "optim")
         if self.optimizer == "muon" and self.shard:
             raise ValueError("optimizer muon needs whole matrices: train without shard, or with adamw")
         if self.batch_size % self.accumulate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ Batch = Mapping[str, Tensor]
 """The tensors of a step by name, each with a leading batch axis B. ``video`` is one of them."""
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """Everything that a run trains, with its loss, its batches and its checkpoints.
 
     Moving averages, data parallelism and saved states see this one module. Its submodules name their
@@ -49,9 +50,9 @@ class Task(nn.Module):
         """
         return {**batch, "video": self.checkpoint.normalize(batch["video"])}
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"loss": scalar, name of a metric: scalar}`` of a prepared batch."""
-        raise NotImplementedError
 
     def count_tokens(self, video: Tensor) -> int:
         """Tokens that clips ``[B, 3, T, H, W]`` send through the blocks of the model, over all budgets."""
