@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _recipe(args: argparse.Namespace) -> ContrastRecipe:
-    recipe = parse("contrast", ContrastRecipe, [str(RECIPE)])
+    recipe = parse("train-contrastive", ContrastRecipe, [str(RECIPE)])
     data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
     model, text = recipe.model, recipe.text
     if args.start == "nothing":

@@ -12,7 +12,7 @@ from test_training import small_model, trainer, weights
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.logs import Meter, peak_memory, progress_line, require_loggers
-from fluxvit.training.tasks.base import Task
+from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.training.trainer import Trainer
 
 FAKE_WANDB = """
@@ -62,7 +62,7 @@ def test_log_tells_speed_and_rates(tmp_path: Path) -> None:
 
 
 def test_kept_tokens_are_counted_over_all_budgets() -> None:
-    count = Task(Checkpoint(small_model())).count_tokens
+    count = ClassifyTask(Checkpoint(small_model())).count_tokens
     # A pool of 72 tokens for budgets 24, 12 and 6; one of 18.
     assert count(torch.zeros(2, 3, 16, 24, 24)) == 2 * (24 + 12 + 6)
     assert count(torch.zeros(1, 3, 4, 24, 24)) == 18 + 12 + 6
