@@ -92,8 +92,8 @@ CASES = {
     "train-contrastive": f"""
         train-contrastive {CONFIGS}/contrastive/motionworld_nano.yaml {TINY} {SMALL} --model.init ''
         --images '' --val {{data}}/val.jsonl --evaluation.grid 4x16 --evaluation.every_epochs 8
-        --text.source '' --text.tokenizer '' --text.kind words --text.width 32 --text.depth 1 --text.context 40
-        --text.trained_blocks -1
+        --text.source '' --text.tokenizer '' --text.kind words --text.width 32 --text.depth 1
+        --text.context 40 --text.trained_blocks -1
     """,
     "train-chat": f"""
         train-chat {CONFIGS}/chat/motionworld_smollm2.yaml {TINY} --task.width 32 --task.queries 3
