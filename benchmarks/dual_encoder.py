@@ -42,8 +42,8 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.dual_encoder import optimize_dual
 from fluxvit.synthetic.motionworld.language import mirrored
-from fluxvit.training.recipes import ContrastRecipe, TextSettings
-from fluxvit.training.runs.contrastive import contrast_recipe
+from fluxvit.training.recipes import ContrastiveRecipe, TextSettings
+from fluxvit.training.runs.contrastive import contrastive_recipe
 from fluxvit.utils.distributed import ALONE
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import processor_name
@@ -87,8 +87,8 @@ def main() -> None:
     write_json(args.out / f"{args.text}-{args.start}.json", {**conditions, "runs": rows})
 
 
-def _recipe(args: argparse.Namespace) -> ContrastRecipe:
-    recipe = parse("train-contrastive", ContrastRecipe, [str(RECIPE)])
+def _recipe(args: argparse.Namespace) -> ContrastiveRecipe:
+    recipe = parse("train-contrastive", ContrastiveRecipe, [str(RECIPE)])
     data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
     model, text = recipe.model, recipe.text
     if args.start == "nothing":
@@ -101,10 +101,10 @@ def _recipe(args: argparse.Namespace) -> ContrastRecipe:
     return replace(recipe, data=data, model=model, text=text, epochs=epochs, val="")
 
 
-def _run(args: argparse.Namespace, recipe: ContrastRecipe, seed: int) -> dict[str, Any]:
+def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict[str, Any]:
     out = args.out / f"{args.text}-{args.start}-{seed}"
     recipe = replace(recipe, out=str(out), optim=replace(recipe.optim, seed=seed))
-    trained = _timed(out / "trained.json", lambda: contrast_recipe(recipe, ALONE))
+    trained = _timed(out / "trained.json", lambda: contrastive_recipe(recipe, ALONE))
     encoder, test = str(out / "last"), str(args.data / "test.jsonl")
     full = load_dual(encoder)[0].video.config.budgets[0]
     budgets = (full, full // 4)

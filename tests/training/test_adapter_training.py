@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_contrast import RECIPE as CONTRAST
-from test_contrast import contrast
-from test_instruct import CONFIGS as INSTRUCT
-from test_instruct import instruct
+from test_chat_training import CONFIGS as INSTRUCT
+from test_chat_training import train_chat
+from test_contrastive import RECIPE as CONTRAST
+from test_contrastive import train_contrastive
 from test_recipe import CONFIGS, arguments, world
 
 import fluxvit
@@ -87,7 +87,7 @@ def test_the_checkpoint_needs_no_library(world: Path, checkpoint: Path, tmp_path
 def test_both_towers_of_a_dual_encoder_are_trained(world: Path, checkpoint: Path, tmp_path: Path) -> None:
     kept = ["--model.settings", json.dumps({**KEPT, "budgets": None, "pool_heads": None})]
     given = ["--model.init", str(checkpoint), *kept, *ADAPTERS, "--optim.lr", "0.01"]
-    assert contrast(CONTRAST, world, tmp_path / "run", *given) == 0
+    assert train_contrastive(CONTRAST, world, tmp_path / "run", *given) == 0
     found = changed(tmp_path / "run" / "last" / "video", checkpoint)
     assert found == {f"blocks.{block}.{name}" for block in (0, 1) for name in TRAINED}
 
@@ -95,7 +95,7 @@ def test_both_towers_of_a_dual_encoder_are_trained(world: Path, checkpoint: Path
 def test_a_chat_model_may_adapt_what_it_sees(world: Path, checkpoint: Path, tmp_path: Path) -> None:
     language = str(tiny_language_model(tmp_path / "lm"))
     options = [*ADAPTERS, "--task.adapters.rank", "2", "--optim.lr", "0.01"]
-    assert instruct(INSTRUCT[0], world, checkpoint, language, tmp_path / "run", *options) == 0
+    assert train_chat(INSTRUCT[0], world, checkpoint, language, tmp_path / "run", *options) == 0
     chat, _, info = load_chat(tmp_path / "run" / "last")
     folder = tmp_path / "run" / "last" / "video"
     assert changed(folder, checkpoint) == {f"blocks.{block}.{name}" for block in (0, 1) for name in TRAINED}

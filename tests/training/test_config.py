@@ -24,8 +24,8 @@ KINDS = [
 # What a kind cannot be made without, to vary one field of.
 NEEDED: dict[str, dict[str, Any]] = {
     "PretrainRecipe": {"data": config.VideoSettings(), "teacher": recipes.TeacherSettings(source="x")},
-    "InstructRecipe": {"data": config.VideoSettings(), "model": ModelSettings(init="x")},
-    "ContrastRecipe": {"data": config.VideoSettings()},
+    "ChatRecipe": {"data": config.VideoSettings(), "model": ModelSettings(init="x")},
+    "ContrastiveRecipe": {"data": config.VideoSettings()},
     "RunRecipe": {"data": config.VideoSettings()},
     "Recipe": {"data": recipes.DataSettings()},
     "TeacherSettings": {"source": "x"},

@@ -32,7 +32,7 @@ def check_answer(limit: int, temperature: float = 0.0) -> None:
 
 
 class Chat:
-    """``chat = Chat("runs/instruct/last"); chat.watch("clip.mp4"); print(*chat.ask("What moves?"), sep="")``.
+    """``chat = Chat("runs/chat/last"); chat.watch("clip.mp4"); print(*chat.ask("What moves?"), sep="")``.
 
     Args:
         checkpoint: A chat model's folder.

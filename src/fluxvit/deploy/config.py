@@ -104,7 +104,7 @@ class IndexConfig(DeviceOptions):
     Args:
         folder: Folder of videos, which may lie in any folders below it.
         db: Database file.
-        checkpoint: Folder of a dual encoder, such as runs/contrast/last. A new database needs it.
+        checkpoint: Folder of a dual encoder, such as runs/contrastive/last. A new database needs it.
         budget: What a window may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
             that was trained is spent.
         grid: Sampling grid of a window, such as 16x224. By default the plan for the budget says it.
@@ -165,7 +165,7 @@ class ZeroShotConfig(DeviceOptions):
     The result is an ordinary checkpoint, which predict, evaluate and optimize take.
 
     Args:
-        checkpoint: Folder of a dual encoder, such as runs/contrast/last.
+        checkpoint: Folder of a dual encoder, such as runs/contrastive/last.
         names: File of class names, one a line or with indices; or a manifest that names its classes.
         templates: Text file of sentences with {} in place of the class. By default 16 of the package's are
             used.
@@ -199,7 +199,7 @@ class ChatConfig(DeviceOptions):
 
     clip: str = field(metadata=POSITIONAL)
     questions: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
-    checkpoint: str = "runs/instruct/last"
+    checkpoint: str = "runs/chat/last"
     budget: Budget | None = None
     grid: SamplingGrid | None = None
     clips: Annotated[int, Meta(ge=1, le=1 << 20)] = 1

@@ -126,7 +126,7 @@ class RetrievalConfig(DecodeOptions):
     """Test a dual encoder: find videos by their captions, and captions by their videos, at each budget.
 
     Args:
-        checkpoint: Folder of a dual encoder, such as runs/contrast/last.
+        checkpoint: Folder of a dual encoder, such as runs/contrastive/last.
         data: Manifest of the videos, with captions, such as test.jsonl.
         budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
             budgets that the checkpoint was trained for are tested.
@@ -161,7 +161,7 @@ class VideoQAConfig(DeviceOptions):
     A dual encoder chooses the answer nearest to the video.
 
     Args:
-        checkpoint: Folder of a chat model, such as runs/instruct/last, or of a dual encoder.
+        checkpoint: Folder of a chat model, such as runs/chat/last, or of a dual encoder.
         data: Manifest of the videos, with questions (``qa``) that have choices, such as test.jsonl.
         budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
             budgets that the video side was trained for are tested.
@@ -197,7 +197,7 @@ class DescriptionsConfig(DeviceOptions):
     An interrupted run goes on where it was.
 
     Args:
-        checkpoint: Folder of a chat model, such as runs/instruct/last.
+        checkpoint: Folder of a chat model, such as runs/chat/last.
         data: Manifest of the videos; a caption says what should be told.
         judge: Language model that judges: a folder, a .gguf file, a name of the Hugging Face hub, or
             ``smollm2``. By default nothing is judged.

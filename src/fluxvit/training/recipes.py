@@ -270,7 +270,7 @@ class TextSettings:
 
 
 @dataclass(frozen=True)
-class ContrastSettings:
+class ContrastiveSettings:
     """Loss of contrastive training; see ``ContrastiveTask``. The budgets are those of the model.
 
     Args:
@@ -298,7 +298,7 @@ class ContrastSettings:
 
 
 @dataclass(frozen=True)
-class ContrastRecipe(RunRecipe):
+class ContrastiveRecipe(RunRecipe):
     """Train a dual encoder, which maps videos and their captions to nearby vectors.
 
     Args:
@@ -310,9 +310,9 @@ class ContrastRecipe(RunRecipe):
         evaluation: The validation.
     """
 
-    out: str = "runs/contrast"
+    out: str = "runs/contrastive"
     text: TextSettings = field(default_factory=TextSettings)
-    task: ContrastSettings = field(default_factory=ContrastSettings)
+    task: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     images: str = ""
     val: str = ""
     evaluation: EvalSettings = field(default_factory=EvalSettings)
@@ -341,7 +341,7 @@ class LanguageAdapterSettings(LowRank):
 
 
 @dataclass(frozen=True)
-class InstructSettings:
+class ChatSettings:
     """Connector between the video model and the language model; see ``ChatTask``.
 
     Args:
@@ -350,13 +350,13 @@ class InstructSettings:
         width: Hidden width of the connector.
         budgets: Token budgets, one of which each step draws; empty for those of the model.
         instruction: System prompt of the language model; empty for that of its template.
-        choices_told: Share of the questions with choices that are asked with their choices; the others are
+        with_choices: Share of the questions with choices that are asked with their choices; the others are
             asked openly.
         captions: Share of the clips, among those whose videos have captions, that are to be described instead
             of asked one of the questions.
         turns: Most questions that a clip is asked in one conversation, in the order of the manifest. Video
             and prompt are encoded once for all of them.
-        apart: Share of the clips whose questions do not attend to each other, so that each answer must come
+        independent: Share of the clips whose questions do not attend to each other, so that each answer must come
             from the video and not from an earlier answer.
         init: Chat model whose connector is trained further; empty for a new connector.
         adapters: Low-rank adapters (LoRA) of the language model, which are trained besides if their ``rank``
@@ -369,10 +369,10 @@ class InstructSettings:
     width: Size = 512
     budgets: tuple[Count, ...] = ()
     instruction: str = ""
-    choices_told: Share = 0.5
+    with_choices: Share = 0.5
     captions: Share = 0.0
     turns: Annotated[int, Meta(ge=1, le=4096)] = 1
-    apart: Share = 0.0
+    independent: Share = 0.0
     init: str = ""
     adapters: LanguageAdapterSettings = field(default_factory=LanguageAdapterSettings)
     selector: SelectorName = "group_dynamic"
@@ -382,7 +382,7 @@ class InstructSettings:
 
 
 @dataclass(frozen=True)
-class InstructRecipe(RunRecipe):
+class ChatRecipe(RunRecipe):
     """Train a connector on questions about videos (key ``qa`` of the manifest).
 
     Args:
@@ -391,9 +391,9 @@ class InstructRecipe(RunRecipe):
         task: The connector.
     """
 
-    out: str = "runs/instruct"
+    out: str = "runs/chat"
     language: str = "smollm2"
-    task: InstructSettings = field(default_factory=InstructSettings)
+    task: ChatSettings = field(default_factory=ChatSettings)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.data.questions import questions_of
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
-from fluxvit.training.recipes import InstructRecipe
+from fluxvit.training.recipes import ChatRecipe
 from fluxvit.training.runs.base import (
     Course,
     clip_dataset,
@@ -25,7 +25,7 @@ from fluxvit.training.tasks.chat import ChatTask, Questions
 from fluxvit.utils.distributed import World
 
 
-def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True) -> Path:
+def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path:
     """Train a connector by a recipe, or go on where a former run of it stopped.
 
     Writes into ``recipe.out``: ``last``, a chat model's checkpoint folder; ``log.jsonl``; ``run.json``, the
@@ -78,9 +78,9 @@ def instruct_recipe(recipe: InstructRecipe, world: World, progress: bool = True)
     course = Course(recipe, len(train), model.config.size, world)
     # Where the video side stays as it is, so do its plans.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
-    checkpoint = replace(course.describe(start, train, "instruct"), labels=[], plans=plans)
+    checkpoint = replace(course.describe(start, train, "train-chat"), labels=[], plans=plans)
     questions = Questions(
-        train, language, task.instruction, task.choices_told, task.captions, task.turns, task.apart
+        train, language, task.instruction, task.with_choices, task.captions, task.turns, task.independent
     )
     chat = ChatTask(checkpoint, connector, questions, budgets, task.selector, adapters, scale)
     return run_trainer(course.trainer(chat, clip_dataset(recipe, train)), recipe, progress)

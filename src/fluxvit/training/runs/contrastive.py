@@ -19,7 +19,7 @@ from fluxvit.models.dual_encoder import LanguageSide
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
 from fluxvit.training.config import GridSettings
-from fluxvit.training.recipes import ContrastRecipe, TextSettings
+from fluxvit.training.recipes import ContrastiveRecipe, TextSettings
 from fluxvit.training.retrieval_validation import RetrievalValidation
 from fluxvit.training.runs.base import (
     Course,
@@ -36,7 +36,7 @@ from fluxvit.training.validation import BEST
 from fluxvit.utils.distributed import World
 
 
-def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True) -> Path:
+def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool = True) -> Path:
     """Train a dual encoder by a recipe, or go on where a former run of it stopped.
 
     Writes into ``recipe.out``: ``best`` (by R@1 on the validation videos, averaged over both directions and
@@ -69,7 +69,7 @@ def contrast_recipe(recipe: ContrastRecipe, world: World, progress: bool = True)
     model.to(world.device)
     language.to(world.device)
     course = Course(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
-    checkpoint = replace(course.describe(start, train, "contrast"), labels=[])
+    checkpoint = replace(course.describe(start, train, "train-contrastive"), labels=[])
     dataset = clip_dataset(recipe, train)
     shown = train
     facts: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _minilm() -> str:
     return str(get_model_path())
 
 
-def _freeze(recipe: ContrastRecipe, model: FluxViT, language: LanguageSide) -> None:
+def _freeze(recipe: ContrastiveRecipe, model: FluxViT, language: LanguageSide) -> None:
     if recipe.text.trained_blocks >= 0:
         language.text.train_last(recipe.text.trained_blocks)
     if recipe.task.video != "all":
@@ -152,7 +152,7 @@ def _freeze(recipe: ContrastRecipe, model: FluxViT, language: LanguageSide) -> N
 
 
 def _alternate(
-    recipe: ContrastRecipe,
+    recipe: ContrastiveRecipe,
     course: Course,
     videos: ClipDataset,
     images: Manifest,

@@ -31,12 +31,12 @@ class Questions:
         manifest: The videos.
         language: The language model that reads and answers them.
         instruction: System prompt of the language model; empty for that of its template.
-        told: Share of the questions with choices that are asked with their choices.
+        with_choices: Share of the questions with choices that are asked with their choices.
         captions: Share of the clips, among those whose videos have captions, that are to be described instead
             of asked one of the questions: the answer is a caption, which says far more about a video than
             most answers do.
         turns: Most questions of a conversation, which begins anywhere as long as so many are left.
-        apart: Share of the clips whose questions do not attend to each other, so that each answer must come
+        independent: Share of the clips whose questions do not attend to each other, so that each answer must come
             from the video and not from an earlier answer.
 
     Raises:
@@ -48,31 +48,33 @@ class Questions:
         manifest: Manifest,
         language: LanguageModel,
         instruction: str = "",
-        told: float = 0.0,
+        with_choices: float = 0.0,
         captions: float = 0.0,
         turns: int = 1,
-        apart: float = 0.0,
+        independent: float = 0.0,
     ) -> None:
         self._asked = [questions_of(entry) for entry in manifest.entries]
         for entry, asked in zip(manifest.entries, self._asked, strict=True):
             if not asked:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
-        self._told_captions = [entry.captions for entry in manifest.entries]
-        self.language, self.instruction, self._told = language, instruction, told
-        self._captions, self._turns, self._apart = captions, turns, apart
+        self._caption_lists = [entry.captions for entry in manifest.entries]
+        self.language, self.instruction, self._with_choices = language, instruction, with_choices
+        self._captions, self._turns, self._independent = captions, turns, independent
 
     def __call__(self, items: Tensor) -> PackedTurns:
         """Conversations about the videos of these numbers ``[B]``. It draws from PyTorch's generator."""
-        apart = (torch.rand(len(items)) < self._apart).tolist()
-        rows = [self._conversation(item, alone) for item, alone in zip(items.tolist(), apart, strict=True)]
-        return pack_turns(rows, apart)
+        independent = (torch.rand(len(items)) < self._independent).tolist()
+        rows = [
+            self._conversation(item, alone) for item, alone in zip(items.tolist(), independent, strict=True)
+        ]
+        return pack_turns(rows, independent)
 
-    def _conversation(self, item: int, apart: bool) -> list[tuple[Tensor, Tensor]]:
+    def _conversation(self, item: int, independent: bool) -> list[tuple[Tensor, Tensor]]:
         first, what, which, where, *how = torch.rand(4 + self._turns).tolist()
-        asked, captions = self._asked[item], self._told_captions[item]
+        asked, captions = self._asked[item], self._caption_lists[item]
         start = int(first * (max(0, len(asked) - self._turns) + 1))
         turns = [
-            (one.with_choices if draw < self._told else one.question, one.answer)
+            (one.with_choices if draw < self._with_choices else one.question, one.answer)
             for one, draw in zip(asked[start : start + self._turns], how, strict=False)
         ]
         if captions and what < self._captions:
@@ -80,7 +82,7 @@ class Questions:
         return [
             (
                 self.language.next_turn(question)
-                if number and not apart
+                if number and not independent
                 else self.language.first_turn(question, self.instruction)[1],
                 self.language.answer_ids(answer),
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from test_contrast import stopped_run
+from test_contrastive import stopped_run
 from test_recipe import TINY, world
 from torch import Tensor
 
@@ -131,10 +131,10 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     # With choices, of which a part of the questions tells.
     chosen = [{"question": "what ?", "answer": "ball", "choices": ["cube", "ball"]}]
     choices = [{"path": "a.mp4", "qa": chosen}]
-    plain, told = first("what ?", "ball"), first("what ? Choose: cube; ball.", "ball")
+    plain, choosing = first("what ?", "ball"), first("what ? Choose: cube; ball.", "ball")
     assert drawn(choices) == [these([plain])]
-    assert drawn(choices, told=0.5) == [these([plain], [told])]
-    assert drawn(choices, told=1.0) == [these([told])]
+    assert drawn(choices, with_choices=0.5) == [these([plain], [choosing])]
+    assert drawn(choices, with_choices=1.0) == [these([choosing])]
     # Some clips are to be described besides; the other video has no caption.
     rows[0]["captions"] = ["the ball moves", "the cube moves"]
     captions = [("What happens in the video?", text) for text in rows[0]["captions"]]
@@ -144,11 +144,12 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
     before = [[first(*caption), later("which way ?", "left .")] for caption in captions]
     assert drawn(rows, captions=1.0, turns=2) == [these(*afterwards, *before), these([moves])]
 
-    # Apart, every question comes first, and hears the others neither.
+    # Independent questions all come first, and do not attend to each other.
     several = [{"path": "a.mp4", "qa": [what, way]}]
-    assert drawn(several, turns=2, apart=1.0) == [these([moves, left])]
+    assert drawn(several, turns=2, independent=1.0) == [these([moves, left])]
     hearing = {
-        str(row[2].tolist()) for (row,) in conversations(tmp_path, language, several, turns=2, apart=0.5)
+        str(row[2].tolist())
+        for (row,) in conversations(tmp_path, language, several, turns=2, independent=0.5)
     }
     assert len(hearing) == 2
 
@@ -156,10 +157,10 @@ def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
 def test_a_connector_is_trained_further(
     world: Path, checkpoint: Path, language: str, tmp_path: Path, capsys
 ) -> None:
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "first") == 0
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "first") == 0
     first = tmp_path / "first" / "last"
     options = ("--task.init", str(first), "--optim.lr", "1e-12")
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "second", *options) == 0
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "second", *options) == 0
     one, two = (load_chat(folder)[0].connector for folder in (first, tmp_path / "second" / "last"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
@@ -169,7 +170,7 @@ def test_a_connector_is_trained_further(
         model.cls_token.add_(1)
     replace(info, model=model).save(tmp_path / "other")
     options = ("--task.init", str(first), "--model.init", str(tmp_path / "other"))
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
     assert "was trained to read another video side" in " ".join(capsys.readouterr().err.split())
     # Plans of the video side stay with it.
     info = Checkpoint.load(first / "video")
@@ -177,10 +178,10 @@ def test_a_connector_is_trained_further(
     planned = replace(info, plans=[Plan(SamplingGrid(8, 32, 32), 6)])
     replace(planned, model=model).save(tmp_path / "planned")
     options = ("--task.init", str(first), "--model.init", str(tmp_path / "planned"))
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "fourth", *options) == 0
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "fourth", *options) == 0
     assert load_chat(tmp_path / "fourth" / "last")[2].video.plans == planned.plans
     options = ("--task.init", str(first), "--task.queries", "4")
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
     assert "its connector has another shape" in capsys.readouterr().err
 
 
@@ -199,7 +200,7 @@ def language(tmp_path: Path) -> str:
     return str(tiny_language_model(tmp_path / "lm"))
 
 
-def instruct(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
+def train_chat(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out), "--model.init", str(checkpoint)]
     small = ["--task.width", "32", "--task.queries", "3", "--task.budgets", "[12,6]", "--task.init", ""]
     small += ["--language", language]
@@ -211,14 +212,14 @@ def test_every_recipe_parses_builds_and_runs(
     recipe: Path, world: Path, checkpoint: Path, language: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    assert instruct(recipe, world, checkpoint, language, out) == 0
+    assert train_chat(recipe, world, checkpoint, language, out) == 0
     chat, model, info = load_chat(out / "last")
     assert (model.source, chat.connector.config.queries) == (language, 3)
     assert chat.connector.config.scale == pytest.approx(model.word_scale)
     assert info.provenance["recipe"]["task"]["budgets"] == [12, 6]
     assert find_state(out).about["step"] == 2
-    assert instruct(recipe, world, checkpoint, language, out) == 0
-    assert instruct(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2
+    assert train_chat(recipe, world, checkpoint, language, out) == 0
+    assert train_chat(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2
 
 
 @pytest.mark.parametrize("ema", ["0", "0.9"])
@@ -226,10 +227,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     world: Path, checkpoint: Path, language: str, tmp_path: Path, ema: str
 ) -> None:
     options = ("--epochs", "2", "--optim.ema", ema, "--optim.lr", "0.01")
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "whole", *options) == 0
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "whole", *options) == 0
     run = [CONFIGS[0], world, checkpoint, language]
-    assert stopped_run(lambda: instruct(*run, tmp_path / "cut", *options)) == 130
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 0
+    assert stopped_run(lambda: train_chat(*run, tmp_path / "cut", *options)) == 130
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 0
     one, other = (load_chat(tmp_path / name / "last")[0].connector for name in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -250,7 +251,7 @@ def test_what_is_exported_is_the_moving_average(
     options = ("--epochs", "2", "--optim.ema", "0.4", "--optim.lr", "0.01")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ema, "update", by_hand)
-        assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
+        assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
     chat, _, _ = load_chat(tmp_path / "run" / "last")
     for name, value in chat.connector.state_dict().items():
         torch.testing.assert_close(value, state[f"connector.{name}"], msg=name)
@@ -271,7 +272,7 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
         "--epochs",
         "3",
     )
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
     chat, model, _ = load_chat(tmp_path / "run" / "last")
     plain = load_language_model(language)
     words = chat.embed_words(model.ids("what moves ?"))[None]
@@ -295,9 +296,9 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
     [
         (["--model.init", ""], "name the checkpoint whose frozen features"),
         (["--task.connector", "conv"], "expected one of query, mlp"),
-        (["--task.choices_told", "2"], "expected a number from 0 to 1"),
+        (["--task.with_choices", "2"], "expected a number from 0 to 1"),
         (["--task.turns", "0"], "task.turns is 0, expected an integer from 1"),
-        (["--task.apart", "-1"], "expected a number from 0 to 1"),
+        (["--task.independent", "-1"], "expected a number from 0 to 1"),
         (["--task.init", "no/such/chat"], "no/such/chat: no chat model"),
         (["--language", "no/such/folder/here"], "no language model from"),
     ],
@@ -305,5 +306,5 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
 def test_bad_recipes_are_refused(
     world: Path, checkpoint: Path, language: str, tmp_path: Path, capsys, options: list[str], message: str
 ) -> None:
-    assert instruct(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 2
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 2
     assert message in " ".join(capsys.readouterr().err.split())
