@@ -356,8 +356,8 @@ class ChatSettings:
             of asked one of the questions.
         turns: Most questions that a clip is asked in one conversation, in the order of the manifest. Video
             and prompt are encoded once for all of them.
-        independent: Share of the clips whose questions do not attend to each other, so that each answer must come
-            from the video and not from an earlier answer.
+        independent: Share of the clips whose questions do not attend to each other, so that each answer must
+            come from the video and not from an earlier answer.
         init: Chat model whose connector is trained further; empty for a new connector.
         adapters: Low-rank adapters (LoRA) of the language model, which are trained besides if their ``rank``
             is above 0.

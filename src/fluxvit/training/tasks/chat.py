@@ -36,8 +36,8 @@ class Questions:
             of asked one of the questions: the answer is a caption, which says far more about a video than
             most answers do.
         turns: Most questions of a conversation, which begins anywhere as long as so many are left.
-        independent: Share of the clips whose questions do not attend to each other, so that each answer must come
-            from the video and not from an earlier answer.
+        independent: Share of the clips whose questions do not attend to each other, so that each answer must
+            come from the video and not from an earlier answer.
 
     Raises:
         ValueError: A video has no question.
