@@ -358,6 +358,12 @@ def test_motionworld_and_manifests(tmp_path: Path) -> None:
     [
         ("COIN.json", '{"database": {"x": {"subset": "training"}}}', "coin", r"no 'recipe_type'\); choose"),
         ("COIN.json", '{"database": {"x": {"class": "a"}}}', "coin", "no 'subset'"),
+        (
+            "COIN.json",
+            '{"database": {"x": {"subset": "training", "recipe_type": 1, "class": true}}}',
+            "coin",
+            "not as coin ships .a value is of another kind than expected",
+        ),
         ("a.json", "[1]", "activitynet", 'no object "database"'),
         (
             "a.json",

@@ -36,6 +36,9 @@ class VideoList:
         labels: Class names; empty if the data set ships none.
         notes: What the reader passed over, one sentence each.
         name: The format that it was read as, such as ``kinetics``, or a name of its own.
+
+    Raises:
+        TypeError: A class name or a caption is not a text.
     """
 
     split: str
@@ -44,6 +47,11 @@ class VideoList:
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     name: str = ""
+
+    def __post_init__(self) -> None:
+        captions = (caption for entry in self.entries for caption in entry.captions)
+        if not all(isinstance(text, str) for text in (*self.labels, *captions)):
+            raise TypeError("class names and captions must be texts")
 
 
 # --- Formats -----------------------------------------------------------------------------------------------
