@@ -198,7 +198,7 @@ def _milliseconds(model: FluxViT, args: argparse.Namespace, setting: dict[str, A
                     jobs[method, budget, "choose", batch] = _bind(merge_tokens, placed, budget)
                 elif method != PLAIN:
                     tokens = embeddings if SELECTORS[method].reads == "embeddings" else patches
-                    choose = _bind(model.select_indices, tokens, [budget], method, shape[1:])
+                    choose = _bind(model.select_indices, tokens, [budget], method)
                     jobs[method, budget, "choose", batch] = choose
     times: dict[tuple[str, int, str, int], list[float]] = {job: [] for job in jobs}
     for turn in _track(range(args.repeats + 2), "Timing", args.repeats + 2):

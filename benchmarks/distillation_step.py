@@ -168,8 +168,8 @@ class _Embedding:
         self.model = model
 
     def __call__(self, video: Tensor, keep: int) -> None:
-        embedded, shape = self.model.patch_embed(video)
-        self.model.select_indices(embedded, [keep], shape=shape[1:])
+        embedded, _ = self.model.patch_embed(video)
+        self.model.select_indices(embedded, [keep])
         embedded.sum().backward()
 
 

@@ -44,7 +44,7 @@ def test_macs_equal_a_count_of_the_real_network(keep: int) -> None:
     assert (cost.unpublished == 0) == (keep == 32)
 
 
-@pytest.mark.parametrize(("selector", "scored"), [("two_sided_pixels", 192), ("lattice_3d", 0)])
+@pytest.mark.parametrize(("selector", "scored"), [("two_sided_pixels", 192), ("random", 0)])
 def test_tokens_that_are_not_read_as_embeddings_cost_no_embedding(selector: str, scored: int) -> None:
     config = replace(
         preset("fluxvit_nano", patch_size=8, tubelet_size=1), num_classes=7, local_position=False

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from fluxvit.flux.selection import (
     SELECTORS,
     GroupDynamic,
-    Lattice,
     Random,
     Tube,
     TwoSided,
@@ -41,7 +40,7 @@ def pools(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 @settings(max_examples=60, deadline=None)
 def test_keeps_exactly_k_sorted_unique_in_range(name: str, pool: tuple[torch.Tensor, int]) -> None:
     x, keep = pool
-    kept = select(x, keep, name, (1, x.shape[2]))
+    kept = select(x, keep, name)
     assert kept.shape == (x.shape[0], keep)
     assert (kept[:, 1:] > kept[:, :-1]).all()
     assert kept.min() >= 0
@@ -53,7 +52,7 @@ def test_keeps_exactly_k_sorted_unique_in_range(name: str, pool: tuple[torch.Ten
 @settings(max_examples=40, deadline=None)
 def test_smaller_budget_keeps_a_subset(name: str, pool: tuple[torch.Tensor, int], smaller: float) -> None:
     x, keep = pool
-    large, small = select_many(x, [keep, max(1, int(keep * smaller))], name, (x.shape[2], 1))
+    large, small = select_many(x, [keep, max(1, int(keep * smaller))], name)
     for a, b in zip(large, small, strict=True):
         assert set(b.tolist()) <= set(a.tolist())
 
@@ -63,8 +62,7 @@ def test_smaller_budget_keeps_a_subset(name: str, pool: tuple[torch.Tensor, int]
 @settings(max_examples=30, deadline=None)
 def test_a_clip_alone_keeps_what_it_keeps_in_a_batch(name: str, pool: tuple[torch.Tensor, int]) -> None:
     x, keep = pool
-    shape = (1, x.shape[2])
-    assert torch.equal(select(x, keep, name, shape)[-1:], select(x[-1:], keep, name, shape))
+    assert torch.equal(select(x, keep, name)[-1:], select(x[-1:], keep, name))
 
 
 @given(pool=pools())
@@ -111,14 +109,14 @@ def test_scores_are_fp32_whatever_the_dtype() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_passes(name: str) -> None:
     x = torch.randn(1, 4, 3, 2, requires_grad=True)
-    assert not SELECTORS[name].scores(x, (1, 3)).requires_grad
+    assert not SELECTORS[name].scores(x).requires_grad
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_frame(name: str) -> None:
     x = torch.zeros(1, 1, 6, 2)
     x[0, 0, 4] = 1
-    kept = select(x, 1, name, (2, 3))
+    kept = select(x, 1, name)
     assert kept.shape == (1, 1)
     # Whatever looks at tokens keeps the one that stands out.
     assert kept.item() == 4 or SELECTORS[name].reads == "nothing"
@@ -127,7 +125,7 @@ def test_one_frame(name: str) -> None:
 def test_what_reads_nothing_does_not_depend_on_the_tokens() -> None:
     x = torch.randn(1, 8, 12, 3)
     for name, selector in SELECTORS.items():
-        same = torch.equal(select(x, 20, name, (3, 4)), select(torch.zeros_like(x), 20, name, (3, 4)))
+        same = torch.equal(select(x, 20, name), select(torch.zeros_like(x), 20, name))
         assert same == (selector.reads == "nothing")
 
 
@@ -229,39 +227,6 @@ def test_uniform_covers_space_and_time_evenly() -> None:
     kept = select(torch.randn(1, 8, 64, 4), 128, "uniform")[0]
     assert torch.bincount(kept // 64, minlength=8).float().std() < 2
     assert torch.bincount(kept % 64 // 8, minlength=8).float().std() < 3
-
-
-def test_lattices_are_regular() -> None:
-    """Half of every axis in an eighth (a quarter) of the pool; the corners of cells and their middles in
-    twice as many."""
-    t, y, x = torch.meshgrid(torch.arange(4), torch.arange(4), torch.arange(6), indexing="ij")
-    middle = (y - 2) % 2 + 2 * ((x - 3) % 2)
-    tokens = torch.randn(1, 4, 24, 2)
-    for name, keep, expected in (
-        ("lattice_3d", 12, (middle == 0) & (t % 2 == 0)),
-        ("lattice_3d", 24, ((middle == 0) & (t % 2 == 0)) | ((middle == 3) & (t % 2 == 1))),
-        ("lattice_2d", 24, middle == 0),
-        ("lattice_2d", 48, (middle == 0) | (middle == 3)),
-    ):
-        kept = select(tokens, keep, name, (4, 6))[0]
-        assert kept.tolist() == expected.flatten().nonzero().flatten().tolist()
-
-
-def test_lattices_start_in_the_middle_and_rank_all_tokens() -> None:
-    tokens = torch.randn(1, 5, 63, 2)
-    assert select(tokens, 1, "lattice_3d", (7, 9)).item() == 2 * 63 + 3 * 9 + 4
-    assert (select(tokens, 5, "lattice_2d", (7, 9)) % 63).unique().tolist() == [3 * 9 + 4]
-    assert len(Lattice().scores(tokens, (7, 9)).unique()) == 5 * 63
-    assert len(Lattice(axes=2).scores(tokens, (7, 9)).unique()) == 63
-
-
-def test_lattices_need_the_shape_of_a_frame() -> None:
-    with pytest.raises(ValueError, match="rows and columns"):
-        select(torch.randn(1, 4, 6, 2), 3, "lattice_3d")
-    with pytest.raises(ValueError, match="2 rows of 4 tokens do not make the 6"):
-        select(torch.randn(1, 4, 6, 2), 3, "lattice_3d", (2, 4))
-    with pytest.raises(ValueError, match="axes is 1"):
-        Lattice(axes=1)
 
 
 @pytest.mark.parametrize("keep", [0, -1, 25])

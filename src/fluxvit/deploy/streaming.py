@@ -232,13 +232,13 @@ class _SlidingPool:
         model, plan = self._model, self._plan
         if get_selector(plan.selector).reads == "embeddings":
             self._embeddings = scored = self._slide(self._embeddings, model.patch_embed(video)[0])
-            (kept,) = model.select_indices(scored, [plan.keep], plan.selector, self._shape[1:])
+            (kept,) = model.select_indices(scored, [plan.keep], plan.selector)
         else:
             patches, _ = model.patch_embed.patchify(video)
             self._patches = self._slide(self._patches, patches)
             blank = model.cls_token.new_full((*patches.shape[:3], model.config.embed_dim), math.nan)
             self._embeddings = self._slide(self._embeddings, blank)
-            (kept,) = model.select_indices(self._patches, [plan.keep], plan.selector, self._shape[1:])
+            (kept,) = model.select_indices(self._patches, [plan.keep], plan.selector)
             self._embed(self._patches, self._embeddings, kept)
         return model.head_output(
             model.encode(model.add_positions(self._embeddings, self._shape, kept)), kept, plan.head

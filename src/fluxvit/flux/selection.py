@@ -1,16 +1,16 @@
 """Which tokens of a pool to keep: the group-dynamic selector and its baselines.
 
-A selector turns tokens ``[B, T, L, C]`` (T frames of L tokens) into scores ``[B, T, L]``, and says how the
-frames are split into groups. :func:`select` then keeps the best of each group. What stands in for a token is
-its patch embedding (after the patch norm, before positions), or its raw pixels: then only the kept tokens
-need to be embedded at all. No selector has parameters, and none lets gradients through.
+A selector turns tokens ``[B, T, L, C]`` (T frames of L tokens) into scores ``[B, T, L]``, and splits the
+frames into groups. :func:`select` then keeps the best tokens of each group. A token is represented by its
+patch embedding (after the patch norm, before positions) or by its raw pixels; with pixels only the kept
+tokens need to be embedded. No selector has parameters, and no gradients pass through the choice.
 
-The rules, where the paper leaves room or the release differs:
+These rules hold where the paper leaves room or the authors' code differs:
 
 * Exactly ``keep`` tokens stay. They are split evenly between the groups, the remainder going to the first
-  ones (the release rounds down in floating point and loses up to four tokens).
-* Scores are computed in fp32 whatever the dtype of the tokens, and ties go to the lowest index, so that
-  one input gives one selection. In bf16 most distances tie.
+  ones (the authors' code rounds down in floating point and loses up to four tokens).
+* Scores are computed in fp32 for every dtype of the tokens, and ties go to the lowest index, so that one
+  input gives one selection. In bf16 most distances tie.
 * A group has at least two frames: four frames make two groups. An odd number of frames makes two groups,
   the first one frame longer; fewer than four make one.
 * A single frame has no motion. Its tokens are scored by their distance from the frame's mean token.
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 Reads = Literal["embeddings", "pixels", "nothing"]
-"""What a selector looks at. ``nothing``: only at how many tokens there are, and where."""
+"""What a selector reads. With ``nothing`` it uses only the number and the positions of the tokens."""
 
 
 class Selector(Protocol):
@@ -36,21 +36,14 @@ class Selector(Protocol):
 
     @property
     def reads(self) -> Reads:
-        """What the tokens must be that :meth:`scores` gets; if ``nothing``, they may be anything.
+        """What :meth:`scores` must be given; with ``nothing`` the tokens may hold any values.
 
         Unless it is ``embeddings``, a model embeds none of the dropped tokens.
         """
         ...
 
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """``[B, T, L, C]`` to fp32 scores ``[B, T, L]``.
-
-        Args:
-            shape: Rows and columns of the L tokens of a frame, if known.
-
-        Raises:
-            ValueError: The selector needs the shape.
-        """
+    def scores(self, tokens: Tensor) -> Tensor:
+        """``[B, T, L, C]`` to fp32 scores ``[B, T, L]``."""
         ...
 
     def groups(self, frames: int) -> tuple[int, ...]:
@@ -80,8 +73,8 @@ def share_budget(keep: int, capacities: Sequence[int]) -> list[int]:
         each, extra = divmod(keep, len(unfilled))
         full = [group for group in unfilled if capacities[group] <= each]
         if not full:
-            for place, group in enumerate(unfilled):
-                shares[group] = each + (place < extra)
+            for position, group in enumerate(unfilled):
+                shares[group] = each + (position < extra)
             break
         for group in full:
             shares[group] = capacities[group]
@@ -94,13 +87,14 @@ def share_budget(keep: int, capacities: Sequence[int]) -> list[int]:
 class GroupDynamic:
     """Change between neighbouring frames of a group at the same position (paper section 3, table 2).
 
-    The first frame of a group has no predecessor there; it takes the scores of the second, as in the release.
+    The first frame of a group has no predecessor there; it takes the scores of the second frame, as in the
+    authors' code.
 
     Args:
-        num_groups: Wanted number of groups (the paper's 4).
+        num_groups: Requested number of groups (the paper's 4).
         p: Order of the norm over channels (the paper's 2).
-        reads: ``pixels`` compares raw tubelets, as run-length tokenization does (arXiv 2411.05222, which
-            keeps all that change by more than a threshold; here exactly K stay).
+        reads: ``pixels`` compares raw tubelets, as run-length tokenization does (arXiv 2411.05222 keeps all
+            tubelets that change by more than a threshold; here exactly K stay).
 
     Raises:
         ValueError: There is no group, or ``reads`` is neither embeddings nor pixels.
@@ -119,7 +113,7 @@ class GroupDynamic:
     def groups(self, frames: int) -> tuple[int, ...]:
         return split_frames(frames, self.num_groups)
 
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    def scores(self, tokens: Tensor) -> Tensor:
         x = tokens.detach().float()
         frames = x.shape[1]
         if frames == 1:
@@ -134,16 +128,16 @@ class GroupDynamic:
 
 @dataclass(frozen=True)
 class TwoSided(GroupDynamic):
-    """Change from the frame before or to the frame after, whichever is smaller, number by number; ours.
+    """Change from the frame before or to the frame after, whichever is smaller, number by number.
 
-    Background that something has just left differs from the frame before, but no longer from the frame
-    after, and what is about to be covered the other way round; what moves differs from both. (On pixels this
-    is three-frame differencing, an old way to find moving objects.) The first and the last frame of the clip
-    have one neighbour only. Groups share the budget and no more: neighbours are compared across their
-    borders. Arguments are those of :class:`GroupDynamic`.
+    This selector is not in the paper. Background that something has just left differs from the frame before
+    but not from the frame after, and background that is about to be covered the other way round; what moves
+    differs from both. (On pixels this is three-frame differencing, an old way to find moving objects.) The
+    first and the last frame of the clip have one neighbour only. Groups only share the budget: neighbours are
+    compared across their borders. The arguments are those of :class:`GroupDynamic`.
     """
 
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    def scores(self, tokens: Tensor) -> Tensor:
         x = tokens.detach().float()
         if x.shape[1] == 1:
             return super().scores(tokens)
@@ -155,7 +149,7 @@ class TwoSided(GroupDynamic):
 
 @dataclass(frozen=True)
 class _Blind:
-    """Base of the selectors that look at no token and treat the whole clip as one group."""
+    """Base of the selectors that read nothing and treat the clip as one group."""
 
     reads: ClassVar[Reads] = "nothing"
 
@@ -168,23 +162,23 @@ class Tube(_Blind):
     """The same random positions in every frame, as in tube masking (table 2).
 
     Args:
-        seed: Fixes the positions, the same for every clip. None draws new ones for every clip and call from
-            PyTorch's generator, as training wants.
+        seed: Fixes the positions, the same for every clip. None draws new positions for every clip and call
+            from PyTorch's generator, as training needs.
     """
 
     seed: int | None = 0
 
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    def scores(self, tokens: Tensor) -> Tensor:
         batch, frames, length, _ = tokens.shape
-        # Ties go to the lowest index, so a position that no longer fits whole is kept in the first frames.
+        # Ties go to the lowest index, so a position that does not fit in all frames is kept in the first.
         return _random((batch, 1, length), self.seed, tokens.device).expand(-1, frames, -1)
 
 
 @dataclass(frozen=True)
 class Uniform(_Blind):
-    """Tokens spread evenly over the clip, whatever they show: a golden-ratio sequence over raster order."""
+    """Tokens spread evenly over the clip by a golden-ratio sequence over raster order."""
 
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    def scores(self, tokens: Tensor) -> Tensor:
         batch, frames, length, _ = tokens.shape
         exact = "cpu" if tokens.device.type == "mps" else tokens.device  # MPS has no float64.
         order = torch.arange(frames * length, dtype=torch.float64, device=exact)
@@ -193,54 +187,12 @@ class Uniform(_Blind):
 
 
 @dataclass(frozen=True)
-class Lattice(_Blind):
-    """A regular subsample, whatever it shows: every second token along each axis, every fourth, and so on.
-
-    Tokens are ordered as the thresholds of an ordered dither (Bayer's): a half, a quarter, an eighth and so
-    on of a pool is a regular lattice, and what lies between two lattices is spread evenly. Lattices lie
-    around the middle token.
-
-    Args:
-        axes: 3 for time, height and width; 2 for height and width alone, the same positions in every frame.
-
-    Raises:
-        ValueError: ``axes`` is neither 2 nor 3.
-    """
-
-    axes: int = 3
-
-    # The order in which the cells of a 2 x 2 (x 2) block are kept, by their (time,) row and column. Opposite
-    # corners come first, so that two of four cells are a checkerboard, two of eight a body-centred lattice.
-    _ORDERS: ClassVar[dict[int, tuple[int, ...]]] = {2: (0, 2, 3, 1), 3: (0, 4, 6, 2, 3, 7, 5, 1)}
-
-    def __post_init__(self) -> None:
-        if self.axes not in self._ORDERS:
-            raise ValueError(f"axes is {self.axes}: choose 2 (height, width) or 3 (time, height, width)")
-
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        batch, frames, length, _ = tokens.shape
-        if shape is None:
-            raise ValueError("a lattice needs the rows and columns of a frame's tokens; give their shape")
-        sizes = (frames, *shape)[-self.axes :]
-        places = [torch.arange(size, device=tokens.device) - size // 2 for size in sizes]
-        order = torch.tensor(self._ORDERS[self.axes], device=tokens.device)
-        rank = torch.zeros(sizes, dtype=torch.long, device=tokens.device)
-        # The lowest bit of a coordinate counts most. Whole numbers below 2 ** 24 are exact in fp32.
-        for bit in range(24 // self.axes):
-            cell = torch.zeros_like(rank)
-            for bits in torch.meshgrid(*(place >> bit & 1 for place in places), indexing="ij"):
-                cell = 2 * cell + bits
-            rank = rank * 2**self.axes + order[cell]
-        return -rank.float().view(1, -1, length).expand(batch, frames, -1)
-
-
-@dataclass(frozen=True)
 class Random(_Blind):
     """Tokens at random; ``seed`` as for :class:`Tube`."""
 
     seed: int | None = 0
 
-    def scores(self, tokens: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+    def scores(self, tokens: Tensor) -> Tensor:
         return _random(tuple(tokens.shape[:3]), self.seed, tokens.device)
 
 
@@ -255,21 +207,18 @@ def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> T
 SELECTORS: dict[str, Selector] = {
     "group_dynamic": GroupDynamic(),
     "group_dynamic_2": GroupDynamic(num_groups=2),
-    "group_dynamic_8": GroupDynamic(num_groups=8),
     "dynamic": GroupDynamic(num_groups=1),
     "pixel_difference": GroupDynamic(p=1.0, reads="pixels"),
     "two_sided": TwoSided(),
     "two_sided_pixels": TwoSided(reads="pixels"),
     "tube": Tube(),
     "uniform": Uniform(),
-    "lattice_3d": Lattice(),
-    "lattice_2d": Lattice(axes=2),
     "random": Random(),
 }
 
 
 def get_selector(selector: str | Selector) -> Selector:
-    """A selector by name, or the given one.
+    """The selector of a name; a selector itself is returned as it is.
 
     Raises:
         ValueError: The name is unknown.
@@ -304,8 +253,8 @@ def keep_best(scores: Tensor, groups: Sequence[int], keep: int) -> Tensor:
 def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
     """``topk`` indices with ties to the lowest index; plain ``topk`` leaves ties open.
 
-    Everything above the k-th value stays, and of the tokens equal to it the first ones. As only ``topk``,
-    comparisons and a running sum are used, exporters take it with dynamic shapes.
+    Everything above the k-th value stays, and the first ones of the tokens that equal it. Only ``topk``,
+    comparisons and a running sum are used, which can be exported with dynamic shapes.
     """
     if k == 0:
         return scores.new_empty((scores.shape[0], 0), dtype=torch.long)
@@ -319,50 +268,39 @@ def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
     return keys.topk(k, dim=1).indices
 
 
-def select(
-    tokens: Tensor,
-    keep: int,
-    selector: str | Selector = "group_dynamic",
-    shape: tuple[int, int] | None = None,
-) -> Tensor:
+def select(tokens: Tensor, keep: int, selector: str | Selector = "group_dynamic") -> Tensor:
     """Choose the tokens to keep.
 
     Args:
         tokens: What the selector reads, ``[B, T, L, C]``, any float dtype; detached.
         keep: Tokens to keep, 1 to T * L.
         selector: A name of :data:`SELECTORS` or a selector.
-        shape: Rows and columns of the L tokens of a frame; not every selector needs it.
 
     Returns:
         int64 ``[B, keep]``: indices into the flattened T * L pool, ascending and unique.
 
     Raises:
-        ValueError: ``keep`` is out of range, or the selector needs the shape.
+        ValueError: ``keep`` is out of range, or the selector is unknown.
     """
-    return select_many(tokens, [keep], selector, shape)[0]
+    return select_many(tokens, [keep], selector)[0]
 
 
 def select_many(
-    tokens: Tensor,
-    keeps: Sequence[int],
-    selector: str | Selector = "group_dynamic",
-    shape: tuple[int, int] | None = None,
+    tokens: Tensor, keeps: Sequence[int], selector: str | Selector = "group_dynamic"
 ) -> list[Tensor]:
     """:func:`select` for several budgets; the scores are computed once.
 
     Raises:
-        ValueError: As :func:`select`, or the shape does not fit the tokens.
+        ValueError: As for :func:`select`.
     """
     chooser = get_selector(selector)
     frames, length = tokens.shape[1], tokens.shape[2]
-    if shape is not None and shape[0] * shape[1] != length:
-        raise ValueError(f"{shape[0]} rows of {shape[1]} tokens do not make the {length} tokens of a frame")
     for keep in keeps:
         if not 1 <= keep <= frames * length:
             raise ValueError(
                 f"cannot keep {keep} of {frames * length} tokens; ask for 1 to {frames * length}"
             )
-    scores = chooser.scores(tokens, shape)
+    scores = chooser.scores(tokens)
     return [keep_best(scores, chooser.groups(frames), keep) for keep in keeps]
 
 

@@ -10,15 +10,12 @@ from typing import Literal
 SelectorName = Literal[
     "group_dynamic",
     "group_dynamic_2",
-    "group_dynamic_8",
     "dynamic",
     "pixel_difference",
     "two_sided",
     "two_sided_pixels",
     "tube",
     "uniform",
-    "lattice_3d",
-    "lattice_2d",
     "random",
 ]
 """Which tokens of a pool are kept; ``group_dynamic`` is the paper's selector (section 3.2)."""

@@ -236,10 +236,10 @@ class FluxViT(nn.Module):
         chooser = get_selector(selector)
         if chooser.reads == "embeddings":
             embeddings, shape = self.patch_embed(video)
-            choices = self.select_indices(embeddings, budgets, chooser, shape[1:])
+            choices = self.select_indices(embeddings, budgets, chooser)
             return [(self.add_positions(embeddings, shape, kept), kept) for kept in choices], shape
         patches, shape = self.patch_embed.patchify(video)
-        choices = self.select_indices(patches, budgets, chooser, shape[1:])
+        choices = self.select_indices(patches, budgets, chooser)
         # Smaller budgets keep subsets, so that the largest choice holds all of them.
         pool = patches.shape[1] * patches.shape[2]
         largest = max(choices, key=lambda kept: pool if kept is None else kept.shape[1], default=None)
@@ -267,13 +267,11 @@ class FluxViT(nn.Module):
         tokens: Tensor,
         budgets: Sequence[int | None],
         selector: str | Selector = "group_dynamic",
-        shape: tuple[int, int] | None = None,
     ) -> list[Tensor | None]:
         """Select the indices ``[B, K]`` to keep for each budget; None where all tokens stay.
 
         Args:
             tokens: What the selector reads, ``[B, T, L, C]``.
-            shape: Rows and columns of the L tokens of a frame; not every selector needs it.
 
         Raises:
             ValueError: A budget is no positive integer.
@@ -281,7 +279,7 @@ class FluxViT(nn.Module):
         pool = tokens.shape[1] * tokens.shape[2]
         budgets = [None if budget is None else _token_budget(budget) for budget in budgets]
         keeps = [budget for budget in budgets if budget is not None and budget < pool]
-        selections = iter(select_many(tokens, keeps, selector, shape) if keeps else [])
+        selections = iter(select_many(tokens, keeps, selector) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
 
     def add_positions(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:

@@ -281,7 +281,7 @@ class Search:
                 # One embedding of the pool is enough for all of them.
                 pool = model.patch_embed(video) if pool is None else pool
                 embeddings, shape = pool
-                choices = model.select_indices(embeddings, keeps, selector, shape[1:])
+                choices = model.select_indices(embeddings, keeps, selector)
                 inputs = (model.add_positions(embeddings, shape, kept) for kept in choices)
             else:
                 inputs = (tokens for tokens, _ in model.select_tokens(video, keeps, selector)[0])

@@ -182,7 +182,7 @@ class DistillTask(Task):
         """The loss, and its parts at each budget, of clips and their numbers in the data set ``[B]``."""
         model, video, item = self.model, batch["video"], batch["item"]
         embeddings, shape = model.patch_embed(video)
-        seen = self._seen(model, video, embeddings, shape)
+        seen = self._seen(model, video, embeddings)
         target = self.targets(video, item, shape, seen)
         *layers, wanted = (
             F.normalize(scale(found), dim=-1)
@@ -206,10 +206,10 @@ class DistillTask(Task):
             result[f"layers@{budget}"], result[f"pooled@{budget}"] = of_layers, of_pooled
         return {"loss": total, **result}
 
-    def _seen(self, model: FluxViT, video: Tensor, embeddings: Tensor, shape: TokenShape) -> Tensor | None:
+    def _seen(self, model: FluxViT, video: Tensor, embeddings: Tensor) -> Tensor | None:
         """Indices ``[B, K]`` of the tokens that the teacher sees; None: all."""
         tokens = model.patch_embed.patchify(video)[0] if self.selector.reads == "pixels" else embeddings
-        (seen,) = model.select_indices(tokens, [self.teacher_tokens or None], self.selector, shape[1:])
+        (seen,) = model.select_indices(tokens, [self.teacher_tokens or None], self.selector)
         return seen
 
     @torch.no_grad()
