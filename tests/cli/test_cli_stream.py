@@ -48,21 +48,12 @@ def test_token_rate(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture)
     assert (answer["grid"], answer["tokens"]) == ("8x16x32", 13)
 
 
-def test_raw_frames_cut_short(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "frames").write_bytes(bytes(9 * 16 * 16 * 3 + 5))
-    arguments = ["stream", str(tmp_path / "frames"), "--raw", "16x16@8", "--window", "1"]
-    assert main([*arguments, "--checkpoint", str(checkpoint)]) == 2
-    out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 1
-    assert "ended 5 bytes into frame 9" in err.splitlines()[-1]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="a background job, which ignores Ctrl-C"
 )
 def test_answers_come_at_once_and_ctrl_c_ends_the_stream(checkpoint: Path) -> None:
-    run = [sys.executable, "-m", "fluxvit", "stream", "-", "--raw", "16x16@8", "--live"]
+    run = [sys.executable, "-m", "fluxvit", "stream", "-", "--live"]
     run += ["--checkpoint", str(checkpoint), "--window", "1"]
     with subprocess.Popen(
         run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -70,7 +61,7 @@ def test_answers_come_at_once_and_ctrl_c_ends_the_stream(checkpoint: Path) -> No
         assert process.stdin
         assert process.stdout
         assert process.stderr
-        process.stdin.write(bytes(9 * 16 * 16 * 3))
+        process.stdin.write(b"YUV4MPEG2 W16 H16 F8:1 C444\n" + 9 * (b"FRAME\n" + bytes(16 * 16 * 3)))
         process.stdin.flush()
         assert b"0.00 to 1.00 s" in process.stdout.readline()
         process.send_signal(signal.SIGINT)

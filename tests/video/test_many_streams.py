@@ -12,7 +12,7 @@ import pytest
 from clips import encode, numbered, numbers_of
 
 from fluxvit.data.check import inspect_video
-from fluxvit.video.reader import VideoError, open_video
+from fluxvit.video.reader import open_video
 
 
 def with_streams(path: Path, *streams: tuple[str, tuple[int, int], int, int]) -> Path:
@@ -70,15 +70,6 @@ def test_the_main_stream_is_read(tmp_path: Path, streams: Any, first: int) -> No
     with open_video(path) as reader:
         assert numbers_of(reader.read(reader.times)) == list(range(first, first + 10))
     assert inspect_video(path, deep=True)["ok"]
-
-
-def test_a_stream_can_be_chosen(tmp_path: Path) -> None:
-    path = with_streams(tmp_path / "two.mkv", ("libx264", LARGE, 10, DEFAULT), ("libx264", SMALL, 10, 0))
-    for number, first in ((0, 0), (1, 50)):
-        with open_video(path, stream=number) as reader:
-            assert numbers_of(reader.read([0.0, 0.2])) == [first, first + 5]
-    with pytest.raises(VideoError, match="has no picture stream 2; there are 2, from 0 on"):
-        open_video(path, stream=2)
 
 
 @pytest.mark.parametrize("aspect", [Fraction(64, 45), Fraction(8, 9), Fraction(2)])

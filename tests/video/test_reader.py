@@ -85,12 +85,6 @@ def test_one_late_frame_costs_one_group_of_pictures(clip: Path) -> None:
         assert run == [50]
 
 
-@pytest.mark.parametrize("clip", ["h264.mp4", "h264_gops.mp4", "mpeg2.mpg"], indirect=True)
-def test_threads_do_not_change_the_frames(clip: Path) -> None:
-    with open_video(clip) as one, open_video(clip, threads=2) as two:
-        np.testing.assert_array_equal(one.read(one.times[::7]), two.read(two.times[::7]))
-
-
 @pytest.mark.parametrize("clip", ["variable_rate.mp4"], indirect=True)
 def test_variable_rate_is_read_by_time(clip: Path) -> None:
     pts = np.array(FORMATS[clip.name]["pts"]) / 1000
@@ -269,7 +263,6 @@ def test_names_that_look_like_protocols_are_files(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"short_side": 0}, "short_side must be"),
-        ({"threads": -1}, "threads must be"),
         ({"fps": 10}, "fps is only for folders"),
     ],
 )

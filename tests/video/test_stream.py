@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from fractions import Fraction
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,7 +16,7 @@ from fluxvit.video import stream
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import segment_times
-from fluxvit.video.stream import FileFrames, TimedFrames, open_stream, parse_raw
+from fluxvit.video.stream import FileFrames, TimedFrames, open_stream
 from fluxvit.video.writer import write_video
 
 
@@ -118,41 +117,6 @@ def test_only_sampled_frames_are_converted() -> None:
     assert converted == [2, 7, 12, 17]
 
 
-# Raw frames ------------------------------------------------------------------------------------------------
-
-
-def test_raw_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    video = np.random.default_rng(0).integers(0, 256, (9, 6, 10, 3), dtype=np.uint8)
-    feed(video.tobytes(), monkeypatch)
-    np.testing.assert_array_equal(list(open_stream("-", raw="10x6@30").sample(1 / 30)), video)
-
-
-def test_raw_frames_of_another_size(tmp_path: Path) -> None:
-    (tmp_path / "frames").write_bytes(bytes(2 * 180 + 7))
-    frames = open_stream(str(tmp_path / "frames"), raw="10x6@30").sample(1 / 30)
-    assert next(frames).shape == (6, 10, 3)
-    with pytest.raises(VideoError, match=r"ended 7 bytes into frame 2; 10x6 rgb24 frames have 180"):
-        list(frames)
-
-
-def test_raw_sizes() -> None:
-    assert parse_raw("640x360@30") == (640, 360, 30)
-    assert parse_raw("8x8@30000/1001")[2] == Fraction(30000, 1001)
-    assert parse_raw("8x8@29.97")[2] == Fraction(2997, 100)
-    for text in ("640x360", "640@30", "0x8@30", "8x8@0", "8x8@1/0", "8x8@-3", "8x8@1e3"):
-        with pytest.raises(ValueError, match="is not WIDTHxHEIGHT@FPS"):
-            parse_raw(text)
-    for text, message in (
-        ("100000x100000@1", "100000x100000 pixels, more than the limit"),
-        ("8x8@999999", "the rate must be a number of frames per second, above 0 and up to 100000"),
-        ("8x8@0.0001", "the rate must be at least a frame in 600 seconds"),
-        (f"{'9' * 5000}x8@1", r"raw '9{50}\.\.\.' is not WIDTHxHEIGHT@FPS"),
-        ("²x8@1", "is not WIDTHxHEIGHT@FPS"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            parse_raw(text)
-
-
 # What cannot be opened -------------------------------------------------------------------------------------
 
 
@@ -162,9 +126,8 @@ def test_a_terminal_is_no_video(monkeypatch: pytest.MonkeyPatch) -> None:
             return True
 
     monkeypatch.setattr(sys, "stdin", Terminal())
-    for raw in (None, "8x8@30"):
-        with pytest.raises(ValueError, match="is a terminal; pipe a video"):
-            open_stream("-", raw=raw)
+    with pytest.raises(ValueError, match="is a terminal; pipe a video"):
+        open_stream("-")
 
 
 @pytest.mark.parametrize("data", [b"", b"no video at all, whatever one does to it"])
@@ -188,11 +151,9 @@ def test_mp4_with_its_index_at_the_end(tmp_path: Path, monkeypatch: pytest.Monke
     ("address", "options", "message"),
     [
         ("nowhere.mp4", {}, "nowhere.mp4: no such file"),
-        ("nowhere.rgb", {"raw": "8x8@30"}, "nowhere.rgb: no such file"),
         ("clip.mp4", {"live": True}, "a file waits"),
         ("/dev/video97", {}, "is one connected, allowed, and not in use"),
         ("rtsp://127.0.0.1:9/x", {}, r"cannot be opened \(Connection refused\)"),
-        ("rtsp://127.0.0.1:9/x", {"raw": "8x8@30"}, "raw frames come from standard input"),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems say it in other words")
@@ -230,11 +191,11 @@ def test_cameras_by_system(
 
 
 def test_what_is_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    feed(bytes(1000), monkeypatch)
-    assert not open_stream("-", raw="8x8@30").live
-    feed(bytes(1000), monkeypatch)
-    assert open_stream("-", raw="8x8@30", live=True).live
     path = encode(tmp_path / "clip.mkv", count=3)
+    feed(path.read_bytes(), monkeypatch)
+    assert not open_stream("-").live
+    feed(path.read_bytes(), monkeypatch)
+    assert open_stream("-", live=True).live
     really_open = av.open
     monkeypatch.setattr(av, "open", lambda *_, **__: really_open(str(path)))
     assert open_stream("rtsp://camera/1").live

@@ -21,7 +21,7 @@ from fluxvit.video.stream import open_stream
 
 def run(config: StreamConfig) -> None:
     """Classify the window, hop by hop, until the video ends."""
-    source = open_stream(config.source, raw=config.raw, live=config.live)
+    source = open_stream(config.source, live=config.live)
     window, budget = config.window, config.budget
     if window is None:
         window = min(DEFAULT_WINDOW_S, source.seconds or DEFAULT_WINDOW_S)

@@ -16,7 +16,7 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.manifest import Manifest
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.video.augment import TSN_SCALES, ColorJitter, RandAugment, multi_scale_crop, random_erase
+from fluxvit.video.augment import TSN_SCALES, RandAugment, multi_scale_crop, random_erase
 from fluxvit.video.augment_settings import AugmentSettings
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
@@ -131,7 +131,7 @@ class Augmentation(AugmentSettings):
     def __call__(
         self, clip: Tensor, size: tuple[int, int], rng: np.random.Generator, flip_allowed: bool = True
     ) -> Tensor:
-        """Augment a clip ``[3, T, H, W]``, uint8 or floating, to ``size`` = (height, width); contiguous.
+        """Augment a clip, uint8 ``[3, T, H, W]``, to ``size`` = (height, width); contiguous.
 
         Cropping comes first, although the release crops last: what follows then works on fewer pixels.
 
@@ -144,8 +144,6 @@ class Augmentation(AugmentSettings):
         clip = clip.contiguous()
         if self.rand_augment is not None:
             clip = RandAugment.parse(self.rand_augment)(clip, rng)
-        if self.color_jitter is not None:
-            clip = ColorJitter(*self.color_jitter)(clip, rng)
         if self.erase and rng.random() < self.erase:
             clip = random_erase(clip, rng)
         return clip

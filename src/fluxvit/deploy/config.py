@@ -71,7 +71,6 @@ class StreamConfig(DeviceOptions):
             checkpoint was trained on, or else 4; or the length of a shorter file.
         hop: Seconds from one answer to the next. By default it is an eighth of the window.
         token_rate: Tokens to encode for each second of the video, in place of ``budget``.
-        raw: The source is bare rgb24 frames of this size and rate, such as 640x360@30.
         live: Skip what the model cannot keep up with. By default cameras and rtsp addresses do.
         top: Classes to show.
         json: Print one JSON object for each step.
@@ -84,7 +83,6 @@ class StreamConfig(DeviceOptions):
     window: Positive | None = None
     hop: Positive | None = None
     token_rate: Positive | None = None
-    raw: str | None = None
     live: bool | None = None
     top: Count = 1
     json: bool = False

@@ -1,11 +1,11 @@
-"""Random augmentation of clips: whatever is drawn holds for all frames, so that motion stays what it was.
+"""Random augmentation of clips. Whatever is drawn holds for all frames, so that motion is preserved.
 
-A clip is ``[3, T, H, W]`` on the CPU, uint8 (0 to 255) or floating (0 to 1). The dtype is kept and the input
-not changed. All randomness comes from the NumPy generator passed in.
+A clip is a uint8 tensor ``[3, T, H, W]`` on the CPU. The input is not changed. All randomness comes from the
+NumPy generator that is passed in.
 
-Statistics (the grey that contrast is about, the range and histogram behind AutoContrast and Equalize) are
-those of the whole clip. Taken frame by frame, as by image libraries, they would make a clip flicker, and a
-token selector that looks for change would see the flicker.
+Statistics (the grey level of Contrast, the range and the histogram of AutoContrast and Equalize) are computed
+over the whole clip. Image libraries compute them frame by frame, which makes a clip flicker, and a token
+selector that looks for change would see the flicker.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ TSN_SCALES = (1.0, 0.875, 0.75, 0.66)
 """Scales of Temporal Segment Networks and of the paper's pre-training (table 14)."""
 
 _LEVELS = np.arange(256)
-# RGB to luma and two chroma axes (NTSC). The first row is the usual grey of a colour.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_GREY = _YIQ[0]
+_GREY = torch.tensor([0.299, 0.587, 0.114])  # The luma weights of red, green and blue.
 _FILL = 128
 
 
@@ -37,9 +35,9 @@ _FILL = 128
 
 @dataclass(frozen=True)
 class RandAugment:
-    """A few random operations out of the 15 of `OPS`, drawn with replacement (Cubuk et al. 2020).
+    """Applies a few random operations out of the 15 of `OPS`, drawn with replacement (Cubuk et al. 2020).
 
-    The magnitudes are the FluxViT release's: "increasing", more of each always means more change.
+    The magnitudes are those of the FluxViT release ("increasing"): a higher one always means more change.
 
     Args:
         magnitude: Mean strength, 0 to 10.
@@ -83,21 +81,19 @@ class RandAugment:
         return cls(ops=int(found.get("n", "2")), **settings)
 
     def __call__(self, video: Tensor, generator: np.random.Generator) -> Tensor:
-        """Augment one clip. A floating one is rounded to 8 bits first: half the operations are on levels."""
+        """Augment one clip."""
         chosen = generator.integers(len(OPS), size=self.ops)
         applied = generator.random(self.ops) < self.probability
         strengths = generator.normal(self.magnitude, self.std, self.ops).clip(0, 10) / 10
         signs = generator.choice((-1, 1), self.ops)
-        levels = video if video.dtype == torch.uint8 else (video * 255).round().clamp(0, 255).to(torch.uint8)
-        levels = levels.contiguous()
-        operations = list(OPS.values())
+        video, operations = video.contiguous(), list(OPS.values())
         for index, strength in zip(chosen[applied], (strengths * signs)[applied], strict=True):
-            levels = operations[index](levels, float(strength))
-        return levels if video.dtype == torch.uint8 else levels.to(video.dtype) / 255
+            video = operations[index](video, float(strength))
+        return video
 
 
 def _look_up(video: Tensor, tables: np.ndarray) -> Tensor:
-    """Send pixels through a table, ``[256]`` or one per channel ``[3, 256]``; rounded and cut to 0..255."""
+    """Map levels by a table, ``[256]`` or one per channel ``[3, 256]``, rounded and clipped to 0..255."""
     tables = np.broadcast_to(tables.round().clip(0, 255).astype(np.uint8), (3, 256))
     # 2 ms for 16x224, against 15 for indexing with the pixels.
     channels = [
@@ -105,11 +101,6 @@ def _look_up(video: Tensor, tables: np.ndarray) -> Tensor:
         for channel, table in zip(video, tables, strict=True)
     ]
     return torch.stack([torch.frombuffer(c, dtype=torch.uint8) for c in channels]).view_as(video)
-
-
-def _histograms(video: Tensor) -> np.ndarray:
-    """How often each channel takes each level, int64 ``[3, 256]``."""
-    return np.stack([torch.bincount(channel.flatten(), minlength=256).numpy() for channel in video])
 
 
 def _auto_contrast(video: Tensor, _: float) -> Tensor:
@@ -123,7 +114,8 @@ def _auto_contrast(video: Tensor, _: float) -> Tensor:
 def _equalize(video: Tensor, _: float) -> Tensor:
     """Make the levels of each channel equally frequent."""
     tables = []
-    for counts in _histograms(video):
+    for channel in video:
+        counts = torch.bincount(channel.flatten(), minlength=256).numpy()
         step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
         below = counts.cumsum() - counts
         tables.append((step // 2 + below) // step if step else _LEVELS)
@@ -157,13 +149,14 @@ def _factor(strength: float) -> float:
 
 
 def _color(video: Tensor, strength: float) -> Tensor:
-    return _map_colors(video, _saturation(_factor(strength)), np.zeros(3))
+    factor, colors = _factor(strength), video.flatten(1).float()
+    grey = (1 - factor) * (_GREY @ colors)
+    return colors.mul_(factor).add_(grey).round_().clamp_(0, 255).to(torch.uint8).view_as(video)
 
 
 def _contrast(video: Tensor, strength: float) -> Tensor:
-    factor = _factor(strength)
-    grey = _GREY @ _mean_color(video)
-    return _look_up(video, grey + factor * (_LEVELS - grey))
+    grey = float(_GREY @ video.flatten(1).float().mean(1))
+    return _look_up(video, grey + _factor(strength) * (_LEVELS - grey))
 
 
 def _brightness(video: Tensor, strength: float) -> Tensor:
@@ -183,11 +176,11 @@ def _sharpness(video: Tensor, strength: float) -> Tensor:
 
 
 def _warp(video: Tensor, x_from: Sequence[float], y_from: Sequence[float]) -> Tensor:
-    """Sample a clip bilinearly at an affine map of its own positions; what comes from outside is grey.
+    """Sample a clip bilinearly at an affine map of its own positions; pixels from outside are grey.
 
     Args:
-        x_from, y_from: The map's rows ``(a, b, c)``: the pixel at (x, y) comes from
-            ``a * x + b * y + c``, in pixels from the middle.
+        x_from, y_from: Rows ``(a, b, c)`` of the map: the pixel at (x, y) comes from ``a * x + b * y + c``,
+            in pixels from the middle.
     """
     height, width = video.shape[-2:]
     (a, b, c), (d, e, f) = x_from, y_from
@@ -244,84 +237,9 @@ OPS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "TranslateXRel": _translate_x,
     "TranslateYRel": _translate_y,
 }
-"""The operations of `RandAugment`: from a contiguous uint8 clip and a strength in -1..1 (magnitude / 10 with
-a random sign) to a clip. Those without direction ignore the sign; the first three the magnitude, too."""
-
-
-# Colour ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Random brightness, contrast, saturation and hue, in random order.
-
-    All four are affine maps of a colour, so one product per pixel does them together, and colours are cut to
-    their range once, at the end.
-
-    Args:
-        brightness, contrast, saturation: Factors are uniform in 1 - x..1 + x, not below 0.
-        hue: Turns are uniform in -hue..hue, at most 0.5; of chroma at equal luma (YIQ), not of HSV's hexagon.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-
-    def __post_init__(self) -> None:
-        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
-            raise ValueError(f"colour jitter needs settings of at least 0, hue at most 0.5; got {self}")
-
-    def __call__(self, video: Tensor, generator: np.random.Generator) -> Tensor:
-        """Jitter one clip."""
-        brightness, contrast, saturation = (
-            generator.uniform(max(0.0, 1 - spread), 1 + spread)
-            for spread in (self.brightness, self.contrast, self.saturation)
-        )
-        hue = generator.uniform(-self.hue, self.hue)
-        steps = [np.eye(3) * brightness, np.eye(3) * contrast, _saturation(saturation), _hue(hue)]
-        mean = _mean_color(video)
-        matrix, bias = np.eye(3), np.zeros(3)
-        for index in generator.permutation(4):
-            grey = _GREY @ (matrix @ mean + bias)
-            matrix, bias = steps[index] @ matrix, steps[index] @ bias
-            if index == 1:  # Contrast pulls towards, or pushes from, the mean grey, not black.
-                bias += (1 - contrast) * grey
-        return _map_colors(video, matrix, bias)
-
-
-def _saturation(factor: float) -> np.ndarray:
-    """Colours between grey (0), as they are (1), and beyond."""
-    return factor * np.eye(3) + (1 - factor) * np.tile(_GREY, (3, 1))
-
-
-def _hue(turns: float) -> np.ndarray:
-    """Colours turned about the grey axis, luma unchanged."""
-    angle = 2 * math.pi * turns
-    turn = np.array(
-        [[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]]
-    )
-    return np.linalg.inv(_YIQ) @ turn @ _YIQ
-
-
-def _mean_color(video: Tensor) -> np.ndarray:
-    """Mean of each channel over the clip, float64 ``[3]``."""
-    return video.flatten(1).float().mean(1).double().numpy()
-
-
-def _map_colors(video: Tensor, matrix: np.ndarray, bias: np.ndarray) -> Tensor:
-    """``matrix @ color + bias`` at every pixel, cut to the range of the dtype."""
-    colors = video.flatten(1)
-    gain, offset = (torch.from_numpy(x).float() for x in (matrix, bias))
-    mapped = torch.addmm(offset[:, None], gain, colors.float())
-    if video.dtype == torch.uint8:
-        mapped = mapped.round_().clamp_(0, 255)
-    else:
-        mapped = mapped.clamp_(0, 1)
-    return mapped.to(video.dtype).view_as(video)
+"""The operations of `RandAugment`. Each takes a contiguous uint8 clip and a strength in -1..1 (magnitude / 10
+with a random sign) and returns a clip. Operations without a direction ignore the sign; the first three ignore
+the magnitude, too."""
 
 
 # Boxes -----------------------------------------------------------------------------------------------------
@@ -333,14 +251,15 @@ def multi_scale_crop(
     generator: np.random.Generator,
     scales: Sequence[float] = TSN_SCALES,
 ) -> Tensor:
-    """Cut one of a few boxes at one of 13 places out of a clip and resize it to ``size`` = (height, width).
+    """Cut a box at one of 13 positions out of a clip and resize it to ``size`` = (height, width).
 
-    The crop of Temporal Segment Networks, in the pre-training of the paper (table 14; table 16 has scales 0.5
-    and 1). The places are those of a 5x5 lattice whose coordinates are both even or both odd.
+    This is the crop of Temporal Segment Networks, which the paper uses in pre-training (table 14; table 16
+    has scales 0.5 and 1). The positions are those of a 5x5 lattice whose coordinates are both even or both
+    odd.
 
     Args:
-        scales: Sides of the box, as parts of the largest box of ``size``'s aspect. Height and width are drawn
-            together, from the same scale or from neighbours in size ("max distort 1").
+        scales: Sides of the box, as fractions of the largest box of ``size``'s aspect. Height and width are
+            drawn together, from the same scale or from neighbours in size ("max distort 1").
 
     Raises:
         ValueError: ``scales`` is empty or not within 0..1, ``size`` is not positive, or ``video`` no clip.
@@ -354,12 +273,12 @@ def multi_scale_crop(
     ordered = sorted(scales)
     pairs = [(i, j) for i in range(len(ordered)) for j in range(len(ordered)) if abs(i - j) <= 1]
     pair = pairs[generator.integers(len(pairs))]
-    places = [(i, j) for i in range(5) for j in range(5) if i % 2 == j % 2]
-    place = places[generator.integers(len(places))]
+    positions = [(i, j) for i in range(5) for j in range(5) if i % 2 == j % 2]
+    position = positions[generator.integers(len(positions))]
     box_height, box_width = (
         max(1, round(side * largest * ordered[i])) for side, i in zip(size, pair, strict=True)
     )
-    top, left = (height - box_height) * place[0] // 4, (width - box_width) * place[1] // 4
+    top, left = (height - box_height) * position[0] // 4, (width - box_width) * position[1] // 4
     return resize(video[..., top : top + box_height, left : left + box_width], size)
 
 
@@ -369,15 +288,16 @@ def random_erase(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
-    """Replace a box, the same in all frames, with noise that differs from pixel to pixel and frame to frame.
+    """Replace a box, the same in all frames, with noise that differs between pixels and between frames.
 
-    The release draws the noise from N(0, 1) on normalised clips. Here it is what `normalize` makes N(0, 1),
-    except that pixels end at 0 and 1 (-2.1 to 2.6 standard deviations): so it works before normalisation, in
-    loader workers, where clips are small and the randomness is the request's own.
+    The release draws the noise from N(0, 1) on normalised clips. Here it is drawn so that `normalize` makes
+    it N(0, 1), except that pixels are clipped to 0..1 (-2.1 to 2.6 standard deviations). It can therefore run
+    before normalisation, in loader workers, where clips are small and each request has its own randomness.
 
     Args:
-        area: Range of the box's area as a part of the frame's, uniform.
-        aspect: Range of its height over its width, uniform in the logarithm. A box that sticks out is cut.
+        area: Range of the box's area as a fraction of the frame's; the draw is uniform.
+        aspect: Range of the box's height over its width; the draw is uniform in the logarithm. A box that is
+            larger than the frame is cut.
 
     Raises:
         ValueError: A range is empty or not positive, or ``area`` exceeds 1.
@@ -395,9 +315,7 @@ def random_erase(
         generator.standard_normal((3, video.shape[1], box_height, box_width), np.float32)
     )
     mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    noise = noise.mul_(std).add_(mean).clamp_(0, 1)
-    if video.dtype == torch.uint8:
-        noise = noise.mul_(255).round_()
     result = video.clone()
-    result[..., top : top + box_height, left : left + box_width] = noise
+    box = result[..., top : top + box_height, left : left + box_width]
+    box.copy_(noise.mul_(std).add_(mean).clamp_(0, 1).mul_(255).round_())
     return result

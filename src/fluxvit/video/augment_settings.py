@@ -10,19 +10,18 @@ from fluxvit.utils.schema import Finite, Share, check
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Augmentation of training clips, the same for all frames of a clip. The steps come in this order; by
-    default clips are only cropped.
+    """Augmentation of training clips, the same for all frames of a clip. The steps are applied in this order;
+    by default clips are only cropped.
 
     Args:
         crop: ``resized``, a box of random area and shape; ``multi_scale``, one of a few boxes at one of 13
-            places (the paper's pre-training); or ``center``, what tests see.
-        crop_scale: For ``resized`` the range of the box's area as a part of the frame's (default 0.5..1); for
-            ``multi_scale`` the sides to choose from as parts of the largest (default 1, 0.875, 0.75, 0.66).
-        crop_ratio: For ``resized`` only: the range of the box's width over its height (default 3/4..4/3).
+            positions (the paper's pre-training); or ``center``, the crop of tests.
+        crop_scale: For ``resized``, the range of the box's area as a fraction of the frame's (default
+            0.5..1). For ``multi_scale``, the sides to choose from as fractions of the largest (default 1,
+            0.875, 0.75, 0.66).
+        crop_ratio: Range of the box's width over its height, for ``resized`` only (default 3/4..4/3).
         flip: Probability of mirroring left and right, where the data set allows it.
         rand_augment: RandAugment in the usual notation, such as ``rand-m7-n4-mstd0.5-inc1``; null for none.
-        color_jitter: Strength of the random changes of brightness, contrast, saturation and hue; null for
-            none.
         erase: Probability of replacing a box with noise.
 
     Raises:
@@ -34,7 +33,6 @@ class AugmentSettings:
     crop_ratio: tuple[Finite, Finite] | None = None
     flip: Share = 0.0
     rand_augment: str | None = None
-    color_jitter: tuple[Finite, Finite, Finite, Finite] | None = None
     erase: Share = 0.0
 
     def __post_init__(self) -> None:

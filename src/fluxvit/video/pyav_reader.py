@@ -134,7 +134,7 @@ class PyAVReader(VideoReader):
 
     Raises:
         VideoError: The file is missing, empty, cut short before its index, no video, sound only, larger than
-            `fluxvit.video.limits` allows, or holds no such stream or no frame that can be decoded.
+            `fluxvit.video.limits` allows, or holds no frame that can be decoded.
     """
 
     def __init__(
@@ -142,14 +142,11 @@ class PyAVReader(VideoReader):
         path: str | Path,
         *,
         short_side: int | None = None,
-        threads: int = 1,
-        stream: int | None = None,
         file: IO[bytes] | None = None,
     ) -> None:
         self._path, self._limits = Path(path), VideoLimits.current()
         member = TarMember.parse(path) if file is None else None
         self._file = file if member is None else member.open()
-        self._threads, self._stream_number = threads, stream
         self._packets: list[_Packet] = []
         # Random access is given up for good where it may give other frames than reading in stored order.
         self._seeks = True
@@ -321,16 +318,12 @@ class PyAVReader(VideoReader):
             self._container.close()
         # Before FFmpeg reads, since it does not expect the file to be sought in by others.
         size = None if self._file is None else self._file.seek(0, os.SEEK_END)
-        self._container, self._stream = open_main_stream(
-            self._path, self._file, self._stream_number, self._limits
-        )
+        self._container, self._stream = open_main_stream(self._path, self._file, self._limits)
         self._bytes = self._path.stat().st_size if size is None else size
         assert self._stream.time_base is not None
         self._time_base = float(self._stream.time_base)
         limit_pixels(self._stream, self._limits)
-        self._stream.codec_context.thread_count = self._threads
-        if self._threads != 1:
-            self._stream.codec_context.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = 1  # Several processes read at once.
 
     @property
     def _opened(self) -> InputContainer:

@@ -28,9 +28,7 @@ def open_video(
     video: VideoInput,
     *,
     short_side: int | None = None,
-    threads: int = 1,
     fps: float | None = None,
-    stream: int | None = None,
     count: int | None = None,
 ) -> VideoReader:
     """Open a video for reading frames by time.
@@ -50,12 +48,8 @@ def open_video(
             large videos then take less memory and less resizing later, but no less decoding. It never
             enlarges. The filter is FFmpeg's area average, so pixels differ a little from resizing
             afterwards; use the same setting to train and to test.
-        threads: Decoding threads; 0 lets FFmpeg choose. Leave 1 where several processes read.
         fps: Frames per second of a folder of images or of frames in memory, 25 by default. Video files know
             theirs.
-        stream: Number of the picture stream in a file that has several, from 0 on. By default stills such as
-            covers are left out, and of the others the one that the file marks as its default is read, or else
-            the largest.
         count: Number of frames by a list of videos. It decides what to read in a folder with several
             kinds of images, and has no effect otherwise.
 
@@ -65,8 +59,6 @@ def open_video(
     """
     if short_side is not None and short_side < 1:
         raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
-    if threads < 0:
-        raise ValueError(f"threads must be 0 (automatic) or more, got {threads}")
     rate = DEFAULT_FPS if fps is None else fps
     path = given_path(video)
     if path is None and (frames := as_frames(video)) is not None:
@@ -81,7 +73,7 @@ def open_video(
         raise ValueError(
             f"{name}: fps is only for folders of images and frames in memory; a video file knows its own"
         )
-    return PyAVReader(name, short_side=short_side, threads=threads, stream=stream, file=file)
+    return PyAVReader(name, short_side=short_side, file=file)
 
 
 def probe(video: VideoInput) -> VideoInfo:

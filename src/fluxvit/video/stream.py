@@ -6,7 +6,6 @@ would ask for it, so that a stream gives the very frames that reading a file by 
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import re
@@ -14,7 +13,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
-from fractions import Fraction
 from typing import IO, Any
 
 import av
@@ -26,9 +24,7 @@ from av.video.stream import VideoStream
 from fluxvit.video.base import CLOCK_SLACK, VideoError
 from fluxvit.video.clock import Clock
 from fluxvit.video.container import open_address, open_container, script_kind
-from fluxvit.video.frames_reader import checked_fps
 from fluxvit.video.inputs import VideoInput
-from fluxvit.video.limits import VideoLimits
 from fluxvit.video.reader import open_video
 from fluxvit.video.rgb import RGBConverter
 
@@ -40,10 +36,7 @@ _CAMERAS = {
 }
 # Who sends by these does not wait for us; http may be a file or not.
 _LIVE_PROTOCOLS = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp"}
-_PIPE_CURE = (
-    "; mp4 with its index at the end cannot be read from a pipe: use ffmpeg ... -f matroska -, or give the "
-    "size and rate of raw frames"
-)
+_PIPE_CURE = "; mp4 with its index at the end cannot be read from a pipe: use ffmpeg ... -f matroska -"
 LONGEST_STILL_S = 600.0
 """Seconds that one frame of a stream is shown at most; a longer gap is a leap of the clock."""
 _SAMPLES_AT_ONCE = 1 << 16
@@ -165,31 +158,22 @@ def _shown_until(frames: Iterable[tuple[float, Any]]) -> Iterator[tuple[Any, flo
         yield shown, start + gap
 
 
-def open_stream(address: str, *, raw: str | None = None, live: bool | None = None) -> FrameSource:
-    """Whatever gives frames.
+def open_stream(address: str, *, live: bool | None = None) -> FrameSource:
+    """Open a file, a camera, an address or a pipe as a source of frames.
 
     Args:
         address: A video file or a folder of images; ``-`` for standard input, in any container that FFmpeg
-            reads from a pipe; ``/dev/video0``, or ``camera:0`` on any system (``camera:NAME`` as FFmpeg calls
-            it); or an address that FFmpeg opens, such as ``rtsp://...``.
-        raw: Size and rate of frames without a container, such as ``640x360@30``: rgb24, row by row, on
-            standard input or in a file.
-        live: Skip what cannot be kept up with. None: cameras and rtsp-like addresses do, all else waits.
+            reads from a pipe; ``/dev/video0``, or ``camera:0`` on any system (``camera:NAME`` with FFmpeg's
+            name of the camera); or an address that FFmpeg opens, such as ``rtsp://...``.
+        live: Skip frames when falling behind. By default cameras and addresses such as ``rtsp://`` are live,
+            and everything else waits.
 
     Raises:
         VideoError: It cannot be opened.
-        ValueError: ``raw`` is no size and rate, standard input is a terminal, or a file is to be live.
+        ValueError: Standard input is a terminal, or a file is to be live.
     """
     protocol = re.match(r"(\w+)://", address)
     camera = _camera(address)
-    if raw is not None:
-        width, height, fps = parse_raw(raw)
-        if camera or protocol:
-            raise ValueError(f"{address}: raw frames come from standard input (-) or a file")
-        file = _standard_input() if address == "-" else _open_file(address)
-        return TimedFrames(
-            _raw_frames(file, _title(address), width, height, fps), _title(address), live=bool(live)
-        )
     if camera:
         # avfoundation asks for a rate that few cameras have, if one does not say another.
         options = {"framerate": "30"} if camera[0] == "avfoundation" else {}
@@ -216,29 +200,6 @@ def _is_script(address: str) -> bool:
         return False
 
 
-def parse_raw(text: str) -> tuple[int, int, Fraction]:
-    """Width, height and frames per second of ``"640x360@30"``; ``30000/1001`` is a rate, too.
-
-    Raises:
-        ValueError: It is nothing of the kind, the frames are larger than the limit (see `VideoLimits`), or
-            the rate is less than a frame in ten minutes or more than 100 000 a second.
-    """
-    match = re.fullmatch(
-        r"([0-9]{1,9})x([0-9]{1,9})@([0-9]{1,9}(?:\.[0-9]{1,9})?|[0-9]{1,9}/0*[1-9][0-9]{0,8})",
-        text.strip().lower(),
-    )
-    if not match or not all(Fraction(number) for number in match.groups()):
-        shown = text if len(text) < 50 else f"{text[:50]}..."
-        raise ValueError(f"raw {shown!r} is not WIDTHxHEIGHT@FPS, such as 640x360@30")
-    width, height, fps = int(match[1]), int(match[2]), Fraction(match[3])
-    if reason := VideoLimits.current().too_large(width, height):
-        raise ValueError(f"raw {text}: {reason}")
-    checked_fps(float(fps), f"raw {text}: the rate")
-    if fps * LONGEST_STILL_S < 1:
-        raise ValueError(f"raw {text}: the rate must be at least a frame in {LONGEST_STILL_S:g} seconds")
-    return width, height, fps
-
-
 def _title(address: str) -> str:
     return "standard input" if address == "-" else address
 
@@ -262,40 +223,6 @@ def _standard_input() -> IO[bytes]:
         )
     # Unbuffered: a buffer would wait until it is full.
     return open(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-
-
-def _open_file(path: str) -> IO[bytes]:
-    try:
-        return open(path, "rb", buffering=0)
-    except OSError as error:
-        raise VideoError.of(path, (error.strerror or str(error)).lower()) from None
-
-
-def _raw_frames(
-    file: IO[bytes], name: str, width: int, height: int, fps: Fraction
-) -> Iterator[tuple[float, np.ndarray]]:
-    size = width * height * 3
-    with file:
-        for count in itertools.count():
-            data = _read_whole(file, size)
-            if not data:
-                return
-            if len(data) < size:
-                raise VideoError.of(
-                    name,
-                    f"ended {len(data)} bytes into frame {count}; {width}x{height} rgb24 frames have {size}: "
-                    "the size or the pixel format is another (ffmpeg: -pix_fmt rgb24), or it was cut off",
-                )
-            yield float(count / fps), np.frombuffer(data, np.uint8).reshape(height, width, 3)
-
-
-def _read_whole(file: IO[bytes], size: int) -> bytes:
-    """``size`` bytes, or what there is before the end; a pipe gives them in pieces."""
-    parts, missing = [], size
-    while missing and (part := file.read(missing)):
-        parts.append(part)
-        missing -= len(part)
-    return b"".join(parts)
 
 
 def _encoded(address: str, live: bool, opened: str | IO[bytes], **how: Any) -> TimedFrames:

@@ -65,7 +65,7 @@ def open_video_file(path: Path, file: IO[bytes] | None = None) -> InputContainer
 
 
 def open_main_stream(
-    path: Path, file: IO[bytes] | None, number: int | None, limits: VideoLimits
+    path: Path, file: IO[bytes] | None, limits: VideoLimits
 ) -> tuple[InputContainer, VideoStream]:
     """Open ``path`` at its main video stream, or raise a VideoError that says what it is instead."""
     if file is None:
@@ -93,7 +93,7 @@ def open_main_stream(
     except (FFmpegError, OSError, ValueError) as error:
         raise VideoError.of(path, _why_not_opened(path, file, error)) from None
     try:
-        stream = choose_stream(path, container, number)
+        stream = choose_stream(path, container)
         context = stream.codec_context
         shown = display_width(context.width, pixel_aspect(stream)), context.height
         if reason := limits.too_large(*shown) or limits.too_large(context.width, context.height):
@@ -106,8 +106,8 @@ def open_main_stream(
     return container, stream
 
 
-def choose_stream(path: Path, container: InputContainer, number: int | None = None) -> VideoStream:
-    """The picture stream of that number, or the default one, or else the largest that is not a still.
+def choose_stream(path: Path, container: InputContainer) -> VideoStream:
+    """The default picture stream, or else the largest one that is not a still.
 
     Raises:
         VideoError: There is no such stream.
@@ -118,18 +118,13 @@ def choose_stream(path: Path, container: InputContainer, number: int | None = No
         raise VideoError.of(
             path, "holds sound but no pictures" if sound else "not a video: no pictures in it"
         )
-    if number is not None:
-        if not 0 <= number < len(streams):
-            raise VideoError.of(path, f"has no picture stream {number}; there are {len(streams)}, from 0 on")
-        chosen = streams[number]
-    else:
-        moving = [stream for stream in streams if not stream.disposition & _STILLS]
-        # Covers and thumbnails are not always marked as such.
-        moving = [s for s in moving if s.codec_context is None or not _looks_still(s)] or moving
-        if not moving:
-            raise VideoError.of(path, "holds sound and a cover picture, but no video")
-        known = [stream for stream in moving if stream.codec_context is not None] or moving
-        chosen = max(known, key=_preference)
+    moving = [stream for stream in streams if not stream.disposition & _STILLS]
+    # Covers and thumbnails are not always marked as such.
+    moving = [s for s in moving if s.codec_context is None or not _looks_still(s)] or moving
+    if not moving:
+        raise VideoError.of(path, "holds sound and a cover picture, but no video")
+    known = [stream for stream in moving if stream.codec_context is not None] or moving
+    chosen = max(known, key=_preference)
     if chosen.codec_context is None:
         raise VideoError.of(path, "this build of FFmpeg has no decoder for its codec")
     return chosen
