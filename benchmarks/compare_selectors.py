@@ -35,7 +35,8 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.evaluation.classification import Score, number_for_checkpoint
+from fluxvit.evaluation.classification import number_for_checkpoint
+from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.cost import clip_cost, grid_cost
 from fluxvit.flux.grid import SamplingGrid

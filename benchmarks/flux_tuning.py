@@ -37,7 +37,8 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.evaluation.classification import Score, predict_dataset
+from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.metrics import Score
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.config import preset
 from fluxvit.training.config import GridSettings, ModelSettings, NetworkSettings, TrainConfig

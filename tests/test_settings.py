@@ -105,7 +105,6 @@ def test_scalars_of_numpy_and_pytorch_are_numbers() -> None:
             "precision is 'fp8', expected one of 'bf16', 'fp32'",
         ),
         (lambda: MAKERS[EvaluateConfig](sampling="dens"), "sampling is 'dens', expected one of"),
-        (lambda: MAKERS[ProbeConfig](kind="deep"), "kind is 'deep', expected one of"),
         (lambda: MAKERS[EvaluateConfig](views=Views(0, 3)), "views[0] is 0, expected an integer from 1"),
         (lambda: MAKERS[ProbeConfig](lrs=()), "lrs is [], expected"),
         (lambda: Views.parse("0x3"), "views[0] is 0, expected an integer from 1 to 1000"),

@@ -21,9 +21,10 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
 from fluxvit.demo_config import BATCH, DemoConfig
-from fluxvit.evaluation.classification import Score, predict_dataset
+from fluxvit.evaluation.classification import predict_dataset
 from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.evaluate import RESULTS, Evaluation, run_evaluation
+from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.report.figures import training_figure
 from fluxvit.evaluation.report.filmstrips import make_filmstrips
 from fluxvit.evaluation.report.page import Section, require_report_packages, write_report

@@ -47,7 +47,6 @@ def test_probe(
     [
         (["--lrs", "fast"], "--lrs is 'fast', expected values separated by commas, each a finite number"),
         (["--weight_decays", "0.1,,"], "--weight_decays '0.1,,': there is nothing between two commas"),
-        (["--kind", "mlp"], "linear"),
         (["--grid", "8x16", "--budget", "99"], "grid 8x16 has 16 tokens; keep at most these"),
         (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
         (["--device", "banana"], "device 'banana' is unknown"),

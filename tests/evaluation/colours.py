@@ -11,7 +11,7 @@ from conftest import small_model
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.features import Backbone
+from fluxvit.evaluation.probing.features import Backbone
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.video.base import VideoError
@@ -40,6 +40,6 @@ def dataset(count: int, source: Colours | None = None, digest: str = "digest") -
     return ClipDataset(Manifest(entries, ("r", "g", "b"), digest), source or Colours())
 
 
-def backbone(kind: str, keep: int = 6, digest: str = "weights") -> Backbone:
+def backbone(keep: int = 6, digest: str = "weights") -> Backbone:
     checkpoint = replace(INFO, model=small_model())
-    return Backbone(checkpoint, digest, Plan(GRID, keep, INFO.model.config.nearest_head(keep)), kind)
+    return Backbone(checkpoint, digest, Plan(GRID, keep, INFO.model.config.nearest_head(keep)))

@@ -54,15 +54,14 @@ def config(folder: Path, **settings: object) -> ProbeConfig:
     return ProbeConfig(**{**given, **settings})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["linear", "attentive"])
-def test_run(kind: str, videos: Path) -> None:
+def test_run(videos: Path) -> None:
     before = (videos / "backbone" / "model.safetensors").read_bytes()
     result = run_probe(
-        config(videos, kind=kind, test=str(videos / "test.jsonl"), lrs=(1e-9, 1e-2, 1e37)), progress=False
+        config(videos, test=str(videos / "test.jsonl"), lrs=(1e-9, 1e-2, 1e37)), progress=False
     )
     assert (videos / "backbone" / "model.safetensors").read_bytes() == before
-    assert len(result.trials) == (6 if kind == "linear" else 3)
-    assert sum(trial.diverged for trial in result.trials) == (2 if kind == "linear" else 1)
+    assert len(result.trials) == 6
+    assert sum(trial.diverged for trial in result.trials) == 2
     assert result.best.setting.lr == 1e-2
     assert result.best.val.accuracy == 1
     assert result.test is not None
@@ -87,12 +86,10 @@ def test_run(kind: str, videos: Path) -> None:
 
 def test_val_that_chose_is_called_optimistic(videos: Path) -> None:
     assert "optimistic; --test" in str(run_probe(config(videos, epochs=1), progress=False))
-    alone = run_probe(config(videos, kind="attentive", epochs=1, lrs=(1e-3,)), progress=False)
-    assert "nothing to choose" in str(alone)
 
 
 def test_edge_of_the_learning_rates_is_said(videos: Path) -> None:
-    text = str(run_probe(config(videos, kind="attentive", lrs=(1e-9, 1e-2)), progress=False))
+    text = str(run_probe(config(videos, lrs=(1e-9, 1e-2)), progress=False))
     assert "the largest that was tried; try larger ones too" in text
 
 
@@ -106,15 +103,6 @@ def test_unreadable_videos_are_left_out_of_training_and_wrong_in_validation(vide
     assert "1 videos cannot be read and count as wrong" in str(result)
 
 
-def test_no_checkpoint_for_another_selector(videos: Path) -> None:
-    result = run_probe(config(videos, selector="uniform", epochs=1), progress=False)
-    assert result.checkpoint is None
-    assert not (videos / "out" / "best").exists()
-    assert "no checkpoint" in str(result)
-    # Where all tokens stay, the selector has no say.
-    assert run_probe(config(videos, selector="uniform", budget=16, epochs=1), progress=False).checkpoint
-
-
 def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
     plans = [Plan(GRID, 12), Plan(SamplingGrid(4, 16, 16), 6)]
     replace(INFO, model=small_model(), plans=plans).save(videos / "backbone")
@@ -125,8 +113,6 @@ def test_plan_of_the_checkpoint_is_the_default(videos: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "mlp"}, "kind is 'mlp', expected one of 'attentive', 'linear'"),
-        ({"selector": "best"}, "selector is 'best', expected one of"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lrs": (1e-3, 0.0)}, "lrs[1] is 0.0, expected a number above 0"),
         ({"lrs": ()}, "lrs is [], expected"),
@@ -148,7 +134,7 @@ def test_bad_settings(settings: dict[str, object], message: str, videos: Path) -
 @pytest.mark.parametrize(
     ("train", "val", "names", "message"),
     [
-        ([0, 0], [0], None, "train.jsonl: all videos are of one class"),
+        ([0, 0], [0], None, "train.jsonl: a probe needs videos of two classes"),
         ([0, 1], [0, 2, 3], None, "val.jsonl has classes that .*train.jsonl has no video of: 2, 3"),
         ([0, 1], [0, 2], (("a", "b", "c"), ("a", "b", "c")), "no video of: 'c'"),
         ([0, 1], [0, 1], (("a", "b"), ("b", "x")), "train.jsonl does not name: 'x'"),
@@ -172,7 +158,7 @@ def test_splits_are_numbered_as_training_is(tmp_path: Path) -> None:
         entries = tuple(Entry(tmp_path / f"{role}{i}.mp4", label) for i, label in enumerate(labels))
         write_manifest(tmp_path / f"{role}.jsonl", Manifest(entries, names, "", root=tmp_path))
     found = read_splits(*(str(tmp_path / f"{role}.jsonl") for role in splits))
-    assert [split.labels(3).tolist() for split in found.values()] == [[0, 1, 2], [2, 0], [0, 2]]
+    assert [split.labels.tolist() for split in found.values()] == [[0, 1, 2], [2, 0], [0, 2]]
 
 
 def test_no_labels(tmp_path: Path) -> None:

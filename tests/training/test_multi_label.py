@@ -19,9 +19,6 @@ from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.deploy.cascade import CascadePredictor
 from fluxvit.deploy.predictor import Predictor
-from fluxvit.evaluation.config import ProbeConfig
-from fluxvit.evaluation.metrics import MeanPrecision
-from fluxvit.evaluation.probing.probe import run_probe
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.mixing import Mixing
 from fluxvit.training.recipes import DataSettings, MixingSettings, Recipe, TaskSettings
@@ -129,36 +126,10 @@ def test_what_does_not_fit_is_refused(
     )
     evaluate = error("evaluate", str(checkpoint), manifest, "--device", "cpu", "--out", str(folder / "x"))
     assert "its videos have several labels each, but" in evaluate
-    (folder / "one.jsonl").write_text(
-        '{"path": "train0.mp4", "label": 0}\n{"path": "train1.mp4", "label": 1}\n'
+    probe = error(
+        "probe", str(checkpoint), "--train", manifest, "--val", manifest, "--out", str(folder / "x")
     )
-    splits = ["--train", str(folder / "one.jsonl"), "--val", manifest]
-    probe = error("probe", str(checkpoint), *splits, "--out", str(folder / "x"))
-    assert "val.jsonl has several labels a video, and" in probe
-
-
-def test_probes(folder: Path, checkpoint: Path) -> None:
-    config = ProbeConfig(
-        str(checkpoint),
-        str(folder / "train.jsonl"),
-        str(folder / "val.jsonl"),
-        grid=GRID,
-        epochs=60,
-        batch_size=8,
-        out=str(folder / "probe"),
-        device="cpu",
-    )
-    result = run_probe(config, progress=False)
-    # Of five videos with the second class one cannot be read.
-    best = (1 + 4 / 5 + 1) / 3
-    assert isinstance(result.best.val, MeanPrecision)
-    assert 0.8 * best < result.best.val.value <= best + 1e-9
-    assert isinstance(result.commonest, MeanPrecision)
-    assert result.commonest.value == pytest.approx((1 / 2 + 1 / 2 * 4 / 5 + 1 / 2) / 3)
-    assert "% mAP" in str(result)
-    record = json.loads((folder / "probe" / "probe.json").read_text())
-    assert record["chosen"]["val"] == {"map": result.best.val.value}
-    assert Checkpoint.load(folder / "probe" / "best").multi_label
+    assert "its videos have several labels each, and a probe predicts one class" in probe
 
 
 @pytest.mark.parametrize(

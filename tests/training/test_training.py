@@ -19,7 +19,8 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.classification import Score, predict_dataset
+from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT, create_model

@@ -18,36 +18,13 @@ from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.evaluation.config import ONE_VIEW, Views
+from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.views import ReadableOrBlack, merge_views
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import Selector, get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
-
-
-@dataclass(frozen=True)
-class Score:
-    """``correct`` of ``total`` clips."""
-
-    correct: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy."""
-        n, p, z = self.total, self.accuracy, 1.959964
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)

@@ -232,27 +232,24 @@ _Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 @dataclass(frozen=True)
 class ProbeConfig(DecodeOptions):
-    """Train classifiers on the features of a frozen checkpoint, several settings at once.
+    """Train linear classifiers on the features of a frozen checkpoint, with several settings at once.
 
-    Validation videos choose the setting. Features are kept on disk; an interrupted run goes on with them.
+    Validation videos choose the setting. Features are kept on disk; an interrupted run continues with them.
 
     Args:
         checkpoint: Checkpoint folder of the backbone, such as runs/demo/best.
-        train: Manifest of the videos that train.
+        train: Manifest of the training videos.
         val: Manifest of the videos that choose the setting.
         test: Manifest of the videos that the chosen probe is scored on. By default there is no test.
-        kind: ``linear`` reads pooled features, ``attentive`` learns a pooling of its own.
-        grid: Sampling grid, such as 16x224. By default the checkpoint's plan for the budget says it.
+        grid: Sampling grid, such as 16x224. By default it is that of the checkpoint's plan for the budget.
         budget: Tokens to keep. By default it is the checkpoint's largest budget.
-        selector: Selector of the tokens that are kept.
         epochs: Passes over the training features.
-        batch_size: Videos in a step.
+        batch_size: Videos of a training step.
         lrs: Peak learning rates to try.
-        weight_decays: Weight decays of matrices to try, each with every learning rate.
-        seed: Seed of initial weights and order, the same for every setting.
+        weight_decays: Weight decays of the weights to try, each with every learning rate.
+        seed: Seed of the initial weights and of the order of the videos, the same for every setting.
         target: Key of the class index in the manifests.
         out: Folder to write.
-        cache: Folder of the features. By default it is ``features`` in ``out``.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -262,10 +259,8 @@ class ProbeConfig(DecodeOptions):
     train: str
     val: str
     test: str = ""
-    kind: Literal["linear", "attentive"] = "linear"
     grid: SamplingGrid | None = None
     budget: Count | None = None
-    selector: SelectorName = "group_dynamic"
     epochs: _Epochs = 20
     batch_size: Batch = 64
     lrs: _LearningRates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -273,7 +268,6 @@ class ProbeConfig(DecodeOptions):
     seed: Seed = 0
     target: str = "label"
     out: str = "runs/probe"
-    cache: str = ""
 
     def __post_init__(self) -> None:
         check(self)

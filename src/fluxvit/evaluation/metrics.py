@@ -8,25 +8,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from fluxvit.evaluation.classification import Score
 
 # Of the expected calibration error; as many as the paper that made it common (Guo et al. 2017) took.
 _BINS = 15
 
 
 @dataclass(frozen=True)
-class MeanPrecision:
-    """Mean average precision over classes, 0 to 1; see :func:`average_precision`."""
+class Score:
+    """The accuracy of ``correct`` answers to ``total`` clips."""
 
-    value: float
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        n, p, z = self.total, self.accuracy, 1.959964
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What result files hold of it."""
+        return {**asdict(self), "accuracy": self.accuracy, "interval": self.interval}
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % mAP"
+        low, high = self.interval
+        return f"{100 * self.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Asked, pack_turns, questions_of
 from fluxvit.data.texts import embed_texts
-from fluxvit.evaluation.classification import Score
 from fluxvit.evaluation.config import VideoQAConfig
+from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.retrieval import cosines
 from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.budget import Budget

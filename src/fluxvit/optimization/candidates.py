@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.manifest import Manifest
-from fluxvit.evaluation.features import USUAL_SELECTOR
 from fluxvit.flux.grid import SamplingGrid, max_pool
 from fluxvit.optimization.halving import Sampling
 from fluxvit.video.base import VideoError
@@ -66,7 +65,7 @@ def find_candidates(
     selectors: tuple[str, ...] = config.selectors or tuple(
         dict.fromkeys(plan.selector for plan in checkpoint.plans)
     )
-    selectors = selectors or (USUAL_SELECTOR,)
+    selectors = selectors or ("group_dynamic",)
     candidates = {}
     for budget in budgets:
         candidates[budget] = [

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fluxvit.evaluation.classification import Score
+from fluxvit.evaluation.metrics import Score
 from fluxvit.flux.cost import NetworkSize, grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector

@@ -24,7 +24,8 @@ from fluxvit.checkpoints.checkpoint import PRETRAINED, SEARCH, Checkpoint, check
 from fluxvit.checkpoints.latency import measure_latencies
 from fluxvit.data.dataset import ClipDataset, VideoSource
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
-from fluxvit.evaluation.classification import Score, number_for_checkpoint
+from fluxvit.evaluation.classification import number_for_checkpoint
+from fluxvit.evaluation.metrics import Score
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.optimization.candidates import aspect_of, find_candidates

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from fluxvit.utils.terminal import printable
+
+T = TypeVar("T")
 
 LOG_SECONDS = 10.0
 """Least time between two plain lines."""
@@ -49,3 +55,17 @@ def report(label: str, total: int, done: int = 0, *, enabled: bool = True) -> It
             console.print(f"{label}: {', '.join(facts + [note] * bool(note))}", highlight=False)
 
     yield advance
+
+
+def tracked(items: Iterable[T], title: str | None, total: int | None = None) -> Iterable[T]:
+    """Items with a progress bar, which is drawn on standard error if that is a terminal.
+
+    Args:
+        items: What to iterate over.
+        title: Text beside the bar; None draws no bar.
+        total: Number of items, if ``items`` has no length.
+    """
+    console = Console(stderr=True)
+    hidden = title is None or not console.is_terminal
+    text = escape(printable(title or ""))
+    return track(items, text, total, console=console, transient=True, disable=hidden)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 # Control characters, separators of lines, marks of direction, and halves of surrogate pairs, which also stand
@@ -55,3 +56,9 @@ def json_line(value: Any) -> str:
     """A value as one line of JSON; what a terminal would obey is written as JSON's own escapes."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines in which the cells of each column start below each other; all rows have as many cells."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

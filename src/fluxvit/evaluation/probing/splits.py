@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from fluxvit.data.classes import multi_hot, name_classes, numbered_like
-from fluxvit.data.manifest import Entry, Manifest, read_manifest, shared_videos
+from fluxvit.data.classes import name_classes, numbered_like
+from fluxvit.data.manifest import Manifest, read_manifest, shared_videos
 
 
 @dataclass(frozen=True)
@@ -19,45 +19,27 @@ class Split:
     Args:
         manifest: The videos that can be read.
         name: The manifest's file.
-        digest: Digest of the whole manifest.
-        missed: The videos that cannot be read.
+        total: Number of videos, with those that cannot be read.
     """
 
     manifest: Manifest
     name: str
-    digest: str
-    missed: tuple[Entry, ...]
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether videos may show several classes at once."""
-        return self.manifest.multi_label
+    total: int
 
     @property
     def unreadable(self) -> int:
         """How many videos cannot be read."""
-        return len(self.missed)
+        return self.total - len(self.manifest)
 
     @property
-    def used(self) -> set[int]:
-        """The classes of the videos that can be read."""
-        return {number for entry in self.manifest.entries for number in entry.classes}
-
-    def labels(self, classes: int) -> Tensor:
-        """Those of the videos that can be read: int64 ``[N]``, or multi-hot float32 ``[N, classes]``."""
-        if self.multi_label:
-            return torch.from_numpy(multi_hot(self.manifest.entries, classes))
+    def labels(self) -> Tensor:
+        """Classes of the videos that can be read, int64 ``[N]``."""
         return torch.tensor([entry.label for entry in self.manifest.entries])
 
     @property
     def classes(self) -> int:
         """Number of classes: the number of names or, if that is more, one above the largest label."""
-        return max(len(self.manifest.labels), 1 + max(self.used, default=-1))
-
-    @property
-    def total(self) -> int:
-        """Videos, with those that cannot be read."""
-        return len(self.manifest) + self.unreadable
+        return max(len(self.manifest.labels), 1 + max(self.labels.tolist(), default=-1))
 
 
 def read_splits(train: str, val: str, test: str = "", target: str = "label") -> dict[str, Split]:
@@ -70,21 +52,27 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
         ValueError: A manifest cannot be read, it uses classes that ``train`` does not have, or two share
             videos.
     """
-    paths = {"train": train, "val": val} | ({"test": test} if test else {})
-    splits = {role: _read(path, target) for role, path in paths.items()}
-    if not splits["train"].multi_label and len(splits["train"].used) == 1:
-        raise ValueError(f"{train}: all videos are of one class; a probe needs two or more to tell apart")
-    if not splits["train"].used:
-        raise ValueError(f"{train}: no video shows any class")
-    for split in splits.values():
-        if split.multi_label != splits["train"].multi_label:
-            single, several = (train, split.name) if split.multi_label else (split.name, train)
+    splits: dict[str, Split] = {}
+    for role, path in (("train", train), ("val", val), ("test", test)):
+        if not path:
+            continue
+        full = read_manifest(path, target)
+        if full.multi_label:
             raise ValueError(
-                f"{several} has several labels a video, and {single} has one; give both the same kind"
+                f"{path}: its videos have several labels each, and a probe predicts one class; "
+                "train a classifier with: fluxvit train --task.loss bce"
             )
-    for role in paths:
+        manifest = full.readable()
         if role != "train":
-            splits[role] = _numbered(splits[role], splits["train"])
+            first = splits["train"]
+            manifest = numbered_like(manifest, first.manifest.labels, first.classes, path, train)
+            unknown = sorted({entry.label for entry in manifest.entries} - set(first.labels.tolist()))
+            if unknown:
+                shown = name_classes(unknown, first.manifest.labels)
+                raise ValueError(f"{path} has classes that {train} has no video of: {shown}")
+        splits[role] = Split(manifest, path, len(full))
+    if len(splits["train"].labels.unique()) < 2:
+        raise ValueError(f"{train}: a probe needs videos of two classes or more to tell apart")
     for one, other in combinations(splits.values(), 2):
         shared = shared_videos(one.manifest, other.manifest)
         if shared:
@@ -93,23 +81,3 @@ def read_splits(train: str, val: str, test: str = "", target: str = "label") -> 
                 f"{shared[0]}; a score on videos that were seen before means nothing"
             )
     return splits
-
-
-def _read(path: str, target: str) -> Split:
-    manifest = read_manifest(path, target)
-    readable = manifest.readable()
-    return Split(readable, path, manifest.digest, tuple(entry for entry in manifest.entries if not entry.ok))
-
-
-def _numbered(split: Split, train: Split) -> Split:
-    """A split whose classes are numbered as those of the training videos, which must show all of them."""
-    whole = replace(split.manifest, entries=split.manifest.entries + split.missed)
-    whole = numbered_like(whole, train.manifest.labels, train.classes, split.name, train.name)
-    count = len(split.manifest)
-    manifest = replace(split.manifest, entries=whole.entries[:count], labels=whole.labels)
-    split = replace(split, manifest=manifest, missed=whole.entries[count:])
-    unknown = sorted(split.used - train.used)
-    if unknown:
-        shown = name_classes(unknown, train.manifest.labels)
-        raise ValueError(f"{split.name} has classes that {train.name} has no video of: {shown}")
-    return split
