@@ -18,7 +18,6 @@ from fluxvit.deploy.search.index import IndexSettings
 from fluxvit.evaluation.config import EvaluateConfig, ProbeConfig, RetrievalConfig, VideoQAConfig, Views
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.synthetic.motionworld import MotionWorldConfig
-from fluxvit.synthetic.simulated import MetaworldConfig, MocapConfig
 
 # Each makes an object of good settings, some of which its arguments replace.
 MAKERS = {
@@ -29,8 +28,6 @@ MAKERS = {
     VideoQAConfig: partial(VideoQAConfig, checkpoint="model", data="test.jsonl"),
     DemoConfig: partial(DemoConfig),
     MotionWorldConfig: partial(MotionWorldConfig, videos=10),
-    MetaworldConfig: partial(MetaworldConfig, videos=10),
-    MocapConfig: partial(MocapConfig, videos=10),
     IndexSettings: partial(
         IndexSettings,
         checkpoint="model",

@@ -21,7 +21,6 @@ from fluxvit.synthetic.motionworld import (
     SampleSpec,
     Scene,
     act_states,
-    annotate,
     factor_values,
     motion_classes,
     plan,
@@ -34,6 +33,7 @@ from fluxvit.synthetic.motionworld.shapes import silhouette
 from fluxvit.synthetic.motionworld.textures import ASSETS, PHOTOS
 
 SPEC = SampleSpec("train", 3, motion=5, object=9, seed=7, difficulty="demo")
+WORLD = MotionWorldConfig()
 EVERYTHING = replace(SPEC, factors=FACTORS, motion=0)
 
 
@@ -298,7 +298,7 @@ class TestLanguage:
 
     def test_captions_name_the_object_and_the_acts_in_their_order(self) -> None:
         for index in range(60):
-            record = annotate(replace(EVERYTHING, index=index, motion=index * 4, object=index % 12))
+            record = WORLD.annotate(replace(EVERYTHING, index=index, motion=index * 4, object=index % 12))
             assert 1 <= len(record["captions"]) <= 3
             assert len(set(record["captions"])) == len(record["captions"])
             for caption in record["captions"]:
@@ -314,7 +314,7 @@ class TestLanguage:
     def test_questions(self, factors: tuple[str, ...]) -> None:
         for index in range(40):
             spec = replace(SPEC, index=index, factors=factors, motion=index % 2 ** len(factors))
-            questions = annotate(spec)["qa"]
+            questions = WORLD.annotate(spec)["qa"]
             assert 3 <= len(questions) <= 6
             for question in questions:
                 assert question["answer"] in question["choices"]
@@ -331,7 +331,9 @@ class TestLanguage:
 
     def test_answers_follow_the_label(self) -> None:
         for motion in range(16):
-            answers = {qa["question"]: qa["answer"] for qa in annotate(replace(SPEC, motion=motion))["qa"]}
+            answers = {
+                qa["question"]: qa["answer"] for qa in WORLD.annotate(replace(SPEC, motion=motion))["qa"]
+            }
             values = factor_values(SPEC.factors, motion)
             assert (
                 answers["Which way does the mug slide?"] == ("to the left", "to the right")[values["slide"]]

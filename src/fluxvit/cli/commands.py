@@ -162,19 +162,7 @@ _GROUPS: dict[str, dict[str, Command]] = {
         "data make motionworld": Command(
             "make videos of drawn objects that only motion can tell apart",
             "fluxvit.synthetic.motionworld:MakeMotionWorldConfig",
-            "fluxvit.synthetic.builder:make",
-            resumes=True,
-        ),
-        "data make metaworld": Command(
-            "make videos of 50 manipulations by a robot arm",
-            "fluxvit.synthetic.simulated:MakeMetaworldConfig",
-            "fluxvit.synthetic.builder:make",
-            resumes=True,
-        ),
-        "data make mocap": Command(
-            "make videos of 15 human actions, split by viewpoint",
-            "fluxvit.synthetic.simulated:MakeMocapConfig",
-            "fluxvit.synthetic.builder:make",
+            "fluxvit.synthetic.motionworld:make_motionworld",
             resumes=True,
         ),
     },

@@ -1,8 +1,8 @@
-"""Making a data set of video files: in parallel, in several sittings, with nothing half-written.
+"""Makes a data set of video files: in parallel, resumably, and with no file half-written.
 
-The configuration of each data set (MotionWorld, ``metaworld``, ``mocap``) lists its videos, writes one, and
-annotates one. What they have in common is here: the folder, the workers, and the order in which files appear.
-``docs/motionworld.md`` shows the layout.
+A `DatasetConfig` such as ``MotionWorldConfig`` lists the videos, writes one and annotates one. This module
+handles the folder, the worker processes and the order in which files appear. ``docs/motionworld.md`` shows
+the layout.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -20,7 +20,6 @@ import numpy as np
 from msgspec import Meta
 
 from fluxvit.utils.files import atomic_path, clear_leftovers, lock_folder, write_json
-from fluxvit.utils.options import POSITIONAL
 from fluxvit.utils.progress import report
 from fluxvit.utils.schema import Seed, check, convert, load
 from fluxvit.utils.system import follow_parent, processes, signals_held_back
@@ -33,27 +32,13 @@ Videos = Annotated[int, Meta(ge=1, le=MOST_VIDEOS)]
 HeldOut = Annotated[int, Meta(ge=0, le=MOST_VIDEOS)]
 """A number of videos of a split that may stay empty."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class MakingOptions:
-    """Where a data set is made, and by how many processes.
-
-    Args:
-        out: Folder to write. An interrupted run goes on where it stopped.
-        workers: Processes that make videos. By default there is one per core.
-    """
-
-    out: str = field(metadata=POSITIONAL)
-    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
-
-
 CHUNK = 4
-"""Videos a worker makes between two reports: enough to make messages cheap, few enough for a smooth bar."""
+"""Videos that a worker makes between two progress messages."""
 
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """Names one video. Everything random about it follows from the specification alone.
+    """One video to make. Everything random about it depends on its specification alone.
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -74,7 +59,7 @@ Spec = TypeVar("Spec", bound=VideoSpec)
 
 @dataclass(frozen=True)
 class DatasetConfig(ABC, Generic[Spec]):
-    """A data set to make. Subclasses say which videos it has and how one is written.
+    """A data set to make. Subclasses define which videos it has and how one is written.
 
     Args:
         videos: Number of training videos.
@@ -117,35 +102,26 @@ class DatasetConfig(ABC, Generic[Spec]):
     @property
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What else ``dataset.json`` holds: class names and licence."""
+        """Further entries of ``dataset.json``: class names and licence."""
 
     @abstractmethod
     def specs(self, split: str) -> list[Spec]:
-        """The videos of a split, in order. Classes are equally frequent up to one video."""
+        """The videos of a split, in the order in which they are made. Classes are equally frequent up to one
+        video.
+        """
 
     @abstractmethod
     def write(self, path: Path, spec: Spec) -> None:
-        """Write a video. Worker processes call this, so the configuration has to be picklable."""
+        """Write a video. Worker processes call this method, so the configuration must be picklable."""
 
     @abstractmethod
-    def annotate(self, path: Path, spec: Spec) -> dict[str, Any]:
-        """The line of a video in ``<split>.jsonl``, without its path."""
-
-    def group(self, spec: Spec) -> int:
-        """Videos of one group are made in a row, where a worker profits from that."""
-        return 0
+    def annotate(self, spec: Spec) -> dict[str, Any]:
+        """The line of a video in ``<split>.jsonl``, without its path. Nothing is rendered."""
 
 
 def balanced(rng: np.random.Generator, count: int, classes: int) -> np.ndarray:
-    """``count`` classes in random order, each as often as any other or once more."""
+    """``count`` class indices in random order. All classes are equally frequent up to one."""
     return rng.permutation(rng.permutation(classes)[np.arange(count) % classes])
-
-
-def make(config: MakingOptions) -> Path:
-    """Make the data set of a config that also says where; returns its folder."""
-    kind = next(base for base in type(config).__mro__[1:] if issubclass(base, DatasetConfig))
-    own = {field.name: getattr(config, field.name) for field in fields(kind)}
-    return make_dataset(config.out, kind(**own), workers=config.workers)
 
 
 def make_dataset(
@@ -153,13 +129,13 @@ def make_dataset(
 ) -> Path:
     """Make a data set, or what is missing of one.
 
-    Videos appear one by one, each complete; ``<split>.jsonl`` appears when its videos are there, and
-    ``dataset.json`` last of all. After an interruption the same call goes on where it stopped. Worker
-    processes are spawned: a script that calls this needs the usual ``if __name__ == "__main__":``.
+    Videos appear one by one, each complete. ``<split>.jsonl`` appears when its videos are there, and
+    ``dataset.json`` appears last. After an interruption the same call goes on where it stopped. Worker
+    processes are spawned, so a script that calls this function needs ``if __name__ == "__main__":``.
 
     Args:
-        out: Folder to make it in.
-        config: What to make, such as a ``MotionWorldConfig``.
+        out: Folder to write.
+        config: The data set, such as a ``MotionWorldConfig``.
         workers: Number of processes, by default one per core. With 1, the calling process does the work.
         progress: Report progress on standard error.
 
@@ -167,12 +143,12 @@ def make_dataset(
         ``out``.
 
     Raises:
-        ValueError: ``workers`` is out of range, ``out`` holds something else, another run is writing into
-            it, or a simulator is not installed.
+        ValueError: ``workers`` is out of range, ``out`` holds something else, or another run is writing into
+            it.
     """
     out = Path(out)
     workers = processes(workers)
-    facts = config.facts  # Fails before anything is written if a simulator is not installed.
+    facts = config.facts  # Where something is missing, this fails before anything is written.
     with lock_folder(out):
         _claim(out, config)
         for split in SPLITS:
@@ -180,29 +156,19 @@ def make_dataset(
             (out / split).mkdir(exist_ok=True)
             clear_leftovers(out / split, locked=True)
             missing = [spec for spec in specs if not (out / spec.path).exists()]
-            missing.sort(key=config.group)
             with report(f"{split} videos", len(missing), enabled=progress) as advance:
                 for count in _write_all(out, missing, config.write, workers):
                     advance(count)
             with atomic_path(out / f"{split}.jsonl") as partial:
-                lines = (_line(out, spec, config) for spec in specs)
+                records = (
+                    {"path": spec.path, **config.annotate(spec)}
+                    for spec in sorted(specs, key=lambda spec: spec.index)
+                )
+                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
                 partial.write_text("".join(lines), encoding="utf-8")
-        write_json(
-            out / "dataset.json",
-            {
-                "name": config.name,
-                "version": config.version,
-                "config": asdict(config),
-                **facts,
-                "counts": config.counts,
-            },
-        )
+        about = {"name": config.name, "version": config.version, "config": asdict(config)}
+        write_json(out / "dataset.json", {**about, **facts, "counts": config.counts})
     return out
-
-
-def _line(out: Path, spec: Spec, config: DatasetConfig[Spec]) -> str:
-    record = {"path": spec.path, **config.annotate(out / spec.path, spec)}
-    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
@@ -217,8 +183,7 @@ def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
             )
         write_json(record, expected)
         return
-    # The first folders, all of them MotionWorlds, did not tell whose they are.
-    found = {"name": "MotionWorld", **convert(load(record), dict[str, Any], str(record))}
+    found = convert(load(record), dict[str, Any], str(record))
     differences = [
         f"{name} is {found.get(name)!r} there and {expected.get(name)!r} here"
         for name in sorted(expected.keys() | found.keys())
@@ -226,14 +191,14 @@ def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{out} holds another {found['name']}: {'; '.join(differences)}; choose another folder"
+            f"{out} holds another {found.get('name')}: {'; '.join(differences)}; choose another folder"
         )
 
 
 def _write_all(
     out: Path, specs: list[Spec], write: Callable[[Path, Spec], None], workers: int
 ) -> Iterator[int]:
-    """Write videos, yielding how many more are done. On an error or Ctrl-C only videos begun are finished."""
+    """Write videos and yield the number just finished. An error or Ctrl-C lets only videos begun finish."""
     chunks = [specs[start : start + CHUNK] for start in range(0, len(specs), CHUNK)]
     workers = min(workers, len(chunks))
     if workers <= 1:

@@ -12,7 +12,7 @@ from fluxvit.synthetic.motionworld.acts import (
     motion_classes,
     playback,
 )
-from fluxvit.synthetic.motionworld.dataset import MakeMotionWorldConfig, MotionWorldConfig, annotate
+from fluxvit.synthetic.motionworld.dataset import MakeMotionWorldConfig, MotionWorldConfig, make_motionworld
 from fluxvit.synthetic.motionworld.difficulty import DIFFICULTIES, Difficulty, get_difficulty
 from fluxvit.synthetic.motionworld.render import render
 from fluxvit.synthetic.motionworld.scene import SampleSpec, Scene, plan
@@ -30,9 +30,9 @@ __all__ = [
     "SampleSpec",
     "Scene",
     "act_states",
-    "annotate",
     "factor_values",
     "get_difficulty",
+    "make_motionworld",
     "motion_classes",
     "plan",
     "playback",

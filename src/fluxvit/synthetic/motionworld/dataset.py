@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from msgspec import Meta
 
-from fluxvit.synthetic.builder import SPLITS, DatasetConfig, MakingOptions, balanced
+from fluxvit.synthetic.builder import SPLITS, DatasetConfig, balanced, make_dataset
 from fluxvit.synthetic.motionworld.acts import ACTS, DEFAULT_FACTORS, check_factors, motion_classes
 from fluxvit.synthetic.motionworld.difficulty import get_difficulty
 from fluxvit.synthetic.motionworld.language import describe
 from fluxvit.synthetic.motionworld.render import render_scene
 from fluxvit.synthetic.motionworld.scene import SampleSpec, plan
 from fluxvit.synthetic.motionworld.shapes import OBJECTS
+from fluxvit.utils.options import POSITIONAL
 from fluxvit.video.writer import write_video
 
 LICENCE = (
@@ -77,39 +79,48 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
         scene = plan(spec)
         write_video(path, render_scene(scene), scene.fps, crf=scene.crf)
 
-    def annotate(self, path: Path, spec: SampleSpec) -> dict[str, Any]:
-        return annotate(spec)
-
-
-@dataclass(frozen=True)
-class MakeMotionWorldConfig(MotionWorldConfig, MakingOptions):
-    """Make MotionWorld, a data set of videos that only motion can tell apart."""
-
-
-def annotate(spec: SampleSpec) -> dict[str, Any]:
-    """The line of a video in its split's ``.jsonl`` file, but for its path. Nothing is rendered."""
-    scene = plan(spec)
-    captions, questions = describe(spec, scene)
-    acts = [
-        {
-            "act": event.act,
-            "orientation": ACTS[event.act].orientations[event.orientation],
-            "start": round(event.start / scene.fps, 4),
-            "end": round((event.start + event.frames) / scene.fps, 4),
+    def annotate(self, spec: SampleSpec) -> dict[str, Any]:
+        scene = plan(spec)
+        captions, questions = describe(spec, scene)
+        acts = [
+            {
+                "act": event.act,
+                "orientation": ACTS[event.act].orientations[event.orientation],
+                "start": round(event.start / scene.fps, 4),
+                "end": round((event.start + event.frames) / scene.fps, 4),
+            }
+            for event in scene.events
+        ]
+        return {
+            "label": spec.motion,
+            "motion": motion_classes(spec.factors)[spec.motion],
+            "object": spec.object,
+            "object_name": OBJECTS[spec.object],
+            "captions": captions,
+            "qa": [asdict(question) for question in questions],
+            "acts": acts,
+            "frames": scene.frames,
+            "fps": scene.fps,
+            "width": scene.width,
+            "height": scene.height,
+            "duration": round(scene.frames / scene.fps, 4),
         }
-        for event in scene.events
-    ]
-    return {
-        "label": spec.motion,
-        "motion": motion_classes(spec.factors)[spec.motion],
-        "object": spec.object,
-        "object_name": OBJECTS[spec.object],
-        "captions": captions,
-        "qa": [asdict(question) for question in questions],
-        "acts": acts,
-        "frames": scene.frames,
-        "fps": scene.fps,
-        "width": scene.width,
-        "height": scene.height,
-        "duration": round(scene.frames / scene.fps, 4),
-    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeMotionWorldConfig(MotionWorldConfig):
+    """Make MotionWorld, a data set of videos that only motion can tell apart.
+
+    Args:
+        out: Folder to write. An interrupted run goes on where it stopped.
+        workers: Processes that make videos. By default there is one per core.
+    """
+
+    out: str = field(metadata=POSITIONAL)
+    workers: Annotated[int, Meta(ge=1, le=1024)] | None = None
+
+
+def make_motionworld(config: MakeMotionWorldConfig) -> Path:
+    """Make the MotionWorld of a command line and return its folder."""
+    world = MotionWorldConfig(**{item.name: getattr(config, item.name) for item in fields(MotionWorldConfig)})
+    return make_dataset(config.out, world, workers=config.workers)

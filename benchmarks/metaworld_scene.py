@@ -1,7 +1,7 @@
-"""Simulating an episode of Meta-World and filming it. Needs the extra ``metaworld``.
+"""Simulates episodes of Meta-World and films them.
 
-An episode is run first, by the scripted expert of its task, until it succeeds. Then the camera is chosen, for
-one that sees gripper and object, and the recorded states are drawn: only those that the video shows.
+The scripted expert of a task acts until an episode succeeds. Then a camera is chosen that sees gripper and
+object, and the recorded states are drawn, only those that the video shows.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ import atexit
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from fluxvit.synthetic.simulated.arm_tasks import TASKS
-from fluxvit.synthetic.simulated.extras import require
-from fluxvit.synthetic.simulated.specs import FRAME_RATES, ClipSpec, draw_size, surface
+from fluxvit.synthetic.motionworld.textures import draw_texture, texture, tone
+
+INSTALL = "pip install metaworld==3.1.1 mujoco==3.3.0 packaging"
+"""How the simulator is installed. gymnasium, which it needs, imports packaging without requiring it."""
+
+ASPECTS = ((4, 3), (1, 1), (16, 9))
+"""Aspect ratios, width to height."""
+
+FRAME_RATES = (12, 15, 20, 25, 30)
 
 TRIES = 25
 """Episodes run before a task is given up; the experts succeed in two of three at worst."""
@@ -59,13 +66,11 @@ class Episode:
         states: Positions of all joints after each step, ``[N, nq]``.
         points: Gripper and objects after each step, metres, ``[N, P, 3]``.
         success: The step of the success.
-        tries: Episodes that were run until one succeeded.
     """
 
     states: np.ndarray
     points: np.ndarray
     success: int
-    tries: int
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,16 @@ class Take:
     speed: int
 
 
-def plan_take(rng: np.random.Generator, spec: ClipSpec, episode: Episode) -> Take:
+def draw_size(rng: np.random.Generator, short_sides: Sequence[int]) -> tuple[int, int]:
+    """Draw the width and height of a video in pixels, both even."""
+    across, down = ASPECTS[rng.integers(len(ASPECTS))]
+    short = int(rng.choice(short_sides))
+    return 2 * round(short * across / down / 2), short
+
+
+def plan_take(rng: np.random.Generator, short_sides: Sequence[int], episode: Episode) -> Take:
     """Draw size, crop in time and speed of a video."""
-    width, height = draw_size(rng, spec.short_sides)
+    width, height = draw_size(rng, short_sides)
     start = int(rng.uniform(0, 0.3) * episode.success)
     end = min(episode.success + int(rng.integers(AFTERMATH + 1)), len(episode.states) - 1)
     fitting = [speed for speed in SPEEDS if FRAMES[0] <= (end - start) // speed + 1 <= FRAMES[1]]
@@ -104,26 +116,28 @@ def load_simulator() -> tuple[ModuleType, ModuleType, ModuleType]:
     """
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # Read when MuJoCo is imported: draw without a display.
-    names = "mujoco", "metaworld.env_dict", "metaworld.policies"
-    mujoco, environments, policies = (require(name, "metaworld") for name in names)
-    return mujoco, environments, policies
+    try:
+        mujoco = import_module("mujoco")
+        return mujoco, import_module("metaworld.env_dict"), import_module("metaworld.policies")
+    except ImportError as error:
+        raise ValueError(f"{error}; install it with: {INSTALL}") from error
 
 
 class Studio:
     """The table of one task, with a camera. It is costly to set up, so videos of a task share it.
 
     Args:
-        label: Index of the task.
+        task: Name of the task.
         buffer: Largest width and height to be drawn, pixels.
 
     Raises:
         ValueError: Meta-World is not installed.
     """
 
-    def __init__(self, label: int, buffer: tuple[int, int] = (640, 480)) -> None:
+    def __init__(self, task: str, buffer: tuple[int, int] = (640, 480)) -> None:
         self._mujoco, environments, policies = load_simulator()
         mujoco = self._mujoco
-        name = f"{TASKS[label].name}-v3"
+        name = f"{task}-v3"
         self._name = name
         self._policy = policies.ENV_POLICY_MAP[name]
         self._env = environments.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"](seed=0)
@@ -163,13 +177,13 @@ class Studio:
         Raises:
             RuntimeError: None did.
         """
-        for tries in range(1, TRIES + 1):
-            episode = self._try(int(rng.integers(2**31)), rng.uniform(0, 0.1), tries)
+        for _ in range(TRIES):
+            episode = self._try(int(rng.integers(2**31)), rng.uniform(0, 0.1))
             if episode is not None:
                 return episode
         raise RuntimeError(f"{self._name}: the scripted expert failed {TRIES} times in a row")
 
-    def _try(self, seed: int, unsteadiness: float, tries: int) -> Episode | None:
+    def _try(self, seed: int, unsteadiness: float) -> Episode | None:
         env = self._env
         env.seed(seed)
         hand = np.random.default_rng(seed)
@@ -190,7 +204,7 @@ class Studio:
                     break
         if success is None or success < MIN_STEPS:
             return None
-        return Episode(np.stack(states), np.stack(points), success, tries)
+        return Episode(np.stack(states), np.stack(points), success)
 
     def film(
         self, rng: np.random.Generator, split: str, episode: Episode, take: Take
@@ -239,7 +253,7 @@ class Studio:
         for number in range(model.ntex):
             name = model.texture(number).name
             if name in ("T_table", "T_floor"):
-                self._paint(number, surface(rng, split, int(model.tex_width[number])))
+                self._paint(number, _surface(rng, split, int(model.tex_width[number])))
             elif not name:  # The sky.
                 sky = rng.uniform(0.2, 0.9) + rng.uniform(-0.12, 0.12, 3)
                 self._paint(number, (np.clip(sky, 0, 1) * 255).astype(np.uint8))
@@ -286,6 +300,14 @@ class Studio:
                 # The surface of what is looked at lies a little before its centre.
                 seen.append(free < 0 or free > length - 0.07)
         return float(np.mean(seen))
+
+
+def _surface(rng: np.random.Generator, split: str, side: int) -> np.ndarray:
+    """A texture for the table or the floor, uint8 ``[side, side, 3]``; the splits share none."""
+    pixels = texture(draw_texture(rng, split))
+    pixels = tone(pixels, rng.uniform(0.35, 0.75), rng.uniform(0.04, 0.15), rng.uniform(0.2, 1.0))
+    ticks = np.linspace(0, len(pixels) - 1, side).round().astype(int)
+    return (pixels[ticks][:, ticks] * 255).round().astype(np.uint8)
 
 
 def _points(observation: np.ndarray) -> np.ndarray:
