@@ -28,13 +28,12 @@ from typing import Any
 
 import torch
 
-from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.cli.command import parse
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.texts import embed_texts
 from fluxvit.evaluation.config import RetrievalConfig
 from fluxvit.evaluation.retrieval import run_retrieve
 from fluxvit.flux.budget import Budget
@@ -106,7 +105,7 @@ def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict
     recipe = replace(recipe, out=str(out), optim=replace(recipe.optim, seed=seed))
     trained = _timed(out / "trained.json", lambda: contrastive_recipe(recipe, ALONE))
     encoder, test = str(out / "last"), str(args.data / "test.jsonl")
-    full = load_dual(encoder)[0].video.config.budgets[0]
+    full = DualEncoderCheckpoint.load(encoder).video.model.config.budgets[0]
     budgets = (full, full // 4)
     optimize = OptimizeConfig(encoder, str(args.data / "val.jsonl"), budgets, out=str(out / "search"))
     searched = _timed(out / "searched.json", lambda: optimize_dual(optimize))
@@ -137,15 +136,13 @@ class _Opposites:
     """Counts captions that are nearer to their video than the same with an act reversed."""
 
     def __init__(self, checkpoint: str, test: Path) -> None:
-        self._encoder, self._info = load_dual(checkpoint)
+        self._dual = DualEncoderCheckpoint.load(checkpoint)
         self._manifest = read_manifest(test, None)
         self._pairs = {}
         for act in ACTS:
             told = [(i, entry.captions[0]) for i, entry in enumerate(self._manifest.entries)]
             pairs = [(i, text, other) for i, text in told if (other := mirrored(text, act)) is not None]
-            sides = [
-                embed_texts(self._encoder, self._info.texts, [p[side] for p in pairs]) for side in (1, 2)
-            ]
+            sides = [self._dual.embed_texts([p[side] for p in pairs]) for side in (1, 2)]
             self._pairs[act] = [i for i, _, _ in pairs], *sides
 
     @torch.inference_mode()
@@ -154,8 +151,8 @@ class _Opposites:
         batches = epoch_batches(len(self._manifest), SamplingGrid.parse(row["grid"]), 32)
         vectors = []
         for clip in loader(ClipDataset(self._manifest), batches):
-            video = self._info.video.normalize(clip.video)
-            vectors.append(self._encoder.embed_video(video, row["keep"], selector=row["selector"]))
+            video = self._dual.video.normalize(clip.video)
+            vectors.append(self._dual.model.embed_video(video, row["keep"], selector=row["selector"]))
         videos = torch.cat(vectors)
         figures = {}
         for act, (items, ours, theirs) in self._pairs.items():

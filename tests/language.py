@@ -8,7 +8,7 @@ import torch
 
 from conftest import small_model
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import DualInfo, save_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.texts import Texts
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -36,4 +36,4 @@ def saved_encoder(folder: Path) -> Path:
     encoder, texts = small_encoder()
     grids = [SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)]
     video = Checkpoint(encoder.video, grids=grids, plans=[Plan(SamplingGrid(8, 24, 24), 12)])
-    return save_dual(folder, encoder, DualInfo(video, texts, {"made_by": "tests"}))
+    return DualEncoderCheckpoint(encoder, texts, video, {"made_by": "tests"}).save(folder)

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from conftest import small_model
-from fluxvit.checkpoints.chat import ChatInfo, save_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.models.chat import Connector, ConnectorConfig
+from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 
 WORDS = [
     "[UNK]",
@@ -73,7 +74,7 @@ def tiny_language_model(folder: Path, width: int = 32) -> Path:
 
 def saved_chat(folder: Path, kind: str = "query") -> Path:
     """A chat model beside its language model, which lies in ``folder/lm``."""
-    language = tiny_language_model(folder / "lm")
+    language = load_language_model(str(tiny_language_model(folder / "lm")))
     torch.manual_seed(4)
     config = ConnectorConfig(32, 16, 32, kind, queries=5, width=16, num_heads=2, scale=0.5)
     video = Checkpoint(
@@ -81,6 +82,5 @@ def saved_chat(folder: Path, kind: str = "query") -> Path:
         grids=[SamplingGrid(8, 32, 32), SamplingGrid(4, 16, 16)],
         plans=[Plan(SamplingGrid(8, 24, 24), 24), Plan(SamplingGrid(8, 16, 32), 12)],
     )
-    about = ChatInfo(video, str(language), "answer briefly")
-    state = {f"connector.{name}": value for name, value in Connector(config).state_dict().items()}
-    return save_chat(folder / "chat", config, state, about)
+    model = VideoChat(video.model, Connector(config), language.network)
+    return ChatCheckpoint(model, language, video, "answer briefly").save(folder / "chat")

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fluxvit.checkpoints.checkpoint import Checkpoint, load
+    from fluxvit.checkpoints.chat import ChatCheckpoint
+    from fluxvit.checkpoints.checkpoint import Checkpoint
+    from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
+    from fluxvit.checkpoints.loading import load
     from fluxvit.deploy.predictor import Predictor
     from fluxvit.flux.budget import Budget
     from fluxvit.flux.grid import SamplingGrid
@@ -19,19 +22,23 @@ if TYPE_CHECKING:
 # Names are imported when first used: printing help must not wait for PyTorch.
 _HOMES = {
     "Budget": "fluxvit.flux.budget",
+    "ChatCheckpoint": "fluxvit.checkpoints.chat",
     "Checkpoint": "fluxvit.checkpoints.checkpoint",
+    "DualEncoderCheckpoint": "fluxvit.checkpoints.dual_encoder",
     "FluxViT": "fluxvit.models.fluxvit",
     "FluxViTConfig": "fluxvit.models.config",
     "Plan": "fluxvit.flux.plan",
     "Predictor": "fluxvit.deploy.predictor",
     "SamplingGrid": "fluxvit.flux.grid",
     "create_model": "fluxvit.models.fluxvit",
-    "load": "fluxvit.checkpoints.checkpoint",
+    "load": "fluxvit.checkpoints.loading",
 }
 
 __all__ = [
     "Budget",
+    "ChatCheckpoint",
     "Checkpoint",
+    "DualEncoderCheckpoint",
     "FluxViT",
     "FluxViTConfig",
     "Plan",

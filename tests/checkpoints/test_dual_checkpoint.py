@@ -8,7 +8,7 @@ import torch
 
 import fluxvit
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import DualInfo, is_dual, load_dual, save_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.checkpoints.huggingface_text import HuggingFaceText
 from fluxvit.data.texts import Texts
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
@@ -18,19 +18,21 @@ from language import SENTENCES, saved_encoder, small_encoder
 def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     folder = saved_encoder(tmp_path / "dual")
     encoder, texts = small_encoder()
-    read, info = load_dual(folder)
-    assert is_dual(folder)
-    assert not is_dual(folder / "video")
+    loaded = DualEncoderCheckpoint.load(folder)
+    read = loaded.model
+    assert DualEncoderCheckpoint.is_in(folder)
+    assert not DualEncoderCheckpoint.is_in(folder / "video")
     video = torch.randn(2, 3, 4, 16, 16)
     assert torch.equal(read.embed_video(video, 6), encoder.embed_video(video, 6))
-    assert torch.equal(read.embed_text(*info.texts(SENTENCES)), encoder.embed_text(*texts(SENTENCES)))
+    assert torch.equal(read.embed_text(*loaded.texts(SENTENCES)), encoder.embed_text(*texts(SENTENCES)))
     assert torch.equal(read.language.scale, encoder.language.scale)
-    assert info.provenance == {"made_by": "tests"}
-    assert [plan.keep for plan in info.video.plans] == [12]
+    assert loaded.provenance == {"made_by": "tests"}
+    assert [plan.keep for plan in loaded.video.plans] == [12]
     # The video side is an ordinary checkpoint.
     assert fluxvit.load(folder / "video").model.num_classes == 0
+    assert isinstance(fluxvit.load(folder), DualEncoderCheckpoint)
     # It is replaced as a whole.
-    save_dual(folder, read, info)
+    loaded.save(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dual"]
 
 
@@ -42,8 +44,8 @@ def test_with_a_network_of_transformers(tmp_path: Path) -> None:
     )
     tower = HuggingFaceText(transformers.BertModel(config), "mean", 9)
     encoder = DualEncoder(encoder.video, LanguageSide(tower, 16, 12)).eval()
-    _, info = load_dual(saved_encoder(tmp_path / "words"))
-    read, _ = load_dual(save_dual(tmp_path / "dual", encoder, info))
+    folder = DualEncoderCheckpoint(encoder, texts, Checkpoint(encoder.video)).save(tmp_path / "dual")
+    read = DualEncoderCheckpoint.load(folder).model
     assert torch.equal(read.embed_text(*texts(SENTENCES)), encoder.embed_text(*texts(SENTENCES)))
 
 
@@ -51,13 +53,12 @@ def test_damaged_folders_are_named(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(
         ValueError, match="no dual encoder, which `fluxvit train-contrastive` makes: it is a checkpoint w"
     ):
-        load_dual(checkpoint)
+        DualEncoderCheckpoint.load(checkpoint)
     with pytest.raises(ValueError, match=r"nowhere: no dual encoder.*: it is none"):
-        load_dual(tmp_path / "nowhere")
-    encoder, _ = small_encoder()
-    _, info = load_dual(saved_encoder(tmp_path / "dual"))
+        DualEncoderCheckpoint.load(tmp_path / "nowhere")
+    loaded = DualEncoderCheckpoint.load(saved_encoder(tmp_path / "dual"))
     with pytest.raises(ValueError, match="holds something else than a dual encoder"):
-        save_dual(checkpoint, encoder, info)
+        loaded.save(checkpoint)
     for name, damage, message in (
         ("language.safetensors", b"\x00" * 20, "damaged or not a safetensors file"),
         ("tokenizer.json", b"{", "tokenizer.json: the tokenizer cannot be read"),
@@ -67,21 +68,21 @@ def test_damaged_folders_are_named(tmp_path: Path, checkpoint: Path) -> None:
         folder = saved_encoder(tmp_path / "damaged")
         (folder / name).write_bytes(damage)
         with pytest.raises(ValueError, match=message):
-            load_dual(folder)
+            DualEncoderCheckpoint.load(folder)
     (saved_encoder(tmp_path / "damaged") / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"is not complete: .*tokenizer\.json cannot be read"):
-        load_dual(tmp_path / "damaged")
+        DualEncoderCheckpoint.load(tmp_path / "damaged")
     folder = saved_encoder(tmp_path / "damaged")
     facts = json.loads((folder / "language.json").read_text())
     (folder / "language.json").write_text(json.dumps({**facts, "dim": 13}))
     with pytest.raises(ValueError, match="disagree: "):
-        load_dual(folder)
+        DualEncoderCheckpoint.load(folder)
 
 
 def test_commands_for_videos_alone_are_told_where_the_video_side_is(tmp_path: Path) -> None:
     folder = saved_encoder(tmp_path / "dual")
     with pytest.raises(ValueError, match=r"has no config\.json; its video side is one: .*dual/video"):
-        fluxvit.load(folder)
+        Checkpoint.load(folder)
 
 
 @pytest.mark.parametrize("part", ["whole", "video", "language", "text blocks"])
@@ -96,8 +97,8 @@ def test_wrapped_encoders_are_written_so_that_they_can_be_read(part: str, tmp_pa
             encoder.language.text.blocks[i] = torch.compile(block)
     else:
         setattr(encoder, part, torch.compile(getattr(encoder, part)))
-    save_dual(tmp_path / "dual", whole, DualInfo(Checkpoint(encoder.video), texts))
-    found = load_dual(tmp_path / "dual")[0].state_dict()
+    DualEncoderCheckpoint(whole, texts, Checkpoint(encoder.video)).save(tmp_path / "dual")
+    found = DualEncoderCheckpoint.load(tmp_path / "dual").model.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
@@ -123,7 +124,7 @@ def test_bad_descriptions_are_named(change: dict, reason: str, tmp_path: Path) -
     facts = json.loads((folder / "language.json").read_text())
     (folder / "language.json").write_text(json.dumps({**facts, **change}))
     with pytest.raises(ValueError, match=rf"language\.json: .*{reason}"):
-        load_dual(folder)
+        DualEncoderCheckpoint.load(folder)
 
 
 def test_a_tokenizer_of_another_tower_is_refused(tmp_path: Path) -> None:
@@ -132,4 +133,4 @@ def test_a_tokenizer_of_another_tower_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"tokenizer\.json has token ids up to 101, and the text tower knows"
     ):
-        load_dual(folder)
+        DualEncoderCheckpoint.load(folder)

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.cli import main
-from fluxvit.data.texts import embed_texts
-from fluxvit.deploy.search import database_file, index
+from fluxvit.deploy.search import database_file
 from fluxvit.deploy.search.contact_sheet import thumbnail_sheet
 from fluxvit.deploy.search.database import Filter, Hit, VideoDatabase
 from fluxvit.deploy.search.database_file import is_new, make_database
@@ -404,10 +403,11 @@ def embedder(tmp_path: Path) -> Embedder:
 def test_vectors_are_those_of_the_windows(tmp_path: Path, embedder: Embedder) -> None:
     path = shades(tmp_path / "a.mp4", 5)
     found, vectors = embedder.embed_file(path)
-    encoder, info = load_dual(embedder.settings.checkpoint)
+    loaded = DualEncoderCheckpoint.load(embedder.settings.checkpoint)
+    encoder = loaded.model
     clips = list(windows(path, GRID, 2.0))
     assert found == [(window.start, window.end) for window in clips]
-    video = normalize(torch.stack([window.video for window in clips]), info.video.mean, info.video.std)
+    video = normalize(torch.stack([window.video for window in clips]), loaded.video.mean, loaded.video.std)
     with torch.no_grad():
         np.testing.assert_allclose(vectors, encoder.embed_video(video, 6).numpy(), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(embedder.embed_query(path)), 1, atol=1e-6)
@@ -534,7 +534,7 @@ def test_one_bad_entry_does_not_end_the_run(
 def test_an_encoder_of_nan_ends_the_run(tmp_path: Path, embedder: Embedder) -> None:
     shades(tmp_path / "videos" / "a.mp4", 2)
     with torch.no_grad():
-        embedder.encoder.language.video_proj.weight.fill_(torch.nan)
+        embedder.checkpoint.model.language.video_proj.weight.fill_(torch.nan)
     with VideoDatabase(tmp_path / "v.db", create=True) as database:
         with pytest.raises(NotFiniteError, match=r"a\.mp4: the network's output is not finite"):
             update_index(database, tmp_path / "videos", embedder, progress=False)
@@ -546,8 +546,8 @@ def test_another_encoder_is_refused(tmp_path: Path, embedder: Embedder) -> None:
     with VideoDatabase(tmp_path / "v.db", create=True) as database:
         update_index(database, tmp_path / "videos", embedder, progress=False)
         with torch.no_grad():
-            embedder.encoder.language.text_proj.weight.mul_(2)
-        embedder.digest = index.dual_digest(embedder.encoder, embedder.info)
+            embedder.checkpoint.model.language.text_proj.weight.mul_(2)
+        embedder.digest = embedder.checkpoint.digest()
         with pytest.raises(ValueError, match="of another encoder"):
             update_index(database, tmp_path / "videos", embedder, progress=False)
         with pytest.raises(ValueError, match="of another encoder"):
@@ -559,7 +559,7 @@ def test_sentences_and_videos_find_windows(tmp_path: Path, embedder: Embedder) -
         shades(tmp_path / "videos" / f"{i}.mp4", 2, hue=i % 2, seed=i)
     with VideoDatabase(tmp_path / "v.db", create=True) as database:
         update_index(database, tmp_path / "videos", embedder, progress=False)
-        words = embed_texts(embedder.encoder, embedder.info.texts, SENTENCES[:1]).numpy()[0]
+        words = embedder.checkpoint.embed_texts(SENTENCES[:1]).numpy()[0]
         expected = sorted(
             (float(embedder.embed_file(tmp_path / "videos" / f"{i}.mp4")[1][0] @ words) for i in range(3)),
             reverse=True,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.cli import main
 from fluxvit.deploy.chat import Chat
 from fluxvit.evaluation.config import VideoQAConfig
@@ -91,10 +91,10 @@ def test_the_command(
 def test_a_language_model_of_another_width_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     other = tiny_language_model(tmp_path / "wide", width=64)
     with pytest.raises(ValueError, match=r"its words are 64 wide, and the connector .* makes 32"):
-        load_chat(checkpoint, str(other))
+        ChatCheckpoint.load(checkpoint, language=str(other))
     (checkpoint / "connector.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="damaged or not a safetensors file"):
-        load_chat(checkpoint)
+        ChatCheckpoint.load(checkpoint)
 
 
 @pytest.fixture
@@ -127,11 +127,12 @@ def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp
     assert found["chance"] == pytest.approx((4 / 2 + 2 / 3) / 6)
     assert [(row["blind"], row["keep"]) for row in found["rows"]] == [(True, 0), (False, 24), (False, 6)]
 
-    chat, language, info = load_chat(checkpoint)
+    loaded = ChatCheckpoint.load(checkpoint)
+    chat, language = loaded.model, loaded.language
     blind = found["rows"][0]
 
     def score(question: str, choice: str) -> float:
-        before, prompt = language.first_turn(question, info.instruction)
+        before, prompt = language.first_turn(question, loaded.instruction)
         answer = language.answer_ids(choice)
         words = chat.embed_words(torch.cat([before, prompt, answer]))[None]
         logits = chat.language(inputs_embeds=words).logits[0].log_softmax(-1)

@@ -10,13 +10,12 @@ from torch.nn import functional as F
 
 import fluxvit
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import read_manifest
-from fluxvit.data.texts import embed_texts
 from fluxvit.evaluation.retrieval import _figures
-from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, plain_name, text_classifier
+from fluxvit.evaluation.zero_shot import TEMPLATES, embed_classes, plain_name
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.transforms import normalize
 from fluxvit.video.writer import write_video
@@ -64,17 +63,18 @@ def test_figures_are_those_of_the_vectors(encoder: Path, videos: Path, tmp_path:
         for kind in ("plain", "optimised")
         for dual in (False, True)
     ]
-    both, info = load_dual(encoder)
+    loaded = DualEncoderCheckpoint.load(encoder)
+    both = loaded.model
     manifest = read_manifest(videos, None)
     sentences = [text for entry in manifest.entries for text in entry.captions]
     # Equal captions are right for each of their videos.
     shows = [{i for i, entry in enumerate(manifest.entries) if text in entry.captions} for text in sentences]
     assert found["shared_captions"] == sum(len(videos) > 1 for videos in shows) > 0
-    words = both.embed_text(*info.texts(sentences)).detach()
+    words = both.embed_text(*loaded.texts(sentences)).detach()
     for row in found["rows"]:
         grid = SamplingGrid.parse(row["grid"])
         clips = [ClipDataset(manifest)[ClipRequest(i, grid)].video for i in range(10)]
-        video = normalize(torch.stack(clips), info.video.mean, info.video.std)
+        video = normalize(torch.stack(clips), loaded.video.mean, loaded.video.std)
         with torch.no_grad():
             vectors = both.embed_video(video, row["keep"])
         cosines = (words @ vectors.t()).double().numpy()  # [captions, videos]
@@ -142,8 +142,9 @@ def test_a_dual_encoder_chooses_the_nearest_answer(
         (False, 24, 8),
         (False, 6, 8),
     ]
-    both, info = load_dual(encoder)
-    words = dict(zip(texts, embed_texts(both, info.texts, texts), strict=True))
+    loaded = DualEncoderCheckpoint.load(encoder)
+    both = loaded.model
+    words = dict(zip(texts, loaded.embed_texts(texts), strict=True))
     manifest = read_manifest(tmp_path / "mc.jsonl", None)
     answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     for row in found["rows"]:
@@ -152,7 +153,7 @@ def test_a_dual_encoder_chooses_the_nearest_answer(
         right = 0
         for number, answer in enumerate(answers[:6]):
             clip = ClipDataset(manifest)[ClipRequest(number // 2, grid)].video[None]
-            video = normalize(clip, info.video.mean, info.video.std)
+            video = normalize(clip, loaded.video.mean, loaded.video.std)
             vector = both.embed_video(video, row["keep"])[0].detach()
             best = max(answer["choices"], key=lambda text: float(words[text] @ vector))
             assert answer["said"] == {**answer["said"], name: best}
@@ -171,9 +172,10 @@ def test_captions_are_needed(encoder: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_a_classifier_of_texts_gives_scaled_cosines(encoder: Path) -> None:
-    both, info = load_dual(encoder)
-    vectors = embed_texts(both, info.texts, SENTENCES)
-    model = text_classifier(both, vectors)
+    loaded = DualEncoderCheckpoint.load(encoder)
+    both = loaded.model
+    vectors = loaded.embed_texts(SENTENCES)
+    model = loaded.classifier(vectors).model
     video = torch.randn(3, 3, 8, 32, 32)
     for budget in (24, 6):
         cosines = both.embed_video(video, budget) @ vectors.t()
@@ -183,23 +185,21 @@ def test_a_classifier_of_texts_gives_scaled_cosines(encoder: Path) -> None:
 
 
 def test_templates_are_averaged_as_it_is_said(encoder: Path) -> None:
-    both, info = load_dual(encoder)
+    loaded = DualEncoderCheckpoint.load(encoder)
     templates = ["a {}", "{} moves left", "a red {}"]
     names = ["ball", "cube"]
-    rows = torch.stack(
-        [embed_texts(both, info.texts, [t.replace("{}", name) for t in templates]) for name in names]
-    )
+    rows = torch.stack([loaded.embed_texts([t.replace("{}", name) for t in templates]) for name in names])
     video = F.normalize(torch.randn(4, 12), dim=-1)
-    scores = embed_classes(both, info.texts, names, templates, "scores")
+    scores = embed_classes(loaded, names, templates, "scores")
     torch.testing.assert_close(video @ scores.t(), torch.einsum("bd,ntd->bnt", video, rows).mean(-1))
-    embeddings = embed_classes(both, info.texts, names, templates, "embeddings")
+    embeddings = embed_classes(loaded, names, templates, "embeddings")
     torch.testing.assert_close(embeddings, F.normalize(rows.mean(1), dim=-1))
     assert len(set(TEMPLATES)) == 16
     for bad in ("no place", "{} and {}"):
         with pytest.raises(ValueError, match="must have one "):
-            embed_classes(both, info.texts, names, [bad])
+            embed_classes(loaded, names, [bad])
     with pytest.raises(ValueError, match="choose embeddings or scores"):
-        embed_classes(both, info.texts, names, templates, "max")
+        embed_classes(loaded, names, templates, "max")
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,14 @@ def test_classes_of_words_are_an_ordinary_checkpoint(
     (tmp_path / "names.txt").write_text("ball\ncube\n")
     folder = tmp_path / "zero"
     assert main(["zero-shot", str(encoder), str(tmp_path / "names.txt"), "--out", str(folder)]) == 0
-    info = Checkpoint.load(folder)
-    model = info.model
-    assert info.labels == ["ball", "cube"]
-    assert info.provenance["classes"]["average"] == "embeddings"
-    assert [plan.keep for plan in info.plans] == [12]
-    both, dual = load_dual(encoder)
-    vectors = embed_classes(both, dual.texts, ["ball", "cube"])
+    loaded = Checkpoint.load(folder)
+    model = loaded.model
+    assert loaded.labels == ["ball", "cube"]
+    assert loaded.provenance["classes"]["average"] == "embeddings"
+    assert [plan.keep for plan in loaded.plans] == [12]
+    dual = DualEncoderCheckpoint.load(encoder)
+    both = dual.model
+    vectors = embed_classes(dual, ["ball", "cube"])
     video = torch.randn(2, 3, 8, 24, 24)
     torch.testing.assert_close(
         model(video, 12).logits, both.language.scale * both.embed_video(video, 12) @ vectors.t()
@@ -255,19 +256,19 @@ def test_plans_are_searched_by_captions_and_written_to_the_video_side(
     command = ["optimize", str(folder), str(videos), "--budgets", "6", "--frames", "4,8", "--sizes", "16,24"]
     assert main([*command, "--out", str(tmp_path / "search")]) == 0
     assert str(folder / "video") in capsys.readouterr().out
-    _, info = load_dual(folder)
+    loaded = DualEncoderCheckpoint.load(folder)
     assert not [
         path for path in (tmp_path / "search").iterdir() if path.is_dir()
     ]  # No checkpoint of its own.
     # The plan for another budget stays.
-    assert [plan.keep for plan in info.video.plans] == [12, 6]
-    plan = info.video.plans[1]
-    both, _ = load_dual(folder)
+    assert [plan.keep for plan in loaded.video.plans] == [12, 6]
+    plan = loaded.video.plans[1]
+    both = DualEncoderCheckpoint.load(folder).model
     manifest = read_manifest(videos, None)
     firsts = [entry.captions[0] for entry in manifest.entries]
-    words = embed_texts(both, info.texts, firsts)
+    words = loaded.embed_texts(firsts)
     clips = [ClipDataset(manifest)[ClipRequest(i, plan.grid)].video for i in range(10)]
-    video = normalize(torch.stack(clips), info.video.mean, info.video.std)
+    video = normalize(torch.stack(clips), loaded.video.mean, loaded.video.std)
     with torch.no_grad():
         vectors = both.embed_video(video, plan.keep, plan.head, plan.selector)
     right = int(((vectors @ words.t()).argmax(1) == torch.arange(10)).sum())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from conftest import small_model
-from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.models.adapters import add_adapters, merge_adapters, merged_state
 from fluxvit.models.fluxvit import FluxViT
@@ -70,7 +70,8 @@ def test_chat_models_of_earlier_versions_keep_their_adapters(tmp_path: Path) -> 
             hooks.append(layer.register_forward_hook(lambda _, x, y, d=down, u=up: y + x[0] @ d.t() @ u.t()))
     assert len(hooks) == 4
     safetensors.torch.save_file(state, file)
-    found, model, _ = load_chat(chat)
+    loaded = ChatCheckpoint.load(chat)
+    found, model = loaded.model, loaded.language
     words = found.embed_words(model.ids("what moves ?"))[None]
     with torch.no_grad():
         ours, theirs = (net(inputs_embeds=words).logits for net in (found.language, language))
@@ -81,7 +82,7 @@ def test_chat_models_of_earlier_versions_keep_their_adapters(tmp_path: Path) -> 
     # An adapter of another language model.
     safetensors.torch.save_file({**state, f"{name}.up.weight": torch.ones(31, 2)}, file)
     with pytest.raises(ValueError, match=r"the adapter of model\.layers\.1.* does not fit Llama"):
-        load_chat(chat)
+        ChatCheckpoint.load(chat)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.data.questions import pack_turns
 from fluxvit.models.chat import Connector, ConnectorConfig, token_places
@@ -62,8 +62,9 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_answers_have_the_probability_of_each_row_alone(tmp_path: Path) -> None:
-    chat, language, info = load_chat(saved_chat(tmp_path))
-    before, behind = language.first_turn("what moves ?", info.instruction)
+    loaded = ChatCheckpoint.load(saved_chat(tmp_path))
+    chat, language = loaded.model, loaded.language
+    before, behind = language.first_turn("what moves ?", loaded.instruction)
     rows = [
         [(behind, language.answer_ids("ball"))],
         [
@@ -108,7 +109,8 @@ def test_turns_are_numbered_and_padded_behind() -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_turns_that_do_not_hear_one_another(tmp_path: Path, attention: str) -> None:
-    chat, language, _ = load_chat(saved_chat(tmp_path))
+    loaded = ChatCheckpoint.load(saved_chat(tmp_path))
+    chat, language = loaded.model, loaded.language
     chat.language.set_attn_implementation(attention)
     before, behind = language.first_turn("what moves ?")
     other = language.first_turn("which way does it go ?")[1]
@@ -145,7 +147,8 @@ def greedy(chat, embeddings: Tensor, stop: list[int], limit: int) -> list[int]:
 def test_what_was_said_is_gone_through_once(tmp_path: Path) -> None:
     from transformers import DynamicCache
 
-    chat, language, _ = load_chat(saved_chat(tmp_path))
+    loaded = ChatCheckpoint.load(saved_chat(tmp_path))
+    chat, language = loaded.model, loaded.language
     stop, cache = language.stops, DynamicCache()
     first, second = torch.randn(1, 9, 32), torch.randn(1, 4, 32)
     one = list(chat.generate(first, cache, stop=stop, limit=6))
@@ -161,7 +164,7 @@ def test_what_was_said_is_gone_through_once(tmp_path: Path) -> None:
 
 
 def test_several_clips_are_seen_in_their_order(tmp_path: Path) -> None:
-    chat, _, _ = load_chat(saved_chat(tmp_path, "mlp"))
+    chat = ChatCheckpoint.load(saved_chat(tmp_path, "mlp")).model
     one, other = torch.randn(2, 1, 3, 8, 16, 16).unbind(0)
     both = chat.look([one, other], 6)
     assert both.shape == (1, 13, 32)

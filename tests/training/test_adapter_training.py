@@ -17,7 +17,7 @@ from test_contrastive import train_contrastive
 from test_recipe import CONFIGS, arguments, world
 
 import fluxvit
-from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.cli import main
 from fluxvit.training import trainer
 from talking import tiny_language_model
@@ -96,13 +96,14 @@ def test_a_chat_model_may_adapt_what_it_sees(world: Path, checkpoint: Path, tmp_
     language = str(tiny_language_model(tmp_path / "lm"))
     options = [*ADAPTERS, "--task.adapters.rank", "2", "--optim.lr", "0.01"]
     assert train_chat(INSTRUCT[0], world, checkpoint, language, tmp_path / "run", *options) == 0
-    chat, _, info = load_chat(tmp_path / "run" / "last")
+    loaded = ChatCheckpoint.load(tmp_path / "run" / "last")
+    chat = loaded.model
     folder = tmp_path / "run" / "last" / "video"
     assert changed(folder, checkpoint) == {f"blocks.{block}.{name}" for block in (0, 1) for name in TRAINED}
     # The heads stay, and the plans of what the video side was do not.
     old, new = fluxvit.load(checkpoint).model.heads.state_dict(), chat.video.heads.state_dict()
     assert all(torch.equal(new[name], old[name]) for name in new)
-    assert info.video.plans == []
+    assert loaded.video.plans == []
 
 
 @pytest.mark.parametrize(

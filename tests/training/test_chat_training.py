@@ -11,7 +11,7 @@ from test_contrastive import stopped_run
 from test_recipe import TINY, world
 from torch import Tensor
 
-from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.cli import main
@@ -31,17 +31,18 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "chat").glob("*.yaml")
 
 
 def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
-    chat, language, info = load_chat(saved_chat(tmp_path))
+    loaded = ChatCheckpoint.load(saved_chat(tmp_path))
+    chat, language = loaded.model, loaded.language
     chat.connector.requires_grad_(True)
-    before, _ = language.first_turn("", info.instruction)
-    silent = Questions(Manifest((), (), ""), language, info.instruction)
+    before, _ = language.first_turn("", loaded.instruction)
+    silent = Questions(Manifest((), (), ""), language, loaded.instruction)
     first, way = language.first_turn("what moves ?")[1], language.next_turn("which way ?")
     rows = [
         [(first, language.answer_ids("ball")), (way, language.answer_ids("right"))],
         [(first, language.answer_ids("to the left ."))],
     ]
     questions = pack_turns(rows)
-    task = ChatTask(info.video, chat.connector, silent, budgets=(12,))
+    task = ChatTask(loaded.video, chat.connector, silent, budgets=(12,))
     video = torch.randn(2, 3, 8, 16, 16)
     chat.video.train()
     result = task({"video": video, **questions._asdict()})
@@ -64,9 +65,10 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
 
 
 def test_every_budget_is_drawn(tmp_path: Path) -> None:
-    chat, language, info = load_chat(saved_chat(tmp_path))
+    loaded = ChatCheckpoint.load(saved_chat(tmp_path))
+    chat, language = loaded.model, loaded.language
     silent = Questions(Manifest((), (), ""), language)
-    task = ChatTask(info.video, chat.connector, silent, budgets=(12, 6, 3))
+    task = ChatTask(loaded.video, chat.connector, silent, budgets=(12, 6, 3))
     questions = pack_turns([[(language.first_turn("what ?")[1], language.answer_ids("ball"))]])
     video = torch.randn(1, 3, 8, 16, 16)
     losses = set()
@@ -101,7 +103,7 @@ def conversations(folder: Path, language: LanguageModel, rows: list[dict], **opt
 
 
 def test_questions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
-    language = load_chat(saved_chat(tmp_path))[1]
+    language = ChatCheckpoint.load(saved_chat(tmp_path)).language
 
     def first(question: str, answer: str) -> tuple[list[int], list[int]]:
         return language.first_turn(question)[1].tolist(), language.answer_ids(answer).tolist()
@@ -161,32 +163,34 @@ def test_a_connector_is_trained_further(
     first = tmp_path / "first" / "last"
     options = ("--task.init", str(first), "--optim.lr", "1e-12")
     assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "second", *options) == 0
-    one, two = (load_chat(folder)[0].connector for folder in (first, tmp_path / "second" / "last"))
+    one, two = (
+        ChatCheckpoint.load(folder).model.connector for folder in (first, tmp_path / "second" / "last")
+    )
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
-    info = Checkpoint.load(first / "video")
-    model = info.model
+    loaded = Checkpoint.load(first / "video")
+    model = loaded.model
     with torch.no_grad():
         model.cls_token.add_(1)
-    replace(info, model=model).save(tmp_path / "other")
+    replace(loaded, model=model).save(tmp_path / "other")
     options = ("--task.init", str(first), "--model.init", str(tmp_path / "other"))
     assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
     assert "was trained to read another video side" in " ".join(capsys.readouterr().err.split())
     # Plans of the video side stay with it.
-    info = Checkpoint.load(first / "video")
-    model = info.model
-    planned = replace(info, plans=[Plan(SamplingGrid(8, 32, 32), 6)])
+    loaded = Checkpoint.load(first / "video")
+    model = loaded.model
+    planned = replace(loaded, plans=[Plan(SamplingGrid(8, 32, 32), 6)])
     replace(planned, model=model).save(tmp_path / "planned")
     options = ("--task.init", str(first), "--model.init", str(tmp_path / "planned"))
     assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "fourth", *options) == 0
-    assert load_chat(tmp_path / "fourth" / "last")[2].video.plans == planned.plans
+    assert ChatCheckpoint.load(tmp_path / "fourth" / "last").video.plans == planned.plans
     options = ("--task.init", str(first), "--task.queries", "4")
     assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "third", *options) == 2
     assert "its connector has another shape" in capsys.readouterr().err
 
 
 def test_videos_without_questions_are_named(tmp_path: Path) -> None:
-    language = load_chat(saved_chat(tmp_path))[1]
+    language = ChatCheckpoint.load(saved_chat(tmp_path)).language
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
     with pytest.raises(ValueError, match=r"a\.mp4 has no question"):
         Questions(read_manifest(tmp_path / "m.jsonl", None), language)
@@ -213,10 +217,11 @@ def test_every_recipe_parses_builds_and_runs(
 ) -> None:
     out = tmp_path / "run"
     assert train_chat(recipe, world, checkpoint, language, out) == 0
-    chat, model, info = load_chat(out / "last")
+    loaded = ChatCheckpoint.load(out / "last")
+    chat, model = loaded.model, loaded.language
     assert (model.source, chat.connector.config.queries) == (language, 3)
     assert chat.connector.config.scale == pytest.approx(model.word_scale)
-    assert info.provenance["recipe"]["task"]["budgets"] == [12, 6]
+    assert loaded.provenance["recipe"]["task"]["budgets"] == [12, 6]
     assert find_state(out).about["step"] == 2
     assert train_chat(recipe, world, checkpoint, language, out) == 0
     assert train_chat(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2
@@ -231,7 +236,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     run = [CONFIGS[0], world, checkpoint, language]
     assert stopped_run(lambda: train_chat(*run, tmp_path / "cut", *options)) == 130
     assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "cut", *options) == 0
-    one, other = (load_chat(tmp_path / name / "last")[0].connector for name in ("whole", "cut"))
+    one, other = (ChatCheckpoint.load(tmp_path / name / "last").model.connector for name in ("whole", "cut"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -252,7 +257,7 @@ def test_what_is_exported_is_the_moving_average(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ema, "update", by_hand)
         assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
-    chat, _, _ = load_chat(tmp_path / "run" / "last")
+    chat = ChatCheckpoint.load(tmp_path / "run" / "last").model
     for name, value in chat.connector.state_dict().items():
         torch.testing.assert_close(value, state[f"connector.{name}"], msg=name)
     # The frozen video side is its own average.
@@ -273,7 +278,8 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
         "3",
     )
     assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "run", *options) == 0
-    chat, model, _ = load_chat(tmp_path / "run" / "last")
+    loaded = ChatCheckpoint.load(tmp_path / "run" / "last")
+    chat, model = loaded.model, loaded.language
     plain = load_language_model(language)
     words = chat.embed_words(model.ids("what moves ?"))[None]
     with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.cli import main
 from fluxvit.cli.command import parse
 from fluxvit.data.manifest import Manifest, read_manifest
@@ -173,9 +173,10 @@ def train_contrastive(recipe: Path, data: Path, out: Path, *options: str) -> int
 def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train_contrastive(recipe, world, out) == 0
-    encoder, info = load_dual(out / "last")
+    loaded = DualEncoderCheckpoint.load(out / "last")
+    encoder = loaded.model
     assert encoder.video.config.budgets == (12, 8, 4)
-    assert info.provenance["recipe"]["text"]["kind"] == "words"
+    assert loaded.provenance["recipe"]["text"]["kind"] == "words"
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {"recall@12", "recall@4", "temperature"} < set(rows[0])
     assert find_state(out).about["step"] == 2
@@ -218,7 +219,7 @@ def test_images_take_turns_with_videos_and_a_second_stage_goes_on(
     assert [row["step"] for row in log] == [0, 1, 2, 3]  # As many again as of videos alone.
 
     # The second stage keeps the text tower and the shared space of the first.
-    first, _ = load_dual(tmp_path / "first" / "last")
+    first = DualEncoderCheckpoint.load(tmp_path / "first" / "last").model
     again = [
         "--model.init",
         str(tmp_path / "first" / "last"),
@@ -228,18 +229,21 @@ def test_images_take_turns_with_videos_and_a_second_stage_goes_on(
         "1e-30",
     ]
     assert train_contrastive(RECIPE, world, tmp_path / "second", *again) == 0
-    second, info = load_dual(tmp_path / "second" / "last")
+    loaded = DualEncoderCheckpoint.load(tmp_path / "second" / "last")
+    second = loaded.model
     for name, value in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, msg=name)
-    assert info.texts.context == 40
+    assert loaded.texts.context == 40
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(world: Path, tmp_path: Path) -> None:
     assert train_contrastive(RECIPE, world, tmp_path / "whole", "--epochs", "2") == 0
     assert stopped_run(lambda: train_contrastive(RECIPE, world, tmp_path / "cut", "--epochs", "2")) == 130
-    assert load_dual(tmp_path / "cut" / "last")
+    assert DualEncoderCheckpoint.load(tmp_path / "cut" / "last")
     assert train_contrastive(RECIPE, world, tmp_path / "cut", "--epochs", "2") == 0
-    one, other = (load_dual(tmp_path / name / "last")[0].state_dict() for name in ("whole", "cut"))
+    one, other = (
+        DualEncoderCheckpoint.load(tmp_path / name / "last").model.state_dict() for name in ("whole", "cut")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -258,19 +262,19 @@ def test_what_is_exported_is_the_moving_average_of_both_towers(world: Path, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ema, "update", by_hand)
         assert train_contrastive(RECIPE, world, tmp_path / "whole", *options) == 0
-    encoder, _ = load_dual(tmp_path / "whole" / "last")
+    encoder = DualEncoderCheckpoint.load(tmp_path / "whole" / "last").model
     for prefix, module in (("model.", encoder.video), ("language.", encoder.language)):
         for name, value in module.state_dict().items():
             torch.testing.assert_close(value, expected[prefix + name], msg=name)
     # The average is not what the last step left behind, in neither tower.
     assert train_contrastive(RECIPE, world, tmp_path / "plain", *options[2:]) == 0
-    plain, _ = load_dual(tmp_path / "plain" / "last")
+    plain = DualEncoderCheckpoint.load(tmp_path / "plain" / "last").model
     for name in ("video.cls_token", "language.text_proj.weight"):
         assert not torch.equal(plain.state_dict()[name], encoder.state_dict()[name])
     # A run that was stopped goes on to the same average.
     assert stopped_run(lambda: train_contrastive(RECIPE, world, tmp_path / "cut", *options)) == 130
     assert train_contrastive(RECIPE, world, tmp_path / "cut", *options) == 0
-    again = load_dual(tmp_path / "cut" / "last")[0].state_dict()
+    again = DualEncoderCheckpoint.load(tmp_path / "cut" / "last").model.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in encoder.state_dict().items())
 
 
@@ -280,7 +284,7 @@ def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
     assert train_contrastive(RECIPE, world, tmp_path / "run", *options, "--optim.lr", "0.01") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
-    best, _ = load_dual(tmp_path / "run" / "best")
+    best = DualEncoderCheckpoint.load(tmp_path / "run" / "best").model
     found = run_retrieve(
         RetrievalConfig(
             str(tmp_path / "run" / "best"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.folder import (
+    VIDEO,
+    FolderCheckpoint,
     check_numbers,
-    check_replaceable,
     check_size,
     compare_keys,
     load_weights,
@@ -25,105 +26,106 @@ from fluxvit.checkpoints.folder import (
 )
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.checkpoints.state_dicts import savable
-from fluxvit.checkpoints.weights import tensor_shapes, write_tensors
+from fluxvit.checkpoints.weights import tensor_shapes
 from fluxvit.models.adapters import merge_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.utils.files import atomic_folder, write_json
 from fluxvit.utils.schema import Name, convert, located
 from fluxvit.utils.schema import load as load_json
 
-FORMAT = 1
-VIDEO, WEIGHTS, CONFIG = "video", "connector.safetensors", "chat.json"
-_ADAPTERS = "adapters."
+_CONNECTOR, _ADAPTERS = "connector.", "adapters."
 
 
 @dataclass
-class ChatInfo:
-    """What a chat model must be used with.
+class ChatCheckpoint(FolderCheckpoint):
+    """A chat model, and what it must be used with.
 
     Args:
-        video: Its video side, a checkpoint of its own.
-        language: Where the language model is; see
-            :func:`~fluxvit.checkpoints.language_model.load_language_model`.
-        instruction: What it was told to be in training.
+        model: The network, which shares its FluxViT with ``video`` and its language model with ``language``.
+        language: The language model and its tokenizer. A folder holds its source only.
+        video: The video side, a checkpoint of its own.
+        instruction: The system message of training.
         provenance: Where the weights come from; free-form.
+        adapters: Adapters of the language model, as :func:`~fluxvit.models.adapters.merge_adapters` takes
+            them. They are merged into the language model when a folder is read.
     """
 
+    KIND: ClassVar[str] = "chat model"
+    WEIGHTS: ClassVar[str] = "connector.safetensors"
+    CONFIG: ClassVar[str] = "chat.json"
+    OTHERS: ClassVar[frozenset[str]] = frozenset({VIDEO})
+
+    model: VideoChat
+    language: LanguageModel
     video: Checkpoint
-    language: str
     instruction: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+
+    def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        connector = self.model.connector
+        state = {f"{_CONNECTOR}{name}": value for name, value in connector.state_dict().items()}
+        state |= {f"{_ADAPTERS}{name}": value for name, value in self.adapters.items()}
+        return savable(state, what), {
+            "connector": asdict(connector.config),
+            "language": self.language.source,
+            "instruction": self.instruction,
+            "provenance": self.provenance,
+        }
+
+    def _save_others(self, folder: Path) -> None:
+        self.video.save(folder / VIDEO)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: str | torch.device | None = "cpu", *, language: str = ""
+    ) -> ChatCheckpoint:
+        """Read a checkpoint folder, and the language model that it names; all in eval mode.
+
+        Args:
+            device: Where the model goes; None: the accelerator if there is one.
+            language: Where the language model is now, if not where the folder says.
+
+        Raises:
+            ValueError: The folder is missing, incomplete or damaged, the language model cannot be loaded, or
+                is another one.
+        """
+        folder = Path(folder)
+        weights, where = folder / cls.WEIGHTS, str(folder / cls.CONFIG)
+        state = _read_weights(folder)
+        facts = read_format(load_json(folder / cls.CONFIG), _ChatFile, where)
+        config = convert(facts.connector, ConnectorConfig, where, "connector")
+        check_size(config.parameters, tensor_shapes(weights), f"{folder}: {cls.WEIGHTS} and {cls.CONFIG}")
+        connector = Connector(config)
+        source = language or facts.language
+        video = Checkpoint.load(folder / VIDEO, device)
+        model = load_language_model(source)
+        if model.dim != config.out_dim:
+            raise ValueError(
+                f"{source}: its words are {model.dim} wide, and the connector of {folder} makes "
+                f"{config.out_dim}; it was trained for {facts.language}"
+            )
+        adapters = {name: state.pop(name) for name in list(state) if name.startswith(_ADAPTERS)}
+        adapters = {name.removeprefix(_ADAPTERS): value for name, value in adapters.items()}
+        load_weights(nn.ModuleDict({"connector": connector}), state, weights, cls.CONFIG)
+        with located(f"{folder}: {cls.WEIGHTS}"):
+            merge_adapters(model.network, adapters)
+        chat = VideoChat(video.model, connector, model.network).to(video.device)
+        chat.eval().requires_grad_(False)
+        return cls(chat, model, video, facts.instruction, facts.provenance, adapters)
 
 
-def save_chat(folder: str | Path, config: ConnectorConfig, state: dict[str, Tensor], info: ChatInfo) -> Path:
-    """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
-
-    Args:
-        state: The connector's tensors (``connector.``...) and, if the language model has adapters, theirs
-            (``adapters.``...) as :func:`~fluxvit.models.adapters.merge_adapters` takes them.
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of the connector and the adapters.
 
     Raises:
-        ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
+        ValueError: It is not the folder of a chat model, or its weights are damaged.
     """
-    folder = Path(folder)
-    check_replaceable(folder, {VIDEO, WEIGHTS, CONFIG}, "chat model")
-    tensors = savable(state, f"{folder} is not written")
-    with atomic_folder(folder) as partial:
-        info.video.save(partial / VIDEO)
-        write_tensors(partial / WEIGHTS, tensors)
-        write_json(
-            partial / CONFIG,
-            {
-                "format": FORMAT,
-                "connector": asdict(config),
-                "language": info.language,
-                "instruction": info.instruction,
-                "provenance": info.provenance,
-            },
-        )
-    return folder
-
-
-def load_chat(
-    folder: str | Path, language: str = "", device: str | torch.device = "cpu"
-) -> tuple[VideoChat, LanguageModel, ChatInfo]:
-    """Read a checkpoint folder, and the language model that it names; all in eval mode.
-
-    Args:
-        language: Where the language model is now, if not where the folder says.
-
-    Raises:
-        ValueError: The folder is missing, incomplete or damaged, the language model cannot be loaded, or is
-            another one.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
+    if not ChatCheckpoint.is_in(folder):
         raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
-    where = str(folder / CONFIG)
-    facts = read_format(load_json(folder / CONFIG), FORMAT, _ChatFile, where)
-    config = convert(facts.connector, ConnectorConfig, where, "connector")
-    shapes = tensor_shapes(folder / WEIGHTS)
-    check_size(config.parameters, shapes, f"{folder}: {WEIGHTS} and {CONFIG}")
-    connector = Connector(config)
-    source = language or facts.language
-    state = read_weights(folder / WEIGHTS)
-    check_numbers(state, folder / WEIGHTS)
-    video = Checkpoint.load(folder / VIDEO, device)
-    model = load_language_model(source)
-    if model.dim != connector.config.out_dim:
-        raise ValueError(
-            f"{source}: its words are {model.dim} wide, and the connector of {folder} makes "
-            f"{connector.config.out_dim}; it was trained for {facts.language}"
-        )
-    adapters = {name: state.pop(name) for name in list(state) if name.startswith(_ADAPTERS)}
-    parts = nn.ModuleDict({"connector": connector})
-    load_weights(parts, state, folder / WEIGHTS, CONFIG)
-    with located(f"{folder}: {WEIGHTS}"):
-        merge_adapters(model.network, {name.removeprefix(_ADAPTERS): x for name, x in adapters.items()})
-    chat = VideoChat(video.model, connector, model.network).to(video.device)
-    chat.eval().requires_grad_(False)
-    return chat, model, ChatInfo(video, source, facts.instruction, facts.provenance)
+    state = read_weights(folder / ChatCheckpoint.WEIGHTS)
+    check_numbers(state, folder / ChatCheckpoint.WEIGHTS)
+    return state
 
 
 def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> None:
@@ -137,12 +139,11 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
             has other weights.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
-    prefix = "connector."
-    tensors = read_weights(folder / WEIGHTS)
-    check_numbers(tensors, folder / WEIGHTS)
-    state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    state = {
+        name.removeprefix(_CONNECTOR): value
+        for name, value in _read_weights(folder).items()
+        if name.startswith(_CONNECTOR)
+    }
     report = compare_keys(state, connector)
     if not report.matches:
         raise ValueError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -20,7 +20,8 @@ from msgspec import Meta
 from torch import Tensor
 
 from fluxvit.checkpoints.folder import (
-    check_replaceable,
+    VIDEO,
+    FolderCheckpoint,
     check_size,
     compare_keys,
     load_weights,
@@ -30,20 +31,19 @@ from fluxvit.checkpoints.folder import (
 )
 from fluxvit.checkpoints.latency import plan_for
 from fluxvit.checkpoints.state_dicts import bare, savable
-from fluxvit.checkpoints.weights import tensor_shapes, write_tensors
+from fluxvit.checkpoints.weights import tensor_shapes
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.utils.files import atomic_folder, write_json
+from fluxvit.utils.files import write_json
 from fluxvit.utils.schema import Finite, Positive, convert, located
 from fluxvit.utils.schema import load as load_json
 from fluxvit.utils.system import usable_device
 from fluxvit.video.sampling import SPARSE, ClipSampling
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize, resize_and_crop, to_tensor
 
-FORMAT = 1
 WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
 SEARCH = "optimize.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -54,8 +54,8 @@ _USUAL_POOL = 2.5
 
 
 @dataclass
-class Checkpoint:
-    """A model, and what it must be used with.
+class Checkpoint(FolderCheckpoint):
+    """A FluxViT, with a classifier or without one (pre-trained), and what it must be used with.
 
     Args:
         model: The network. In a wrapper of ``torch.compile`` (as a whole or of single blocks),
@@ -71,6 +71,11 @@ class Checkpoint:
             its sigmoid is the class's probability.
         sampling: How the frames of a clip were spread over a video in training.
     """
+
+    KIND: ClassVar[str] = "checkpoint"
+    WEIGHTS: ClassVar[str] = WEIGHTS
+    CONFIG: ClassVar[str] = CONFIG
+    OTHERS: ClassVar[frozenset[str]] = frozenset({PLANS, SEARCH})
 
     model: FluxViT
     labels: list[str] = field(default_factory=list)
@@ -161,26 +166,16 @@ class Checkpoint:
         """The probability of each class, float64 like ``logits`` ``[..., classes]``."""
         return logits.double().sigmoid() if self.multi_label else logits.double().softmax(-1)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
-
-        Nothing is written that :meth:`load` could not read back.
-
-        Raises:
-            ValueError: The labels do not fit the model's classes, ``folder`` holds something else, or the
-                model has other tensors than its configuration says, or some that are not finite numbers.
-        """
-        folder, network = Path(folder), bare(self.model, FluxViT)
+    def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        network = bare(self.model, FluxViT)
         if self.labels and len(self.labels) != network.num_classes:
             raise ValueError(f"{len(self.labels)} labels for a model of {network.num_classes} classes")
-        check_replaceable(folder, {WEIGHTS, CONFIG, PLANS, SEARCH}, "checkpoint")
-        state = savable(network.state_dict(), f"{folder} is not written")
+        state = savable(network.state_dict(), what)
         with torch.device("meta"):
             report = compare_keys(state, FluxViT(network.config))
         if not report.matches:
-            raise ValueError(f"{folder} is not written: model and configuration disagree: {report.summary}")
+            raise ValueError(f"{what}: model and configuration disagree: {report.summary}")
         facts = {
-            "format": FORMAT,
             "model": network.config.to_dict(),
             "labels": list(self.labels),
             "multi_label": self.multi_label,
@@ -189,13 +184,12 @@ class Checkpoint:
             "sampling": _without_nothing(asdict(self.sampling)),
             "provenance": self.provenance,
         }
-        _read_facts(facts, f"{folder} is not written")
-        with atomic_folder(folder) as partial:
-            write_tensors(partial / WEIGHTS, state)
-            write_json(partial / CONFIG, facts)
-            if self.plans or self.cascades:
-                self.save_plans(partial)
-        return folder
+        _read_facts(convert(facts, _ConfigFile, what), what)
+        return state, facts
+
+    def _save_others(self, folder: Path) -> None:
+        if self.plans or self.cascades:
+            self.save_plans(folder)
 
     def save_plans(self, folder: str | Path) -> None:
         """Write the plan table alone, into a folder that holds the rest of the checkpoint."""
@@ -236,14 +230,15 @@ class Checkpoint:
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 hint = ""
-                if (folder / "video" / CONFIG).is_file():  # Of dual encoders and chat models.
-                    hint = f"; its video side is one: {folder / 'video'}"
+                if (folder / VIDEO / CONFIG).is_file():  # A dual encoder or a chat model.
+                    hint = f"; its video side is one: {folder / VIDEO}"
                 elif inner := next((path for path in ("best", "last") if (folder / path).is_dir()), ""):
                     hint = f"; the folder of a run holds one: {folder / inner}"
                 elif (folder / name).is_symlink():
                     hint = f"; the link {folder / name} leads nowhere"
                 raise ValueError(f"{folder} is not a checkpoint: it has no {name}{hint}")
-        config, facts = _read_facts(load_json(folder / CONFIG), str(folder / CONFIG))
+        where = str(folder / CONFIG)
+        config, facts = _read_facts(read_format(load_json(folder / CONFIG), _ConfigFile, where), where)
         if (folder / PLANS).exists():
             facts |= _read_plans(load_json(folder / PLANS), str(folder / PLANS), config)
         # The header alone, so that a configuration cannot ask for a network far larger than its weights.
@@ -252,9 +247,6 @@ class Checkpoint:
             model = FluxViT(config)
         load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS, CONFIG, assign=True)
         return cls(model.requires_grad_(True).to(device).eval(), **facts)
-
-
-load = Checkpoint.load
 
 
 def _plan_row(plan: Plan) -> dict[str, Any]:
@@ -310,13 +302,12 @@ class _PlansFile(msgspec.Struct):
     cascades: list[Any] = []
 
 
-def _read_facts(content: Any, where: str) -> tuple[FluxViTConfig, dict[str, Any]]:
-    """What ``config.json`` says.
+def _read_facts(file: _ConfigFile, where: str) -> tuple[FluxViTConfig, dict[str, Any]]:
+    """The architecture, and the fields of the checkpoint.
 
     Raises:
-        ValueError: A value is missing, has another type or range, or does not fit the others.
+        ValueError: A value has another type or range, or does not fit the others.
     """
-    file = read_format(content, FORMAT, _ConfigFile, where)
     config = FluxViTConfig.from_dict(file.model, where, "model")
     if file.labels and len(file.labels) != config.num_classes:
         raise ValueError(f"{where}: {len(file.labels)} labels for a model of {config.num_classes} classes")

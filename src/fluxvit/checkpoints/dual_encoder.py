@@ -7,132 +7,170 @@ tower is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import torch
 from msgspec import Meta
-from torch import Tensor, nn
+from torch import Tensor
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.folder import (
-    check_replaceable,
+    VIDEO,
+    FolderCheckpoint,
     check_size,
     load_weights,
     read_format,
     read_weights,
+    state_digest,
 )
 from fluxvit.checkpoints.huggingface_text import remake_text
 from fluxvit.checkpoints.state_dicts import bare, savable
-from fluxvit.checkpoints.weights import tensor_shapes, write_tensors
+from fluxvit.checkpoints.weights import tensor_shapes
 from fluxvit.data.texts import Texts
-from fluxvit.models.config import Width
+from fluxvit.models.config import FluxViTConfig, Width
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
+from fluxvit.models.finite import check_finite
+from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
-from fluxvit.utils.files import atomic_folder, write_json
 from fluxvit.utils.schema import Natural, convert, located, shown
 from fluxvit.utils.schema import load as load_json
 
-FORMAT = 1
-VIDEO, WEIGHTS, CONFIG, TOKENIZER = "video", "language.safetensors", "language.json", "tokenizer.json"
+_TOKENIZER = "tokenizer.json"
+_AT_ONCE = 256  # Texts that are embedded in one batch.
 
 
 @dataclass
-class DualInfo:
-    """What a dual encoder must be used with.
+class DualEncoderCheckpoint(FolderCheckpoint):
+    """A dual encoder, and what it must be used with.
 
     Args:
-        video: Its video side, a checkpoint of its own.
+        model: The network, which shares its FluxViT with ``video``. It can be saved in a wrapper, too, as in
+            :class:`~fluxvit.Checkpoint`.
         texts: Its tokenizer.
+        video: Its video side, a checkpoint of its own.
         provenance: Where the weights come from; free-form.
     """
 
-    video: Checkpoint
+    KIND: ClassVar[str] = "dual encoder"
+    WEIGHTS: ClassVar[str] = "language.safetensors"
+    CONFIG: ClassVar[str] = "language.json"
+    OTHERS: ClassVar[frozenset[str]] = frozenset({VIDEO, _TOKENIZER})
+
+    model: DualEncoder
     texts: Texts
+    video: Checkpoint
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @torch.no_grad()
+    def embed_texts(self, sentences: Sequence[str]) -> Tensor:
+        """Unit vectors ``[N, D]`` of sentences, fp32, on the CPU.
 
-def is_dual(folder: str | Path) -> bool:
-    """Whether a folder is a dual encoder's checkpoint."""
-    return (Path(folder) / CONFIG).is_file()
+        Raises:
+            ValueError: A sentence is empty.
+        """
+        rows = []
+        for first in range(0, len(sentences), _AT_ONCE):
+            ids, lengths = self.texts(sentences[first : first + _AT_ONCE])
+            device = self.video.device
+            rows.append(self.model.embed_text(ids.to(device), lengths.to(device)).float().cpu())
+        return check_finite(torch.cat(rows), "texts")
 
+    def classifier(self, vectors: Tensor, labels: Sequence[str] = ()) -> Checkpoint:
+        """The video side with a class for each of ``vectors`` ``[N, D]``; logits are cosines over the
+        temperature.
 
-def save_dual(folder: str | Path, encoder: nn.Module, info: DualInfo) -> Path:
-    """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
+        It shares its weights with the encoder, but for the classifiers. In eval mode.
+        """
+        video, language = self.model.video, self.model.language
+        count, dim = vectors.shape
+        config = {**video.config.to_dict(), "num_classes": count, "class_dim": dim}
+        with torch.device("meta"):
+            made = FluxViT(FluxViTConfig.from_dict(config))
+        state = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
+        for number in range(len(video.config.budgets)):
+            prefix = f"heads.{number}.fc."
+            state |= {
+                # Copies: files of weights hold no tensor twice.
+                f"{prefix}proj.weight": language.video_proj.weight.detach().clone(),
+                f"{prefix}proj.bias": language.video_proj.bias.detach().clone(),
+                f"{prefix}classes": vectors.to(video.cls_token.device, copy=True),
+                f"{prefix}scale": language.scale.detach().reshape(1),
+            }
+        made.load_state_dict(state, assign=True)
+        return replace(self.video, model=made.eval().requires_grad_(False), labels=list(labels))
 
-    Args:
-        encoder: A DualEncoder, or one in a wrapper, as in
-            :func:`~fluxvit.checkpoints.checkpoint.Checkpoint`.
+    def digest(self) -> str:
+        """16 hexadecimal digits of what vectors depend on: weights, normalisation and tokenizer."""
+        facts = [self.video.mean, self.video.std, self.texts.to_json(), self.model.video.config.to_dict()]
+        return state_digest(self.model.state_dict(), repr(facts))
 
-    Raises:
-        ValueError: ``folder`` holds something else, or a tensor has no content or is not finite.
-    """
-    folder, network = Path(folder), bare(encoder, DualEncoder)
-    check_replaceable(folder, {VIDEO, WEIGHTS, CONFIG, TOKENIZER}, "dual encoder")
-    language = bare(network.language, LanguageSide)
-    state = savable(language.state_dict(), f"{folder} is not written")
-    with atomic_folder(folder) as partial:
-        replace(info.video, model=network.video).save(partial / VIDEO)
-        write_tensors(partial / WEIGHTS, state)
-        (partial / TOKENIZER).write_text(info.texts.to_json(), encoding="utf-8")
-        write_json(
-            partial / CONFIG,
-            {
-                "format": FORMAT,
-                "dim": language.dim,
-                "least_temperature": language.least_temperature,
-                "context": info.texts.context,
-                "text": language.text.describe(),
-                "provenance": info.provenance,
-            },
-        )
-    return folder
+    def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        language = bare(bare(self.model, DualEncoder).language, LanguageSide)
+        return savable(language.state_dict(), what), {
+            "dim": language.dim,
+            "least_temperature": language.least_temperature,
+            "context": self.texts.context,
+            "text": language.text.describe(),
+            "provenance": self.provenance,
+        }
 
+    def _save_others(self, folder: Path) -> None:
+        self.video.save(folder / VIDEO)
+        (folder / _TOKENIZER).write_text(self.texts.to_json(), encoding="utf-8")
 
-def load_dual(folder: str | Path, device: str | torch.device = "cpu") -> tuple[DualEncoder, DualInfo]:
-    """Read a checkpoint folder; the encoder is in eval mode.
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device | None = "cpu") -> DualEncoderCheckpoint:
+        """Read a checkpoint folder; the encoder is in eval mode.
 
-    Raises:
-        ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message says
-            which.
-    """
-    folder = Path(folder)
-    if not is_dual(folder):
-        kind = "is a checkpoint without texts" if (folder / "config.json").is_file() else "is none"
-        raise ValueError(f"{folder}: no dual encoder, which `fluxvit train-contrastive` makes: it {kind}")
-    video = Checkpoint.load(folder / VIDEO, device)
-    where = str(folder / CONFIG)
-    facts = read_format(load_json(folder / CONFIG), FORMAT, _LanguageFile, where)
-    try:
-        tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
-        shapes = tensor_shapes(folder / WEIGHTS)
-    except OSError as error:
-        raise ValueError(f"{folder} is not complete: {error.filename} cannot be read") from error
-    except UnicodeDecodeError:
-        raise ValueError(f"{folder / TOKENIZER}: not UTF-8 text") from None
-    with located(where, "text"):
-        check_size(_parameters(facts.text), shapes, f"{WEIGHTS} and {CONFIG}")
-        tower = _remake(facts.text)
-    least = facts.least_temperature
-    # Not on the meta device: networks of transformers have buffers that no file tells.
-    language = LanguageSide(tower, video.model.config.pool_dim, facts.dim, 2 * least, least)
-    state = read_weights(folder / WEIGHTS)
-    # Folders that were written with version 4 of transformers name a tower's tensors in this way.
-    state = {name.replace("network.text_model.", "network."): value for name, value in state.items()}
-    load_weights(language, state, folder / WEIGHTS, CONFIG)
-    language.to(video.device)
-    try:
-        texts = Texts.from_json(tokenizer, facts.context)
-    except ValueError as error:
-        raise ValueError(f"{folder / TOKENIZER}: {error}") from error
-    rows = language.text.vocab_size
-    if texts.largest_id >= rows:
-        raise ValueError(
-            f"{folder}: {TOKENIZER} has token ids up to {texts.largest_id}, and the text tower knows {rows}"
-        )
-    return DualEncoder(video.model, language).eval(), DualInfo(video, texts, facts.provenance)
+        Args:
+            device: Where the model goes; None: the accelerator if there is one.
+
+        Raises:
+            ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message
+                says which.
+        """
+        folder = Path(folder)
+        if not cls.is_in(folder):
+            kind = "is a checkpoint without texts" if Checkpoint.is_in(folder) else "is none"
+            raise ValueError(f"{folder}: no dual encoder, which `fluxvit train-contrastive` makes: it {kind}")
+        video = Checkpoint.load(folder / VIDEO, device)
+        weights, where = folder / cls.WEIGHTS, str(folder / cls.CONFIG)
+        facts = read_format(load_json(folder / cls.CONFIG), _LanguageFile, where)
+        try:
+            tokenizer = (folder / _TOKENIZER).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"{folder} is not complete: {error.filename} cannot be read") from error
+        except UnicodeDecodeError:
+            raise ValueError(f"{folder / _TOKENIZER}: not UTF-8 text") from None
+        shapes = tensor_shapes(weights)
+        with located(where, "text"):
+            check_size(_parameters(facts.text), shapes, f"{cls.WEIGHTS} and {cls.CONFIG}")
+            tower = _remake(facts.text)
+        least = facts.least_temperature
+        # Not on the meta device: networks of transformers have buffers that no file holds.
+        language = LanguageSide(tower, video.model.config.pool_dim, facts.dim, 2 * least, least)
+        # Version 4 of transformers names the tensors of a tower in this way.
+        state = {
+            name.replace("network.text_model.", "network."): value
+            for name, value in read_weights(weights).items()
+        }
+        load_weights(language, state, weights, cls.CONFIG)
+        language.to(video.device)
+        try:
+            texts = Texts.from_json(tokenizer, facts.context)
+        except ValueError as error:
+            raise ValueError(f"{folder / _TOKENIZER}: {error}") from error
+        rows = language.text.vocab_size
+        if texts.largest_id >= rows:
+            raise ValueError(
+                f"{folder}: {_TOKENIZER} has token ids up to {texts.largest_id}, "
+                f"and the text tower knows {rows}"
+            )
+        return cls(DualEncoder(video.model, language).eval(), texts, video, facts.provenance)
 
 
 class _LanguageFile(msgspec.Struct):

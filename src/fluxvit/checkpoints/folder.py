@@ -1,25 +1,80 @@
-"""What the folders of all kinds of checkpoints share: versions, weights, and what replaces what."""
+"""The folder that holds a checkpoint of any kind.
+
+A folder has a file of tensors and a JSON file that describes them. Folders of dual encoders and chat models
+also hold their video side, a checkpoint of its own, in the folder ``video``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fluxvit.checkpoints.state_dicts import strip_prefixes
-from fluxvit.checkpoints.weights import read_tensors
+from fluxvit.checkpoints.weights import read_tensors, write_tensors
+from fluxvit.utils.files import atomic_folder, write_json
 from fluxvit.utils.schema import convert, shown
 
 File = TypeVar("File")
+FORMAT = 1
+VIDEO = "video"
+"""Name of the folder of the video side in the folder of a dual encoder or chat model."""
 
 
-def read_format(content: Any, known: int, kind: type[File], where: str) -> File:
+class FolderCheckpoint(ABC):
+    """A model with all that it must be used with, as a folder holds it."""
+
+    KIND: ClassVar[str]
+    """Name of this kind of checkpoint, for messages."""
+    WEIGHTS: ClassVar[str]
+    """Name of the file of tensors."""
+    CONFIG: ClassVar[str]
+    """Name of the JSON file that describes them; no other kind has a file of this name."""
+    OTHERS: ClassVar[frozenset[str]]
+    """Names of other files and folders that may lie beside these two."""
+
+    @classmethod
+    def is_in(cls, folder: str | Path) -> bool:
+        """Whether a folder holds a checkpoint of this kind."""
+        return (Path(folder) / cls.CONFIG).is_file()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a checkpoint folder; an older one of that name is replaced only when the new one is complete.
+
+        Nothing is written that could not be read back.
+
+        Raises:
+            ValueError: ``folder`` holds something else, or the model has tensors that do not fit its
+                description, have no content or are not finite numbers.
+        """
+        folder = Path(folder)
+        names = {self.WEIGHTS, self.CONFIG, *self.OTHERS}
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= names):
+            raise ValueError(f"{folder} holds something else than a {self.KIND}; choose another folder")
+        tensors, facts = self._content(f"{folder} is not written")
+        with atomic_folder(folder) as partial:
+            write_tensors(partial / self.WEIGHTS, tensors)
+            write_json(partial / self.CONFIG, {"format": FORMAT, **facts})
+            self._save_others(partial)
+        return folder
+
+    @abstractmethod
+    def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors to write, and the values that describe them; errors begin with ``what``."""
+
+    @abstractmethod
+    def _save_others(self, folder: Path) -> None:
+        """Write the other files into a new folder."""
+
+
+def read_format(content: Any, kind: type[File], where: str) -> File:
     """The content of a file of a checkpoint, checked.
 
     A file of another version, which may have other keys, is refused before these are checked.
@@ -30,15 +85,9 @@ def read_format(content: Any, known: int, kind: type[File], where: str) -> File:
     found = convert(content, dict[str, Any], where)
     if "format" not in found:
         raise ValueError(f"{where}: format is missing")
-    if found["format"] != known or isinstance(found["format"], (bool, float)):
-        raise ValueError(f"{where}: format {shown(found['format'])}, this version of fluxvit reads {known}")
+    if found["format"] != FORMAT or isinstance(found["format"], (bool, float)):
+        raise ValueError(f"{where}: format {shown(found['format'])}, this version of fluxvit reads {FORMAT}")
     return convert(content, kind, where)
-
-
-def check_replaceable(folder: Path, names: set[str], what: str) -> None:
-    """Raise a ValueError if replacing ``folder`` loses more than a checkpoint of files of these names."""
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= names):
-        raise ValueError(f"{folder} holds something else than a {what}; choose another folder")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

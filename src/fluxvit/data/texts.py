@@ -1,4 +1,4 @@
-"""Sentences to token ids, by the ``tokenizers`` library, and to vectors."""
+"""Sentences to token ids, by the ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from fluxvit.checkpoints.hub import check_source, explained, transformers_library
-from fluxvit.models.finite import check_finite
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from fluxvit.models.dual_encoder import DualEncoder
-
-_AT_ONCE = 256
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[END]"
 
 
@@ -120,21 +116,6 @@ class Texts:
                 raise ValueError("it is none of the tokenizers library.")
             # A copy: cutting and padding are set.
             return cls.from_json(tokenizer.backend_tokenizer.to_str(), context)
-
-
-@torch.no_grad()
-def embed_texts(encoder: DualEncoder, texts: Texts, sentences: Sequence[str]) -> Tensor:
-    """Unit vectors ``[N, D]`` of sentences, fp32, on the CPU.
-
-    Raises:
-        ValueError: A sentence is empty.
-    """
-    device = encoder.video.cls_token.device
-    rows = []
-    for first in range(0, len(sentences), _AT_ONCE):
-        ids, lengths = texts(sentences[first : first + _AT_ONCE])
-        rows.append(encoder.embed_text(ids.to(device), lengths.to(device)).float().cpu())
-    return check_finite(torch.cat(rows), "texts")
 
 
 def caption_number(caption: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from msgspec import Meta
 
-from fluxvit.checkpoints.chat import load_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.hub import transformers_library
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
@@ -55,8 +55,9 @@ class Chat:
         device: str | torch.device | None = None,
     ) -> None:
         self.device = usable_device(device)
-        self.model, self.language, self.info = load_chat(checkpoint, language, self.device)
-        self.plan = self.info.video.plan(budget, grid)
+        self.checkpoint = ChatCheckpoint.load(checkpoint, self.device, language=language)
+        self.model, self.language = self.checkpoint.model, self.checkpoint.language
+        self.plan = self.checkpoint.video.plan(budget, grid)
         self._cache: Any = None
         self._turns = 0
 
@@ -78,7 +79,7 @@ class Chat:
             VideoError: It cannot be read.
         """
         clips = convert(plain(clips), _Clips, key="clips")
-        grid, checkpoint = self.plan.grid, self.info.video
+        grid, checkpoint = self.plan.grid, self.checkpoint.video
         size = (grid.height, grid.width)
         with open_video(video, fps=fps) as reader:
             starts, length = np.linspace(0, reader.end, clips, endpoint=False), reader.end / clips
@@ -91,7 +92,7 @@ class Chat:
             )
         videos = [checkpoint.clip(part, grid) for part in parts]
         seen = self.model.look(videos, self.plan.keep, self.plan.selector)
-        before, _ = self.language.first_turn("", self.info.instruction)
+        before, _ = self.language.first_turn("", self.checkpoint.instruction)
         words = self.model.embed_words(before[None].to(self.device))
         self._cache, self._turns = transformers_library("chats").DynamicCache(), 0
         # What stands before every question is gone through once.
@@ -116,7 +117,7 @@ class Chat:
         if self._turns:
             ids = self.language.next_turn(question)
         else:
-            ids = self.language.first_turn(question, self.info.instruction)[1]
+            ids = self.language.first_turn(question, self.checkpoint.instruction)[1]
         self._turns += 1
         with torch.no_grad():
             words = self.model.embed_words(ids[None].to(self.device))

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.data.texts import embed_texts
 from fluxvit.evaluation.classification import Request, predict_requests
 from fluxvit.evaluation.config import EvaluateConfig, RetrievalConfig
 from fluxvit.evaluation.evaluate import RESIZE
 from fluxvit.evaluation.recall import Recall, answers_of, dual_softmax, recall, right_videos
 from fluxvit.evaluation.tested_plans import Subject, find_subjects
-from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -91,15 +89,14 @@ def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
         ValueError: The checkpoint, the manifest or a plan cannot be used; the message says why.
     """
     device = usable_device(config.device)
-    encoder, info = load_dual(config.checkpoint, device)
+    dual = DualEncoderCheckpoint.load(config.checkpoint, device)
     manifest = read_manifest(config.data, None)
     sentences = [text for entry in manifest.entries for text in entry.captions]
     for entry in manifest.entries:
         if not entry.captions:
             raise ValueError(f"{config.data}: {entry.path} has no caption")
     belongs = right_videos([entry.captions for entry in manifest.entries])
-    model = text_classifier(encoder, embed_texts(encoder, info.texts, sentences))
-    checkpoint = replace(info.video, model=model)
+    checkpoint = dual.classifier(dual.embed_texts(sentences))
     tested = EvaluateConfig(
         config.checkpoint,
         config.data,
@@ -122,10 +119,9 @@ def run_retrieve(config: RetrievalConfig, progress: bool = True) -> Retrieval:
     )
     rows = []
     for subject, similarity in zip(subjects, found, strict=True):
-        for dual in (False, True):
-            rows.append(
-                {**_about(subject, checkpoint), "dual_softmax": dual, **_figures(similarity, belongs, dual)}
-            )
+        for softmax in (False, True):
+            figures = _figures(similarity, belongs, softmax)
+            rows.append({**_about(subject, checkpoint), "dual_softmax": softmax, **figures})
     results = {
         "checkpoint": config.checkpoint,
         "data": config.data,

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,14 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fluxvit.checkpoints.chat import load_chat
-from fluxvit.checkpoints.dual_encoder import is_dual, load_dual
+from fluxvit.checkpoints.chat import ChatCheckpoint
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Asked, pack_turns, questions_of
-from fluxvit.data.texts import embed_texts
 from fluxvit.evaluation.config import VideoQAConfig
 from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.retrieval import cosines
-from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
@@ -87,10 +85,11 @@ def run_quiz(config: VideoQAConfig, progress: bool = True) -> Quiz:
         ValueError: The checkpoint, the manifest or a budget cannot be used; the message says why.
     """
     manifest, asked = _with_choices(config)
-    if is_dual(config.checkpoint) and config.language:
+    is_dual = DualEncoderCheckpoint.is_in(config.checkpoint)
+    if is_dual and config.language:
         raise ValueError(f"{config.checkpoint} is a dual encoder, which brings its text tower: no language")
     device = usable_device(config.device)
-    reader = (_DualReader if is_dual(config.checkpoint) else _ChatReader)(config, device)
+    reader = (_DualReader if is_dual else _ChatReader)(config, device)
     budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in reader.video.model.config.budgets)
     plans = [reader.video.plan(budget, config.grid) for budget in budgets]
     records: list[dict[str, Any]] = [
@@ -181,9 +180,10 @@ class _ChatReader:
     """Answers by the likeliest choice."""
 
     def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
-        self._chat, self._language, info = load_chat(config.checkpoint, config.language, device)
-        self.name, self.video = self._language.source, info.video
-        self._instruction, self._precision = info.instruction, config.precision
+        chat = ChatCheckpoint.load(config.checkpoint, device, language=config.language)
+        self._chat, self._language, self.video = chat.model, chat.language, chat.video
+        self.name, self._instruction = chat.language.source, chat.instruction
+        self._precision = config.precision
         self._place = device
         self.unreadable: dict[int, str] = {}
 
@@ -243,9 +243,8 @@ class _DualReader:
     name = "dual encoder"
 
     def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
-        self._encoder, info = load_dual(config.checkpoint, device)
-        self._texts, self._precision = info.texts, config.precision
-        self.video = info.video
+        self._dual, self._precision = DualEncoderCheckpoint.load(config.checkpoint, device), config.precision
+        self.video = self._dual.video
         self.unreadable: dict[int, str] = {}
 
     def answers(
@@ -254,8 +253,7 @@ class _DualReader:
         """What is chosen at each plan; None: the video cannot be read."""
         choices = list(dict.fromkeys(text for one in chain(*asked) for text in one.choices))
         columns = {text: number for number, text in enumerate(choices)}
-        model = text_classifier(self._encoder, embed_texts(self._encoder, self._texts, choices))
-        checkpoint = replace(self.video, model=model)
+        checkpoint = self._dual.classifier(self._dual.embed_texts(choices))
         found, self.unreadable = cosines(
             checkpoint, manifest, plans, precision=self._precision, progress=progress
         )

@@ -10,19 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.dual_encoder import load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.class_names import read_class_names
 from fluxvit.data.formats.text_files import text_lines
-from fluxvit.data.texts import Texts, embed_texts
 from fluxvit.deploy.config import ZeroShotConfig
-from fluxvit.models.config import FluxViTConfig
-from fluxvit.models.dual_encoder import DualEncoder
-from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.layers import CosineClassifier
 from fluxvit.utils.system import log_device, usable_device
 
 TEMPLATES = (
@@ -48,8 +42,7 @@ AVERAGES = ("embeddings", "scores")
 
 
 def embed_classes(
-    encoder: DualEncoder,
-    texts: Texts,
+    dual: DualEncoderCheckpoint,
     names: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
     average: str = "embeddings",
@@ -73,7 +66,7 @@ def embed_classes(
         raise ValueError("there must be at least one class name and one template")
     plain = [plain_name(name) for name in names]
     sentences = [template.replace("{}", name) for name in plain for template in templates]
-    means = embed_texts(encoder, texts, sentences).unflatten(0, (len(names), -1)).mean(1)
+    means = dual.embed_texts(sentences).unflatten(0, (len(names), -1)).mean(1)
     return F.normalize(means, dim=-1) if average == "embeddings" else means
 
 
@@ -87,32 +80,6 @@ def plain_name(name: str) -> str:
     return " ".join(spaced.split())
 
 
-def text_classifier(encoder: DualEncoder, vectors: Tensor) -> FluxViT:
-    """The video side with a class for each of ``vectors`` ``[N, D]``; logits are cosines over the
-    temperature.
-
-    It shares its weights with the encoder, but for the classifiers. In eval mode.
-    """
-    video, language = encoder.video, encoder.language
-    count, dim = vectors.shape
-    config = {**video.config.to_dict(), "num_classes": count, "class_dim": dim}
-    with torch.device("meta"):
-        made = FluxViT(FluxViTConfig.from_dict(config))
-    state = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
-    for number in range(len(video.config.budgets)):
-        prefix = f"heads.{number}.fc."
-        state |= {
-            # Copies: files of weights hold no tensor twice.
-            f"{prefix}proj.weight": language.video_proj.weight.detach().clone(),
-            f"{prefix}proj.bias": language.video_proj.bias.detach().clone(),
-            f"{prefix}classes": vectors.to(video.cls_token.device, copy=True),
-            f"{prefix}scale": language.scale.detach().reshape(1),
-        }
-    made.load_state_dict(state, assign=True)
-    assert all(isinstance(head.fc, CosineClassifier) for head in made.heads)
-    return made.eval().requires_grad_(False)
-
-
 def run_zero_shot(config: ZeroShotConfig) -> str:
     """Write the checkpoint of a classifier of class names; returns what was written, for people.
 
@@ -120,13 +87,12 @@ def run_zero_shot(config: ZeroShotConfig) -> str:
         ValueError: The dual encoder, the names or the templates cannot be read.
     """
     device = usable_device(config.device)
-    encoder, info = load_dual(config.checkpoint, device)
+    dual = DualEncoderCheckpoint.load(config.checkpoint, device)
     labels = list(read_class_names(config.names))
     templates = list(text_lines(Path(config.templates))) if config.templates else list(TEMPLATES)
     log_device(device)
-    vectors = embed_classes(encoder, info.texts, labels, templates, config.average)
+    vectors = embed_classes(dual, labels, templates, config.average)
     made_of = {"names": config.names, "templates": templates, "average": config.average}
-    provenance = {**info.provenance, "classes": made_of}
-    model = text_classifier(encoder, vectors)
-    folder = replace(info.video, model=model, labels=labels, provenance=provenance).save(config.out)
+    provenance = {**dual.provenance, "classes": made_of}
+    folder = replace(dual.classifier(vectors, labels), provenance=provenance).save(config.out)
     return f"{len(labels)} classes, {len(templates)} templates averaged as {config.average}\nwrote   {folder}"

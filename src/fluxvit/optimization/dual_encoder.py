@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from fluxvit.checkpoints.dual_encoder import VIDEO, is_dual, load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
+from fluxvit.checkpoints.folder import VIDEO
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest
-from fluxvit.data.texts import embed_texts, plain_caption
-from fluxvit.evaluation.zero_shot import text_classifier
+from fluxvit.data.texts import plain_caption
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.optimize import OptimizeResult, optimize, run_optimize
 from fluxvit.utils.files import lock_folder
@@ -17,7 +17,7 @@ from fluxvit.utils.system import usable_device
 
 def optimize_folder(config: OptimizeConfig) -> OptimizeResult:
     """Search the plans of a checkpoint folder, or those of the video side of a dual encoder's."""
-    return optimize_dual(config) if is_dual(config.checkpoint) else run_optimize(config)
+    return optimize_dual(config) if DualEncoderCheckpoint.is_in(config.checkpoint) else run_optimize(config)
 
 
 def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
@@ -34,10 +34,9 @@ def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeR
             "--to: of a dual encoder the plans are written to its own video side; copy the folder"
         )
     with lock_folder(config.out):
-        encoder, info = load_dual(config.checkpoint, usable_device(config.device))
+        dual = DualEncoderCheckpoint.load(config.checkpoint, usable_device(config.device))
         manifest = _numbered(config)
-        classifier = text_classifier(encoder, embed_texts(encoder, info.texts, manifest.labels))
-        checkpoint = replace(info.video, model=classifier, labels=list(manifest.labels))
+        checkpoint = dual.classifier(dual.embed_texts(manifest.labels), manifest.labels)
         return optimize(checkpoint, manifest, config, Path(config.checkpoint) / VIDEO, progress=progress)
 
 

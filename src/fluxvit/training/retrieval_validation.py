@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest
-from fluxvit.data.texts import embed_texts
 from fluxvit.evaluation.recall import answers_of, recall, right_videos
-from fluxvit.evaluation.zero_shot import text_classifier
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.tasks.contrastive import ContrastiveTask
 from fluxvit.training.trainer import Trainer
@@ -27,14 +26,15 @@ class RetrievalValidation(Validation):
 
     def __init__(self, task: ContrastiveTask, manifest: Manifest, grid: SamplingGrid, **options: Any) -> None:
         super().__init__(task, ClipDataset(manifest, sampling=task.checkpoint.sampling), grid, **options)
-        self._texts = task.captions.texts
+        self._texts, self._video = task.captions.texts, task.checkpoint
         self._captions = [text for entry in manifest.entries for text in entry.captions]
         self._belongs = right_videos([entry.captions for entry in manifest.entries])
 
     def _score(self, trainer: Trainer, model: Any) -> dict[str, float]:
-        vectors = embed_texts(model, self._texts, self._captions)
+        dual = DualEncoderCheckpoint(model, self._texts, self._video)
         budgets = model.video.config.budgets
-        results = self._predict(trainer, text_classifier(model, vectors), budgets)
+        checkpoint = dual.classifier(dual.embed_texts(self._captions))
+        results = self._predict(trainer, checkpoint.model, budgets)
         figures = {}
         for budget, result in zip(budgets, results, strict=True):
             to_texts = recall(result.logits, answers_of(self._belongs, len(result.logits)))

@@ -13,11 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from fluxvit.checkpoints.dual_encoder import DualInfo, load_dual
-from fluxvit.checkpoints.folder import state_digest
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.formats.layout import videos_below
 from fluxvit.data.formats.walk import LeftOut
-from fluxvit.data.texts import embed_texts
 from fluxvit.deploy.config import IndexConfig
 from fluxvit.deploy.search.database import EVERYTHING, Filter, Hit, VideoDatabase
 from fluxvit.deploy.search.database_file import check_removable, is_new, make_database
@@ -25,7 +23,6 @@ from fluxvit.deploy.search.windows import Window, windows
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.models.finite import NotFiniteError, check_finite
 from fluxvit.utils.files import lock_file
 from fluxvit.utils.schema import Count, Natural, check, convert, plain
@@ -90,8 +87,8 @@ class Embedder:
 
     def __init__(self, settings: IndexSettings, device: str | torch.device | None = None) -> None:
         self.settings, self.device = settings, usable_device(device)
-        self.encoder, self.info = load_dual(settings.checkpoint, self.device)
-        self.digest = dual_digest(self.encoder, self.info)
+        self.checkpoint = DualEncoderCheckpoint.load(settings.checkpoint, self.device)
+        self.digest = self.checkpoint.digest()
 
     def embed_file(self, path: str | Path) -> tuple[list[tuple[float, float]], np.ndarray]:
         """Start and end of each window of a video, and their unit vectors ``[N, D]``.
@@ -121,7 +118,7 @@ class Embedder:
         Raises:
             ValueError: It is empty.
         """
-        return embed_texts(self.encoder, self.info.texts, [sentence])[0].numpy()
+        return self.checkpoint.embed_texts([sentence])[0].numpy()
 
     def _batches(self, path: str | Path) -> Iterator[list[Window]]:
         settings, batch = self.settings, list[Window]()
@@ -136,8 +133,8 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, batch: Sequence[Window], path: str | Path) -> np.ndarray:
         plan = self.settings.plan
-        video = self.info.video.normalize(torch.stack([window.video for window in batch]))
-        vectors = self.encoder.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu()
+        video = self.checkpoint.video.normalize(torch.stack([window.video for window in batch]))
+        vectors = self.checkpoint.model.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu()
         return check_finite(vectors, path).numpy()
 
 
@@ -163,12 +160,6 @@ class Indexed:
         return "\n".join(lines)
 
 
-def dual_digest(encoder: DualEncoder, info: DualInfo) -> str:
-    """16 hexadecimal digits of what vectors depend on: weights, normalisation and tokenizer."""
-    facts = [info.video.mean, info.video.std, info.texts.to_json(), encoder.video.config.to_dict()]
-    return state_digest(encoder.state_dict(), repr(facts))
-
-
 def choose_settings(
     checkpoint: str, budget: Budget | None, grid: SamplingGrid | None, seconds: float | None, shots: bool
 ) -> IndexSettings:
@@ -183,9 +174,9 @@ def choose_settings(
     """
     if seconds is not None and not 0 < seconds < float("inf"):
         raise ValueError(f"windows of {seconds:g} seconds; they must be longer than 0")
-    _, info = load_dual(checkpoint)
-    plan = info.video.plan(budget, grid)
-    seconds = seconds or info.video.sampling.window(plan.grid.frames) or 4.0
+    video = DualEncoderCheckpoint.load(checkpoint).video
+    plan = video.plan(budget, grid)
+    seconds = seconds or video.sampling.window(plan.grid.frames) or 4.0
     return IndexSettings(
         str(Path(checkpoint).absolute()),
         str(plan.grid),

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fluxvit.checkpoints.dual_encoder import VIDEO, is_dual, load_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
+from fluxvit.checkpoints.folder import VIDEO
 from fluxvit.checkpoints.huggingface_text import huggingface_text
 from fluxvit.checkpoints.official import read_release, text_tower
 from fluxvit.data.dataset import Clip, ClipDataset
@@ -54,14 +55,14 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
     recipe = with_manifests(recipe, world, progress)
     train = readable_with(recipe.data.train, "caption", _has_caption)
     init = recipe.model.init
-    former = load_dual(init) if init and is_dual(init) else None
+    former = DualEncoderCheckpoint.load(init) if init and DualEncoderCheckpoint.is_in(init) else None
     if former:
         recipe = replace(recipe, model=replace(recipe.model, init=str(Path(init) / VIDEO)))
     start = start_checkpoint(recipe, classes=0)
     model = start.model
     adapt_model(model, recipe.model.adapters)
     if former:
-        language, texts = former[0].language, former[1].texts
+        language, texts = former.model.language, former.texts
     else:
         tower, texts = open_text(recipe.text, (c for entry in train.entries for c in entry.captions))
         language = LanguageSide(tower, model.config.pool_dim, recipe.task.dim, recipe.task.temperature)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluxvit.checkpoints.chat import ChatInfo, save_chat
+from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.language_model import LanguageModel
 from fluxvit.data.dataset import Clip
@@ -18,7 +18,7 @@ from fluxvit.data.manifest import Manifest
 from fluxvit.data.questions import DESCRIBE, PackedTurns, pack_turns, questions_of
 from fluxvit.flux.selection import Selector
 from fluxvit.models.chat import Connector, VideoChat
-from fluxvit.training.tasks.base import Batch, Task
+from fluxvit.training.tasks.base import Batch, Task, substate
 
 # Parts of a batch, each with conversations of about the same length.
 _PARTS = 4
@@ -152,13 +152,17 @@ class ChatTask(Task):
         }
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        beside = {name: value for name, value in state.items() if not name.startswith("model.")}
-        # In the file an adapter is the plain product of its matrices.
-        ups = [name for name in beside if name.startswith("adapters.") and name.endswith(".up.weight")]
-        beside |= {name: self._adapter_scale * beside[name] for name in ups}
         video = replace(self.checkpoint, model=self._video_model(state))
-        info = ChatInfo(video, self.questions.language.source, self.questions.instruction, video.provenance)
-        save_chat(folder, self.connector.config, beside, info)
+        with torch.device("meta"):
+            connector = Connector(self.connector.config)
+        connector.load_state_dict(substate(state, "connector."), assign=True)
+        adapters = substate(state, "adapters.")
+        # In the file an adapter is the plain product of its matrices.
+        ups = [name for name in adapters if name.endswith(".up.weight")]
+        adapters |= {name: self._adapter_scale * adapters[name] for name in ups}
+        language, instruction = self.questions.language, self.questions.instruction
+        chat = VideoChat(video.model, connector, language.network)
+        ChatCheckpoint(chat, language, video, instruction, video.provenance, adapters).save(folder)
 
 
 def _ends(turns: Tensor) -> Tensor:

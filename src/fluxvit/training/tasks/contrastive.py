@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import DualInfo, copy_language, save_dual
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint, copy_language
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.texts import Texts, caption_number
@@ -172,11 +173,9 @@ class ContrastiveTask(Task):
         return DualEncoder(self._video_model(state), language.to(state["language.sharpness"].device)).eval()
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        save_dual(
-            folder,
-            self.network(state),
-            DualInfo(self.checkpoint, self.captions.texts, self.checkpoint.provenance),
-        )
+        network = self.network(state)
+        video = replace(self.checkpoint, model=network.video)
+        DualEncoderCheckpoint(network, self.captions.texts, video, video.provenance).save(folder)
 
 
 def _parts(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
