@@ -74,7 +74,7 @@ def libraries(session: nox.Session, pin: str, targets: tuple[str, ...]) -> None:
 
 def _install(session: nox.Session, versions: str, *pins: str) -> None:
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras["report"], *extras["teacher"], *extras["huggingface"]]
+    wanted = [*PROJECT["dependencies"], *extras["report"], *extras["huggingface"]]
     wanted += [line for line in extras["lora"] if not line.startswith("fluxvit")]
     wanted += [tool for tool in extras["dev"] if not tool.startswith("fluxvit")]
     if versions == "lowest":

@@ -31,9 +31,10 @@ from torch import Tensor
 from fluxvit import __version__
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.models.teachers import FluxViTTeacher, TokenShape, spread_layers
+from fluxvit.models.teachers import FluxViTTeacher
 from fluxvit.training.optim import parameter_groups
-from fluxvit.training.tasks.distill import DistillTask, LiveTargets
+from fluxvit.training.recipes import DistillSettings
+from fluxvit.training.tasks.distill import DistillTask
 from fluxvit.utils.system import processor_name
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -91,7 +92,7 @@ def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
 class Setting:
     """A student, its decoders, its teacher, an optimiser and clips."""
 
-    def __init__(self, args: argparse.Namespace, budgets: list[int], depth: int) -> None:
+    def __init__(self, args: argparse.Namespace, budgets: list[int], depth: int, seen: int) -> None:
         torch.set_num_threads(args.threads)
         torch.manual_seed(0)
         self.student = create_model(args.student, budgets=tuple(budgets), num_classes=0)
@@ -101,45 +102,33 @@ class Setting:
         teacher = FluxViTTeacher(
             create_model(args.teacher, **config), IMAGENET_MEAN, IMAGENET_STD, torch.float32
         )
-        _, layers = spread_layers(self.student.config.depth, depth, 6)
-        targets = LiveTargets(teacher, layers, IMAGENET_MEAN, IMAGENET_STD)
-        self.task = DistillTask(Checkpoint(self.student), targets, teacher_tokens=budgets[0])
+        self.task = DistillTask(Checkpoint(self.student), teacher, DistillSettings(teacher_tokens=seen))
         self.optimizer = torch.optim.AdamW(parameter_groups(self.task, 0.05))
         self.video = torch.randn(args.clips, 3, *(int(number) for number in args.grid.split(",")))
-        self.item = torch.arange(args.clips)
         self.task.train()
 
     def step(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.task({"video": self.video, "item": self.item})["loss"].backward()
+        self.task({"video": self.video})["loss"].backward()
         self.optimizer.step()
 
 
 def _times(args: argparse.Namespace, budgets: list[int], depth: int) -> dict[str, float]:
     """Seconds of the parts of a step, and of steps."""
-    together = Setting(args, budgets, depth)
-    apart = [Setting(args, [budget], depth) for budget in budgets]
-    for setting in apart:  # The teacher sees the same tokens in all.
-        setting.task.teacher_tokens = budgets[0]
+    # The teacher sees the same tokens in all settings.
+    together = Setting(args, budgets, depth, budgets[0])
+    singles = [Setting(args, [budget], depth, budgets[0]) for budget in budgets]
     model, task = together.student, together.task
     embedded, shape = model.patch_embed(together.video)
     (seen,) = model.select_indices(embedded, [budgets[0]])
-    target = task.targets(together.video, together.item, shape, seen)
-
-    class Ready:
-        """The teacher's features, which cost nothing any more."""
-
-        widths, pooled_width, class_token = task.targets.widths, task.targets.pooled_width, True
-
-        def __call__(self, video: Tensor, item: Tensor, shape: TokenShape, kept: Tensor | None) -> Any:
-            return target
-
-    without = Setting(args, budgets, depth)
-    without.task.targets = Ready()
+    target = task._targets(together.video, shape, seen)
+    without = Setting(args, budgets, depth, budgets[0])
+    # The teacher's features cost nothing any more.
+    without.task._targets = lambda *_: target  # type: ignore[method-assign]
     embeds = _Embedding(model)
 
     def teach() -> None:
-        task.targets(together.video, together.item, shape, seen)
+        task._targets(together.video, shape, seen)
 
     jobs: dict[str, Callable[[], Any]] = {
         "teacher": teach,
@@ -147,7 +136,7 @@ def _times(args: argparse.Namespace, budgets: list[int], depth: int) -> dict[str
         "rest": without.step,
         "update": without.optimizer.step,
         "multi": together.step,
-        "single": lambda: [setting.step() for setting in apart],
+        "single": lambda: [setting.step() for setting in singles],
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(args.repeats):
@@ -175,7 +164,7 @@ class _Embedding:
 
 def _memory(args: argparse.Namespace, budgets: list[int], depth: int) -> float:
     """GiB that the process holds at most in a step of these budgets."""
-    setting = Setting(args, budgets, depth)
+    setting = Setting(args, budgets, depth, budgets[0])
     for _ in range(2):
         setting.step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

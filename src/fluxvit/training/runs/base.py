@@ -29,7 +29,7 @@ from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import AdapterSettings, RunRecipe, VideoSettings
-from fluxvit.training.recipes import DataSettings, PretrainRecipe
+from fluxvit.training.recipes import DataSettings
 from fluxvit.training.tasks.base import Task
 from fluxvit.training.trainer import Trainer
 from fluxvit.utils.distributed import World, lock_run
@@ -309,8 +309,6 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     for name in ("train", "val", "workers", "max_bad_clips"):
         settings["data"].pop(name, None)
     settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
-    if isinstance(recipe, PretrainRecipe):
-        settings["teacher"]["cache"] = bool(recipe.teacher.cache)
     for name in (
         *("accumulate", "checkpoint_blocks", "compile_blocks", "shard"),
         *("save_seconds", "log_every", "loggers", "max_bad_steps"),

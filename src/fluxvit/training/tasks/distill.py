@@ -2,18 +2,17 @@
 
 One step (paper section 3 and figure 2; where these are silent, InternVideo2's distillation of S and B):
 
-1. The clip is embedded once. The selector keeps the teacher's tokens of the pool.
+1. The student embeds the clip once. The selector keeps the teacher's tokens of the pool.
 2. The teacher runs once, on the whole clip or on these tokens.
 3. For each budget, some of these tokens are drawn by the teacher's attention, and only they enter the
-   student. A smaller budget's are a subset of a larger one's.
-4. Decoders compare the student's last layers with layers of the teacher at the same tokens, and its pooled
-   vector, of few tokens, with the teacher's, of all.
+   student. The tokens of a smaller budget are a subset of those of a larger one.
+4. Decoders compare the student's last layers with layers of the teacher at the same tokens, and the pooled
+   vector of the student, which sees few tokens, with that of the teacher, which sees all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,69 +20,16 @@ from torch.nn import functional as F
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip
-from fluxvit.flux.selection import Selector, gather_tokens, get_selector, keep_best
+from fluxvit.flux.selection import gather_tokens, get_selector, keep_best
 from fluxvit.models.decoders import DistillationDecoders
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape
+from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape, spread_layers
+from fluxvit.training.recipes import DistillSettings
 from fluxvit.training.tasks.base import Batch, Task
-
-MASKS = ("sampled", "top", "random")
-SCOPES = ("clip", "frame")
-LOSSES = ("cosine", "mse", "smooth_l1")
-
-
-class Targets(Protocol):
-    """Where a teacher's features come from; ``widths`` of the layers that it gives, the first one first."""
-
-    @property
-    def widths(self) -> Sequence[int]: ...
-
-    @property
-    def pooled_width(self) -> int: ...
-
-    @property
-    def class_token(self) -> bool: ...
-
-    def __call__(
-        self, video: Tensor, item: Tensor, shape: TokenShape, kept: Tensor | None
-    ) -> TeacherFeatures:
-        """Features of clips.
-
-        Args:
-            video: As the student sees them, ``[B, 3, T, H, W]``.
-            item: Their numbers in the data set ``[B]``.
-            shape: Tokens (t, h, w) of the student's pool.
-            kept: Indices ``[B, K]`` into it; None: all.
-        """
-        ...
-
-
-class LiveTargets:
-    """Runs a teacher on the student's clips.
-
-    Args:
-        teacher: Any.
-        layers: Which of its layers to give.
-        mean, std: The student's normalisation, which is undone for the teacher.
-    """
-
-    def __init__(
-        self, teacher: Teacher, layers: Sequence[int], mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self.teacher, self.layers = teacher, list(layers)
-        self.widths = [teacher.widths[layer] for layer in layers]
-        self.pooled_width, self.class_token = teacher.pooled_width, teacher.class_token
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1, 1) for values in (mean, std))
-
-    def __call__(
-        self, video: Tensor, item: Tensor, shape: TokenShape, kept: Tensor | None
-    ) -> TeacherFeatures:
-        pixels = video * self._std.to(video.device) + self._mean.to(video.device)
-        return self.teacher.features(pixels, shape, kept, self.layers)
 
 
 class Scale(nn.Module):
-    """What is taken off a target's channels, and what they are divided by; nothing and 1 at first."""
+    """Standardises the channels of a target. It is the identity until its buffers are set."""
 
     center: Tensor
     spread: Tensor
@@ -99,74 +45,52 @@ class Scale(nn.Module):
 
 
 class DistillTask(Task):
-    """Distillation at the student's own budgets; one is Flux-Single, several Flux-Multi pre-training.
+    """Distillation at the student's own budgets: one is Flux-Single, several are Flux-Multi pre-training.
 
     The loss is the mean over budgets of the mean over aligned layers and tokens, plus ``pooled_weight`` times
-    that of the pooled vectors. Each budget trains its own head's pooling; decoders are shared.
+    the same loss of the pooled vectors. It is 2 - 2 cos. Each budget trains the pooling of its own head; all
+    share the decoders.
 
     Args:
         checkpoint: The student.
-        targets: Where features come from; its layers are learned by as many of the student's last ones.
-        teacher_tokens: Tokens that the teacher sees, kept by the selector; 0: the whole pool.
-        mask: How the tokens of a budget are chosen among those: ``sampled`` in proportion to the teacher's
-            attention, without replacement (UMT, InternVideo2); ``top``, those of most attention; ``random``.
-        scope: Of the choice: the ``clip`` as a whole, or every ``frame`` alike (UMT).
-        loss: Of unit vectors: ``cosine``, 2 - 2 cos; ``mse`` or ``smooth_l1``, means over channels.
-        pooled_weight: Weight of the pooled vectors.
-        selector: Which tokens the teacher sees.
+        teacher: The frozen teacher. It is no submodule, so that it is neither saved nor averaged.
+        settings: The settings of the loss.
 
     Raises:
-        ValueError: A setting is unknown or out of its range, or does not go with another.
+        ValueError: The settings do not fit the student.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        targets: Targets,
-        *,
-        teacher_tokens: int = 0,
-        mask: str = "sampled",
-        scope: str = "clip",
-        loss: str = "cosine",
-        pooled_weight: float = 1.0,
-        selector: str | Selector = "group_dynamic",
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, teacher: Teacher, settings: DistillSettings) -> None:
         super().__init__(checkpoint)
         config = self.model.config
-        for name, value, choices in (("mask", mask, MASKS), ("scope", scope, SCOPES), ("loss", loss, LOSSES)):
-            if value not in choices:
-                raise ValueError(f"{name} {value!r}: choose {', '.join(choices[:-1])} or {choices[-1]}")
-        if teacher_tokens and teacher_tokens < config.budgets[0]:
+        if settings.teacher_tokens and settings.teacher_tokens < config.budgets[0]:
             raise ValueError(
-                f"the teacher sees {teacher_tokens} tokens, fewer than the budget of {config.budgets[0]}"
+                f"the teacher sees {settings.teacher_tokens} tokens, fewer than the budget of "
+                f"{config.budgets[0]}"
             )
-        if scope == "frame" and teacher_tokens:
-            raise ValueError("scope frame: frames are whole only if the teacher sees all tokens (0)")
-        if len(targets.widths) > config.depth:
-            raise ValueError(f"{len(targets.widths)} of the teacher's layers for a student of {config.depth}")
-        self.targets = targets
-        self.teacher_tokens, self.mask, self.scope, self.loss = teacher_tokens, mask, scope, loss
-        self.pooled_weight, self.selector = pooled_weight, get_selector(selector)
-        self.decoders = DistillationDecoders(config, targets.widths, targets.pooled_width)
-        # Of the layers, and last of the pooled vector.
-        self.scales = nn.ModuleList(Scale(width) for width in (*targets.widths, targets.pooled_width))
+        self.teacher, self.settings = teacher, settings
+        self.selector = get_selector(settings.selector)
+        _, self._layers = spread_layers(config.depth, teacher.depth, settings.layers)
+        widths = [teacher.widths[layer] for layer in self._layers]
+        self.decoders = DistillationDecoders(config, widths, teacher.pooled_width)
+        # One for each layer, and one for the pooled vector.
+        self.scales = nn.ModuleList(Scale(width) for width in (*widths, teacher.pooled_width))
 
     @torch.no_grad()
-    def standardize(self, clips: Iterable[tuple[Tensor, Tensor, TokenShape]]) -> None:
-        """From now on compare with features of mean 0 and deviation 1 in every channel, as over these clips.
+    def standardize(self, clips: Iterable[tuple[Tensor, TokenShape]]) -> None:
+        """Compare from now on with features of mean 0 and deviation 1 in every channel, as over these clips.
 
-        What all clips have in common tells nothing apart but counts most in an angle; features behind a ReLU
-        all lie in one corner of their space. (UNIC, arXiv 2408.05088, standardises its teachers' so.)
+        What all clips have in common does not distinguish them but counts most in an angle. (UNIC, arXiv
+        2408.05088, standardises the features of its teachers likewise.)
 
         Args:
-            clips: Normalised videos ``[B, 3, T, H, W]``, their numbers ``[B]``, and the tokens (t, h, w) of
-                their pools.
+            clips: Normalised videos ``[B, 3, T, H, W]``, and the tokens (t, h, w) of their pools.
         """
-        widths = (*self.targets.widths, self.targets.pooled_width)
+        widths = (*(self.teacher.widths[layer] for layer in self._layers), self.teacher.pooled_width)
         sums = [torch.zeros(3, width, dtype=torch.float64) for width in widths]
-        for video, item, shape in clips:
-            target = self.targets(video, item, shape, None)
-            patches = [layer[:, int(self.targets.class_token) :] for layer in target.layers]
+        for video, shape in clips:
+            target = self._targets(video, shape, None)
+            patches = [layer[:, int(self.teacher.class_token) :] for layer in target.layers]
             for total, found in zip(sums, [*patches, target.pooled], strict=True):
                 rows = found.cpu().double().flatten(0, -2)
                 total += torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(0), rows.square().sum(0)])
@@ -176,15 +100,15 @@ class DistillTask(Task):
             scale.spread.copy_((squares / count - center**2).clamp_min(1e-12).sqrt())
 
     def collate(self, clips: Clip) -> Batch:
-        return {"video": clips.video, "item": clips.item}
+        return {"video": clips.video}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss, and its parts at each budget, of clips and their numbers in the data set ``[B]``."""
-        model, video, item = self.model, batch["video"], batch["item"]
+        """The loss of clips, and its parts at each budget."""
+        model, video = self.model, batch["video"]
         embeddings, shape = model.patch_embed(video)
         seen = self._seen(model, video, embeddings)
-        target = self.targets(video, item, shape, seen)
-        *layers, wanted = (
+        target = self._targets(video, shape, seen)
+        *layers, pooled_target = (
             F.normalize(scale(found), dim=-1)
             for scale, found in zip(self.scales, [*target.layers, target.pooled], strict=True)
         )
@@ -196,45 +120,49 @@ class DistillTask(Task):
         for head, (budget, chosen) in enumerate(zip(budgets, visible, strict=True)):
             kept = seen if chosen is None else chosen if seen is None else seen.gather(1, chosen)
             tokens, outputs = model.encode_layers(model.add_positions(embeddings, shape, kept), aligned)
-            decoded = self.decoders.decode_layers(outputs, shape, kept, self.targets.class_token)
-            matched = [self._at(layer, chosen) for layer in layers]
-            pairs = zip(decoded, matched, strict=True)
-            of_layers = torch.stack([self._distance(ours, theirs) for ours, theirs in pairs]).mean()
+            decoded = self.decoders.decode_layers(outputs, shape, kept, self.teacher.class_token)
+            pairs = zip(decoded, (self._at(layer, chosen) for layer in layers), strict=True)
+            layer_loss = torch.stack([_distance(ours, theirs) for ours, theirs in pairs]).mean()
             pooled = self.decoders.pooled(model.forward_head(tokens, head, pre_logits=True))
-            of_pooled = self._distance(pooled, wanted)
-            total = total + (of_layers + self.pooled_weight * of_pooled) / len(budgets)
-            result[f"layers@{budget}"], result[f"pooled@{budget}"] = of_layers, of_pooled
+            pooled_loss = _distance(pooled, pooled_target)
+            total = total + (layer_loss + self.settings.pooled_weight * pooled_loss) / len(budgets)
+            result[f"layers@{budget}"], result[f"pooled@{budget}"] = layer_loss, pooled_loss
         return {"loss": total, **result}
+
+    def _targets(self, video: Tensor, shape: TokenShape, kept: Tensor | None) -> TeacherFeatures:
+        """The teacher's features of normalised clips at the kept tokens ``[B, K]``; None: at all."""
+        mean, std = (
+            torch.tensor(values, device=video.device).view(3, 1, 1, 1)
+            for values in (self.checkpoint.mean, self.checkpoint.std)
+        )
+        return self.teacher.features(video * std + mean, shape, kept, self._layers)
 
     def _seen(self, model: FluxViT, video: Tensor, embeddings: Tensor) -> Tensor | None:
         """Indices ``[B, K]`` of the tokens that the teacher sees; None: all."""
         tokens = model.patch_embed.patchify(video)[0] if self.selector.reads == "pixels" else embeddings
-        (seen,) = model.select_indices(tokens, [self.teacher_tokens or None], self.selector)
+        budget = self.settings.teacher_tokens or None
+        (seen,) = model.select_indices(tokens, [budget], self.selector)
         return seen
 
     @torch.no_grad()
     def _visible(self, attention: Tensor, shape: TokenShape, budgets: Sequence[int]) -> list[Tensor | None]:
-        """For each budget which of the seen tokens the student gets, ascending ``[B, K]``; None: all."""
+        """For each budget the seen tokens that the student gets, ascending ``[B, K]``; None: all."""
         keys = attention
-        if self.mask == "sampled":
+        if self.settings.mask == "sampled":
             # The largest of these are a draw without replacement in proportion to the attention.
             keys = keys / torch.empty_like(keys).exponential_()
-        elif self.mask == "random":
-            keys = torch.rand_like(keys)
-        groups = shape[0] if self.scope == "frame" else 1
+        groups = shape[0] if self.settings.scope == "frame" else 1
         scores = keys.unflatten(1, (groups, -1))
         seen = keys.shape[1]
         return [None if budget >= seen else keep_best(scores, (1,) * groups, budget) for budget in budgets]
 
     def _at(self, layer: Tensor, chosen: Tensor | None) -> Tensor:
-        """A target layer at the chosen tokens; its class token, if it has one, always stays."""
+        """A target layer at the chosen tokens. Its class token, if it has one, always stays."""
         if chosen is None:
             return layer
-        if not self.targets.class_token:
-            return gather_tokens(layer, chosen)
-        return torch.cat([layer[:, :1], gather_tokens(layer[:, 1:], chosen)], dim=1)
+        first = int(self.teacher.class_token)
+        return torch.cat([layer[:, :first], gather_tokens(layer[:, first:], chosen)], dim=1)
 
-    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        if self.loss == "cosine":
-            return (2 - 2 * (ours * theirs).sum(-1)).mean()
-        return {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[self.loss](ours, theirs)
+
+def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    return (2 - 2 * (ours * theirs).sum(-1)).mean()
