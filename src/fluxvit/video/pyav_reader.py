@@ -374,8 +374,7 @@ class PyAVReader(VideoReader):
 
     def _describe(self, first: av.VideoFrame, aspect: float) -> VideoInfo:
         stream, container = self._stream, self._opened
-        # With the picture stretched and turned, but not shrunk.
-        height, width = RGBConverter(first, None, aspect).size
+        height, width = self._convert.shown
         duration = None
         if stream.duration is not None:
             duration = float(stream.duration * self._time_base)

@@ -37,21 +37,21 @@ def open_video(
         video: One of these:
 
             - the path of a video file, or of a video in a shard (see `fluxvit.video.tar_members`);
-            - the path of a folder of jpg, png, webp or bmp images, one a frame; if it holds several kinds of
-              images, with the name of those that are meant, such as ``frames/img_%05d.jpg`` or
-              ``frames/img_*.jpg`` (see `FolderReader`);
-            - the content of a video file: bytes, or a file opened in binary mode that can be sought in. It is
-              read from its beginning, stays the caller's to close, and is not to be read by others meanwhile;
+            - the path of a folder of jpg, png, webp or bmp images, one for each frame; if it holds several
+              series of images, followed by the name of the images to read, such as ``frames/img_%05d.jpg``
+              or ``frames/img_*.jpg`` (see `FolderReader`);
+            - the content of a video file: bytes, or a seekable file opened in binary mode. It is read from its
+              beginning and is not closed; nothing else may read it meanwhile;
             - frames: an array or tensor, uint8 RGB ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL
               images of one size. They are not copied.
-        short_side: Shrink frames to this many pixels along the shorter side while they are converted to RGB;
-            large videos then take less memory and less resizing later, but no less decoding. It never
-            enlarges. The filter is FFmpeg's area average, so pixels differ a little from resizing
+        short_side: Shrink frames to this many pixels along the shorter side while they are converted to RGB.
+            Large videos then take less memory and less resizing later, but no less decoding. Frames are never
+            enlarged. The filter is FFmpeg's area average, so pixels differ a little from resizing
             afterwards; use the same setting to train and to test.
         fps: Frames per second of a folder of images or of frames in memory, 25 by default. Video files know
             theirs.
-        count: Number of frames by a list of videos. It decides what to read in a folder with several
-            kinds of images, and has no effect otherwise.
+        count: Number of frames in a list of videos. In a folder with several series of images it chooses
+            the series to read; it has no effect otherwise.
 
     Raises:
         VideoError: The video cannot be read; the message is one line and names the file and the reason.
@@ -65,8 +65,8 @@ def open_video(
         return ArrayReader(frames, fps=rate, short_side=short_side)
     if path is not None and os.path.isdir(path):
         return FolderReader(path, fps=rate, short_side=short_side, count=count)
-    if path is not None and not os.path.exists(path) and (found := split_pattern(path)) is not None:
-        folder, pattern = found
+    if path is not None and not os.path.exists(path) and (split := split_pattern(path)) is not None:
+        folder, pattern = split
         return FolderReader(folder, fps=rate, short_side=short_side, pattern=pattern)
     name, file = as_file(video) if path is None else (str(path), None)
     if fps is not None:
