@@ -40,8 +40,8 @@ def open_video(
             - the path of a folder of jpg, png, webp or bmp images, one for each frame; if it holds several
               series of images, followed by the name of the images to read, such as ``frames/img_%05d.jpg``
               or ``frames/img_*.jpg`` (see `FolderReader`);
-            - the content of a video file: bytes, or a seekable file opened in binary mode. It is read from its
-              beginning and is not closed; nothing else may read it meanwhile;
+            - the content of a video file: bytes, or a seekable file opened in binary mode. It is read from
+              its beginning and is not closed; nothing else may read it meanwhile;
             - frames: an array or tensor, uint8 RGB ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL
               images of one size. They are not copied.
         short_side: Shrink frames to this many pixels along the shorter side while they are converted to RGB.
