@@ -79,7 +79,7 @@ def _ours(path: Path, vectors: np.ndarray, queries: np.ndarray, truth: list[set[
     with VideoDatabase(path) as database:
         cold = _milliseconds(lambda: numbers(database, queries[0]))
         found, times = _ask(lambda query: numbers(database, query), queries)
-        only = Filter("*/0000*")
+        only = Filter("/0000")
         filtered_cold = _milliseconds(lambda: database.nearest(queries[0], COUNT, only))
         filtered = [_milliseconds(lambda q=q: database.nearest(q, COUNT, only)) for q in queries]
     return {

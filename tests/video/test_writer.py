@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fluxvit.video.reader import open_video
-from fluxvit.video.writer import write_image, write_video
+from fluxvit.video.writer import write_video
 
 FRAMES = np.zeros((3, 16, 16, 3), np.uint8)
 
@@ -59,9 +59,3 @@ def test_what_is_written_does_not_depend_on_the_cpu(tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
     with open_video(tmp_path / "clip.mp4") as written, open_video(tmp_path / "plain.mp4") as plain:
         np.testing.assert_array_equal(written.read(range(24)), plain.read(range(24)))
-
-
-def test_a_picture_of_another_type_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a frame is uint8"):
-        write_image(tmp_path / "picture.png", FRAMES[0] / 255)
-    assert not list(tmp_path.iterdir())

@@ -5,20 +5,15 @@ from __future__ import annotations
 import datetime
 
 from fluxvit.deploy.config import SearchConfig
-from fluxvit.deploy.search.contact_sheet import thumbnail_sheet
 from fluxvit.deploy.search.database import Filter, VideoDatabase
 from fluxvit.deploy.search.index import Embedder, search, settings_of, with_checkpoint
 from fluxvit.utils.system import log_device
 from fluxvit.utils.terminal import printable, say
-from fluxvit.video.writer import write_image
 
 
 def run(config: SearchConfig) -> int:
     """Search the database; the exit code is 1 if nothing is found."""
-    pattern = f"*{config.path}*" if config.path else ""
-    only = Filter(
-        pattern, since=_day(config.since), until=_day(config.until), start=config.start, end=config.end
-    )
+    only = Filter(config.path, config.start, config.end, _day(config.since), _day(config.until))
     with VideoDatabase(config.db) as database:
         settings = settings_of(database)
         if settings is None:
@@ -26,21 +21,11 @@ def run(config: SearchConfig) -> int:
         embedder = Embedder(with_checkpoint(settings, config.checkpoint), config.device)
         log_device(embedder.device)
         hits = search(database, embedder, config.sentence, config.video, config.count, only)
-        indexed, matching = database.count_files(), database.count_files(only.path)
-    if not hits:
-        if config.path and not matching:
-            say(
-                f"nothing found: --path {config.path!r} is in the path of none of the {indexed} indexed files"
-            )
-        else:
-            say("nothing found: no window passes the filters")
-        return 1
     for rank, hit in enumerate(hits, start=1):
         say(f"{rank:3}  {hit.score:.3f}  {_clock(hit.start)}-{_clock(hit.end)}  {printable(hit.path)}")
-    if config.sheet:
-        write_image(config.sheet, thumbnail_sheet(hits))
-        say(f"wrote   {config.sheet}")
-    return 0
+    if not hits:
+        say("nothing found: no window passes the filters")
+    return 0 if hits else 1
 
 
 def _clock(seconds: float) -> str:

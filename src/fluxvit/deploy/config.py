@@ -131,12 +131,11 @@ class SearchConfig(DeviceOptions):
         video: Video file; moments that look like it are found, instead of a sentence.
         db: Database file.
         count: Number of moments.
-        path: Part of the path of the files to search. ``*`` stands for anything, all else for itself.
+        path: Text that the paths of the files to search must contain.
         start: Search only after this second of each video.
         end: Search only before this second of each video.
         since: Search only files that were modified on this day or later, such as 2026-11-24.
         until: Search only files that were modified before this day.
-        sheet: Image file (.jpg or .png) to write, with a row of thumbnails for each moment.
         checkpoint: Folder of the dual encoder, if it has moved.
     """
 
@@ -149,7 +148,6 @@ class SearchConfig(DeviceOptions):
     end: float | None = None
     since: str | None = None
     until: str | None = None
-    sheet: str | None = None
     checkpoint: str = ""
 
     def __post_init__(self) -> None:

@@ -1,11 +1,10 @@
-"""Frames to a video file, or one to a picture."""
+"""Writes frames to a video file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -70,29 +69,6 @@ def write_video(
             raise ValueError(f"{path}: no frames to write")
         container.mux(stream.encode())
     return count
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an image, RGB uint8 ``[H, W, 3]``, as the suffix says: ``.jpg`` or ``.png``.
-
-    Raises:
-        ValueError: The suffix is another, or the image has another shape or type.
-    """
-    path = Path(path)
-    _check_image(image, str(path))
-    kinds = {".jpg": ("mjpeg", "yuvj420p"), ".jpeg": ("mjpeg", "yuvj420p"), ".png": ("png", "rgb24")}
-    if path.suffix.lower() not in kinds:
-        raise ValueError(f"{path}: write a picture as .jpg or .png")
-    codec, pixels = kinds[path.suffix.lower()]
-    context: Any = av.CodecContext.create(codec, "w")
-    context.height, context.width = image.shape[:2]
-    context.pix_fmt, context.time_base = pixels, Fraction(1, 25)
-    if codec == "mjpeg":
-        context.options = {"qmin": "3", "qmax": "3"}
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24").reformat(format=pixels)
-    frame.pts = 0
-    with atomic_path(path) as partial:
-        partial.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
 
 
 def _check_image(image: np.ndarray, name: str) -> None:

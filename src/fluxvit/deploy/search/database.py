@@ -1,9 +1,8 @@
-"""A database of video windows and their vectors: one SQLite file, no server, nothing to install.
+"""A database of video windows and their vectors in one SQLite file.
 
-A database appears under its name when its tables are complete. SQLite writes each file's windows in one
-transaction, so that a killed run leaves whole files only, and answers questions about times. Vectors are
-compared by exact products in memory (``benchmarks/search_speed.py``), where an approximate index would save
-little and miss some.
+Each file's windows are written in one transaction, so a killed run leaves only complete files. Vectors are
+compared exactly, in memory: an approximate index would save little and miss some windows
+(``benchmarks/search_speed.py``).
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ import numpy as np
 
 from fluxvit.deploy.search.database_file import (
     FORMAT,
-    as_user_error,
+    clear_errors,
     connect,
-    inspect_database,
+    damaged,
+    is_database,
     make_database,
 )
 from fluxvit.utils.schema import Finite, check
@@ -32,7 +31,12 @@ from fluxvit.utils.schema import Finite, check
 
 @dataclass(frozen=True)
 class FileRow:
-    """A file in the database: ``mark`` tells whether it has changed, ``error`` why it cannot be read."""
+    """A file in the database.
+
+    Args:
+        mark: Differs when the file has changed.
+        error: Why the file cannot be read; None if it can.
+    """
 
     path: str
     mark: str
@@ -44,10 +48,9 @@ class Filter:
     """Which windows are searched.
 
     Args:
-        path: A pattern that the whole path must match: ``*`` stands for anything, all else for itself; empty:
-            all.
+        path: Text that the path of the file must contain; empty for all files.
         start, end: Seconds of the video that a window must touch.
-        since, until: When the file was last modified, seconds since 1970.
+        since, until: When the file was last modified, in seconds since 1970.
 
     Raises:
         ValueError: A number is not finite, or a value has another type.
@@ -65,10 +68,14 @@ class Filter:
 
 EVERYTHING = Filter()
 
+_MATCHES = """instr(files.path, :path) > 0
+    AND (:start IS NULL OR windows.end > :start) AND (:end IS NULL OR windows.start < :end)
+    AND (:since IS NULL OR modified >= :since) AND (:until IS NULL OR modified < :until)"""
+
 
 @dataclass(frozen=True)
 class Hit:
-    """A window that was found: seconds of a file, and its cosine with the query."""
+    """A window that was found: its file, its seconds, and the cosine of its vector with the query."""
 
     path: str
     start: float
@@ -81,37 +88,38 @@ class VideoDatabase:
 
     Args:
         path: Path of the database.
-        create: Make the database if it does not exist, or if its making was cut off before anything was
-            entered.
+        create: Make the database if it does not exist.
 
     Raises:
-        ValueError: There is no such file; it is empty, damaged, of another version, locked by another process
+        ValueError: There is no such database; it is damaged, of another version, locked by another process
             for `LOCKED_SECONDS`, or not a database of fluxvit. The message says which, and what to do.
     """
 
     def __init__(self, path: str | Path, create: bool = False) -> None:
         self.path = Path(path)
-        status, reason = inspect_database(self.path)
-        make = f"fluxvit index FOLDER --db {path}"
-        if status == "foreign":
-            raise ValueError(f"{path} is no database of fluxvit: it is {reason}; choose another file")
-        if status == "broken":
-            raise self._broken(reason)
-        if status == "version":
-            raise ValueError(
-                f"{path}: a database of version {reason}, this fluxvit reads {FORMAT}; use the fluxvit that "
-                f"made it, or make it anew with: {make} --rebuild"
-            )
-        if create and status in ("missing", "empty"):
-            make_database(self.path)
-        elif status == "missing":
-            raise ValueError(f"{path}: no such database; make one with: {make}")
-        elif status == "empty":
-            raise ValueError(f"{path}: an empty database, whose making was cut off; fill it with: {make}")
-        self._sql = connect(self.path)
-        with self._guarded():
-            self._sql.execute("PRAGMA foreign_keys = ON")
+        if not is_database(path):
+            if not create:
+                raise ValueError(f"{path}: no such database; make one with: fluxvit index FOLDER --db {path}")
+            make_database(path)
+        with clear_errors(self.path):
+            self._sql = connect(self.path)
         self._loaded: tuple[int, Filter, np.ndarray, np.ndarray] | None = None
+        try:
+            self._check_version()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_version(self) -> None:
+        version = self.setting("format")
+        if version is None:
+            raise damaged(self.path, "it does not tell its version")
+        if version != FORMAT:
+            raise ValueError(
+                f"{self.path}: a database of version {str(version)[:20]}, this fluxvit reads {FORMAT}; use "
+                "the fluxvit that made it, or make it anew with: "
+                f"fluxvit index FOLDER --db {self.path} --rebuild"
+            )
 
     def close(self) -> None:
         """Release the file."""
@@ -124,35 +132,31 @@ class VideoDatabase:
         self.close()
 
     def setting(self, name: str) -> Any:
-        """A setting; None if it is not there."""
+        """A setting; None if the database does not have it."""
         rows = self._rows("SELECT value FROM settings WHERE name = ?", (name,))
         try:
             return json.loads(rows[0][0]) if rows else None
         except (TypeError, ValueError, RecursionError):
-            raise self._broken(f"its setting {name} cannot be read") from None
+            raise damaged(self.path, f"its setting {name} cannot be read") from None
 
     def set_settings(self, **settings: Any) -> None:
-        """Keep plain values by their names."""
+        """Store plain values by their names."""
         rows = [(name, json.dumps(value)) for name, value in settings.items()]
         with self._transaction():
             self._sql.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
     def files(self) -> dict[str, FileRow]:
         """All files by their path."""
-        found = {}
+        rows = {}
         for name, mark, error in self._rows("SELECT path, mark, error FROM files"):
-            path = _from_sql(name)
-            if path is None or not isinstance(mark, str) or not isinstance(error, str | None):
-                raise self._broken(f"a file's row holds {name!r}, {mark!r}, {error!r}")
-            found[path] = FileRow(path, mark, error)
-        return found
-
-    def count_files(self, pattern: str = "") -> int:
-        """Files in the database whose path matches a pattern, as in :class:`Filter`."""
-        return sum(map(_path_filter(pattern), self.files()))
+            if not isinstance(mark, str) or not isinstance(error, str | None):
+                raise damaged(self.path, f"a file's row holds {mark!r}, {error!r}")
+            path = self._path(name)
+            rows[path] = FileRow(path, mark, error)
+        return rows
 
     def count_windows(self) -> int:
-        """Windows in the database."""
+        """The number of windows in the database."""
         return self._rows("SELECT count(*) FROM windows")[0][0]
 
     def put(
@@ -164,18 +168,19 @@ class VideoDatabase:
         vectors: np.ndarray,
         error: str | None = None,
     ) -> None:
-        """Enter a file with all of its windows, in place of what was there of it.
+        """Store a file with all of its windows, in place of what the database had of it.
 
         Args:
             spans: Start and end of each window, in seconds.
             vectors: float ``[N, D]``.
         """
         blobs = [vector.astype("<f2").tobytes() for vector in vectors]
+        error = error and error.encode(errors="backslashreplace").decode()
         with self._transaction():
             self._sql.execute("DELETE FROM files WHERE path = ?", (_to_sql(path),))
             row = self._sql.execute(
                 "INSERT INTO files (path, mark, modified, error) VALUES (?, ?, ?, ?)",
-                (_to_sql(path), mark, modified, _to_text(error)),
+                (_to_sql(path), mark, modified, error),
             )
             self._sql.executemany(
                 "INSERT INTO windows (file, start, end, vector) VALUES (?, ?, ?, ?)",
@@ -186,7 +191,7 @@ class VideoDatabase:
             )
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Forget files."""
+        """Remove files and their windows."""
         with self._transaction():
             self._sql.executemany("DELETE FROM files WHERE path = ?", [(_to_sql(path),) for path in paths])
 
@@ -199,89 +204,67 @@ class VideoDatabase:
         if not len(ids):
             return []
         if vectors.shape[1] != len(query):
-            raise self._broken(
-                f"its vectors have {vectors.shape[1]} numbers, those of its encoder {len(query)}"
-            )
+            reason = f"its vectors have {vectors.shape[1]} numbers, those of its encoder {len(query)}"
+            raise damaged(self.path, reason)
         scores = vectors @ query.astype(np.float32)
         hits: list[Hit] = []
-        # Overlapping windows are left out afterwards: more are taken until there are enough.
-        taken = min(len(ids), 4 * count)
-        while True:
-            best = np.argpartition(-scores, taken - 1)[:taken]
-            best = best[np.argsort(-scores[best], kind="stable")]
-            hits = self._apart([(int(ids[i]), float(scores[i])) for i in best], count)
-            if len(hits) == count or taken == len(ids):
-                return hits
-            taken = min(len(ids), 4 * taken)
-
-    def _apart(self, found: Sequence[tuple[int, float]], count: int) -> list[Hit]:
-        hits: list[Hit] = []
-        for number, score in found:
-            rows = self._rows(
-                "SELECT path, start, end FROM windows JOIN files ON files.id = windows.file "
-                "WHERE windows.id = ?",
-                (number,),
-            )
-            if not rows:  # Another process has just removed it.
-                continue
-            ((name, start, end),) = rows
-            path = _from_sql(name)
-            if path is None or not (_is_number(start) and _is_number(end)):
-                raise self._broken(f"a window's row holds {name!r}, {start!r}, {end!r}")
-            if not any(hit.path == path and hit.start < end and start < hit.end for hit in hits):
-                hits.append(Hit(path, start, end, score))
+        for i in np.argsort(-scores, kind="stable"):
+            hit = self._hit(int(ids[i]), float(scores[i]))
+            if hit and not any(
+                other.path == hit.path and other.start < hit.end and hit.start < other.end for other in hits
+            ):
+                hits.append(hit)
                 if len(hits) == count:
                     break
         return hits
+
+    def _hit(self, window: int, score: float) -> Hit | None:
+        """The window of a number; None if another process has just removed it."""
+        rows = self._rows(
+            "SELECT path, start, end FROM windows JOIN files ON files.id = windows.file WHERE windows.id = ?",
+            (window,),
+        )
+        for name, start, end in rows:
+            if not all(isinstance(time, float) and math.isfinite(time) for time in (start, end)):
+                raise damaged(self.path, f"a window's row holds {start!r}, {end!r}")
+            return Hit(self._path(name), start, end, score)
+        return None
 
     def _vectors(self, only: Filter) -> tuple[np.ndarray, np.ndarray]:
         """Numbers ``[N]`` of windows and their vectors fp32 ``[N, D]``, kept until something is written."""
         written = self._rows("PRAGMA data_version")[0][0] + self._sql.total_changes
         if self._loaded is None or self._loaded[:2] != (written, only):
-            clauses, values = _clauses(only)
-            matches = _path_filter(only.path)
-            self._sql.create_function("path_matches", 1, lambda name: matches(_from_sql(name) or ""))
             rows = self._rows(
-                f"SELECT windows.id, vector FROM windows JOIN files ON files.id = windows.file{clauses}",
-                values,
+                "SELECT windows.id, vector FROM windows JOIN files ON files.id = windows.file "
+                f"WHERE {_MATCHES}",
+                {**asdict(only), "path": _to_sql(only.path)},
             )
-            if not all(isinstance(number, int) for number, _ in rows):
-                raise self._broken("its windows are not all numbered")
-            ids = np.array([number for number, _ in rows], np.int64)
             blobs = [blob for _, blob in rows]
-            if not all(isinstance(blob, bytes) and len(blob) == len(blobs[0]) for blob in blobs):
-                raise self._broken("its vectors are not all of one length")
-            if blobs and (not blobs[0] or len(blobs[0]) % 2):
-                raise self._broken(f"a vector has {len(blobs[0])} bytes")
-            data = np.frombuffer(b"".join(blobs), "<f2")
-            vectors = data.reshape(len(rows), -1) if rows else np.zeros((0, 0), "<f2")
-            if not np.isfinite(vectors).all():
-                raise self._broken("its vectors are not all finite")
+            try:
+                ids = np.array([number for number, _ in rows], np.int64)
+                if len(set(map(len, blobs))) > 1:
+                    raise ValueError("vectors differ in length")
+                vectors = np.frombuffer(b"".join(blobs), "<f2").reshape(len(rows), -1 if rows else 0)
+                if not np.isfinite(vectors).all():
+                    raise ValueError("vectors are not all finite")
+            except (TypeError, ValueError) as error:
+                raise damaged(self.path, f"its windows cannot be read: {error}") from None
             self._loaded = written, only, ids, vectors.astype(np.float32)
         return self._loaded[2:]
 
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._guarded():
+    def _rows(self, query: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
+        with clear_errors(self.path):
             return self._sql.execute(query, values).fetchall()
 
-    def _broken(self, reason: object) -> ValueError:
-        why = " ".join(str(reason).split())
-        cure = f"make it anew with: fluxvit index FOLDER --db {self.path} --rebuild"
-        return ValueError(f"{self.path}: a damaged database ({why}); {cure}")
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """What SQLite says of the file becomes one line with the cure."""
-        try:
-            yield
-        except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
-            raise  # The caller's fault, not the file's.
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            raise as_user_error(self.path, error) or self._broken(error) from error
+    def _path(self, name: object) -> str:
+        """The path that :func:`_to_sql` has stored."""
+        if not isinstance(name, str | bytes):
+            raise damaged(self.path, f"the path of a file is {name!r}")
+        return os.fsdecode(name)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._guarded():
+        with clear_errors(self.path):
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -292,70 +275,10 @@ class VideoDatabase:
                 raise
 
 
-def _clauses(only: Filter) -> tuple[str, list[Any]]:
-    """Conditions for windows, and their values; ``path_matches`` is to be a function of SQL."""
-    given = [
-        (value, clause)
-        for value, clause in (
-            (only.start, "windows.end > ?"),
-            (only.end, "windows.start < ?"),
-            (only.since, "modified >= ?"),
-            (only.until, "modified < ?"),
-        )
-        if value is not None
-    ]
-    clauses = [clause for _, clause in given]
-    if only.path:  # Once for each file, not for each of its windows.
-        clauses.append("files.id IN (SELECT id FROM files WHERE path_matches(path))")
-    return (f" WHERE {' AND '.join(clauses)}" if clauses else ""), [value for value, _ in given]
-
-
-def _path_filter(pattern: str) -> Callable[[str], bool]:
-    """Tells whether a whole path matches a pattern in which ``*`` stands for anything, all else for itself.
-
-    Each part between two asterisks takes the first place that it finds, so that many cost no more than a few.
-    """
-    if not pattern:
-        return lambda path: True
-    first, *middle = pattern.split("*")
-    if not middle:
-        return lambda path: path == first
-    last = middle.pop()
-
-    def matches(path: str) -> bool:
-        end = len(path) - len(last)
-        if not (path.startswith(first) and path.endswith(last) and len(first) <= end):
-            return False
-        place = len(first)
-        for part in middle:
-            found = path.find(part, place, end)
-            if found < 0:
-                return False
-            place = found + len(part)
-        return True
-
-    return matches
-
-
 def _to_sql(path: str) -> str | bytes:
-    """A path as it is kept: as text, or, if it is no Unicode, as the bytes of its name."""
+    """A path as text or, if its name is not Unicode, as bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:
         return os.fsencode(path)
     return path
-
-
-def _from_sql(name: object) -> str | None:
-    """The path again; None of what no path is kept as."""
-    if isinstance(name, bytes):
-        return os.fsdecode(name)
-    return name if isinstance(name, str) else None
-
-
-def _to_text(error: str | None) -> str | None:
-    return None if error is None else error.encode(errors="backslashreplace").decode()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,12 +1,11 @@
-"""Search over one's own videos: a folder's windows embedded into a database, and questions to it."""
+"""Search in your own videos: the windows of a folder's videos are embedded into a database."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from fluxvit.data.formats.layout import videos_below
 from fluxvit.data.formats.walk import LeftOut
 from fluxvit.deploy.config import IndexConfig
 from fluxvit.deploy.search.database import EVERYTHING, Filter, Hit, VideoDatabase
-from fluxvit.deploy.search.database_file import check_removable, is_new, make_database
-from fluxvit.deploy.search.windows import Window, windows
+from fluxvit.deploy.search.database_file import is_database, make_database
+from fluxvit.deploy.search.windows import windows
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -36,13 +35,13 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How a database's windows are made; all of one database are alike.
+    """How the windows of a database are made.
 
     Args:
-        checkpoint: A dual encoder's folder.
-        grid, keep, head, selector: Its plan.
+        checkpoint: Folder of the dual encoder.
+        grid, keep, head, selector: The plan of the dual encoder.
         seconds: Length of a window.
-        shots: Windows end where shots do.
+        shots: Windows end where shots end.
 
     Raises:
         ValueError: A value has another type or range; a window lasts a hundredth of a second to a day.
@@ -61,13 +60,8 @@ class IndexSettings:
         check_window(self.seconds, "seconds")
 
     def __str__(self) -> str:
-        shots = "" if self.shots else ", shots or not"
+        shots = "" if self.shots else ", across shots"
         return f"{self.keep} tokens of {self.grid} from every {self.seconds:g} s{shots}"
-
-    @property
-    def plan_settings(self) -> dict[str, Any]:
-        """Those of its plan."""
-        return {"grid": self.grid, "keep": self.keep, "head": self.head, "selector": self.selector}
 
     @property
     def plan(self) -> Plan:
@@ -90,24 +84,29 @@ class Embedder:
         self.checkpoint = DualEncoderCheckpoint.load(settings.checkpoint, self.device)
         self.digest = self.checkpoint.digest()
 
+    @torch.inference_mode()
     def embed_file(self, path: str | Path) -> tuple[list[tuple[float, float]], np.ndarray]:
         """Start and end of each window of a video, and their unit vectors ``[N, D]``.
 
         Raises:
-            VideoError: It cannot be read.
+            VideoError: The video cannot be read.
         """
+        settings, plan = self.settings, self.settings.plan
         spans: list[tuple[float, float]] = []
         rows: list[np.ndarray] = []
-        for batch in self._batches(path):
+        remaining = windows(path, plan.grid, settings.seconds, shots=settings.shots)
+        while batch := list(islice(remaining, _AT_ONCE)):
             spans += [(window.start, window.end) for window in batch]
-            rows.append(self._embed(batch, path))
+            video = self.checkpoint.video.normalize(torch.stack([window.video for window in batch]))
+            vectors = self.checkpoint.model.embed_video(video, plan.keep, plan.head, plan.selector)
+            rows.append(check_finite(vectors.float().cpu(), path).numpy())
         return spans, np.concatenate(rows)
 
     def embed_query(self, path: str | Path) -> np.ndarray:
-        """A unit vector ``[D]`` for a whole video, the mean of its windows'.
+        """A unit vector ``[D]`` for a video, the mean of the vectors of its windows.
 
         Raises:
-            VideoError: It cannot be read.
+            VideoError: The video cannot be read.
         """
         mean = self.embed_file(path)[1].mean(0)
         return mean / np.linalg.norm(mean)
@@ -116,31 +115,14 @@ class Embedder:
         """A unit vector ``[D]`` for a sentence.
 
         Raises:
-            ValueError: It is empty.
+            ValueError: The sentence is empty.
         """
         return self.checkpoint.embed_texts([sentence])[0].numpy()
-
-    def _batches(self, path: str | Path) -> Iterator[list[Window]]:
-        settings, batch = self.settings, list[Window]()
-        for window in windows(path, settings.plan.grid, settings.seconds, shots=settings.shots):
-            batch.append(window)
-            if len(batch) == _AT_ONCE:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    @torch.inference_mode()
-    def _embed(self, batch: Sequence[Window], path: str | Path) -> np.ndarray:
-        plan = self.settings.plan
-        video = self.checkpoint.video.normalize(torch.stack([window.video for window in batch]))
-        vectors = self.checkpoint.model.embed_video(video, plan.keep, plan.head, plan.selector).float().cpu()
-        return check_finite(vectors, path).numpy()
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What a run changed: counts of files, why some cannot be read, and what the search for them left out."""
+    """What a run changed: numbers of files, why some cannot be read, and what the walk left out."""
 
     new: int
     changed: int
@@ -166,8 +148,8 @@ def choose_settings(
     """Settings for a new database, with the checkpoint's plan for a budget.
 
     Args:
-        budget: What a window may cost; None: the largest trained token budget.
-        seconds: Length of a window; None: that of the clips of dense training, or else 4.
+        budget: What a window may cost. None is the largest trained token budget.
+        seconds: Length of a window. None is the length of the clips of dense training, or else 4.
 
     Raises:
         ValueError: The checkpoint, the budget or the grid cannot be used, or windows have no length.
@@ -177,19 +159,12 @@ def choose_settings(
     video = DualEncoderCheckpoint.load(checkpoint).video
     plan = video.plan(budget, grid)
     seconds = seconds or video.sampling.window(plan.grid.frames) or 4.0
-    return IndexSettings(
-        str(Path(checkpoint).absolute()),
-        str(plan.grid),
-        plan.keep,
-        plan.head,
-        plan.selector,
-        seconds,
-        shots,
-    )
+    folder = str(Path(checkpoint).absolute())
+    return IndexSettings(folder, str(plan.grid), plan.keep, plan.head, plan.selector, seconds, shots)
 
 
 def settings_of(database: VideoDatabase) -> IndexSettings | None:
-    """The settings of a database; None of one that is still empty."""
+    """The settings of a database; None if nothing was indexed yet."""
     kept = database.setting("index")
     return None if kept is None else convert(kept, IndexSettings, f"{database.path}, its settings")
 
@@ -199,11 +174,11 @@ def update_index(
 ) -> Indexed:
     """Bring a database up to date with the videos below a folder.
 
-    Files that are new or have changed are embedded, one transaction each, so that an interrupted run goes on
-    where it was; files that are gone are forgotten. One that cannot be read is entered as such, and tried
-    again when it changes; one at which anything else goes wrong is tried again in the next run. Links are
-    followed; files behind one that leads nowhere, or in a folder that cannot be read, stay as they are. Files
-    elsewhere are not touched.
+    Files that are new or have changed are embedded, each in one transaction, so an interrupted run goes on
+    where it stopped. Files that are gone are removed from the database. A file that cannot be read is stored
+    with the reason, and tried again when it changes; after any other error a file is tried again in the next
+    run. Links are followed. Files behind a link that leads nowhere, or in a folder that cannot be read, stay
+    as they are, and so do files outside the folder.
 
     Raises:
         ValueError: There is no such folder, no video in it, the database is of another encoder, or the
@@ -212,23 +187,14 @@ def update_index(
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    former = database.setting("encoder")
-    if former not in (None, embedder.digest):
-        raise ValueError(
-            f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "
-            "now; make it anew with --rebuild"
-        )
-    left_out = LeftOut()
-    paths = [str(path) for path in videos_below(folder, left_out)]
+    _check_encoder(database, embedder)
     known = {path: row for path, row in database.files().items() if Path(path).is_relative_to(folder)}
-    if not paths and not known:
-        raise ValueError("; ".join((f"{folder}: no videos in it", *left_out.notes)))
+    paths, left_out = _list_videos(folder, may_be_empty=bool(known))
     database.set_settings(index=asdict(embedder.settings), encoder=embedder.digest)
-    # A disk that is not mounted at the moment must not cost what was embedded from it.
+    # What was embedded from a disk that is not mounted at the moment must not be lost.
     gone = sorted(path for path in known.keys() - set(paths) if not left_out.may_hold(path))
     database.remove(gone)
     marks = {path: _mark(Path(path)) for path in paths}
-    nothing = np.zeros((0, 0), np.float32)
     todo = [
         path
         for path in paths
@@ -238,17 +204,17 @@ def update_index(
     shown = progress and console.is_terminal
     for path in track(todo, "Indexing", console=console, transient=True, disable=not shown):
         mark, modified = marks[path]
-        spans, vectors, trouble = list[tuple[float, float]](), nothing, None
+        spans, vectors, reason = list[tuple[float, float]](), np.zeros((0, 0), np.float32), None
         try:
             spans, vectors = embedder.embed_file(path)
         except VideoError as error:
-            trouble = str(error)
+            reason = str(error)
         except NotFiniteError:
-            raise  # Not the file's fault, but the encoder's: it would be the same with every other.
+            raise  # The encoder is at fault, not the file: it would be the same with every other file.
         except Exception as error:
-            # Whatever a decoder thinks of next: one file must not end the run over the others.
-            trouble, mark = f"{path}: {type(error).__name__}: {error}", ""
-        database.put(path, mark, modified, spans, vectors, trouble)
+            # An unforeseen error of a decoder: one file must not end the run over the others.
+            reason, mark = f"{path}: {type(error).__name__}: {error}", ""
+        database.put(path, mark, modified, spans, vectors, reason)
     now = database.files()
     return Indexed(
         new=sum(path not in known for path in todo),
@@ -278,11 +244,7 @@ def search(
     if bool(sentence.strip()) == (video is not None):
         raise ValueError("search for a sentence or for a video: give one of both")
     count = convert(plain(count), Count, key="count")
-    if database.setting("encoder") != embedder.digest:
-        raise ValueError(
-            f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "
-            "now; make it anew with: fluxvit index FOLDER --db ... --rebuild"
-        )
+    _check_encoder(database, embedder)
     query = embedder.embed_sentence(sentence) if video is None else embedder.embed_query(video)
     return database.nearest(query, count, only)
 
@@ -297,72 +259,79 @@ def run_index(config: IndexConfig) -> str:
     if not Path(config.folder).is_dir():
         raise ValueError(f"{config.folder}: no such folder")
     with lock_file(config.db):
-        return _run_index(config)
-
-
-def _run_index(config: IndexConfig) -> str:
-    former = _former_settings(config)
-    settings = _settings(config, former)
-    embedder = Embedder(settings, config.device)
-    log_device(embedder.device)
-    if former is None or config.rebuild:
-        # Now, so that nothing is made or removed for a folder without videos.
-        left_out = LeftOut()
-        if not videos_below(Path(config.folder), left_out):
-            raise ValueError("; ".join((f"{config.folder}: no videos in it", *left_out.notes)))
-        # Not before the encoder is known to be good.
-        make_database(config.db, index=asdict(settings), encoder=embedder.digest)
-    with VideoDatabase(config.db) as database:
-        indexed = update_index(database, config.folder, embedder)
+        former = _former_settings(config)
+        settings = _settings(config, former)
+        embedder = Embedder(settings, config.device)
+        log_device(embedder.device)
+        if former is None or config.rebuild:
+            # Nothing is made or replaced before folder and encoder are known to be usable.
+            _list_videos(Path(config.folder))
+            make_database(config.db, index=asdict(settings), encoder=embedder.digest)
+        with VideoDatabase(config.db) as database:
+            indexed = update_index(database, config.folder, embedder)
     return f"{indexed}\ndatabase  {config.db}, {settings}"
 
 
-def _former_settings(config: IndexConfig) -> IndexSettings | None:
-    """The settings of the database; None if it is new, or if it is to be made anew and does not tell them.
+def _check_encoder(database: VideoDatabase, embedder: Embedder) -> None:
+    if database.setting("encoder") not in (None, embedder.digest):
+        raise ValueError(
+            f"{database.path}: its vectors are of another encoder than {embedder.settings.checkpoint} is "
+            f"now; make it anew with: fluxvit index FOLDER --db {database.path} --rebuild"
+        )
 
-    Raises:
-        ValueError: It cannot be used, nor made anew if that is asked for.
-    """
-    if config.rebuild:
-        check_removable(config.db)
-    if is_new(config.db):
+
+def _list_videos(folder: Path, may_be_empty: bool = False) -> tuple[list[str], LeftOut]:
+    left_out = LeftOut()
+    paths = [str(path) for path in videos_below(folder, left_out)]
+    if not paths and not may_be_empty:
+        raise ValueError("; ".join((f"{folder}: no videos in it", *left_out.notes)))
+    return paths, left_out
+
+
+def _former_settings(config: IndexConfig) -> IndexSettings | None:
+    """The settings of the database; None if it is new, or rebuilt and cannot be read."""
+    if not is_database(config.db):
         return None
     try:
         with VideoDatabase(config.db) as database:
             return settings_of(database)
     except ValueError:
-        if config.rebuild:  # What is wrong with it plays no part.
+        if config.rebuild:
             return None
         raise
 
 
 def _settings(config: IndexConfig, former: IndexSettings | None) -> IndexSettings:
-    """The settings that the database will have: the former ones, unless it is new or made anew."""
-    source = config.checkpoint or (former.checkpoint if former else "")
-    if not source:
+    """The settings that the database will have: the former ones, unless it is new or rebuilt."""
+    checkpoint = config.checkpoint or (former.checkpoint if former else "")
+    if not checkpoint:
         raise ValueError(f"{config.db}: name the dual encoder that embeds, with --checkpoint")
-    kept = None if config.rebuild else former
-    plan_given = config.budget is not None or config.grid is not None
-    if kept and not plan_given and config.seconds is None and config.shots is None:
-        return with_checkpoint(kept, config.checkpoint)
-    seconds = config.seconds if config.seconds is not None else kept.seconds if kept else None
-    shots = config.shots if config.shots is not None else kept.shots if kept else True
-    settings = choose_settings(source, config.budget, config.grid, seconds, shots)
-    if kept and not plan_given:
-        settings = replace(settings, **kept.plan_settings)
-    # The command that made it may be given again.
-    if kept and replace(settings, checkpoint=kept.checkpoint) != kept:
+    if former is None or config.rebuild:
+        shots = True if config.shots is None else config.shots
+        return choose_settings(checkpoint, config.budget, config.grid, config.seconds, shots)
+    kept = with_checkpoint(former, config.checkpoint)
+    requested = replace(
+        kept,
+        seconds=kept.seconds if config.seconds is None else config.seconds,
+        shots=kept.shots if config.shots is None else config.shots,
+    )
+    if config.budget is not None or config.grid is not None:
+        requested = choose_settings(
+            checkpoint, config.budget, config.grid, requested.seconds, requested.shots
+        )
+    # The command that made the database may be given again.
+    if requested != kept:
         raise ValueError(
-            f"{config.db} is there already, made with {kept}, not with {settings}; leave --budget, --grid, "
+            f"{config.db} is there already, made with {kept}, not with {requested}; leave --budget, --grid, "
             "--seconds and --shots out, or make the database anew with --rebuild"
         )
-    return settings
+    return kept
 
 
 def _mark(path: Path) -> tuple[str, float]:
-    """What tells whether a file or a folder of images has changed, and when it was modified.
+    """Text that differs when a file or a folder of images has changed, and when it was last modified.
 
-    Of what cannot be looked at, such as a file that has just vanished, nothing is told: it counts as changed.
+    The text is empty if it cannot be looked at, such as a file that has just vanished; it counts as changed.
     """
     try:
         files = sorted(entry.path for entry in os.scandir(path)) if path.is_dir() else [str(path)]
@@ -374,5 +343,5 @@ def _mark(path: Path) -> tuple[str, float]:
 
 
 def with_checkpoint(settings: IndexSettings, checkpoint: str) -> IndexSettings:
-    """Settings whose checkpoint has moved."""
+    """Settings with another folder of the checkpoint, if one is given."""
     return replace(settings, checkpoint=str(Path(checkpoint).absolute())) if checkpoint else settings
