@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import small_model
 from fluxvit.models.fluxvit import create_model
-from fluxvit.models.teachers import FluxViTTeacher, ImageTeacher, Maps, energy, fit_clip, resample_maps
+from fluxvit.models.teachers import FluxViTTeacher, ImageTeacher, Maps, fit_clip, resample_maps
 from fluxvit.training.recipes import TeacherSettings
 from fluxvit.training.runs.pretrain import open_teacher
 
@@ -113,7 +113,7 @@ class ColourTeacher(ImageTeacher):
 
     def _frames(self, images, layers):
         found = self.network(images).permute(0, 2, 3, 1)
-        return Maps([found] * len(layers), found.mean((1, 2)), energy(found))
+        return Maps([found] * len(layers), found.mean((1, 2)), found.float().square().sum(-1))
 
 
 def test_maps_lie_where_the_students_tokens_do() -> None:

@@ -36,7 +36,7 @@ from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
-from fluxvit.utils.schema import Natural, convert, located, shown
+from fluxvit.utils.schema import convert, located, shown
 from fluxvit.utils.schema import load as load_json
 
 _TOKENIZER = "tokenizer.json"
@@ -153,12 +153,7 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         least = facts.least_temperature
         # Not on the meta device: networks of transformers have buffers that no file holds.
         language = LanguageSide(tower, video.model.config.pool_dim, facts.dim, 2 * least, least)
-        # Version 4 of transformers names the tensors of a tower in this way.
-        state = {
-            name.replace("network.text_model.", "network."): value
-            for name, value in read_weights(weights).items()
-        }
-        load_weights(language, state, weights, cls.CONFIG)
+        load_weights(language, read_weights(weights), weights, cls.CONFIG)
         language.to(video.device)
         try:
             texts = Texts.from_json(tokenizer, facts.context)
@@ -189,7 +184,6 @@ class _HuggingFaceText(msgspec.Struct):
     config: dict[str, Any]
     pooling: str
     context: Annotated[int, Meta(ge=1, le=1 << 20)]
-    pad: Natural | None = None
 
 
 def _remake(description: dict[str, Any]) -> TextTower:

@@ -72,26 +72,6 @@ def quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_network(kind: Any, source: str, **options: Any) -> tuple[nn.Module, set[str]]:
-    """A network of a class of transformers, and the names of the tensors that its weights lack.
-
-    Raises:
-        OSError: There are no weights.
-    """
-    network, report = kind.from_pretrained(source, output_loading_info=True, **options)
-    missing = set(report["missing_keys"])
-    for tower in ("vision_model.", "text_model."):
-        # Version 5 of transformers writes a single tower without this prefix. Version 4 and some classes of
-        # version 5 find such weights only with it.
-        if any(tower + key in missing for key in report["unexpected_keys"]):
-            names = {rf"^(?!{re.escape(tower)}|visual_projection|text_projection)(.+)": rf"{tower}\1"}
-            network, report = kind.from_pretrained(
-                source, output_loading_info=True, key_mapping=names, **options
-            )
-            missing = set(report["missing_keys"])
-    return network, missing
-
-
 def blocks_of(network: nn.Module) -> nn.ModuleList:
     """The first list of modules; where it hangs differs between networks and versions of transformers."""
     return next(module for module in network.modules() if isinstance(module, nn.ModuleList))

@@ -1,8 +1,7 @@
 """Text towers from networks of the ``transformers`` library, by folder or by name on the Hugging Face hub.
 
-How a text's tokens become one vector follows the checkpoint: what sentence-transformers writes beside it; the
-last token of CLIP's text tower; SigLIP's own pooling, whose texts are padded to a fixed length that it sees.
-All else is averaged.
+A file of sentence-transformers beside a checkpoint tells how the tokens of a text become one vector. Without it
+they are averaged.
 """
 
 from __future__ import annotations
@@ -13,31 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fluxvit.checkpoints.hub import (
-    blocks_of,
-    check_source,
-    explained,
-    load_network,
-    quiet,
-    transformers_library,
-)
+from fluxvit.checkpoints.hub import blocks_of, check_source, explained, quiet, transformers_library
 from fluxvit.models.text import TextTower
 from fluxvit.utils.schema import convert, load, shown
 
 _MOST_LAYERS, _LARGEST_SIZE = 512, 1 << 24
-POOLINGS = ("mean", "first", "last", "pooler")
-
-# Two-tower checkpoints, of which one is taken: the class of it.
-_TOWERS = {
-    "clip": "CLIPTextModel",
-    "clip_text_model": "CLIPTextModel",
-    "siglip": "SiglipTextModel",
-    "siglip_text_model": "SiglipTextModel",
-    "siglip2": "Siglip2TextModel",
-    "siglip2_text_model": "Siglip2TextModel",
-}
+POOLINGS = ("mean", "first", "last")
 
 
 class HuggingFaceText(TextTower):
@@ -45,40 +26,29 @@ class HuggingFaceText(TextTower):
 
     Args:
         network: Gives ``last_hidden_state`` for ``input_ids`` and ``attention_mask``.
-        pooling: ``mean`` of all tokens, the ``first``, the ``last``, or the network's own ``pooler``.
-        context: Most tokens of a text.
-        pad: Pad texts to the context by this id, and show the padding to the network; None: do not.
+        pooling: ``mean`` of all tokens, the ``first``, or the ``last``.
+        context: Maximum number of tokens of a text.
 
     Raises:
         ValueError: The pooling is unknown.
     """
 
-    def __init__(self, network: Any, pooling: str, context: int, pad: int | None = None) -> None:
+    def __init__(self, network: Any, pooling: str, context: int) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        # Version 4 of transformers wraps a tower, version 5 does not; tensors have the same names in both.
-        network = getattr(network, "text_model", network)
-        self.network, self.pooling, self.pad = network, pooling, pad
+        self.network, self.pooling = network, pooling
         self.out_dim, self.context = network.config.hidden_size, context
-        # What is not read must not wait for a gradient.
-        if pooling != "pooler" and isinstance(getattr(network, "pooler", None), nn.Module):
+        # Data parallelism waits for the gradient of every parameter, and nothing reads the pooler.
+        if isinstance(getattr(network, "pooler", None), nn.Module):
             network.pooler = None
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         count = ids.shape[1]
         if count > self.context:
             raise ValueError(f"texts of {count} tokens for a context of {self.context}: cut them")
-        places = torch.arange(count, device=ids.device)
-        real = places < lengths[:, None]
-        if self.pad is not None:
-            ids = F.pad(ids.masked_fill(~real, self.pad), (0, self.context - count), value=self.pad)
-            output = self.network(input_ids=ids)
-        else:
-            output = self.network(input_ids=ids, attention_mask=real.long())
-        if self.pooling == "pooler":
-            return output.pooler_output
-        tokens = output.last_hidden_state
+        real = torch.arange(count, device=ids.device) < lengths[:, None]
+        tokens = self.network(input_ids=ids, attention_mask=real.long()).last_hidden_state
         if self.pooling == "first":
             return tokens[:, 0]
         if self.pooling == "last":
@@ -102,48 +72,39 @@ class HuggingFaceText(TextTower):
 
     def describe(self) -> dict[str, Any]:
         config = json.loads(self.network.config.to_json_string(use_diff=False))
-        shape = {"pooling": self.pooling, "context": self.context, "pad": self.pad}
-        return {"kind": "huggingface", "config": config, **shape}
+        return {"kind": "huggingface", "config": config, "pooling": self.pooling, "context": self.context}
 
     def no_weight_decay(self) -> set[str]:
         stem = {id(parameter) for parameter in self.stem()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in stem}
 
 
-def huggingface_text(source: str, *, context: int = 0, pooling: str = "") -> HuggingFaceText:
+def huggingface_text(source: str, *, context: int = 0) -> HuggingFaceText:
     """A text tower from a network of transformers, on the CPU, in fp32. No code that a checkpoint brings
     along is run.
 
     Args:
         source: A folder with ``config.json`` and weights, or a name on the Hugging Face hub.
-        context: Maximum number of tokens of a text; 0: as many as it has positions for, up to 512.
-        pooling: Another than the checkpoint's own; see `HuggingFaceText`.
+        context: Maximum number of tokens of a text; 0: the number of its positions, up to 512.
 
     Raises:
         ValueError: transformers is not installed, there is no such folder or name, the internet cannot be
             reached, or weights are missing.
     """
-    transformers = _library()
+    transformers = transformers_library("text towers")
     with explained("text tower", source), quiet(transformers):
         check_source(source)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        kind, config = _network_class(transformers, config)
-        network, missing = load_network(kind, source, config=config, dtype=torch.float32)
-        missing = {key for key in missing if not key.startswith("pooler.")}
+        if hasattr(config, "text_config") or hasattr(config, "vision_config"):
+            raise ValueError(f"a {config.model_type} has several towers, which are not supported.")
+        network, report = transformers.AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
         if missing:
             raise ValueError(f"its weights lack {len(missing)} tensors, {min(missing)} among them.")
     longest = getattr(config, "max_position_embeddings", 512)
-    padded = config.model_type.startswith("siglip")
-    if not pooling:
-        if padded:
-            pooling = "pooler"
-        elif config.model_type == "clip_text_model":
-            pooling = "last"
-        else:
-            pooling = _stored_pooling(Path(source)) or "mean"
-    # SigLIP's padding was seen in training: its length is the tower's own.
-    context = longest if padded else min(context or 512, longest)
-    return HuggingFaceText(network, pooling, context, _pad_id(config) if padded else None)
+    return HuggingFaceText(network, _stored_pooling(Path(source)), min(context or 512, longest))
 
 
 def remake_text(description: dict[str, Any]) -> HuggingFaceText:
@@ -152,26 +113,21 @@ def remake_text(description: dict[str, Any]) -> HuggingFaceText:
     Raises:
         ValueError: transformers is not installed, or does not know such networks.
     """
-    transformers = _library()
+    transformers = transformers_library("text towers")
     _check_sizes(description["config"])
     try:
         config = transformers.AutoConfig.for_model(**description["config"])
-        kind, config = _network_class(transformers, config)
-        network = kind.from_config(config) if kind is transformers.AutoModel else kind(config)
+        network = transformers.AutoModel.from_config(config)
     except Exception as error:  # A stranger's configuration can make the library fail in any way.
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             f"transformers {transformers.__version__} knows no such text tower: {reason}"
         ) from error
-    return HuggingFaceText(network, description["pooling"], description["context"], description["pad"])
+    return HuggingFaceText(network, description["pooling"], description["context"])
 
 
 def _check_sizes(config: dict[str, Any]) -> None:
-    """Refuse sizes far beyond any text network, which would take hours or all memory to build.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Raise a ValueError for sizes far beyond any text network, which would take hours or all memory."""
     for name, value in config.items():
         most = _MOST_LAYERS if "layers" in name else _LARGEST_SIZE
         if isinstance(value, int) and abs(value) > most:
@@ -180,33 +136,11 @@ def _check_sizes(config: dict[str, Any]) -> None:
             _check_sizes(value)
 
 
-def _library() -> Any:
-    transformers = transformers_library("text towers")
-    for kind in ("Siglip", "Siglip2"):
-        # Version 4 has these classes, but does not find them by the type that their files tell.
-        config = getattr(transformers, f"{kind}TextConfig")
-        if config.model_type not in transformers.CONFIG_MAPPING:
-            transformers.AutoConfig.register(config.model_type, config)
-    return transformers
-
-
-def _network_class(transformers: Any, config: Any) -> tuple[Any, Any]:
-    """The class that makes a network of a configuration, and the part of it that is about texts."""
-    name = _TOWERS.get(config.model_type)
-    if name is None:
-        return transformers.AutoModel, config
-    return getattr(transformers, name), getattr(config, "text_config", config)
-
-
-def _pad_id(config: Any) -> int:
-    return 0 if config.pad_token_id is None else config.pad_token_id
-
-
 def _stored_pooling(folder: Path) -> str:
-    """What sentence-transformers wrote about a checkpoint's pooling; empty if it did not."""
+    """The pooling in the file that sentence-transformers writes; without it, the mean."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
-        return ""
+        return "mean"
     settings = convert(load(path), dict[str, Any], str(path))
     for key, pooling in (
         ("pooling_mode_cls_token", "first"),
@@ -215,4 +149,4 @@ def _stored_pooling(folder: Path) -> str:
     ):
         if settings.get(key):
             return pooling
-    return ""
+    return "mean"

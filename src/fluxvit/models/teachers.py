@@ -5,8 +5,8 @@ teacher sees the student's clip, with frames and size fitted to its own patches.
 
 * :class:`FluxViTTeacher`, for transformers of this package's architecture, including InternVideo2: its tokens
   have the positions of the student's, so that it also encodes only the kept tokens.
-* :class:`MapTeacher`, for all others: it sees the whole clip, frame by frame if it is an image network, and
-  its feature maps are resampled to the student's tokens.
+* :class:`ImageTeacher`, for image networks: it sees the whole clip frame by frame, and its feature maps are
+  resampled to the student's tokens.
 
 A teacher is not a module, so that its owner neither trains it, nor saves it, nor shards it between processes.
 
@@ -170,8 +170,8 @@ class FluxViTTeacher(Teacher):
 
 
 class Maps(NamedTuple):
-    """What a :class:`MapTeacher` computes on its own grid: ``layers`` ``[B, t0, h0, w0, D]`` each, ``pooled``
-    ``[B, P]``, and ``attention`` ``[B, t0, h0, w0]``, of any scale, none below 0.
+    """The output of an image network on its own grid: ``layers`` ``[N, h0, w0, D]`` each, ``pooled``
+    ``[N, P]``, and ``attention`` ``[N, h0, w0]``, of any scale, none below 0.
     """
 
     layers: list[Tensor]
@@ -179,48 +179,29 @@ class Maps(NamedTuple):
     attention: Tensor
 
 
-class MapTeacher(Teacher):
-    """A network that gives feature maps of whole clips."""
-
-    def _features(
-        self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
-    ) -> TeacherFeatures:
-        maps = self._maps(video, layers)
-        tokens = [tokens_of_maps(layer, shape, kept) for layer in maps.layers]
-        attention = tokens_of_maps(maps.attention[..., None], shape, kept)[..., 0]
-        return TeacherFeatures(tokens, maps.pooled, attention)
-
-    @abstractmethod
-    def _maps(self, video: Tensor, layers: list[int]) -> Maps:
-        """Maps of a fitted and normalised clip ``[B, 3, T, H, W]``."""
-
-
-class ImageTeacher(MapTeacher):
+class ImageTeacher(Teacher):
     """An image network, which sees single frames: one for each token frame of the student.
 
     All frames count alike: the pooled vector is the mean of theirs, and each has the same share of the
     attention.
     """
 
-    def _maps(self, video: Tensor, layers: list[int]) -> Maps:
-        clips, frames = video.shape[0], video.shape[2]
+    def _features(
+        self, video: Tensor, shape: TokenShape, kept: Tensor | None, layers: list[int]
+    ) -> TeacherFeatures:
+        clips = (video.shape[0], video.shape[2])
         maps = self._frames(video.transpose(1, 2).flatten(0, 1), layers)
         attention = maps.attention.float()
         attention = attention / attention.sum((-2, -1), keepdim=True).clamp_min(1e-12)
-        return Maps(
-            [layer.unflatten(0, (clips, frames)) for layer in maps.layers],
-            maps.pooled.unflatten(0, (clips, frames)).mean(1),
-            attention.unflatten(0, (clips, frames)),
+        return TeacherFeatures(
+            [tokens_of_maps(layer.unflatten(0, clips), shape, kept) for layer in maps.layers],
+            maps.pooled.unflatten(0, clips).mean(1),
+            tokens_of_maps(attention.unflatten(0, clips)[..., None], shape, kept)[..., 0],
         )
 
     @abstractmethod
     def _frames(self, images: Tensor, layers: list[int]) -> Maps:
-        """Maps of images ``[N, 3, H, W]``: the same as a clip's, without the axis of time."""
-
-
-def energy(maps: Tensor) -> Tensor:
-    """Sum of squares over channels, fp32: ``[..., D]`` to ``[...]``."""
-    return maps.float().square().sum(-1)
+        """Maps of images ``[N, 3, H, W]``."""
 
 
 def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:

