@@ -1,7 +1,7 @@
 """Text towers from networks of the ``transformers`` library, by folder or by name on the Hugging Face hub.
 
-A file of sentence-transformers beside a checkpoint tells how the tokens of a text become one vector. Without it
-they are averaged.
+A file of sentence-transformers beside a checkpoint tells how the tokens of a text become one vector.
+Without it they are averaged.
 """
 
 from __future__ import annotations
