@@ -152,7 +152,7 @@ def test_mp4_with_its_index_at_the_end(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("nowhere.mp4", {}, "nowhere.mp4: no such file"),
         ("clip.mp4", {"live": True}, "a file waits"),
-        ("/dev/video97", {}, "is one connected, allowed, and not in use"),
+        ("/dev/video97", {}, "is it connected, allowed, and not in use"),
         ("rtsp://127.0.0.1:9/x", {}, r"cannot be opened \(Connection refused\)"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Video as it comes: a file, a camera, an address or a pipe, sampled at a steady rate.
+"""Video from a file, a camera, an address or a pipe, sampled at a steady rate while it comes.
 
-Sample j of a period p is the frame shown at ``(j + 0.5) * p`` seconds from the first one, as `segment_times`
-would ask for it, so that a stream gives the very frames that reading a file by time gives.
+Sample j of a period p is the frame shown at ``(j + 0.5) * p`` seconds from the first one. `segment_times`
+chooses the same times, so that a stream gives the frames that reading the file by time gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.video.stream import VideoStream
 
 from fluxvit.video.base import CLOCK_SLACK, VideoError
 from fluxvit.video.clock import Clock
@@ -28,28 +27,28 @@ from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.rgb import RGBConverter
 
-# FFmpeg's name of the camera input of each system, and what it calls a camera.
+# FFmpeg's name of the camera input of each system, and how it names a camera.
 _CAMERAS = {
     "linux": ("v4l2", "/dev/video{}"),
     "darwin": ("avfoundation", "{}"),
     "win32": ("dshow", "video={}"),
 }
-# Who sends by these does not wait for us; http may be a file or not.
+# Senders that do not wait for the receiver; http may be a file or not.
 _LIVE_PROTOCOLS = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp"}
 _PIPE_CURE = "; mp4 with its index at the end cannot be read from a pipe: use ffmpeg ... -f matroska -"
 LONGEST_STILL_S = 600.0
-"""Seconds that one frame of a stream is shown at most; a longer gap is a leap of the clock."""
+"""The longest time in seconds that one frame of a stream is shown; a longer gap is a leap of the clock."""
 _SAMPLES_AT_ONCE = 1 << 16
-_PATIENCE = 10.0  # Seconds that an address may give nothing.
+_PATIENCE = 10.0  # Seconds without data after which an address is given up.
 
 
 class FrameSource(ABC):
     """Frames over time. It can be sampled once.
 
     Attributes:
-        name: For messages.
-        live: It goes on whether we keep up or not, so that falling behind means skipping.
-        seconds: Its length where that is known.
+        name: Name for messages.
+        live: The source does not wait: frames are skipped when the receiver falls behind.
+        seconds: Its length, None if that is unknown.
     """
 
     name: str = "stream"
@@ -60,22 +59,22 @@ class FrameSource(ABC):
     def sample(self, period: float) -> Generator[np.ndarray, None, None]:
         """RGB frames, uint8 ``[H, W, 3]``, shown at ``(j + 0.5) * period`` seconds, j = 0, 1, ... to the end.
 
-        What is open is released when the iterator ends or is closed.
+        Open files are released when the iterator ends or is closed.
 
         Raises:
-            VideoError: The stream broke off; what came before was yielded.
+            VideoError: The stream broke off; the frames before that were yielded.
         """
 
 
 class FileFrames(FrameSource):
-    """A video file, a folder of images or a video in memory; only the sampled frames are converted.
+    """A video file, a folder of images or a video in memory. Only the sampled frames are converted.
 
     A frame that is shown for more than ten minutes, and much longer than the others, is taken for a leap of
-    the clock, and is shown as long as the others.
+    the clock; it is then shown for as long as the others.
 
     Args:
-        video: Whatever `open_video` takes.
-        fps: Frames per second of a folder of images or of frames in memory; None: 25.
+        video: Any video that `open_video` takes.
+        fps: Frames per second of a folder of images or of frames in memory; 25 by default.
 
     Raises:
         VideoError, ValueError: See `open_video`.
@@ -84,23 +83,21 @@ class FileFrames(FrameSource):
     def __init__(self, video: VideoInput, *, fps: float | None = None) -> None:
         self._reader = open_video(video, fps=fps)
         self.name = str(self._reader.info.path)
-        starts = self._reader.times
-        gaps = np.diff(np.append(starts, self._reader.end))
-        usual = float(np.median(gaps))
-        leaps = gaps > max(LONGEST_STILL_S, 100 * usual)
-        gaps[leaps] = usual
-        # Seconds without the leaps at which frames start; None if there are none.
-        self._starts = np.append(0.0, gaps.cumsum()[:-1]) if leaps.any() else None
-        self._end = float(gaps.sum()) if leaps.any() else self._reader.end
-        self.seconds = self._end
+        # How long each frame is shown, and when it starts on a clock without the leaps.
+        shown_for = np.diff(np.append(self._reader.times, self._reader.end))
+        usual = float(np.median(shown_for))
+        self._leaps = shown_for > max(LONGEST_STILL_S, 100 * usual)
+        shown_for[self._leaps] = usual
+        self._starts = np.append(0.0, shown_for.cumsum()[:-1])
+        self.seconds = self._end = float(shown_for.sum()) if self._leaps.any() else self._reader.end
 
     def sample(self, period: float) -> Generator[np.ndarray, None, None]:
         with self._reader as reader:
             count = math.ceil(self._end / period - 0.5)
-            # In parts: a long video at a high rate has more samples than are to be held at once.
+            # In parts, because the times of a long video at a high rate take much memory.
             for first in range(0, count, _SAMPLES_AT_ONCE):
                 times = (np.arange(first, min(count, first + _SAMPLES_AT_ONCE)) + 0.5) * period
-                if self._starts is not None:
+                if self._leaps.any():
                     shown = np.searchsorted(self._starts, times + CLOCK_SLACK, side="right") - 1
                     times = reader.times[shown.clip(0)]
                 yield from reader.walk(times)
@@ -110,13 +107,13 @@ class TimedFrames(FrameSource):
     """Frames that come with their times: ``TimedFrames((k / 25, image) for k, image in enumerate(images))``.
 
     The last frame is shown for as long as the one before it. Where the clock steps back, as in joined
-    streams, or leaps by more than ten minutes, it is taken to go on from there.
+    streams, or leaps by more than ten minutes, the frames are laid end to end.
 
     Args:
         frames: (seconds, frame) in display order.
-        name: For messages.
+        name: Name for messages.
         live: See :class:`FrameSource`.
-        convert: Makes an RGB uint8 ``[H, W, 3]`` array of a frame; called for sampled frames only.
+        convert: Turns a frame into an RGB uint8 ``[H, W, 3]`` array; called for sampled frames only.
     """
 
     def __init__(
@@ -173,17 +170,17 @@ def open_stream(address: str, *, live: bool | None = None) -> FrameSource:
         ValueError: Standard input is a terminal, or a file is to be live.
     """
     protocol = re.match(r"(\w+)://", address)
-    camera = _camera(address)
-    if camera:
-        # avfoundation asks for a rate that few cameras have, if one does not say another.
-        options = {"framerate": "30"} if camera[0] == "avfoundation" else {}
-        return _encoded(address, live is not False, camera[1], format=camera[0], options=options)
+    if camera := _camera(address):
+        device, name = camera
+        # avfoundation asks for a rate that few cameras have, if none is given.
+        options = {"framerate": "30"} if device == "avfoundation" else {}
+        return _encoded(address, live is not False, name, format=device, options=options)
     if protocol:
         is_live = protocol[1].lower() in _LIVE_PROTOCOLS if live is None else live
         options = {"rtsp_transport": "tcp"} if protocol[1].lower().startswith("rtsp") else {}
         return _encoded(address, is_live, address, options=options, timeout=_PATIENCE)
     if address == "-":
-        return _encoded(address, bool(live), _standard_input())
+        return _encoded("standard input", bool(live), _standard_input(), cure=_PIPE_CURE)
     if _is_script(address):
         return _encoded(address, bool(live), address)
     if live:
@@ -192,7 +189,7 @@ def open_stream(address: str, *, live: bool | None = None) -> FrameSource:
 
 
 def _is_script(address: str) -> bool:
-    """Whether an address is a file that names what is to be opened, such as a playlist."""
+    """Whether an address is a file that names what to open, such as a playlist."""
     try:
         with open(address, "rb") as file:
             return script_kind(file.read(1024)) is not None
@@ -200,16 +197,11 @@ def _is_script(address: str) -> bool:
         return False
 
 
-def _title(address: str) -> str:
-    return "standard input" if address == "-" else address
-
-
 def _camera(address: str) -> tuple[str, str] | None:
     """FFmpeg's device and name of a camera, or None if the address is not a camera."""
     if re.fullmatch(r"/dev/video\d+", address):
         return "v4l2", address
-    match = re.fullmatch(r"camera:(.+)", address)
-    if not match:
+    if not (match := re.fullmatch(r"camera:(.+)", address)):
         return None
     device, name = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
     return device, name.format(match[1])
@@ -225,29 +217,30 @@ def _standard_input() -> IO[bytes]:
     return open(os.dup(sys.stdin.fileno()), "rb", buffering=0)
 
 
-def _encoded(address: str, live: bool, opened: str | IO[bytes], **how: Any) -> TimedFrames:
-    """A stream that FFmpeg demuxes as it comes."""
-    name = _title(address)
+def _encoded(name: str, live: bool, source: str | IO[bytes], *, cure: str = "", **how: Any) -> TimedFrames:
+    """A stream that FFmpeg demuxes as it comes; ``cure`` ends the error if no frame comes out of it."""
     try:
-        container = open_address(opened, **how) if isinstance(opened, str) else open_container(opened)
+        container = open_address(source, **how) if isinstance(source, str) else open_container(source)
     except (FFmpegError, OSError, ValueError) as error:
-        raise VideoError.of(name, _why_not_opened(address, how.get("format"), error)) from None
+        reason = f"cannot be opened ({_reason(error)}){cure}"
+        if device := how.get("format"):
+            reason = f"no {device} camera opens ({_reason(error)}); is it connected, allowed, and not in use?"
+        raise VideoError.of(name, reason) from None
     if not container.streams.video:
         container.close()
         raise VideoError.of(name, "no picture stream in it")
-    convert: list[RGBConverter] = []
+    converters: list[RGBConverter] = []
 
     def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-        if not convert:
-            convert.append(RGBConverter(frame, None))
-        return convert[0](frame)
+        if not converters:
+            converters.append(RGBConverter(frame))
+        return converters[0](frame)
 
-    cure = _PIPE_CURE if address == "-" else ""
     return TimedFrames(_decoded(container, name, cure), name, live=live, convert=to_rgb)
 
 
 def _decoded(container: InputContainer, name: str, cure: str) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames with their times; ``cure`` ends the error about a stream that gave no frames."""
+    """Frames with their times."""
     stream = container.streams.video[0]
     period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
     seconds, started = -period, False
@@ -256,7 +249,11 @@ def _decoded(container: InputContainer, name: str, cure: str) -> Iterator[tuple[
         try:
             for packet in _packets(container):
                 clock.mend(packet)
-                for frame in _frames(stream, packet):
+                try:
+                    frames = stream.decode(packet)
+                except FFmpegError:
+                    continue  # Damage; the decoder goes on at the next key frame.
+                for frame in frames:
                     seconds, started = seconds + period if frame.time is None else frame.time, True
                     yield seconds, frame
         except FFmpegError as error:
@@ -275,30 +272,7 @@ def _packets(container: InputContainer) -> Iterator[av.Packet]:
             time.sleep(0.005)
 
 
-def _frames(stream: VideoStream, packet: av.Packet) -> list[av.VideoFrame]:
-    try:
-        return stream.decode(packet)
-    except FFmpegError:
-        return []  # Damage; the decoder goes on at the next key frame.
-
-
-def _why_not_opened(address: str, device: str | None, error: Exception) -> str:
-    reason = _reason(error)
-    if device and isinstance(error, ValueError):
-        return (
-            f"this build of PyAV has no {device} cameras; pipe one in by ffmpeg -f {device} -i NAME "
-            "-f matroska - | fluxvit stream - --live"
-        )
-    if device:
-        return f"no camera can be opened there ({reason}); is one connected, allowed, and not in use?"
-    if address == "-":
-        return f"no video that FFmpeg knows ({reason}){_PIPE_CURE}"
-    return f"cannot be opened ({reason})"
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, av.error.ExitError):
         return f"nothing came for {_PATIENCE:g} seconds"
-    if isinstance(error, OSError | FFmpegError) and error.strerror:
-        return error.strerror
-    return str(error)
+    return getattr(error, "strerror", None) or str(error)
