@@ -104,25 +104,23 @@ def test_pil_images(mode: str) -> None:
         ((frame for frame in FRAMES), "not a generator"),
         ([], "without frames"),
         (FRAMES[:0], "at least one frame"),
-        (FRAMES / 255, r"got float64; for values from 0 to 1: \(255 \* frames\)"),
-        (torch.rand(4, 8, 8, 3, requires_grad=True), "got float32; for values from 0 to 1"),
-        (FRAMES.astype(np.int64), "got int64; convert"),
+        (FRAMES / 255, r"got float64 \[6, 96, 128, 3\]; for values from 0 to 1: \(255 \* frames\)"),
+        (torch.rand(4, 8, 8, 3, requires_grad=True), "got float32.*; for values from 0 to 1"),
+        (FRAMES.astype(np.int64), "got int64.*; convert"),
         (FRAMES.transpose(0, 3, 1, 2), r"got uint8 \[6, 3, 96, 128\]; .* permute\(0, 2, 3, 1\)"),
         (torch.zeros(3, 8, 96, 128, dtype=torch.uint8), r"permute\(1, 2, 3, 0\)"),
-        (FRAMES[..., :1], "repeat the grey channel"),
-        (FRAMES[..., 0], "repeat grey frames"),
-        (np.concatenate([FRAMES, FRAMES[..., :1]], -1), r"alpha channel: frames\[\.\.\., :3\]"),
-        (FRAMES[0], r"one image make a clip of one frame: image\[None\]"),
-        (FRAMES[None], "clips of a batch one by one"),
-        (np.zeros(50, np.uint8), "content of a file as bytes"),
+        (FRAMES[..., :1], r"got uint8 \[6, 96, 128, 1\]$"),
+        (FRAMES[0], r"got uint8 \[96, 128, 3\]$"),
+        (FRAMES[None], r"got uint8 \[1, 6, 96, 128, 3\]$"),
+        (np.zeros(50, np.uint8), r"got uint8 \[50\]$"),
         ([FRAMES[0], FRAMES[1, :50]], "frame 1 is 128x50, the first is 128x96"),
         ([FRAMES[0], FRAMES[1].transpose(2, 0, 1)], r"frame 1 must be uint8 \[H, W, 3\].*permute\(1, 2, 0\)"),
         ([FRAMES[0], None], "frame 1 is None"),
         (["a.mp4", "b.mp4"], "item 0 of the list is a str, not a frame; give videos one by one"),
-        (b"", "<bytes>: there are none"),
+        (b"", "<bytes>: it is empty"),
         (b"no video whatever one does to it", "<bytes>: not a video"),
-        (io.BytesIO(), "<file>: the file is empty"),
-        (io.StringIO("text"), r"<file>: the file is opened as text; .*open\(path, 'rb'\)"),
+        (io.BytesIO(), "<file>: it is empty"),
+        (io.StringIO("text"), r"<file>: .*gives str, not bytes.*open\(path, 'rb'\)"),
         ("", "the path of the video is empty"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -136,13 +134,13 @@ def test_what_is_no_video_says_what_to_do(video: Any, message: str) -> None:
 def test_files_that_cannot_be_read(clip: Path) -> None:
     file = clip.open("rb")
     file.close()
-    with pytest.raises(VideoError, match=r"clip\.mp4>: the file is closed"):
+    with pytest.raises(VideoError, match=r"clip\.mp4>: not a seekable binary file \(.*closed file"):
         open_video(file)
     read_end, write_end = os.pipe()
     with os.fdopen(read_end, "rb") as pipe:
         os.write(write_end, b"0123")
         os.close(write_end)
-        with pytest.raises(VideoError, match=r"cannot be sought in; read it first: io\.BytesIO"):
+        with pytest.raises(VideoError, match=r"not a seekable binary file .*or give its content: file\.read"):
             open_video(pipe)
 
     class Upload:
@@ -212,7 +210,10 @@ def test_bytes_with_gaps_and_files_for_writing(tmp_path: Path) -> None:
     content = encode(tmp_path / "a.mp4", count=3).read_bytes()
     with open_video(memoryview(b"".join(bytes([byte, 0]) for byte in content))[::2]) as reader:
         assert len(reader.times) == 3
-    with (tmp_path / "b.mp4").open("wb") as file, pytest.raises(VideoError, match="not opened for reading"):
+    with (
+        (tmp_path / "b.mp4").open("wb") as file,
+        pytest.raises(VideoError, match="not a seekable binary file"),
+    ):
         open_video(file)
 
 

@@ -31,7 +31,7 @@ def test_a_path_keeps_its_url() -> None:
 
 def test_windows_are_files_of_their_own() -> None:
     outer = io.BytesIO(bytes(range(100)))
-    window = io.BufferedReader(Window(outer, 10, 20))
+    window = io.BufferedReader(Window(outer, 10, 20, "x"))
     assert window.read() == bytes(range(10, 30))
     assert window.seek(-5, io.SEEK_END) == 15
     assert window.read(99) == bytes(range(25, 30))

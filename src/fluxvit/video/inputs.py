@@ -1,4 +1,4 @@
-"""What may be given as a video: a path, the bytes of a file, an open file, or its frames."""
+"""The kinds of input that are accepted as a video: a path, the bytes of a file, an open file, or frames."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VideoInput: TypeAlias = (
 """A video, as `fluxvit.video.reader.open_video` takes it:
 
 - the path of a video file or of a folder of images;
-- the content of a video file, as bytes, or as a file opened in binary mode that can be sought in;
+- the content of a video file, as bytes or as a seekable file opened in binary mode;
 - frames: an array or tensor, uint8 ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL images.
 """
 
@@ -63,69 +63,47 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
     The file is read from its beginning, whatever its position. Closing the returned file does not close it.
 
     Raises:
-        VideoError: It is empty, or cannot be read or sought in.
-        ValueError: It is nothing of the kind.
+        VideoError: It is empty, or is not a readable, seekable binary file.
+        ValueError: It is not a video of any kind.
     """
     if isinstance(video, bytes | bytearray | memoryview):
-        if len(video) == 0:
-            raise VideoError.of("<bytes>", "there are none")
         if isinstance(video, bytes) and len(video) < _LONGEST_NAME and _is_path(video):
             raise VideoError.of("<bytes>", "this is a path, not a video; give it as str or Path")
-        if reason := VideoLimits.current().too_long(memoryview(video).nbytes):
-            raise VideoError.of("<bytes>", reason)
-        return "<bytes>", io.BytesIO(bytes(video))
-    if not callable(getattr(video, "read", None)):
+        name, size, opened = "<bytes>", memoryview(video).nbytes, None
+    elif hasattr(video, "read"):
+        label = getattr(video, "name", None)
+        name = f"<file {label}>" if isinstance(label, str) else "<file>"
+        size, opened = _size_of(video, name), video
+    else:
         raise ValueError(
             "a video is a path, bytes, a file opened in binary mode, frames uint8 [T, H, W, 3] or a list of "
             f"frames, not {_kind(video)}"
         )
-    label = getattr(video, "name", None)
-    name = f"<file {label}>" if isinstance(label, str) else "<file>"
-    if getattr(video, "closed", False):
-        raise VideoError.of(name, "the file is closed")
-    try:
-        nothing = video.read(0)
-    except io.UnsupportedOperation:
-        raise VideoError.of(name, "the file is not opened for reading: open(path, 'rb')") from None
-    except (OSError, ValueError) as error:
-        raise VideoError.of(name, f"cannot be read ({error})") from None
-    if isinstance(nothing, str):
-        raise VideoError.of(name, "the file is opened as text; open it in binary mode: open(path, 'rb')")
-    if inspect.iscoroutine(nothing):
-        nothing.close()
-    if not isinstance(nothing, bytes):
-        raise VideoError.of(name, f"its read() gives {type(nothing).__name__}, not bytes")
-    try:
-        video.seek(0, os.SEEK_END)
-        size = video.tell()
-    except (AttributeError, OSError, ValueError):
-        raise VideoError.of(name, "cannot be sought in; read it first: io.BytesIO(file.read())") from None
     if size == 0:
-        raise VideoError.of(name, "the file is empty (0 bytes)")
+        raise VideoError.of(name, "it is empty (0 bytes)")
     if reason := VideoLimits.current().too_long(size):
         raise VideoError.of(name, reason)
-    return name, io.BufferedReader(_Borrowed(video, size, name))
+    if opened is None:
+        return name, io.BytesIO(bytes(video))
+    return name, io.BufferedReader(Window(opened, 0, size, name, owned=False))
 
 
-class _Borrowed(Window):
-    """A file of the caller, who closes it, and whose errors may be of any kind."""
-
-    def __init__(self, file: IO[bytes], size: int, name: str) -> None:
-        super().__init__(file, 0, size)
-        self._name = name
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return super().readinto(buffer)
-        except Exception as error:
-            raise VideoError.of(self._name, f"cannot be read ({type(error).__name__}: {error})") from error
-
-    def close(self) -> None:
-        io.RawIOBase.close(self)
+def _size_of(file: Any, name: str) -> int:
+    try:
+        nothing = file.read(0)
+        if inspect.iscoroutine(nothing):
+            nothing.close()
+        if not isinstance(nothing, bytes):
+            raise ValueError(f"its read() gives {type(nothing).__name__}, not bytes")
+        file.seek(0, os.SEEK_END)
+        return file.tell()
+    except Exception as error:  # Files of other libraries raise errors of any kind.
+        cure = "open it as by open(path, 'rb'), or give its content: file.read()"
+        raise VideoError.of(name, f"not a seekable binary file ({error}); {cure}") from None
 
 
 def as_frames(video: Any) -> np.ndarray | list[np.ndarray] | None:
-    """The frames of a video that is given as such, each uint8 ``[H, W, 3]``; None if it is not.
+    """The frames of a video that is given as frames, each uint8 ``[H, W, 3]``; None if it is given otherwise.
 
     Raises:
         ValueError: They are of another type or shape, of several sizes, or there are none.
@@ -153,7 +131,7 @@ def _from_list(items: Sequence[Any]) -> list[np.ndarray]:
                 f"item {number} of the list is {_kind(item)}, not a frame; give videos one by one, and image "
                 "files by their folder"
             )
-        # An alpha channel is left out, as of image files.
+        # The alpha channel of an image is dropped, as in image files.
         if _is_image(item):
             image = np.asarray(item if item.mode == "RGB" else item.convert("RGB"))
         elif _is_tensor(item) or hasattr(item, "__array__"):
@@ -175,56 +153,39 @@ def _as_array(value: Any) -> np.ndarray:
     try:
         if _is_tensor(value):
             value = value.detach()
-            # NumPy has no bfloat16; of the other type, only the name is wanted.
+            # NumPy has no bfloat16. The error about the type names another one then.
             return np.asarray((value.float() if value.is_floating_point() else value).cpu())
         return np.asarray(value)
     except MemoryError:
         raise
     except Exception as error:
-        # Tensors that are sparse or have no content, and whatever other libraries call an array.
+        # Sparse tensors, tensors without content, and the arrays of other libraries.
         reason = " ".join(str(error).split())
         raise ValueError(f"frames cannot be read from {_kind(value)} ({reason})") from error
 
 
 def _check_pixels(array: np.ndarray, name: str, axes: tuple[str, ...]) -> None:
-    """Raise a ValueError that says how to mend frames of another shape or type."""
-    shape, expected = list(array.shape), f"[{', '.join(axes)}]"
-    if array.ndim != len(axes) or array.shape[-1] != 3:
-        cure = ""
-        if array.ndim == len(axes):
-            order = None
-            if array.shape[-3] == 3:
-                order = (0, 2, 3, 1) if array.ndim == 4 else (1, 2, 0)
-            elif array.shape[0] == 3:
-                order = (1, 2, 3, 0)
-            if order:
-                cure = f"; the channels come last: permute{order} of a tensor, transpose{order} of an array"
-            elif array.shape[-1] == 1:
-                cure = "; repeat the grey channel three times"
-            elif array.shape[-1] == 4:
-                cure = "; leave out the alpha channel: frames[..., :3]"
-        elif array.ndim == len(axes) - 1:
-            cure = (
-                "; of one image make a clip of one frame: image[None]"
-                if array.shape[-1:] == (3,)
-                else ("; repeat grey frames three times along a last axis")
-            )
-        elif array.ndim == len(axes) + 1:
-            cure = "; give the clips of a batch one by one"
-        elif array.ndim == 1:
-            cure = "; give the content of a file as bytes"
-        raise ValueError(f"{name} must be uint8 {expected}, got {array.dtype} {shape}{cure}")
-    if array.dtype != np.uint8:
-        cure = "convert them to 0..255 and uint8"
+    """Raise a ValueError with the cure if an array has another shape or type."""
+    is_shape = array.ndim == len(axes) and array.shape[-1] == 3 and array.size > 0
+    if is_shape and array.dtype == np.uint8:
+        return
+    cure = ""
+    if is_shape:
+        cure = "; convert them to 0..255 and uint8"
         if np.issubdtype(array.dtype, np.floating):
-            cure = "for values from 0 to 1: (255 * frames).round() as uint8"
-        raise ValueError(f"{name} must be uint8 {expected}, got {array.dtype}; {cure}")
-    if 0 in array.shape:
-        raise ValueError(f"{name} must be uint8 {expected} with at least one frame and pixel, got {shape}")
+            cure = "; for values from 0 to 1: (255 * frames).round() as uint8"
+    elif array.ndim == len(axes) and 3 in array.shape[:-2]:
+        first = array.shape.index(3)
+        order = (*(axis for axis in range(array.ndim) if axis != first), first)
+        cure = f"; the channels come last: permute{order} of a tensor, transpose{order} of an array"
+    raise ValueError(
+        f"{name} must be uint8 [{', '.join(axes)}], with at least one frame and pixel, got {array.dtype} "
+        f"{list(array.shape)}{cure}"
+    )
 
 
 def _is_tensor(value: Any) -> bool:
-    # Nobody has a tensor before torch is imported; and it need not be imported for other inputs.
+    # There are no tensors before torch is imported, and other inputs do not need it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 

@@ -21,13 +21,9 @@ _MEMBER = re.compile(r"(?P<tar>.+\.tar)#(?P<offset>\d+)\+(?P<size>\d+)#(?P<name>
 # A Path keeps one slash of "s3://"; a single letter would be a drive of Windows.
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+")
 
-# Of the header of a member, which lies right before its bytes.
+# The header of a member lies right before its bytes and begins with its name.
 _BLOCK = 512
 _NAME_BYTES = 100
-
-# Larger videos behind a URL are read in pieces as they are needed, smaller ones in one request.
-_WHOLE_BYTES = 64 << 20
-_PIECE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class TarMember:
 
     @classmethod
     def parse(cls, path: str | Path) -> TarMember | None:
-        """What a path of the form above says; None if it has another form."""
+        """The member that a path names; None if the path has another form."""
         match = _MEMBER.fullmatch(str(path))
         if match is None:
             return None
@@ -61,9 +57,9 @@ class TarMember:
         """The bytes of the video as a file that can be read and sought in.
 
         Raises:
-            VideoError: The tar is missing, cut short, or holds something else at this place; or the URL
+            VideoError: The tar is missing, cut short, or holds something else at this position; or the URL
                 cannot be read.
-            ValueError: What reads such URLs is not installed.
+            ValueError: The package that reads such URLs is not installed.
         """
         if self.size == 0 or self.offset < _BLOCK:
             raise self._error("the manifest names no bytes of a member of a tar")
@@ -77,13 +73,12 @@ class TarMember:
         except OSError as error:
             raise self._error(error.strerror or str(error)) from None
         try:
-            self._expect(os.fstat(tar.fileno()).st_size)
             tar.seek(self.offset - _BLOCK)
-            self._expect_header(tar.read(_BLOCK))
+            self._expect(os.fstat(tar.fileno()).st_size, tar.read(_BLOCK))
         except VideoError:
             tar.close()
             raise
-        return io.BufferedReader(Window(tar, self.offset, self.size))
+        return io.BufferedReader(Window(tar, self.offset, self.size, str(self)))
 
     def _open_remote(self) -> IO[bytes]:
         try:
@@ -93,41 +88,29 @@ class TarMember:
         start, end = self.offset - _BLOCK, self.offset + self.size
         try:
             files, path = fsspec.core.url_to_fs(self.tar)
-            if self.size <= _WHOLE_BYTES:
-                content = files.cat_file(path, start=start, end=end)
-                if len(content) > end - start:
-                    raise self._error(
-                        "cannot be fetched: its server does not answer requests for a byte range"
-                    )
-                self._expect(start + len(content))
-                self._expect_header(content[:_BLOCK])
-                return io.BytesIO(content[_BLOCK:])
-            tar = files.open(path, "rb", block_size=_PIECE_BYTES, cache_type="blockcache")
-            self._expect(tar.size)
-            tar.seek(start)
-            self._expect_header(tar.read(_BLOCK))
-            return io.BufferedReader(Window(tar, self.offset, self.size))
-        except VideoError:
-            raise
+            content = files.cat_file(path, start=start, end=end)
         except ImportError as error:
             raise ValueError(f"{self.tar}: {error}") from None
         except Exception as error:
-            # Every kind of storage has errors of its own.
+            # Every kind of storage raises errors of its own.
             raise self._error(f"cannot be fetched ({type(error).__name__}: {error})") from error
+        if len(content) > end - start:
+            raise self._error("cannot be fetched: its server does not answer requests for a byte range")
+        self._expect(start + len(content), content[:_BLOCK])
+        return io.BytesIO(content[_BLOCK:])
 
-    def _expect(self, length: int) -> None:
+    def _expect(self, length: int, header: bytes) -> None:
+        """Raise unless a tar of ``length`` bytes with this header before the video holds it."""
         if length < self.offset + self.size:
             raise self._error(
                 f"the shard is cut short: it ends at byte {length}, the video at {self.offset + self.size}; "
                 "copy or download it again"
             )
-
-    def _expect_header(self, block: bytes) -> None:
-        name = block[:_NAME_BYTES].partition(b"\0")[0]
+        name = header[:_NAME_BYTES].partition(b"\0")[0]
         if name != self.name.encode()[:_NAME_BYTES]:
             raise self._error(
-                "the shard holds something else at this place: it is damaged, or was not made together with "
-                "this manifest"
+                "the shard holds something else at this position: it is damaged, or was not made together "
+                "with this manifest"
             )
 
     def _error(self, reason: str) -> VideoError:
@@ -135,10 +118,19 @@ class TarMember:
 
 
 class Window(io.RawIOBase):
-    """``size`` bytes of a file from ``offset`` on, as a file of their own, which owns the other."""
+    """``size`` bytes of a file from ``offset`` on, as a file.
 
-    def __init__(self, file: IO[bytes] | Any, offset: int, size: int) -> None:
+    Args:
+        name: Name for messages.
+        owned: Close the file with this one.
+
+    Raises (from reading):
+        VideoError: The file cannot be read, whatever error it raises.
+    """
+
+    def __init__(self, file: Any, offset: int, size: int, name: str, *, owned: bool = True) -> None:
         self._file, self._offset, self._size, self._at = file, offset, size, 0
+        self._name, self._owned = name, owned
 
     def readable(self) -> bool:
         return True
@@ -153,14 +145,17 @@ class Window(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = min(len(buffer), max(0, self._size - self._at))
-        self._file.seek(self._offset + self._at)
-        data = self._file.read(count)
+        try:
+            self._file.seek(self._offset + self._at)
+            data = self._file.read(count)
+        except Exception as error:
+            raise VideoError.of(self._name, f"cannot be read ({type(error).__name__}: {error})") from error
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._owned:
             self._file.close()
         super().close()
 
@@ -176,7 +171,7 @@ def with_scheme(path: str | Path) -> str:
 
 
 def image_pattern(name: str) -> re.Pattern[str]:
-    """What names of images a pattern fits: ``*`` is any text, ``%d``, ``%05d`` or ``{:05d}`` a number."""
+    """The names that a pattern matches: ``*`` is any text; ``%d``, ``%05d`` or ``{:05d}`` is a number."""
     parts = re.split(r"(\*|%[0-9]*d|\{:?[0-9]*d?\})", name)
     texts = [
         (".*" if part == "*" else "[0-9]+") if number % 2 else re.escape(part)
@@ -193,9 +188,7 @@ def split_pattern(path: Path) -> tuple[Path, str] | None:
 
 
 def may_exist(path: Path) -> bool:
-    """Whether a video may be there: its file, its shard or the folder of its images exists, or its shard is
-    behind a URL.
-    """
+    """Whether the file, the shard or the folder of a video exists, or its shard is behind a URL."""
     member = TarMember.parse(path)
     if member is None:
         # False, too, for names that no file can have.
