@@ -90,10 +90,8 @@ def main() -> None:
     add("--labels", type=int, default=0, help="videos with labels, equally many of each class; 0: all")
     add("--pretrain_epochs", type=float, default=14)
     add("--pretrain_lr", type=float, default=2e-3)
-    add("--pretrain_optimizer", default="muon", choices=("adamw", "muon"))
     add("--epochs", type=float, default=51, help="of tuning, over the videos with labels")
     add("--lr", type=float, default=1e-3)
-    add("--optimizer", default="adamw", choices=("adamw", "muon"), help="of tuning, and from scratch")
     add("--standardize", type=int, default=512, help="clips over which features are")
     add("--large_epochs", type=float, default=12, help="of the larger FluxViT that teaches")
     add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
@@ -220,9 +218,9 @@ def _data(args: argparse.Namespace, kind: type[Videos], manifest: Path) -> Video
     )
 
 
-def _optim(optimizer: str, lr: float, batch_size: int, seed: int) -> TrainConfig:
+def _optim(lr: float, batch_size: int, seed: int) -> TrainConfig:
     common = {"precision": "bf16", "save_seconds": 120.0, "seed": seed}
-    return TrainConfig(batch_size=batch_size, optimizer=optimizer, lr=lr, **common)
+    return TrainConfig(batch_size=batch_size, lr=lr, **common)
 
 
 def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> PretrainRecipe:
@@ -234,7 +232,7 @@ def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> Pr
         grids=GRIDS,
         teacher=TeacherSettings("fluxvit", str(args.out / "large" / "last")),
         task=DistillSettings(teacher_tokens=PRETRAINING_BUDGETS[0], standardize=args.standardize),
-        optim=_optim(args.pretrain_optimizer, args.pretrain_lr, 64, seed),
+        optim=_optim(args.pretrain_lr, 64, seed),
         epochs=args.pretrain_epochs,
         warmup_epochs=args.pretrain_epochs / 10,
         augment=AugmentSettings(crop_scale=(0.6, 1.0)),
@@ -247,7 +245,7 @@ def _tuning(args: argparse.Namespace, way: str, seed: int, out: Path, init: str,
         out=str(out),
         model=ModelSettings("", init, NetworkSettings(BUDGETS)) if init else _model(way, BUDGETS),
         grids=GRIDS,
-        optim=_optim(args.optimizer, args.lr, 32, seed),
+        optim=_optim(args.lr, 32, seed),
         epochs=epochs,
         warmup_epochs=epochs / 10,
         augment=AugmentSettings(crop_scale=(0.6, 1.0)),

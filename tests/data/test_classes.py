@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fluxvit.cli import main
-from fluxvit.data.classes import class_weights, match_names, number_list, numbered_like, without_videos
+from fluxvit.data.classes import match_names, number_list, numbered_like, without_videos
 from fluxvit.data.formats.layout import VideoList
 from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import NO_LABEL, Entry, Manifest, read_manifest
@@ -130,15 +130,6 @@ def test_lists_of_videos_take_names_over() -> None:
 
 def test_classes_without_videos() -> None:
     assert without_videos(4, manifest([1, 1, 3, NO_LABEL])) == [0, 2]
-
-
-@pytest.mark.parametrize(("rule", "ratio"), [("none", 1), ("sqrt", 3), ("balanced", 9)])
-def test_weights_of_classes(rule: str, ratio: float) -> None:
-    seen = [0] * 18 + [1] * 2 + [3] * 2
-    weights = class_weights(seen, 4, rule)
-    assert weights[seen].mean() == pytest.approx(1)
-    assert weights[[1, 3]] == pytest.approx([ratio * weights[0]] * 2)
-    assert weights[2] == 1  # It has no videos.
 
 
 # fluxvit data check -----------------------------------------------------------------------------------------

@@ -9,14 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import small_model
 from fluxvit.checkpoints.checkpoint import Checkpoint
@@ -107,122 +104,6 @@ def test_dense_sampling_that_cannot_be(film: Path, tmp_path: Path) -> None:
         ClipSampling("dense", 0)
     with pytest.raises(ValueError, match="order 'shuffled' takes frames from the whole video"):
         ClipDataset(videos, sampling=ClipSampling("dense"), order="shuffled")
-
-
-# Classes sampled more evenly than they occur ---------------------------------------------------------------
-
-LABELS = [0] * 60 + [1] * 15 + [2] * 4 + [4] * 1
-
-
-def balanced(balance: str, steps: int = 200, start: int = 0, **settings: int) -> TrainingBatches:
-    return TrainingBatches(80, GRIDS, 8, steps, 3, start, labels=LABELS, balance=balance, **settings)
-
-
-@pytest.mark.parametrize(
-    ("balance", "shares"),
-    [("none", [60, 15, 4, 1]), ("sqrt", [60**0.5, 15**0.5, 2, 1]), ("balanced", [1, 1, 1, 1])],
-)
-def test_classes_are_drawn_as_often_as_is_asked_for(balance: str, shares: list[float]) -> None:
-    requests = list(balanced(balance))
-    for epoch in range(20):  # Of ten batches each.
-        items = [request.item for batch in requests[10 * epoch : 10 * epoch + 10] for request in batch]
-        counts = Counter(LABELS[item] for item in items)
-        videos = Counter(items)
-        for label, share in zip((0, 1, 2, 4), shares, strict=True):
-            expected = 80 * share / sum(shares)
-            assert abs(counts[label] - expected) < 1
-            times = {videos[item] for item in range(80) if LABELS[item] == label}
-            assert times <= {int(expected / LABELS.count(label)), int(expected / LABELS.count(label)) + 1}
-    # Over all epochs every video comes: those of a frequent class in turns.
-    assert {request.item for batch in requests for request in batch} == set(range(80))
-
-
-def test_balanced_batches_go_on_and_depend_on_the_seed_alone() -> None:
-    whole = list(balanced("balanced"))
-    assert list(balanced("balanced", start=37)) == whole[37:]
-    tokens = list(balanced("sqrt", 60, tokens_per_batch=400))
-    assert list(balanced("sqrt", 60, 37, tokens_per_batch=400)) == tokens[37:]
-    # The epochs differ, and a clip that comes twice is augmented twice.
-    assert whole[:10] != whole[10:20]
-    assert len({request.seed for batch in whole for request in batch}) == 200 * 8
-    assert list(TrainingBatches(80, GRIDS, 8, 9, 3)) == list(balanced("none", 9))
-
-
-def test_balance_needs_labels() -> None:
-    with pytest.raises(ValueError, match="balance 'sqrt' needs the labels of 80 videos, got 0"):
-        TrainingBatches(80, GRIDS, 8, 9, 3, balance="sqrt")
-
-
-# Batches of a constant number of tokens --------------------------------------------------------------------
-
-
-def token_batches(tokens: int, start: int = 0, steps: int = 60, **settings: int) -> TrainingBatches:
-    return TrainingBatches(97, GRIDS, 8, steps, 5, start, tokens_per_batch=tokens, **settings)
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    tokens=st.integers(50, 1500), start=st.integers(0, 60), samples=st.integers(1, 2), ranks=st.integers(1, 3)
-)
-def test_token_batches(tokens: int, start: int, samples: int, ranks: int) -> None:
-    batches = TrainingBatches(
-        97 * ranks, GRIDS, 8, 60, 5, samples=samples, tokens_per_batch=tokens, processes=ranks
-    )
-    whole = list(batches)
-    assert len(whole) == len(batches) == 60
-    for requests in whole:
-        (pool,) = {request.grid.tokens() for request in requests}
-        unit = pool * samples * ranks
-        assert len(requests) % ranks == 0
-        used = pool * samples * len(requests)
-        assert used == unit if tokens < unit else tokens - unit < used <= tokens
-    resumed = TrainingBatches(
-        97 * ranks, GRIDS, 8, 60, 5, start, samples, tokens_per_batch=tokens, processes=ranks
-    )
-    assert list(resumed) == whole[start:]
-
-
-def test_token_batches_visit_a_video_at_most_once_an_epoch() -> None:
-    batches = token_batches(1000, steps=400)
-    ends = [batches.steps_in(epochs) for epochs in range(1, 8)]
-    assert ends[0] > 1
-    assert ends[-1] < 400
-    requests = list(batches)
-    start, unseen = 0, []
-    for end in ends:
-        items = Counter(request.item for batch in requests[start:end] for request in batch)
-        assert set(items.values()) == {1}
-        unseen.append(97 - len(items))
-        start = end
-    # What is left over does not fill the next batch.
-    assert max(unseen) < max(map(len, requests))
-    assert {batch[0].grid for batch in requests} == set(GRIDS)
-
-
-def test_steps_of_fractions_of_epochs() -> None:
-    batches = token_batches(1000)
-    counts = [batches.steps_in(epochs) for epochs in (0.01, 0.5, 1, 1.5, 2)]
-    assert counts == sorted(counts)
-    assert counts[0] == 1
-    seen = sum(len(batch) for batch in list(token_batches(1000))[: counts[1]])
-    assert abs(seen - 97 / 2) <= 1000 // 16
-    # A constant number of clips counts as recipes do.
-    assert TrainingBatches(97, GRIDS, 8, 1, 5, samples=2).steps_in(1.5) == round(1.5 * (97 * 2 // 8))
-
-
-def test_token_batches_that_cannot_be() -> None:
-    with pytest.raises(
-        ValueError, match=r"97 videos do not fill a batch of \d+ clips; lower tokens_per_batch"
-    ):
-        token_batches(100_000)
-    with pytest.raises(ValueError, match="at least 1"):
-        token_batches(0)
-
-
-def test_late_steps_are_found_quickly() -> None:
-    batches = TrainingBatches(240_000, GRIDS, 8, 300_001, 0, 300_000, tokens_per_batch=20_000)
-    (requests,) = batches
-    assert requests
 
 
 # Files that cannot be read ---------------------------------------------------------------------------------

@@ -10,25 +10,9 @@ import torch
 from test_training import small_model, trainer, weights
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.training.config import TrainConfig
-from fluxvit.training.logs import Meter, peak_memory, progress_line, require_loggers
+from fluxvit.training.logs import Meter, peak_memory, progress_line
 from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.training.trainer import Trainer
-
-FAKE_WANDB = """
-import json, os
-class Run:
-    def __init__(self, **settings):
-        self.path = os.path.join(settings["dir"], "wandb.txt")
-        self.log({"init": settings}, None)
-    def log(self, values, step):
-        with open(self.path, "a") as file:
-            file.write(json.dumps([step, values]) + "\\n")
-    def finish(self):
-        self.log("finished", None)
-def init(**settings):
-    return Run(**settings)
-"""
 
 
 def test_meter() -> None:
@@ -77,53 +61,29 @@ def test_logging_does_not_change_the_run(tmp_path: Path) -> None:
     assert torch.equal(*map(weights, runs))
 
 
-def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "wandb.py").write_text(FAKE_WANDB)
-    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for steps in (3, 5):  # The second goes on where the first ended.
-
-        def after(run: Trainer, taken: int) -> None:
-            if taken == 3:
-                run.log(taken, {"val/mean": 0.5})
-
-        settings = {"log_every": 2, "loggers": ("wandb",)}
-        trainer(folder, steps=steps, after_step=after, **settings).run(progress=False)
-    lines = [json.loads(line) for line in (folder / "wandb.txt").read_text().splitlines()]
-    starts = [values["init"] for _, values in lines if "init" in values]
-    assert len(starts) == 2
-    assert starts[0]["id"] == starts[1]["id"]
-    assert starts[0]["resume"] == "allow"
-    assert starts[0]["config"]["log_every"] == 2
-    assert [step for step, values in lines if "train/loss" in values] == [0, 2, 4]
-    assert [3, {"val/mean": 0.5}] in lines
-    assert lines[-1][1] == "finished"
-
-
 def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer(tmp_path, steps=3, log_every=1, loggers=("tensorboard",)).run(progress=False)
+    for steps in (2, 3):  # The second run goes on where the first one ended.
+
+        def after(run: Trainer, taken: int) -> None:
+            if taken == 2:
+                run.log(taken, {"val/mean": 0.5})
+
+        trainer(tmp_path, steps=steps, log_every=1, tensorboard=True, after_step=after).run(progress=False)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(event.step, event.value) for event in events.Scalars("val/mean")] == [(2, 0.5)]
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
     assert losses == pytest.approx({row["step"]: row["loss"] for row in rows})
 
 
-def test_missing_loggers_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'fluxvit\[wandb\]'"):
-        require_loggers(["wandb"])
     with pytest.raises(ValueError, match=r"pip install 'fluxvit\[tensorboard\]'"):
-        trainer(tmp_path, loggers=("tensorboard",)).run(progress=False)
-    with pytest.raises(ValueError, match="expected one of 'tensorboard', 'wandb'"):
-        TrainConfig(loggers=("mlflow",))
-    with pytest.raises(ValueError, match="log_every is 0"):
-        TrainConfig(log_every=0)
+        trainer(tmp_path, tensorboard=True).check_saved()
 
 
 def test_plain_line_where_there_is_no_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,25 +137,6 @@ def without_videos(classes: int, manifest: Manifest) -> list[int]:
     return [number for number in range(classes) if number not in used]
 
 
-def class_weights(labels: Sequence[int], classes: int, rule: str) -> np.ndarray:
-    """Weights of classes that even out how many videos each has.
-
-    Args:
-        labels: The class index of each video ``[N]``.
-        rule: ``none``; ``sqrt``, in inverse proportion to the square root of a class's number of videos; or
-            ``balanced``, in inverse proportion to that number.
-
-    Returns:
-        float64 ``[classes]``; their mean over the videos is 1. Classes without videos have the weight 1.
-    """
-    counts = np.bincount(labels, minlength=classes)
-    there = counts > 0
-    weights = np.ones(classes)
-    weights[there] = counts[there] ** -{"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[rule]
-    weights[there] *= len(labels) / (counts * weights).sum()
-    return weights
-
-
 def name_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
     """Classes for a message: their names, or their indices where there are none; the first few of many."""
     return _listed([repr(names[i]) if i < len(names) else str(i) for i in numbers])

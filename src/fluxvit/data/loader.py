@@ -5,68 +5,43 @@ from __future__ import annotations
 import atexit
 import logging
 import multiprocessing
-import random
 import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fluxvit.data.classes import class_weights
 from fluxvit.data.dataset import Clip, ClipRequest, collate
 from fluxvit.flux.grid import SamplingGrid, draw_grid
 from fluxvit.utils.files import append_json, read_json_lines
 from fluxvit.utils.schema import Workers, convert
 from fluxvit.utils.system import HELD_BACK, let_signals_in, signals_held_back
 
-# Steps whose grids one generator draws: seeding takes as long as a hundred draws.
-_BLOCK = 1024
-
 _log = logging.getLogger(__name__)
-
-
-class _Place(NamedTuple):
-    """The videos of a step: numbers ``first`` to ``first + videos`` in the order of the epoch."""
-
-    epoch: int
-    first: int
-    videos: int
-    grid: SamplingGrid
 
 
 class TrainingBatches:
     """Requests of batches ``start_step`` to ``steps``: one grid a batch, a video at most once an epoch.
 
-    With ``balance`` classes are sampled more evenly than they occur: an epoch is still as many draws as there
-    are videos, but a video of a rare class comes several times, and one of a frequent class in some epochs
-    only. In each epoch the draws of a class and those of a video are the expected number, rounded up or down.
-
     Args:
         videos: Size of the data set.
         grids: Grids to draw from.
-        batch_size: Clips in a batch.
+        batch_size: Clips in a batch, of all processes together.
         steps: Batches of the whole run.
         seed: Seed of grids, order and augmentation.
         start_step: First batch, for a run that is resumed.
         samples: Clips of one video in a batch, decoded once and augmented differently ("repeated
             augmentation"; the release takes 2).
-        tokens_per_batch: Instead of ``batch_size`` clips, as many as the pool tokens of the drawn grid allow:
-            steps then cost about the same. Rounded down to a multiple of ``samples * processes``, and at
-            least one such multiple, even where that has more tokens.
-        patch_size, tubelet_size: Size of the tokens that are counted.
-        processes: Number of processes that share each of those batches evenly.
-        labels: The class index of each video ``[videos]``; needed for ``balance``.
-        balance: ``none``, ``sqrt`` or ``balanced``; see :func:`~fluxvit.data.classes.class_weights`.
+        rank, processes: Each of so many processes gets its part of every batch.
 
     Raises:
-        ValueError: There are too few videos for a batch, ``samples`` does not divide ``batch_size``, or
-            ``balance`` lacks the labels.
+        ValueError: There are too few videos for a batch, ``samples`` does not divide ``batch_size``, or the
+            processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -79,111 +54,45 @@ class TrainingBatches:
         start_step: int = 0,
         samples: int = 1,
         *,
-        tokens_per_batch: int | None = None,
-        patch_size: int = 14,
-        tubelet_size: int = 1,
+        rank: int = 0,
         processes: int = 1,
-        labels: Sequence[int] = (),
-        balance: str = "none",
     ) -> None:
-        if balance != "none" and len(labels) != videos:
-            raise ValueError(f"balance {balance!r} needs the labels of {videos} videos, got {len(labels)}")
         if samples < 1 or batch_size % samples:
             raise ValueError(f"a batch of {batch_size} clips cannot hold {samples} of each of its videos")
-        if tokens_per_batch is not None and (tokens_per_batch < 1 or processes < 1):
+        if videos < batch_size // samples:
             raise ValueError(
-                f"tokens_per_batch and processes must be at least 1, got {tokens_per_batch} and {processes}"
+                f"{videos} videos do not fill a batch of {batch_size} clips; use a smaller batch"
             )
-        self.videos, self.grids, self.batch_size, self.samples = videos, grids, batch_size, samples
-        self.steps, self.seed, self.start_step = steps, seed, start_step
-        self.tokens_per_batch = tokens_per_batch
-        self._labels = None if balance == "none" else np.asarray(labels)
-        if self._labels is not None:
-            self._weights = class_weights(labels, int(self._labels.max()) + 1, balance)[self._labels]
-        self._counts = [batch_size // samples] * len(grids)
-        if tokens_per_batch is not None:
-            pools = [grid.tokens(patch_size, tubelet_size) for grid in grids]
-            shares = [tokens_per_batch // (pool * samples * processes) for pool in pools]
-            self._counts = [processes * max(1, share) for share in shares]
-        if videos < max(self._counts):
-            clips = max(self._counts) * samples
-            cure = "use a smaller batch" if tokens_per_batch is None else "lower tokens_per_batch"
-            raise ValueError(f"{videos} videos do not fill a batch of {clips} clips; {cure}")
+        if batch_size // samples % processes:
+            raise ValueError(
+                f"a batch of {batch_size // samples} videos cannot be shared evenly by {processes} "
+                f"processes; choose a multiple of {processes}"
+            )
+        self.videos, self.grids, self.steps, self.seed = videos, grids, steps, seed
+        self.start_step, self.samples, self.rank, self.processes = start_step, samples, rank, processes
+        self._per_batch = batch_size // samples
+        self.steps_per_epoch = videos // self._per_batch
 
     def __len__(self) -> int:
         return self.steps - self.start_step
 
     def __iter__(self) -> Iterator[list[ClipRequest]]:
         epoch, order = -1, np.zeros(0, np.int64)
-        for step, place in enumerate(self._places(self.start_step, self.steps), start=self.start_step):
-            if place.epoch != epoch:
-                epoch = place.epoch
-                order = self._order(epoch)
-            chosen = order[place.first : place.first + place.videos]
-            yield [
-                ClipRequest(int(item), place.grid, (self.seed, step, number), self.samples)
-                for number, item in enumerate(chosen)
+        for step in range(self.start_step, self.steps):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.videos)
+            grid = draw_grid(self.grids, self.seed, step)
+            first = step % self.steps_per_epoch * self._per_batch
+            requests = [
+                ClipRequest(int(item), grid, (self.seed, step, number), self.samples)
+                for number, item in enumerate(order[first : first + self._per_batch])
             ]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """The videos of an epoch, in its order."""
-        generator = np.random.default_rng([self.seed, epoch])
-        order = generator.permutation(self.videos)
-        if self._labels is None:
-            return order
-        # Systematic sampling: videos lie side by side, class by class, each as long as it is to be drawn on
-        # average, and are picked at a distance of 1.
-        order = order[self._labels[order].argsort(kind="stable")]
-        ends = self._weights[order].cumsum()
-        picks = ends.searchsorted((np.arange(self.videos) + generator.random()) * ends[-1] / self.videos)
-        return generator.permutation(order[picks.clip(max=self.videos - 1)])
+            yield requests[self.rank :: self.processes]
 
     def steps_in(self, epochs: float) -> int:
-        """Batches that ``epochs`` passes over the videos make, at least 1, whatever ``steps`` is.
-
-        With constant batches this counts their clips, as recipes always did; with constant tokens it counts
-        the batches that end within so many passes.
-        """
-        if self.tokens_per_batch is None:
-            per_epoch = self.videos * self.samples // self.batch_size
-            return max(1, round(epochs * per_epoch))
-        steps = 0
-        for _, epoch, first, choice in self._token_places():
-            if epoch + (first + self._counts[choice]) / self.videos > epochs:
-                break
-            steps += 1
-        return max(1, steps)
-
-    def _places(self, start: int, end: int) -> Iterator[_Place]:
-        if self.tokens_per_batch is None:
-            per_batch = self.batch_size // self.samples
-            per_epoch = self.videos // per_batch
-            for step in range(start, end):
-                grid = draw_grid(self.grids, self.seed, step)
-                yield _Place(step // per_epoch, step % per_epoch * per_batch, per_batch, grid)
-            return
-        # Where a batch lies depends on the sizes of all before it, so that these are gone through again.
-        for step, epoch, first, choice in self._token_places():
-            if step >= end:
-                return
-            if step >= start:
-                yield _Place(epoch, first, self._counts[choice], self.grids[choice])
-
-    def _token_places(self) -> Iterator[tuple[int, int, int, int]]:
-        """Step, epoch, first video and number of the grid, without end; a million in a fraction of a second.
-
-        An epoch ends where the videos that are left do not fill the next batch.
-        """
-        counts, videos, grids = self._counts, self.videos, len(self.grids)
-        epoch = first = 0
-        for step in count():
-            if step % _BLOCK == 0:
-                draw = random.Random(f"grids {self.seed} {step // _BLOCK}").random
-            choice = int(draw() * grids)
-            if first + counts[choice] > videos:
-                epoch, first = epoch + 1, 0
-            yield step, epoch, first, choice
-            first += counts[choice]
+        """Batches that ``epochs`` passes over the videos make, at least 1, whatever ``steps`` is."""
+        return max(1, round(epochs * self.steps_per_epoch))
 
 
 class _Fault(msgspec.Struct):

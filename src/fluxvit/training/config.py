@@ -59,7 +59,6 @@ class TrainConfig:
     Args:
         steps: Optimiser steps.
         batch_size: Clips in a step.
-        optimizer: ``adamw``; or ``muon`` for matrices between features, with AdamW for all other parameters.
         lr: Peak learning rate.
         min_lr_ratio: Ratio of the last learning rate to the peak learning rate.
         warmup: Steps of linear warm-up, included in ``steps``.
@@ -76,20 +75,17 @@ class TrainConfig:
         accumulate: Number of parts that a batch is cut into so that it fits the memory; the step stays the
             same.
         ema: Decay of the moving average of the weights, such as 0.9999; 0 keeps no average.
-        max_bad_steps: Number of consecutive steps with a loss that is not finite that ends the run. Each of
-            them is skipped.
         checkpoint_blocks: Recompute activations in the backward pass, which takes less memory and a third
             more compute.
         compile_blocks: Compile each block with torch.compile.
         shard: Shard parameters, gradients and optimiser state over the processes (FSDP2), for networks that
             do not fit into one device. With a single process it changes nothing.
         log_every: Steps between two lines of the log.
-        loggers: Where to log besides log.jsonl: ``tensorboard``, ``wandb``.
+        tensorboard: Log to TensorBoard, too.
     """
 
     steps: Count = 1000
     batch_size: Batch = 32
-    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: LearningRate = 1e-3
     min_lr_ratio: Share = 0.01
     warmup: Natural = 100
@@ -103,17 +99,14 @@ class TrainConfig:
     layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     accumulate: Batch = 1
     ema: Decay = 0.0
-    max_bad_steps: Count = 20
     checkpoint_blocks: bool = False
     compile_blocks: bool = False
     shard: bool = False
     log_every: Count = 10
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         check_section(self, "optim")
-        if self.optimizer == "muon" and self.shard:
-            raise ValueError("optimizer muon needs whole matrices: train without shard, or with adamw")
         if self.batch_size % self.accumulate:
             raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
 
@@ -130,8 +123,6 @@ class VideoSettings:
         cache: Folder of decoded frames, for short videos and few cores; empty for no cache.
         cache_frames: Frames of each video in the cache.
         cache_side: Shorter side of the cached frames in pixels.
-        max_bad_clips: Number of consecutive unreadable training clips that ends the run. Each of them is
-            replaced by the next clip of the manifest.
         sampling: ``sparse`` takes a frame of each of equal segments, ``dense`` every ``stride``-th frame of a
             window. Validation clips are sampled likewise.
         stride: Frames from one sampled frame to the next in dense sampling.
@@ -144,7 +135,6 @@ class VideoSettings:
     cache: str = ""
     cache_frames: Frames = 32
     cache_side: Size = 128
-    max_bad_clips: Count = 20
     sampling: Literal["sparse", "dense"] = "sparse"
     stride: Frames = 4
     stride_fps: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
@@ -324,8 +314,6 @@ class RunRecipe(DeviceOptions):
         epochs: Passes over the training videos.
         warmup_epochs: Epochs of linear warm-up, included in ``epochs``.
         samples: Differently augmented clips of each decoded video in a batch.
-        tokens_per_batch: Pool tokens of a step, which then has as many clips as the drawn grid allows,
-            whatever ``optim.batch_size`` is; 0 for a constant number of clips.
         augment: Augmentation of the training clips.
     """
 
@@ -337,7 +325,6 @@ class RunRecipe(DeviceOptions):
     epochs: Epochs = 5.0
     warmup_epochs: NotNegative = 1.0
     samples: Annotated[int, Meta(ge=1, le=1024)] = 1
-    tokens_per_batch: Natural = 0
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:

@@ -1,18 +1,16 @@
-"""What a run tells while it goes: the line on the screen, ``log.jsonl``, TensorBoard, Weights & Biases."""
+"""What a run reports: the progress bar, ``log.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import math
-import os
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -163,21 +161,12 @@ def _speed(figures: dict[str, float]) -> str:
 # Files and services --------------------------------------------------------------------------------------
 
 
-class Logger(Protocol):
-    """Takes the figures of a step."""
-
-    def write(self, step: int, values: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def require_loggers(names: Sequence[str]) -> None:
+def require_tensorboard() -> None:
     """Raises:
-    ValueError: What a logger needs is not installed; the message says what to install.
+    ValueError: TensorBoard is not installed.
     """
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"logger {name} is not installed: pip install 'fluxvit[{name}]'")
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("optim.tensorboard needs a package: pip install 'fluxvit[tensorboard]'")
 
 
 class _Row(msgspec.Struct):
@@ -187,26 +176,24 @@ class _Row(msgspec.Struct):
 
 
 class Logs:
-    """``log.jsonl``, and other loggers by name.
+    """``log.jsonl``, and TensorBoard if it is asked for.
 
     Args:
         folder: Folder of the run.
-        names: Further loggers: ``tensorboard``, ``wandb``.
-        settings: Settings of the run, for loggers that show them.
-        first: Step from which the run goes on: what was logged of later ones is forgotten.
+        tensorboard: Log to its subfolder ``tensorboard``, too.
+        first: Step from which the run goes on. What was logged of later steps is removed.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], settings: dict[str, Any], first: int) -> None:
+    def __init__(self, folder: Path, tensorboard: bool, first: int) -> None:
         self._path = folder / LOG
         if self._path.exists():
-            write_json_lines(
-                self._path, [row for row in read_json_lines(self._path, _Row) if row["step"] < first]
-            )
-        self._others: list[Logger] = []
-        if "tensorboard" in names:
-            self._others.append(_TensorBoard(folder, first))
-        if "wandb" in names:
-            self._others.append(_Wandb(folder, settings, first))
+            rows = [row for row in read_json_lines(self._path, _Row) if row["step"] < first]
+            write_json_lines(self._path, rows)
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=first)
 
     def write_step(self, step: int, values: dict[str, float]) -> None:
         """Log a training step, everywhere. A full disk does not end the run."""
@@ -220,49 +207,11 @@ class Logs:
         self.write(step, {f"train/{name}": value for name, value in values.items()})
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log to all but ``log.jsonl``."""
-        for logger in self._others:
-            logger.write(step, values)
+        """Log to TensorBoard only."""
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        for logger in self._others:
-            logger.close()
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, first: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=first)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Wandb:
-    """A run in the project that ``WANDB_PROJECT`` names; it goes on when the training does."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any], first: int) -> None:
-        import wandb
-
-        key = folder / "wandb.id"
-        if not first or not key.exists():
-            key.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "fluxvit"),
-            name=folder.name,
-            id=key.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            dir=str(folder),
-            config=settings,
-        )
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+        if self._board is not None:
+            self._board.close()

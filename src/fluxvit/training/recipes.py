@@ -24,9 +24,6 @@ from fluxvit.utils.schema import Count, Natural, Share, Size
 
 _Layers = Annotated[int, Meta(ge=1, le=1024)]
 
-Balance = Literal["none", "sqrt", "balanced"]
-"""How far differences in the number of videos of a class are evened out."""
-
 
 @dataclass(frozen=True)
 class DataSettings(VideoSettings):
@@ -36,14 +33,10 @@ class DataSettings(VideoSettings):
         val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is the
             held-out part.
         target: Key of the class index in the manifests.
-        balance: How often videos of each class are sampled: ``none`` in proportion to their number, ``sqrt``
-            in proportion to its square root, ``balanced`` equally often. The number of clips in an epoch
-            stays the same.
     """
 
     val: str = ""
     target: str = "label"
-    balance: Balance = "none"
 
     def __post_init__(self) -> None:
         check_section(self, "data")
@@ -63,23 +56,17 @@ class TaskSettings:
         selector: Selector of the tokens that are kept.
         loss: ``cross_entropy`` for videos of one class each, or ``bce``, binary cross-entropy of each class,
             for videos that may show several classes at once, or none.
-        class_weights: Weight of the clips of each class in the loss: ``none`` for 1, ``sqrt`` for the inverse
-            square root of the number of its videos, ``balanced`` for its inverse. The weights average to 1
-            over the videos.
     """
 
     align_weight: Weight = 1.0
     label_smoothing: Decay = 0.0
     selector: SelectorName = "group_dynamic"
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    class_weights: Balance = "none"
 
     def __post_init__(self) -> None:
         check_section(self, "task")
-        if self.loss == "bce" and (self.label_smoothing or self.class_weights != "none"):
-            raise ValueError(
-                "task.loss bce: label_smoothing and class_weights are for videos of one class each"
-            )
+        if self.loss == "bce" and self.label_smoothing:
+            raise ValueError("task.loss bce: label_smoothing is for videos of one class each")
 
 
 @dataclass(frozen=True)
@@ -127,8 +114,6 @@ class Recipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task.loss == "bce" and self.data.balance != "none":
-            raise ValueError("data.balance goes by the one class of each video; with task.loss bce use none")
         if self.task.loss == "bce" and self.mixing.active and self.mixing.label_smoothing:
             raise ValueError(
                 "mixing.label_smoothing spreads the one class of a video; with task.loss bce set it to 0"

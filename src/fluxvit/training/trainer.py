@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from fluxvit.data.dataset import Clip
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
-from fluxvit.training.logs import Logs, Meter, progress_line, require_loggers
-from fluxvit.training.optim import Muon, cosine_schedule, parameter_groups
+from fluxvit.training.logs import Logs, Meter, progress_line, require_tensorboard
+from fluxvit.training.optim import cosine_schedule, parameter_groups
 from fluxvit.training.parallel import accumulating, forget_step, parallelize, whole
 from fluxvit.training.state import (
     Saved,
@@ -38,6 +38,8 @@ from fluxvit.utils.system import Stopped, log_device
 # What a run may change when it goes on: its length, and with it the schedule of the learning rate.
 _FREE = frozenset(("epochs", "steps", "warmup"))
 
+MAX_BAD_STEPS = 20
+"""So many steps in a row whose loss is not finite end a run; each of them is skipped."""
 # A run of which a larger part was skipped has failed.
 _MOST_SKIPPED = 0.5
 
@@ -131,7 +133,8 @@ class Trainer:
             ValueError: It is of a run with other settings, which are named; of more steps than this run has;
                 or damaged; or a logger is not installed.
         """
-        require_loggers(self.config.loggers)
+        if self.config.tensorboard:
+            require_tensorboard()
         self._find_saved()
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -150,7 +153,6 @@ class Trainer:
                 and tries again after ``save_seconds``.
         """
         config, world = self.config, self.world
-        require_loggers(config.loggers)
         step_module = parallelize(
             self.task,
             world,
@@ -160,8 +162,7 @@ class Trainer:
         )
         # After sharding, which replaces the parameters.
         groups = parameter_groups(self.task, config.weight_decay, config.layer_decay)
-        kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
-        optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         self.ema = Ema(self.task, config.ema) if config.ema else None
         first = self._restore(optimizer)
         with _stop_on_signals() as self.stopping:
@@ -187,9 +188,8 @@ class Trainer:
     def _start_logs(self, first: int) -> None:
         if self.world.is_main:
             tidy(self.folder)
-            # A finished run only wants to know that it is finished.
-            loggers = self.config.loggers if first < self.config.steps else ()
-            self._logs = Logs(self.folder, loggers, asdict(self.config), first)
+            # A run that is finished logs nothing more.
+            self._logs = Logs(self.folder, self.config.tensorboard and first < self.config.steps, first)
 
     def _train(
         self, step_module: nn.Module, optimizer: torch.optim.Optimizer, first: int, title: str, progress: bool
@@ -206,7 +206,7 @@ class Trainer:
                 bad_in_a_row = 0 if result else bad_in_a_row + 1
                 if bad_in_a_row == 1 and world.is_main:
                     _log.warning("step %d was skipped: its loss or gradient is not finite", step)
-                if bad_in_a_row == config.max_bad_steps:
+                if bad_in_a_row == MAX_BAD_STEPS:
                     raise ValueError(
                         f"the loss or its gradient was not finite {bad_in_a_row} times in a row, up to step "
                         f"{step}; lower the learning rate or train in fp32"

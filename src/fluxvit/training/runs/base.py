@@ -52,8 +52,6 @@ class Course:
         size: Size of the network.
         world: The processes.
         streams: Kinds of batches that take turns; epochs are those of the videos, one of them.
-        labels: Class indices of the videos, for ``balance``.
-        balance: How evenly classes are sampled; see `TrainingBatches`.
 
     Attributes:
         grids: Grids that batches draw from.
@@ -71,18 +69,15 @@ class Course:
         size: NetworkSize,
         world: World,
         streams: int = 1,
-        *,
-        labels: Sequence[int] = (),
-        balance: str = "none",
     ) -> None:
-        patches = {"patch_size": size.patch_size, "tubelet_size": size.tubelet_size}
         self._recipe, self._world = recipe, world
         self.grids = legal_grids(
             range(*recipe.grids.frames),
             range(*recipe.grids.sizes),
             recipe.grids.min_tokens,
             recipe.grids.max_tokens,
-            **patches,
+            patch_size=size.patch_size,
+            tubelet_size=size.tubelet_size,
         )
         self._requests_from = partial(
             TrainingBatches,
@@ -91,11 +86,8 @@ class Course:
             recipe.optim.batch_size,
             seed=recipe.optim.seed,
             samples=recipe.samples,
-            tokens_per_batch=recipe.tokens_per_batch or None,
+            rank=world.rank,
             processes=world.size,
-            labels=labels,
-            balance=balance,
-            **patches,
         )
         self.steps = streams * self._requests_from(steps=1).steps_in(recipe.epochs)
         self.steps_per_epoch = self.steps / recipe.epochs
@@ -126,7 +118,7 @@ class Course:
         def start(first: int) -> Iterable[Clip]:
             requests = self._requests_from(steps=steps, start_step=first)
             report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
-            return loader(dataset, BatchShare(requests, world), self._recipe.data.workers, report)
+            return loader(dataset, requests, self._recipe.data.workers, report)
 
         return start
 
@@ -280,25 +272,6 @@ def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe
     return replace(recipe, data=data)
 
 
-class BatchShare:
-    """This process's part of every batch: the parts of all processes make up the batch of one."""
-
-    def __init__(self, batches: TrainingBatches, world: World) -> None:
-        if batches.tokens_per_batch is None and batches.batch_size // batches.samples % world.size:
-            raise ValueError(
-                f"a batch of {batches.batch_size // batches.samples} videos cannot be shared evenly by "
-                f"{world.size} processes; choose a multiple of {world.size}"
-            )
-        self._batches, self._world = batches, world
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Any:
-        for batch in self._batches:
-            yield batch[self._world.rank :: self._world.size]
-
-
 def _identity(recipe: RunRecipe) -> dict[str, Any]:
     """The settings that a run cannot change halfway: all but those of how the work is done and told.
 
@@ -306,12 +279,12 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     """
     settings = asdict(recipe)
     del settings["out"], settings["device"]
-    for name in ("train", "val", "workers", "max_bad_clips"):
+    for name in ("train", "val", "workers"):
         settings["data"].pop(name, None)
     settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
     for name in (
         *("accumulate", "checkpoint_blocks", "compile_blocks", "shard"),
-        *("save_seconds", "log_every", "loggers", "max_bad_steps"),
+        *("save_seconds", "log_every", "tensorboard"),
     ):
         del settings["optim"][name]
     return settings
@@ -412,7 +385,6 @@ def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> Clip
         manifest,
         source,
         Augmentation(**asdict(recipe.augment)),
-        max_bad_clips=recipe.data.max_bad_clips,
         sampling=sampling_of(recipe.data),
         **settings,
     )

@@ -7,10 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fluxvit.data.classes import (
-    class_weights,
     name_classes,
     numbered_like,
     repeated,
@@ -62,20 +59,15 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     model = start.model
     adapt_model(model, recipe.model.adapters)
     model.to(world.device)
-    labels = [entry.label for entry in train.entries]
-    course = Course(recipe, len(train), model.config.size, world, labels=labels, balance=recipe.data.balance)
+    course = Course(recipe, len(train), model.config.size, world)
     checkpoint = replace(
         course.describe(start, train, "train"), labels=list(train.labels), multi_label=multi_label
     )
-    weights = None
-    if recipe.task.class_weights != "none":
-        weights = torch.from_numpy(class_weights(labels, classes, recipe.task.class_weights)).float()
     task = ClassifyTask(
         checkpoint,
         align_weight=recipe.task.align_weight,
         label_smoothing=recipe.task.label_smoothing,
         selector=recipe.task.selector,
-        class_weights=weights,
         mixing=Mixing(**asdict(recipe.mixing)) if recipe.mixing.active else None,
     )
     width = classes if multi_label else None

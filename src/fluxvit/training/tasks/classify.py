@@ -28,9 +28,6 @@ class ClassifyTask(Task):
             release's weight of 1 hardly counts.
         label_smoothing: Label smoothing of the cross-entropy.
         selector: Selector of the tokens that are kept.
-        class_weights: Weights ``[classes]`` of the clips of each class in the cross-entropy, whose mean over
-            the training clips should be 1; None: all weigh 1. A clip with soft labels has the mean of their
-            weights. Weights do not depend on the batch, so that any number of processes computes the same.
         mixing: Mixes the clips of a batch in pairs, with soft labels; None does not mix.
     """
 
@@ -41,12 +38,11 @@ class ClassifyTask(Task):
         align_weight: float = 1.0,
         label_smoothing: float = 0.0,
         selector: str | Selector = "group_dynamic",
-        class_weights: Tensor | None = None,
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__(checkpoint)
         self.align_weight, self.label_smoothing, self.selector = align_weight, label_smoothing, selector
-        self.class_weights, self.mixing = class_weights, mixing
+        self.mixing = mixing
 
     def prepare(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
         batch = super().prepare(batch, seed)
@@ -83,8 +79,4 @@ class ClassifyTask(Task):
         """The loss of logits ``[B, classes]``, a scalar."""
         if self.checkpoint.multi_label:
             return F.binary_cross_entropy_with_logits(logits, label)
-        if self.class_weights is None:
-            return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
-        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
-        weights = self.class_weights.to(logits)
-        return (losses * (weights[label] if label.ndim == 1 else label @ weights)).mean()
+        return F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
