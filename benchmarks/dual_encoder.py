@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +41,8 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.dual_encoder import optimize_dual
-from fluxvit.synthetic.motionworld.language import mirrored
+from fluxvit.synthetic.motionworld.language import CLAUSES
+from fluxvit.training.config import NetworkSettings
 from fluxvit.training.recipes import ContrastiveRecipe, TextSettings
 from fluxvit.training.runs.contrastive import contrastive_recipe
 from fluxvit.utils.distributed import ALONE
@@ -91,7 +93,7 @@ def _recipe(args: argparse.Namespace) -> ContrastiveRecipe:
     data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
     model, text = recipe.model, recipe.text
     if args.start == "nothing":
-        settings = {"budgets": (72, 36, 18), "tubelet_size": 4}
+        settings = NetworkSettings(budgets=(72, 36, 18), tubelet_size=4)
         model = replace(model, name="fluxvit_nano", init="", settings=settings)
     if args.text == "words":
         text = TextSettings("words", context=64)
@@ -159,6 +161,20 @@ class _Opposites:
             nearer = (videos[items] * ours).sum(1) > (videos[items] * theirs).sum(1)
             figures[act] = round(100 * nearer.float().mean().item(), 1)
         return figures
+
+
+def mirrored(caption: str, act: str) -> str | None:
+    """The caption of a video in which an act goes the other way: left for right, up for down, and so on.
+
+    Only the words for that act differ. None if the caption does not mention it.
+    """
+    for orientation in (0, 1):
+        for clause, other in zip(CLAUSES[act, orientation], CLAUSES[act, 1 - orientation], strict=True):
+            words, opposite = clause.removeprefix("{it} "), other.removeprefix("{it} ")
+            found = re.search(rf"\b{re.escape(words)}\b", caption)
+            if found:
+                return caption[: found.start()] + opposite + caption[found.end() :]
+    return None
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -1,8 +1,8 @@
-"""How well can MotionWorld's motion label be told without the order of time?
+"""How well can a network predict MotionWorld's motion label without the order of time?
 
-Trains one and the same network three times, for equally many steps: on ordered frames, on frames in random
-order, and on one random frame; and prints the accuracy of each on the test split, with what a network without
-motion should score: chance. An object model on single frames shows that the pictures themselves are readable.
+Trains the same network three times for equally many steps: on ordered frames, on frames in random order, and
+on one random frame. Prints the accuracy of each on the test split beside chance, which a network without
+motion should score. A model of the object class on single frames shows that the pictures are readable.
 
     python benchmarks/motionworld_controls.py --out runs/controls --steps 800
 """
@@ -39,12 +39,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/controls"))
     parser.add_argument("--videos", type=int, default=3000)
+    parser.add_argument("--test", type=int, default=480, help="test videos")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--difficulty", default="demo")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    world = MotionWorldConfig(args.videos, args.seed, args.difficulty, val=0, test=480)
+    world = MotionWorldConfig(args.videos, args.seed, args.difficulty, val=0, test=args.test)
     folder = make_dataset(args.out / "data", world)
     dense, one = Plan(SamplingGrid(32, 40, 40), 96), Plan(SamplingGrid(2, 40, 40), 25)
     rows = []
@@ -108,7 +109,7 @@ def _train(folder: Path, run: Path, target: str, order: str, plan: Plan, args: a
         augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
         device="cpu",
     )
-    # Recipes have no setting for the order of frames, since nothing but a control has use for another.
+    # Recipes have no setting for the order of frames, because only this control uses another one.
     with patch.object(train, "clip_dataset", partial(train.clip_dataset, order=order)):
         return train.train_recipe(recipe, ALONE)
 

@@ -12,24 +12,21 @@ import numpy as np
 import pytest
 
 from fluxvit.synthetic.builder import SPLITS, make_dataset
-from fluxvit.synthetic.motionworld import (
+from fluxvit.synthetic.motionworld import MotionWorldConfig
+from fluxvit.synthetic.motionworld.acts import (
     ACTS,
-    DIFFICULTIES,
     FACTORS,
-    OBJECTS,
-    MotionWorldConfig,
-    SampleSpec,
-    Scene,
+    STATE,
+    Factor,
     act_states,
     factor_values,
     motion_classes,
-    plan,
     playback,
-    render,
 )
-from fluxvit.synthetic.motionworld.acts import STATE
-from fluxvit.synthetic.motionworld.render import _Sprite, render_scene
-from fluxvit.synthetic.motionworld.shapes import silhouette
+from fluxvit.synthetic.motionworld.difficulty import DIFFICULTIES, DifficultyName
+from fluxvit.synthetic.motionworld.render import _Sprite, render
+from fluxvit.synthetic.motionworld.scene import SampleSpec, Scene, draw_scene
+from fluxvit.synthetic.motionworld.shapes import OBJECTS, silhouette
 from fluxvit.synthetic.motionworld.textures import ASSETS, PHOTOS
 
 SPEC = SampleSpec("train", 3, motion=5, object=9, seed=7, difficulty="demo")
@@ -38,7 +35,7 @@ EVERYTHING = replace(SPEC, factors=FACTORS, motion=0)
 
 
 def frame_set(spec: SampleSpec) -> Counter[bytes]:
-    return Counter(frame.tobytes() for frame in render(spec))
+    return Counter(frame.tobytes() for frame in render(draw_scene(spec)))
 
 
 def bare(scene: Scene) -> Scene:
@@ -98,7 +95,7 @@ class TestScene:
     @pytest.mark.parametrize("spec", [SPEC, replace(EVERYTHING, difficulty="hard")])
     def test_all_motion_classes_of_a_video_have_identical_frames(self, spec: SampleSpec) -> None:
         classes = range(len(motion_classes(spec.factors)))
-        scenes = {motion: plan(replace(spec, motion=motion)) for motion in classes}
+        scenes = {motion: draw_scene(replace(spec, motion=motion)) for motion in classes}
         first = scenes[0]
         for scene in scenes.values():
             assert sorted(scene.order) == list(range(first.frames))
@@ -114,7 +111,7 @@ class TestScene:
 
     def test_neutral_frames_surround_every_act(self) -> None:
         for index in range(20):
-            scene = plan(replace(EVERYTHING, index=index, motion=index * 11))
+            scene = draw_scene(replace(EVERYTHING, index=index, motion=index * 11))
             played = scene.states[scene.order]
             neutral = np.zeros((), STATE)
             for event in scene.events:
@@ -125,7 +122,7 @@ class TestScene:
     def test_order_factor_decides_what_comes_first_and_nothing_else_does(self) -> None:
         for index in range(20):
             for motion in range(16):
-                scene = plan(replace(SPEC, index=index, motion=motion))
+                scene = draw_scene(replace(SPEC, index=index, motion=motion))
                 acts = [event.act for event in scene.events]
                 wanted = factor_values(SPEC.factors, motion)["order"]
                 assert (acts.index("slide") > acts.index("lift")) == bool(wanted)
@@ -135,7 +132,7 @@ class TestScene:
         # Net displacement between the first and the second half of a slide says nothing of its direction.
         shifts = []
         for index in range(400):
-            scene = plan(replace(SPEC, index=index, difficulty="hard"))
+            scene = draw_scene(replace(SPEC, index=index, difficulty="hard"))
             event = next(event for event in scene.events if event.act == "slide")
             path = scene.sway[scene.order][event.start : event.start + event.frames, 0]
             half = len(path) // 2
@@ -143,20 +140,20 @@ class TestScene:
         assert abs(np.mean(shifts)) < 4 * np.std(shifts) / np.sqrt(len(shifts))
 
     def test_frames_are_a_function_of_the_spec(self) -> None:
-        first, again = list(render(SPEC)), list(render(SPEC))
+        first, again = list(render(draw_scene(SPEC))), list(render(draw_scene(SPEC)))
         np.testing.assert_array_equal(first, again)
         assert first[0].dtype == np.uint8
-        other = list(render(replace(SPEC, index=4)))
+        other = list(render(draw_scene(replace(SPEC, index=4))))
         assert not np.array_equal(first[0], other[0])
 
     @pytest.mark.parametrize("difficulty", list(DIFFICULTIES))
-    def test_directions_on_screen(self, difficulty: str) -> None:
+    def test_directions_on_screen(self, difficulty: DifficultyName) -> None:
         spec = SampleSpec("val", 1, motion=0, object=9, difficulty=difficulty)  # left, up, approach
-        scene = bare(plan(spec))
-        frames = np.stack(list(render_scene(scene))).astype(float)
+        scene = bare(draw_scene(spec))
+        frames = np.stack(list(render(scene))).astype(float)
         hidden = replace(scene, states=scene.states.copy(), order=scene.order[:1])
         hidden.states["fade"] = 1
-        (background,) = render_scene(hidden)
+        (background,) = render(hidden)
         changed = np.abs(frames - background).sum(-1) > 30
         for event in scene.events:
             before, after = changed[event.start - 1], changed[event.start + event.frames // 6]
@@ -169,16 +166,16 @@ class TestScene:
                 assert after.sum() > before.sum()
 
     def test_positive_angles_turn_clockwise_on_screen(self) -> None:
-        sprite = _Sprite(plan(SPEC).main)
+        sprite = _Sprite(draw_scene(SPEC).main)
         upright, turned = np.zeros((2, 64, 64, 3), np.float32)
         sprite.paste(upright, 32, 32, 20, 0.0, 1.0)
         sprite.paste(turned, 32, 32, 20, np.pi / 2, 1.0)
         np.testing.assert_allclose(turned, np.rot90(upright, -1), atol=1e-3)
 
     @pytest.mark.parametrize("difficulty", list(DIFFICULTIES))
-    def test_sizes_are_even_and_objects_inside(self, difficulty: str) -> None:
+    def test_sizes_are_even_and_objects_inside(self, difficulty: DifficultyName) -> None:
         for index in range(40):
-            scene = plan(SampleSpec("test", index, 0, index % 12, difficulty=difficulty))
+            scene = draw_scene(SampleSpec("test", index, 0, index % 12, difficulty=difficulty))
             short = min(scene.width, scene.height)
             assert scene.width % 2 == scene.height % 2 == 0
             assert 96 <= short <= 144
@@ -199,10 +196,10 @@ class TestSplits:
     def test_splits_share_no_texture(self) -> None:
         used: dict[str, set[tuple[str, int]]] = {}
         for split in SPLITS:
-            scenes = [plan(SampleSpec(split, index, 0, 0, difficulty="hard")) for index in range(150)]
+            scenes = [draw_scene(SampleSpec(split, index, 0, 0, difficulty="hard")) for index in range(150)]
             refs = [scene.background[0] for scene in scenes]
             refs += [thing.texture for s in scenes for thing in (s.main, s.visitor, *s.distractors)]
-            assert {ref.source for ref in refs if ref.kind == "photo"} == set(PHOTOS[split])
+            assert {ref.source for ref in refs if ref.source in PHOTOS[split]} == {*PHOTOS[split]}
             assert {ref.seed % 3 for ref in refs} == {SPLITS.index(split)}
             used[split] = {(ref.source, ref.seed) for ref in refs}
         assert not used["train"] & used["val"]
@@ -233,7 +230,7 @@ class TestSplits:
     def test_motion_says_nothing_about_the_scene(self) -> None:
         # Specs that differ in the motion class only get the same scene; see TestScene for the frames.
         for motion in range(16):
-            assert plan(replace(SPEC, motion=motion)).main == plan(SPEC).main
+            assert draw_scene(replace(SPEC, motion=motion)).main == draw_scene(SPEC).main
 
 
 class TestConfig:
@@ -241,10 +238,10 @@ class TestConfig:
         ("arguments", "message"),
         [
             ({"factors": ()}, "factors is empty"),
-            ({"factors": ("slide", "jump")}, "unknown factors jump"),
+            ({"factors": ("slide", "jump")}, r"factors\[1\] is 'jump', expected"),
             ({"factors": ("slide", "slide")}, "each may appear once"),
             ({"factors": ("slide", "order")}, "needs both"),
-            ({"difficulty": "tricky"}, "demo, easy, medium, hard"),
+            ({"difficulty": "tricky"}, "expected one of 'demo', 'easy', 'hard', 'medium'"),
             ({"videos": 0}, "videos is 0, expected"),
             ({"seed": -1}, "seed is -1, expected"),
             ({"val": -1}, "val is -1, expected"),
@@ -311,7 +308,7 @@ class TestLanguage:
                 assert places == sorted(places), caption
 
     @pytest.mark.parametrize("factors", [("slide",), ("hop", "blink"), SPEC.factors, FACTORS])
-    def test_questions(self, factors: tuple[str, ...]) -> None:
+    def test_questions(self, factors: tuple[Factor, ...]) -> None:
         for index in range(40):
             spec = replace(SPEC, index=index, factors=factors, motion=index % 2 ** len(factors))
             questions = WORLD.annotate(spec)["qa"]
@@ -373,7 +370,7 @@ class TestFiles:
         spec = self.CONFIG.specs("train")[0]
         with av.open(str(world / "train/000000.mp4")) as container:
             decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        drawn = list(render(spec))
+        drawn = list(render(draw_scene(spec)))
         assert np.abs(np.stack(decoded).astype(float) - np.stack(drawn)).mean() < 12
 
     def test_two_workers_make_the_same_files(self, world: Path, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """Acts: short closed loops of an object's state, each with two orientations made of the same frames.
 
-Everything the motion label says is said by *playing the same frames in another order*:
+The motion label changes nothing but *the order in which the same frames are played*:
 
 * ``slide``, ``lift``, ``depth``, ``spin`` and ``pass`` have exact time reversals as their orientations;
 * ``hop`` and ``blink`` happen once slowly or twice fast, and both visit the same heights (or opacities).
 
-An act is therefore a fixed table of states (:func:`act_states`) and a permutation of it (:func:`playback`).
+So an act is a fixed table of states (:func:`act_states`) and a permutation of it (:func:`playback`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 def _depth(phase: np.ndarray) -> np.ndarray:
     zoom = np.where(phase < 0.5, 2 * phase * NEAR, 2 * (1 - phase) * FAR)
-    # The jump from near to far happens while nothing is to be seen.
+    # The jump from near to far happens while the object is invisible.
     fade = _smoothstep(1.15 - np.abs(phase - 0.5) / FADE_SPAN)
     return _states(phase, zoom=zoom, fade=fade)
 
@@ -90,12 +90,14 @@ ACTS: dict[str, Act] = {
 """The acts by name."""
 
 ORDER = ("slide first", "lift first")
-"""Orientations of the factor ``order``, which is no act of its own."""
+"""Orientations of the factor ``order``, which is not an act."""
 
-FACTORS: tuple[str, ...] = (*ACTS, "order")
-"""Names of all binary factors a motion label can be made of."""
+Factor = Literal["slide", "lift", "depth", "spin", "pass", "hop", "blink", "order"]
+"""Name of a binary factor of the motion label: an act, or ``order``."""
 
-DEFAULT_FACTORS: tuple[str, ...] = ("slide", "lift", "depth", "order")
+FACTORS: tuple[Factor, ...] = get_args(Factor)
+
+DEFAULT_FACTORS: tuple[Factor, ...] = ("slide", "lift", "depth", "order")
 
 
 def act_states(act: str, frames: int, ease: float = 0.0) -> np.ndarray:
@@ -104,8 +106,8 @@ def act_states(act: str, frames: int, ease: float = 0.0) -> np.ndarray:
     Args:
         act: Name of the act.
         frames: Number of states. The neutral states before and after are not among them.
-        ease: 0 for constant speed, towards 1 for a slow start and a slow end. The easing is symmetric in
-            time, so it says nothing about the orientation.
+        ease: 0 gives constant speed; values towards 1 give a slow start and a slow end. The easing is
+            symmetric in time, so it is independent of the orientation.
 
     Returns:
         :data:`STATE` ``[frames]``.
@@ -128,28 +130,24 @@ def playback(act: str, orientation: int, frames: int) -> np.ndarray:
     return np.concatenate([forward[0::2], forward[1::2][::-1]])
 
 
-def check_factors(factors: tuple[str, ...]) -> None:
+def check_factors(factors: tuple[Factor, ...]) -> None:
     """Raise ValueError unless ``factors`` can make a motion label."""
     if not factors:
         raise ValueError(f"factors is empty; choose at least one of {', '.join(FACTORS)}")
-    unknown = [name for name in factors if name not in FACTORS]
-    if unknown:
-        raise ValueError(f"unknown factors {', '.join(unknown)}; choose from {', '.join(FACTORS)}")
     if len(set(factors)) < len(factors):
         raise ValueError(f"factors {', '.join(factors)}: each may appear once")
     if "order" in factors and not {"slide", "lift"} <= set(factors):
         raise ValueError(
-            "the factor 'order' tells whether slide or lift comes first: it needs both among the factors"
+            "the factor 'order' is whether slide or lift comes first: it needs both among the factors"
         )
 
 
-def factor_values(factors: tuple[str, ...], motion: int) -> dict[str, int]:
+def factor_values(factors: tuple[Factor, ...], motion: int) -> dict[str, int]:
     """Orientation, 0 or 1, of each factor in a motion class; the first factor is the most significant bit."""
-    last = len(factors) - 1
-    return {name: motion >> (last - place) & 1 for place, name in enumerate(factors)}
+    return {name: motion >> bit & 1 for bit, name in enumerate(reversed(factors))}
 
 
-def motion_classes(factors: tuple[str, ...] = DEFAULT_FACTORS) -> list[str]:
+def motion_classes(factors: tuple[Factor, ...] = DEFAULT_FACTORS) -> list[str]:
     """Names of the motion classes by index, such as ``"left, up, approach, slide first"``."""
     names = [ORDER if name == "order" else ACTS[name].orientations for name in factors]
     return [", ".join(combination) for combination in product(*names)]

@@ -10,11 +10,11 @@ import numpy as np
 from msgspec import Meta
 
 from fluxvit.synthetic.builder import SPLITS, DatasetConfig, balanced, make_dataset
-from fluxvit.synthetic.motionworld.acts import ACTS, DEFAULT_FACTORS, check_factors, motion_classes
-from fluxvit.synthetic.motionworld.difficulty import get_difficulty
+from fluxvit.synthetic.motionworld.acts import ACTS, DEFAULT_FACTORS, Factor, check_factors, motion_classes
+from fluxvit.synthetic.motionworld.difficulty import DifficultyName
 from fluxvit.synthetic.motionworld.language import describe
-from fluxvit.synthetic.motionworld.render import render_scene
-from fluxvit.synthetic.motionworld.scene import SampleSpec, plan
+from fluxvit.synthetic.motionworld.render import render
+from fluxvit.synthetic.motionworld.scene import SampleSpec, draw_scene
 from fluxvit.synthetic.motionworld.shapes import OBJECTS
 from fluxvit.utils.options import POSITIONAL
 from fluxvit.video.writer import write_video
@@ -30,7 +30,7 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
     """A MotionWorld to make; arguments that are not listed here are those of `DatasetConfig`.
 
     Args:
-        difficulty: Name of a preset: ``demo``, ``easy``, ``medium`` or ``hard``.
+        difficulty: Preset of sizes, contrasts, noise and durations.
         factors: Binary factors whose orientations make up the motion label, ``2 ** len(factors)`` classes.
 
     Raises:
@@ -39,13 +39,12 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
 
     name: ClassVar[str] = "MotionWorld"
 
-    difficulty: str = "easy"
-    factors: tuple[str, ...] = DEFAULT_FACTORS
+    difficulty: DifficultyName = "easy"
+    factors: tuple[Factor, ...] = DEFAULT_FACTORS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_factors(self.factors)
-        get_difficulty(self.difficulty)
 
     @property
     def num_classes(self) -> int:
@@ -59,9 +58,8 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
     def specs(self, split: str) -> list[SampleSpec]:
         """The videos of a split, in order.
 
-        Motion and object classes are equally frequent up to rounding, and so are their pairs as far as the
-        number of videos allows: first come all pairs as often as they fit, then for the remainder two lists
-        that are balanced separately.
+        Motion and object classes are equally frequent up to one video. All pairs of them occur as often as
+        the number of videos allows; for the remainder, motions and objects are balanced separately.
         """
         motions, objects, count = self.num_classes, len(OBJECTS), self.counts[split]
         # The keys of the scenes have three or four numbers, so this stream is independent of them.
@@ -76,11 +74,11 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
         ]
 
     def write(self, path: Path, spec: SampleSpec) -> None:
-        scene = plan(spec)
-        write_video(path, render_scene(scene), scene.fps, crf=scene.crf)
+        scene = draw_scene(spec)
+        write_video(path, render(scene), scene.fps, crf=scene.crf)
 
     def annotate(self, spec: SampleSpec) -> dict[str, Any]:
-        scene = plan(spec)
+        scene = draw_scene(spec)
         captions, questions = describe(spec, scene)
         acts = [
             {

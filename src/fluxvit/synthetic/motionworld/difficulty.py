@@ -1,9 +1,9 @@
-"""How hard a MotionWorld is: one dial made of many small ones."""
+"""Presets of how hard a MotionWorld is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Difficulty:
         sway: Largest excursion of the background behind the objects.
         noise: Standard deviation of the sensor noise.
         flicker: Largest relative change of the exposure.
-        extra_acts: Number of acts that the label does not speak of.
+        extra_acts: Number of acts besides those of the label.
         act_seconds: Duration of one act.
         rest_seconds: Duration of one rest, before, between and after the acts (at least one frame).
         short_sides: Short sides of the frame in pixels, even.
@@ -49,7 +49,8 @@ class Difficulty:
     crf: tuple[int, int]
 
 
-_NAMES = ("demo", "easy", "medium", "hard")
+DifficultyName = Literal["demo", "easy", "medium", "hard"]
+
 # One column for each of these names.
 _PRESETS: dict[str, tuple[Any, ...]] = {
     "contrast": ((0.42, 0.5), (0.34, 0.48), (0.24, 0.4), (0.14, 0.3)),
@@ -70,16 +71,8 @@ _PRESETS: dict[str, tuple[Any, ...]] = {
     "crf": ((20, 26), (21, 28), (22, 31), (23, 34)),
 }
 
-DIFFICULTIES = {
+DIFFICULTIES: dict[DifficultyName, Difficulty] = {
     name: Difficulty(**{field: values[number] for field, values in _PRESETS.items()})
-    for number, name in enumerate(_NAMES)
+    for number, name in enumerate(get_args(DifficultyName))
 }
 """Presets by name, from a world learnt in minutes to one with small, brief, cluttered, noisy acts."""
-
-
-def get_difficulty(name: str) -> Difficulty:
-    """The preset of this name; ValueError names the choices."""
-    try:
-        return DIFFICULTIES[name]
-    except KeyError:
-        raise ValueError(f"unknown difficulty {name!r}; choose from {', '.join(DIFFICULTIES)}") from None

@@ -1,8 +1,7 @@
-"""What a video is called: captions, and questions with their answers."""
+"""Captions of a video, and questions about it with their answers."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +11,8 @@ from fluxvit.synthetic.motionworld.acts import ACTS, ORDER
 from fluxvit.synthetic.motionworld.scene import Event, SampleSpec, Scene
 from fluxvit.synthetic.motionworld.shapes import OBJECTS
 
-# Clauses by act and orientation. {it} stands for the main object, {visitor} for the one of a pass.
-_CLAUSES: dict[tuple[str, int], tuple[str, ...]] = {
+# Clauses by act and orientation. {it} stands for the main object, {visitor} for the visitor of a pass.
+CLAUSES: dict[tuple[str, int], tuple[str, ...]] = {
     ("slide", 0): ("{it} slides to the left", "{it} leaves on the left and comes back from the right"),
     ("slide", 1): ("{it} slides to the right", "{it} leaves on the right and comes back from the left"),
     ("lift", 0): ("{it} moves up", "{it} rises out of sight and returns from below"),
@@ -36,7 +35,7 @@ _CLAUSES: dict[tuple[str, int], tuple[str, ...]] = {
     ("blink", 1): ("{it} vanishes twice", "{it} disappears two times"),
 }
 
-# Question, and the answers for orientations 0 and 1.
+# A question, and the answers for orientations 0 and 1.
 _QUESTIONS: dict[str, tuple[str, tuple[str, str]]] = {
     "slide": ("Which way does the {name} slide?", ("to the left", "to the right")),
     "lift": ("Does the {name} move up or down?", ("up", "down")),
@@ -47,8 +46,8 @@ _QUESTIONS: dict[str, tuple[str, tuple[str, str]]] = {
     "blink": ("How often does the {name} vanish?", ("once", "twice")),
 }
 
-# What happens, whatever the orientation: for questions that must not give it away.
-_DOINGS: dict[str, str] = {
+# Descriptions of the acts without their orientation, for questions that must not reveal it.
+_DESCRIPTIONS: dict[str, str] = {
     "slide": "it slides sideways",
     "lift": "it moves vertically",
     "depth": "it changes its distance",
@@ -77,13 +76,17 @@ _JOINERS = (
 
 MAX_QUESTIONS = 6
 QUICK, SLOW = 0.55, 1.05
-"""Seconds below which an act is called quick, and above which it is called slow."""
+"""Seconds below which a caption may call an act quick, and above which it may call it slow."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer, which is one of at least two choices, and what it asks for: ``object``,
-    ``direction``, ``times``, ``order`` or ``presence``.
+    """A question about a video.
+
+    Attributes:
+        question, answer: The texts. The answer is one of the choices.
+        choices: At least two answers.
+        task: ``object``, ``direction``, ``times``, ``order`` or ``presence``.
     """
 
     question: str
@@ -93,31 +96,15 @@ class Question:
 
 
 def describe(spec: SampleSpec, scene: Scene) -> tuple[list[str], list[Question]]:
-    """One to three captions of a planned video, and three to six questions about it."""
+    """One to three captions of a video, and three to six questions about it."""
     rng = np.random.default_rng([spec.seed, SPLITS.index(spec.split), spec.index, 1])
     joiners = rng.permutation(len(_JOINERS))[: rng.integers(1, 4)]
     captions = [_caption(rng, scene, _JOINERS[choice]) for choice in joiners]
     return captions, _questions(rng, spec, scene)
 
 
-def mirrored(caption: str, act: str) -> str | None:
-    """The caption of a video in which an act goes the other way: left for right, up for down, and so on.
-
-    Only the words for that act differ. None if the caption does not tell of it, or the act has other objects
-    in its words (pass).
-    """
-    for orientation in (0, 1):
-        ours, theirs = _CLAUSES.get((act, orientation), ()), _CLAUSES.get((act, 1 - orientation), ())
-        for one, other in zip(ours, theirs, strict=True):
-            words, instead = one.partition("{it} ")[2], other.partition("{it} ")[2]
-            found = re.search(rf"\b{re.escape(words)}\b", caption) if one.startswith("{it} ") else None
-            if found:
-                return caption[: found.start()] + instead + caption[found.end() :]
-    return None
-
-
 def _article(noun: str) -> str:
-    # A lone "F" is said "eff", but it never comes first: the noun is "letter F".
+    # "F" is pronounced "eff", but the noun is "letter F".
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
@@ -129,19 +116,19 @@ def _caption(rng: np.random.Generator, scene: Scene, joiner: tuple[str, str, str
         text = opening + _clause(rng, scene, scene.events[0], f"the {noun}")
     else:
         text = _clause(rng, scene, scene.events[0], _article(noun))
-    for place, event in enumerate(scene.events[1:], 2):
-        text += (final if place == len(scene.events) else middle) + _clause(rng, scene, event, "it")
+    for number, event in enumerate(scene.events[1:], 2):
+        text += (final if number == len(scene.events) else middle) + _clause(rng, scene, event, "it")
     if rng.random() < 0.3:
         text += f", in front of a {scene.background[0].adjective} background"
     return text[0].upper() + text[1:] + "."
 
 
 def _clause(rng: np.random.Generator, scene: Scene, event: Event, it: str) -> str:
-    wording = str(rng.choice(_CLAUSES[event.act, event.orientation]))
+    wording = str(rng.choice(CLAUSES[event.act, event.orientation]))
     where = "in front of" if scene.visitor_in_front else "behind"
     clause = wording.format(it=it, visitor=_article(scene.visitor.shape), where=where)
     seconds = event.frames / scene.fps
-    # The words for hops and blinks speak of their speed already.
+    # The clauses of hops and blinks name their speed already.
     if ACTS[event.act].second == "reverse" and rng.random() < 0.3:
         if seconds < QUICK:
             clause += " quickly"
@@ -151,7 +138,7 @@ def _clause(rng: np.random.Generator, scene: Scene, event: Event, it: str) -> st
 
 
 def _questions(rng: np.random.Generator, spec: SampleSpec, scene: Scene) -> list[Question]:
-    """What the object is, what the label answers, and others until there are enough, in random order."""
+    """A question about the object, questions that the label answers, and further ones, in random order."""
     words = {"name": scene.main.shape, "visitor": scene.visitor.shape}
     acts = [event.act for event in scene.events]
     labelled: list[Question] = []
@@ -163,10 +150,10 @@ def _questions(rng: np.random.Generator, spec: SampleSpec, scene: Scene) -> list
         (labelled if event.act in spec.factors else extra).append(question_of_act)
     if "order" in spec.factors:
         what = f"Which does the {scene.main.shape} do first: slide sideways or move up or down?"
-        choices = tuple(_DOINGS[name.removesuffix(" first")] for name in ORDER)
+        choices = tuple(_DESCRIPTIONS[name.removesuffix(" first")] for name in ORDER)
         first = min(acts.index("slide"), acts.index("lift"))
-        labelled.append(Question(what, _DOINGS[acts[first]], choices, "order"))
-    doings = tuple(_DOINGS[act] for act in acts)
+        labelled.append(Question(what, _DESCRIPTIONS[acts[first]], choices, "order"))
+    doings = tuple(_DESCRIPTIONS[act] for act in acts)
     if "order" not in spec.factors and len(acts) > 1:
         extra.append(Question("What happens first?", doings[0], doings, "order"))
     if len(acts) > 2:
@@ -183,7 +170,7 @@ def _questions(rng: np.random.Generator, spec: SampleSpec, scene: Scene) -> list
     )
 
     extra = [whether, *(extra[i] for i in rng.permutation(len(extra)))]
-    # Of many acts' questions a random choice, so that over a dataset none is missing.
+    # Where the acts have too many questions, a random choice is kept, so that a data set asks all of them.
     labelled = [labelled[i] for i in rng.permutation(len(labelled))][: MAX_QUESTIONS - 1]
     count = int(rng.integers(max(3, len(labelled) + 1), MAX_QUESTIONS + 1))
     chosen = [what_object, *labelled, *extra][:count]

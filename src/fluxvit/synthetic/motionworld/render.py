@@ -1,4 +1,4 @@
-"""Drawing a planned scene: NumPy only, one frame at a time."""
+"""Draws the frames of a scene with NumPy, one at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from fluxvit.synthetic.motionworld.raster import bilinear, shifted_crop
-from fluxvit.synthetic.motionworld.scene import HOP_HEIGHT, NOISE_TILE_MARGIN, SampleSpec, Scene, Thing, plan
+from fluxvit.synthetic.motionworld.scene import HOP_HEIGHT, NOISE_TILE_MARGIN, Scene, Thing
 from fluxvit.synthetic.motionworld.shapes import CANVAS, RESOLUTION, silhouette
 from fluxvit.synthetic.motionworld.textures import texture, tone
 
@@ -28,24 +28,15 @@ BACKGROUND_SATURATION = 0.5
 """Share of its colourfulness that a background keeps, so that it stays behind the objects."""
 
 
-def render(spec: SampleSpec) -> Iterator[np.ndarray]:
-    """Frames of a video before compression, uint8 ``[H, W, 3]``.
-
-    Raises:
-        ValueError: The difficulty is unknown.
-    """
-    return render_scene(plan(spec))
-
-
-def render_scene(scene: Scene) -> Iterator[np.ndarray]:
-    """Like :func:`render`, for a scene that has been planned."""
+def render(scene: Scene) -> Iterator[np.ndarray]:
+    """Draw the frames of a video before compression, uint8 ``[H, W, 3]``."""
     painter = _Painter(scene)
     for row in scene.order:
         yield painter.frame(row)
 
 
 class _Painter:
-    """Draws rows of one scene's table. Sprites, background and noise are prepared once."""
+    """Draws rows of a scene's table of frames. Sprites, background and noise are prepared once."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -55,7 +46,7 @@ class _Painter:
         self.distractors = [_Sprite(thing) for thing in scene.distractors]
         self.margin = (scene.margin[0] + scene.margin[1]) * self.unit + 1
         self.background = self._draw_background()
-        # Values do not depend on the row: frames that change places take their noise along.
+        # The noise is a function of the row, so frames that change places keep their noise.
         rng = np.random.default_rng(scene.background[0].seed)
         tile = (scene.height + NOISE_TILE_MARGIN, scene.width + NOISE_TILE_MARGIN, 3)
         self.noise = rng.standard_normal(tile, dtype=np.float32) * np.float32(255 * scene.noise)
@@ -69,12 +60,9 @@ class _Painter:
         for thing, sprite, wander in zip(scene.distractors, self.distractors, scene.wander, strict=True):
             x, y = (np.array(thing.home) + wander[row]) * unit - camera
             sprite.paste(canvas, x, y, thing.size * unit / 2, thing.tilt, 1.0)
-        if scene.visitor_in_front:
-            self._paste_main(canvas, row, camera)
-            self._paste_visitor(canvas, row, camera)
-        else:
-            self._paste_visitor(canvas, row, camera)
-            self._paste_main(canvas, row, camera)
+        layers = [self._paste_visitor, self._paste_main]
+        for paste in layers[::-1] if scene.visitor_in_front else layers:
+            paste(canvas, row, camera)
         top, left = scene.noise_origin[row]
         canvas *= np.float32(255 * scene.exposure[row])
         canvas += self.noise[top : top + scene.height, left : left + scene.width]
@@ -101,7 +89,7 @@ class _Painter:
         radius = thing.size * self.unit / 2
         room = self._room(radius)
         x = -room + progress * (scene.width + 2 * room)
-        # It crosses at the height of the main object, so that one covers the other.
+        # The visitor crosses at about the height of the main object, so that one covers the other.
         y = (scene.main.home[1] + 0.3 * (thing.home[1] - scene.main.home[1])) * self.unit
         self.visitor.paste(canvas, x - camera[0], y - camera[1], radius, thing.tilt, 1.0)
 
@@ -160,7 +148,7 @@ class _Sprite:
         left, right = max(0, int(np.ceil(x - reach))), min(canvas.shape[1], int(x + reach) + 1)
         if opacity <= 0 or top >= bottom or left >= right:
             return
-        # The coarsest level that still has a pixel for each of the canvas keeps edges free of aliasing.
+        # The coarsest level with at least one pixel for each of the canvas keeps edges free of aliasing.
         level = next((image for image in self.levels if len(image) >= 2 * half), self.levels[-1])
         scale = np.float32(len(level) / (2 * half))
         dx = (np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)) * scale
@@ -184,10 +172,10 @@ def _draw(thing: Thing) -> np.ndarray:
 
 @cache
 def _relief(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What makes a silhouette look solid: bevel and dark rim, antialiased edge, and edge with soft shadow.
+    """Bevel and dark rim, antialiased edge and soft shadow, which make a silhouette look solid.
 
     Returns:
-        The brightness that the texture is multiplied by, the opacity of the object, and that of object and
+        The factor of the texture's brightness, the opacity of the object, and the opacity of object and
         shadow together, each float32 ``[RESOLUTION, RESOLUTION, 1]``.
     """
     depth = -silhouette(shape)
@@ -200,7 +188,7 @@ def _relief(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     cover = np.clip(depth * pixels + 0.5, 0, 1)
     shadow = 0.5 * np.exp(-((np.minimum(depth, 0) / SHADOW) ** 2))
-    # The outermost pixels stand for everything outside of the canvas when it is sampled.
+    # Sampling outside of the canvas gives its outermost pixels.
     shadow[[0, -1]] = shadow[:, [0, -1]] = 0
     layers = np.stack([light, cover, cover + (1 - cover) * shadow])[..., None].astype(np.float32)
     return layers[0], layers[1], layers[2]

@@ -1,9 +1,9 @@
-"""Planning a video: everything that will be on screen, as numbers, before a pixel is drawn.
+"""The scene of a video: everything that will be on screen, as numbers, before a pixel is drawn.
 
-A clip is a string of loops. Rests and acts start and end in one and the same state of the whole scene: object
-neutral, camera, background and distractors at their base. Hence any loop can be played in its other
-orientation, and any two acts can change places, without a seam. The label decides only that: :func:`plan`
-draws a table of frames that knows nothing of the label, and the label a permutation of its rows.
+A video is a sequence of loops. Rests and acts all start and end in the same state of the whole scene: the
+object neutral; camera, background and distractors at their base. So any loop can be played in its other
+orientation, and any two acts can change places, without a seam. :func:`draw_scene` draws a table of frames
+that is independent of the label; the label decides only a permutation of its rows.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from fluxvit.synthetic.motionworld.acts import (
     ACTS,
     DEFAULT_FACTORS,
     STATE,
+    Factor,
     act_states,
     factor_values,
     playback,
 )
-from fluxvit.synthetic.motionworld.difficulty import Difficulty, get_difficulty
+from fluxvit.synthetic.motionworld.difficulty import DIFFICULTIES, Difficulty, DifficultyName
 from fluxvit.synthetic.motionworld.shapes import OBJECTS
 from fluxvit.synthetic.motionworld.textures import TextureRef, draw_texture
 
@@ -44,7 +45,7 @@ class SampleSpec(VideoSpec):
     Args:
         motion: Motion class.
         object: Object class.
-        seed: Seed of the dataset.
+        seed: Seed of the data set.
         difficulty: Name of the preset.
         factors: Binary factors that the motion class is made of.
     """
@@ -52,13 +53,13 @@ class SampleSpec(VideoSpec):
     motion: int
     object: int
     seed: int = 0
-    difficulty: str = "easy"
-    factors: tuple[str, ...] = DEFAULT_FACTORS
+    difficulty: DifficultyName = "easy"
+    factors: tuple[Factor, ...] = DEFAULT_FACTORS
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object as drawn. Lengths are in units of the frame's short side, ``tilt`` in radians, clockwise.
+    """The looks of an object. Lengths are in units of the frame's short side, ``tilt`` in radians, clockwise.
 
     ``saturation`` is the share of its colourfulness that the texture keeps.
     """
@@ -74,7 +75,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Event:
-    """An act as played: ``frames`` frames from ``start`` on."""
+    """An act in the video: ``frames`` frames from ``start`` on."""
 
     act: str
     orientation: int
@@ -84,13 +85,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """A planned video of ``T`` frames.
+    """A video of ``T`` frames before it is drawn.
 
     The arrays are the table of frames; row ``order[t]`` is the frame shown at time ``t``.
 
     Attributes:
         width, height, fps, crf: Geometry in pixels, frame rate, compression.
-        main, visitor, distractors: What is to be seen. The visitor shows up in ``pass`` acts only.
+        main, visitor, distractors: The objects. The visitor appears in ``pass`` acts only.
         visitor_in_front: Whether the visitor covers the main object or is covered by it.
         background: Texture, mean brightness and its standard deviation.
         states: State of the main object, ``acts.STATE`` ``[T]``.
@@ -100,8 +101,8 @@ class Scene:
         noise: Standard deviation of the sensor noise.
         noise_origin: Corner of the crop of the noise tile, int ``[T, 2]``.
         margin: Largest excursion of camera and of background, in short sides.
-        order: The permutation, int ``[T]``: all that depends on the motion label.
-        events: The acts in the order they are played in.
+        order: The permutation, int ``[T]``. Nothing else in the table depends on the motion label.
+        events: The acts in the order in which they are played.
     """
 
     width: int
@@ -129,30 +130,21 @@ class Scene:
         return len(self.order)
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Rows ``start`` to ``start + frames`` of the table: one act, or one rest (``act`` is None)."""
-
-    act: str | None
-    start: int
-    frames: int
+Table = list[tuple[str | None, np.ndarray]]
+"""The acts and rests of a clip, and which rows of the table of frames belong to each. A rest has no name."""
 
 
-def plan(spec: SampleSpec) -> Scene:
-    """Draw the scene of a video.
-
-    Raises:
-        ValueError: The difficulty is unknown.
-    """
-    dial = get_difficulty(spec.difficulty)
+def draw_scene(spec: SampleSpec) -> Scene:
+    """Draw the scene of a video at random."""
+    dial = DIFFICULTIES[spec.difficulty]
     rng = np.random.default_rng([spec.seed, SPLITS.index(spec.split), spec.index])
     width, height, fps = _geometry(rng, dial)
 
     acts, extra_orientations = _draw_acts(rng, dial, spec.factors)
-    segments, states = _draw_table(rng, dial, acts, fps)
+    table, states = _draw_table(rng, dial, acts, fps)
     slots = [acts[i] for i in rng.permutation(len(acts))]
 
-    lengths = [segment.frames for segment in segments]
+    lengths = [len(rows) for _, rows in table]
     total = sum(lengths)
     camera = _loops(rng, lengths, fps, dial.shake, 2)
     sway = _loops(rng, lengths, fps, dial.sway, 2)
@@ -164,9 +156,9 @@ def plan(spec: SampleSpec) -> Scene:
     in_front = bool(rng.random() < 0.4)
     noise, crf = rng.uniform(*dial.noise), int(rng.integers(dial.crf[0], dial.crf[1] + 1))
 
-    # From here on nothing is drawn at random: the label only reorders what is there.
+    # From here on nothing is random: the label only reorders the rows.
     values = factor_values(spec.factors, spec.motion)
-    order, events = _play(segments, slots, {**extra_orientations, **values})
+    order, events = _play(table, slots, {**extra_orientations, **values})
     return Scene(
         width=width,
         height=height,
@@ -199,11 +191,11 @@ def _geometry(rng: np.random.Generator, dial: Difficulty) -> tuple[int, int, int
 
 
 def _draw_acts(
-    rng: np.random.Generator, dial: Difficulty, factors: tuple[str, ...]
+    rng: np.random.Generator, dial: Difficulty, factors: tuple[Factor, ...]
 ) -> tuple[list[str], dict[str, int]]:
-    """The acts of a clip, and orientations of those that the label does not speak of."""
+    """The acts of a clip, and the orientations of those that are not part of the label."""
     labelled = [name for name in factors if name in ACTS]
-    others = [name for name in ACTS if name not in factors]
+    others: list[str] = [name for name in ACTS if name not in factors]
     count = min(len(others), int(rng.integers(dial.extra_acts[0], dial.extra_acts[1] + 1)))
     extra = [str(name) for name in rng.choice(others, count, replace=False)] if count else []
     return labelled + extra, {name: int(rng.integers(2)) for name in extra}
@@ -211,12 +203,13 @@ def _draw_acts(
 
 def _draw_table(
     rng: np.random.Generator, dial: Difficulty, acts: list[str], fps: int
-) -> tuple[list[_Segment], np.ndarray]:
-    """Rests and acts with their durations, and the state of the main object in each of their frames.
+) -> tuple[Table, np.ndarray]:
+    """Rests and acts with their rows, and the state of the main object in each row.
 
     There is one rest more than there are acts, and none is empty: neutral frames surround every act.
     """
-    segments, states, start = [], [], 0
+    table: Table = []
+    states, start = [], 0
     for act in [*acts, *[None] * (len(acts) + 1)]:
         if act is None:
             frames = max(1, round(rng.uniform(*dial.rest_seconds) * fps))
@@ -226,41 +219,39 @@ def _draw_table(
             seconds = np.exp(rng.uniform(*np.log(dial.act_seconds)))
             frames = max(MIN_ACT_FRAMES, round(seconds * fps))
             states.append(act_states(act, frames, ease=rng.uniform(0, 0.5)))
-        segments.append(_Segment(act, start, frames))
+        table.append((act, np.arange(start, start + frames)))
         start += frames
-    return segments, np.concatenate(states)
+    return table, np.concatenate(states)
 
 
 def _play(
-    segments: list[_Segment], slots: list[str], orientations: dict[str, int]
+    table: Table, slots: list[str], orientations: dict[str, int]
 ) -> tuple[np.ndarray, tuple[Event, ...]]:
-    """Permutation of the table's rows, and what happens when, for acts in the order of ``slots``."""
+    """Permutation of the table's rows, and the events, for acts in the order of ``slots``."""
     if "order" in orientations:
         slots = list(slots)
         slide, lift = slots.index("slide"), slots.index("lift")
         if (slide > lift) != bool(orientations["order"]):
             slots[slide], slots[lift] = slots[lift], slots[slide]
-    by_act = {segment.act: segment for segment in segments if segment.act}
-    rests = [segment for segment in segments if segment.act is None]
-    rows = [np.arange(rests[0].frames) + rests[0].start]
-    events, now = [], rests[0].frames
+    rows_of = {act: rows for act, rows in table if act}
+    rests = [rows for act, rows in table if act is None]
+    order, events, now = [rests[0]], [], len(rests[0])
     for act, rest in zip(slots, rests[1:], strict=True):
-        segment = by_act[act]
-        events.append(Event(act, orientations[act], now, segment.frames))
-        rows.append(playback(act, orientations[act], segment.frames) + segment.start)
-        rows.append(np.arange(rest.frames) + rest.start)
-        now += segment.frames + rest.frames
-    return np.concatenate(rows), tuple(events)
+        rows = rows_of[act]
+        events.append(Event(act, orientations[act], now, len(rows)))
+        order += [rows[playback(act, orientations[act], len(rows))], rest]
+        now += len(rows) + len(rest)
+    return np.concatenate(order), tuple(events)
 
 
 def _loops(
     rng: np.random.Generator, lengths: list[int], fps: int, amplitude: float, channels: int
 ) -> np.ndarray:
-    """Smooth random excursions, one loop from base to base per segment, float ``[sum(lengths), channels]``.
+    """Smooth random excursions, one loop from base to base per act or rest, ``[sum(lengths), channels]``.
 
     Each is a sum of half sine waves with coefficients symmetric about zero. Time reversal only changes signs
-    of coefficients, so a loop and its reverse are equally likely. None exceeds ``amplitude``; short segments
-    get smaller loops, so that their speed stays bounded.
+    of coefficients, so a loop and its reverse are equally likely. None exceeds ``amplitude``; short loops are
+    smaller, so that their speed stays bounded.
     """
     waves = np.arange(1, 5)
     paths = []

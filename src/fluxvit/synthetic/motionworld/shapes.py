@@ -1,8 +1,8 @@
 """Silhouettes: the object classes, drawn as signed distance fields.
 
-A field is negative inside, positive outside, and about the distance to the outline in between, which gives
-antialiased edges, a bevel and a soft shadow from one array. Coordinates are x to the right and y *down*.
-No silhouette has a mirror axis, so that turning and mirroring stay visible.
+A field is negative inside and positive outside, and about equal to the distance from the outline. Antialiased
+edges, a bevel and a soft shadow all come from this one array. Coordinates are x to the right and y *down*. No
+silhouette has a mirror axis, so that turning and mirroring stay visible.
 """
 
 from __future__ import annotations

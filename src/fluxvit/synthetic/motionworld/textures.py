@@ -1,7 +1,7 @@
 """Textures: crops of a few public domain photographs, and procedural ones.
 
-A texture is named by a :class:`TextureRef` and a function of it alone, so the splits can be shown to share
-none: photographs belong to one split each, and procedural seeds are of a different residue per split.
+A texture is a function of its :class:`TextureRef` alone. The splits share none: each photograph belongs to
+one split, and the seeds of each split have a residue of their own.
 """
 
 from __future__ import annotations
@@ -22,18 +22,31 @@ ASSETS = Path(__file__).parent.parent / "assets"
 SIDE = 160
 """Side of every texture in pixels."""
 
-PHOTOS: dict[str, dict[str, str]] = {
-    "train": {
-        "brick": "brick-patterned",
-        "coffee": "photo-printed",
-        "grass": "grassy",
-        "retina": "veined",
-        "rocket": "photo-printed",
-    },
-    "val": {"gravel": "pebbly", "hubble": "starry"},
-    "test": {"cat": "furry", "cell": "misty", "clock": "photo-printed"},
+PHOTOS = {
+    "train": ("brick", "coffee", "grass", "retina", "rocket"),
+    "val": ("gravel", "hubble"),
+    "test": ("cat", "cell", "clock"),
 }
-"""Photographs of each split (files of the atlas) and the adjective captions use for them."""
+"""Photographs of each split, which are files of `ASSETS`."""
+
+_ADJECTIVES = {
+    "brick": "brick-patterned",
+    "coffee": "photo-printed",
+    "grass": "grassy",
+    "retina": "veined",
+    "rocket": "photo-printed",
+    "gravel": "pebbly",
+    "hubble": "starry",
+    "cat": "furry",
+    "cell": "misty",
+    "clock": "photo-printed",
+    "clouds": "cloudy",
+    "marble": "marbled",
+    "wood": "wooden",
+    "cells": "scaly",
+    "stripes": "striped",
+    "checks": "chequered",
+}
 
 PHOTO_SHARE = 0.35
 """Probability that a texture is a photograph."""
@@ -44,34 +57,32 @@ class TextureRef:
     """Names one texture.
 
     Attributes:
-        kind: ``"photo"``, or the name of a procedure.
-        source: The photograph, or the name of the procedure again.
-        seed: Seed of the crop, the tint and the procedure's parameters.
-        adjective: How a caption describes it.
+        source: Name of the photograph or of the procedure.
+        seed: Seed of the crop and the tint, or of the procedure's parameters.
     """
 
-    kind: str
     source: str
     seed: int
-    adjective: str
+
+    @property
+    def adjective(self) -> str:
+        """The word that captions use for it."""
+        return _ADJECTIVES[self.source]
 
 
 def draw_texture(rng: np.random.Generator, split: str) -> TextureRef:
-    """Choose a texture of a split."""
+    """Draw a texture of a split at random."""
     seed = int(rng.integers(2**48)) * len(SPLITS) + SPLITS.index(split)
-    if rng.random() < PHOTO_SHARE:
-        source = str(rng.choice(list(PHOTOS[split])))
-        return TextureRef("photo", source, seed, PHOTOS[split][source])
-    source = str(rng.choice(list(_PROCEDURES)))
-    return TextureRef(source, source, seed, _PROCEDURES[source][1])
+    sources = PHOTOS[split] if rng.random() < PHOTO_SHARE else tuple(_PROCEDURES)
+    return TextureRef(str(rng.choice(sources)), seed)
 
 
 def texture(ref: TextureRef) -> np.ndarray:
     """Pixels of a texture, float32 ``[SIDE, SIDE, 3]`` in 0..1."""
     rng = np.random.default_rng(ref.seed)
-    if ref.kind == "photo":
+    if ref.source not in _PROCEDURES:
         return _photo_crop(rng, _photo(ref.source))
-    pattern = _PROCEDURES[ref.kind][0](rng)
+    pattern = _PROCEDURES[ref.source](rng)
     grain = 0.12 * _noise(rng, slope=0.6)
     return _colour(rng, np.clip(pattern + grain, 0, 1))
 
@@ -199,12 +210,12 @@ def _checks(rng: np.random.Generator) -> np.ndarray:
     return 0.5 + 2 * waves[0] * waves[1]
 
 
-_PROCEDURES: dict[str, tuple[Callable[[np.random.Generator], np.ndarray], str]] = {
-    "clouds": (_clouds, "cloudy"),
-    "marble": (_marble, "marbled"),
-    "wood": (_wood, "wooden"),
-    "cells": (_cells, "scaly"),
-    "stripes": (_stripes, "striped"),
-    "checks": (_checks, "chequered"),
+_PROCEDURES: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "clouds": _clouds,
+    "marble": _marble,
+    "wood": _wood,
+    "cells": _cells,
+    "stripes": _stripes,
+    "checks": _checks,
 }
-"""Procedure (its pattern is float ``[SIDE, SIDE]``, about 0..1) and adjective of each procedural texture."""
+"""Procedures that draw a pattern, float ``[SIDE, SIDE]``, about 0..1."""
