@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
 import json
-import pathlib
 import pickle
-import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -54,45 +51,16 @@ def saved(folder: Path, content: Any, **options: Any) -> Path:
         named("_orig_mod."),
         named("_orig_mod.module."),
         named("backbone.encoder."),
-        {name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in STATE.items()},
-        {
-            "state_dict": {
-                **named("model."),
-                "criterion.weight": torch.ones(2),
-                "val_acc.total": torch.ones(1),
-            },
-            "hyper_parameters": {"lr": 1},
-            "pytorch-lightning_version": "2.5",
-        },
-        {**named("backbone.", dict(list(STATE.items())[:2])), "head.0.weight": STATE["head.0.weight"]},
-        {**named("student.backbone."), **named("teacher.backbone.", MEAN)},
-        {name: value.numpy() for name, value in STATE.items()},
-        {**STATE, "layer._extra_state": None, "version": 2},
         {"model": STATE, "model_ema": MEAN},
-        {"ema": {"state_dict": STATE}},
+        {name.replace("blocks.0.", "blocks.0._orig_mod."): value for name, value in STATE.items()},
+        {"state_dict": named("model."), "hyper_parameters": {"lr": 1}, "pytorch-lightning_version": "2.5"},
+        {**STATE, "layer._extra_state": None, "version": 2},
     ],
 )
 def test_wrappers_are_taken_away(content: dict, tmp_path: Path) -> None:
     found = read_weights(saved(tmp_path, content))
     assert found.keys() == STATE.keys()
     assert all(torch.equal(found[name], value) for name, value in STATE.items())
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"model": STATE, "model_ema": MEAN},
-        {"state_dict": STATE, "state_dict_ema": {"module": MEAN}},
-        {"state_dict": {**named("model."), **named("ema_model.module.", MEAN)}},
-        {**named("student.backbone."), **named("teacher.backbone.", MEAN)},
-        {"n_averaged": torch.tensor(3), **named("module.", MEAN)},
-        {"ema": {"decay": 0.9, "module": MEAN}},
-    ],
-)
-def test_the_average_can_be_chosen(content: dict, tmp_path: Path) -> None:
-    found = read_weights(saved(tmp_path, content), "ema")
-    assert found.keys() == STATE.keys()
-    assert all(torch.equal(found[name], value) for name, value in MEAN.items())
 
 
 def test_prefixes_stay_where_they_belong_to_the_names() -> None:
@@ -103,24 +71,24 @@ def test_prefixes_stay_where_they_belong_to_the_names() -> None:
         {"vision_encoder.patch_embed.proj.weight": torch.ones(1), "text_encoder.a": torch.ones(1)},
         {"_orig_mod.a": torch.ones(1), "a": torch.ones(1)},
     ):
-        assert unwrap(state).keys() == state.keys()
+        assert unwrap(state, "x.pth").keys() == state.keys()
 
 
 @pytest.mark.parametrize(
-    ("content", "weights", "reason"),
+    ("content", "reason"),
     [
-        ({"model": STATE}, "ema", "no averaged weights"),
-        ({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "model", "state of an optimizer"),
-        ([1, 2], "model", "a value of type list"),
-        (torch.ones(2), "model", "a single tensor"),
-        ({"epoch": 3}, "model", "no state dict among its entries \\('epoch'"),
-        ({"a": torch.ones(1).expand(10**9)}, "model", "larger than what the file holds"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "model", "save plain tensors"),
+        ({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "no state dict among its entries"),
+        ([1, 2], "a value of type list"),
+        (torch.ones(2), "a single tensor"),
+        ({"epoch": 3}, "no state dict among its entries \\('epoch'"),
+        ({"first": STATE, "second": MEAN}, "no state dict among its entries \\('first', 'second'"),
+        ({"a": torch.ones(1).expand(10**9)}, "larger than what the file holds"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "save plain tensors"),
     ],
 )
-def test_what_holds_no_weights_is_named(content: Any, weights: Any, reason: str, tmp_path: Path) -> None:
+def test_what_holds_no_weights_is_named(content: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"weights\.pth: .*{reason}") as error:
-        read_weights(saved(tmp_path, content), weights)
+        read_weights(saved(tmp_path, content))
     assert "\n" not in str(error.value)
 
 
@@ -131,17 +99,9 @@ def test_plain_data_beside_weights_is_no_obstacle(legacy: bool, tmp_path: Path) 
         "best": np.float64(0.5),
         "epoch": np.int64(3),
         "flag": np.bool_(True),
-        "curve": np.arange(3),
-        "names": np.array(["a", "b"]),
-        "numpy_rng": np.random.default_rng(0).bit_generator.state,
-        "rng": np.random.RandomState(0).get_state(),
-        "args": argparse.Namespace(lr=1, out=pathlib.Path("runs")),
-        "notes": types.SimpleNamespace(a=1),
-        "when": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc),
-        "took": datetime.timedelta(seconds=3),
+        "args": argparse.Namespace(lr=1, out="runs"),
         "size": torch.Size([2]),
         "ordered": collections.OrderedDict(a=1),
-        "default": collections.defaultdict(list, {"a": [1]}),
         "set": {1, 2},
         "complex": 1j,
         "bytes": b"ab",
@@ -170,9 +130,9 @@ def test_classes_that_could_run_code_are_refused_by_name(legacy: bool, tmp_path:
     for guest, name in (
         (Trap(tmp_path / "sprung"), "Path.touch|getattr"),
         (Harmless(), "Harmless"),
-        (np.array([Harmless()], object), "Harmless|ObjectDType"),
+        (np.array([Harmless()], object), "_reconstruct"),
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-        (collections.defaultdict(Harmless), "Harmless"),
+        (collections.defaultdict(Harmless), "defaultdict"),
     ):
         path = saved(tmp_path, {"model": STATE, "guest": guest}, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(ValueError, match=rf"({name}).*(could run code|again).*") as error:
@@ -196,19 +156,9 @@ def zipped(path: Path, *names: str) -> None:
         (lambda p: p.write_bytes(b"\n <!DOCTYPE html><html>"), "a web page"),
         (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid 1\n"), "git lfs pull"),
         (lambda p: p.write_text('{"a": 1}'), "JSON text"),
-        (
-            lambda p: p.write_text('{"weight_map": {"a": "b.safetensors"}}'),
-            "index of weights in several files",
-        ),
-        (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "a Keras model"),
-        (lambda p: p.write_bytes(b"\x1f\x8b\x08" + bytes(99)), "compressed"),
-        (lambda p: p.write_bytes(bytes(257) + b"ustar" + bytes(250)), "a tar archive"),
-        (lambda p: p.write_bytes(b"GGUF" + bytes(99)), "GGUF"),
         (lambda p: p.write_bytes(pickle.dumps([1])), "a pickle that torch.save did not write"),
-        (lambda p: p.write_text("weights"), "not a PyTorch file, and no|damaged or not a safetensors"),
+        (lambda p: p.write_text("weights"), "not a PyTorch file, and no other kind"),
         (lambda p: zipped(p, "x/code/a.py", "x/constants.pkl", "x/data.pkl"), "a TorchScript program"),
-        (lambda p: zipped(p, "config.json", "model.weights.h5"), "a Keras model"),
-        (lambda p: zipped(p, "a.npy", "b.npy"), "NumPy arrays"),
         (lambda p: zipped(p, "a.txt"), "zip archive without weights"),
         (lambda p: zipped(p, "x/data.pkl", "x/version"), "damaged"),
     ],
@@ -379,33 +329,11 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path: Path) 
         Checkpoint.load(folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "weights"),
-    [
-        (
-            {"student": STATE, "optimizer": {"state": {0: {"step": torch.ones(())}}, "param_groups": []}},
-            "model",
-        ),
-        ({"checkpoint": {"model": {"state_dict": named("module.")}}}, "model"),
-        ({"student": STATE, "teacher": MEAN}, "model"),
-        ({"student": MEAN, "teacher": STATE}, "ema"),
-    ],
-)
-def test_networks_under_other_keys_are_found(content: dict, weights: Any, tmp_path: Path) -> None:
-    found = read_weights(saved(tmp_path, content), weights)
-    assert torch.equal(found["head.0.weight"], STATE["head.0.weight"])
-
-
-def test_several_networks_are_not_confused() -> None:
-    with pytest.raises(ValueError, match="holds several networks, under the keys 'first', 'second'"):
-        unwrap({"first": STATE, "second": MEAN})
-
-
 def test_dictionaries_that_hold_each_other_end() -> None:
     content: dict[str, Any] = {}
-    content.update({f"key {number}": {"up": content, **content} for number in range(30)})
+    content["model"] = content
     with pytest.raises(ValueError, match="holds no state dict among its entries"):
-        unwrap(content)
+        unwrap(content, "x.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from fluxvit.checkpoints.folder import compare_keys
-from fluxvit.checkpoints.official import from_release
+from fluxvit.checkpoints.official import from_official
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
 from to_release import to_release
@@ -37,7 +37,7 @@ def model() -> FluxViT:
         budgets=STEP["budgets"],
     )
     model = FluxViT(config).eval()
-    state = from_release(load_file(FIXTURES / "tiny_weights.safetensors"), config)
+    state = from_official(load_file(FIXTURES / "tiny_weights.safetensors"), config)
     assert compare_keys(state, model).matches
     model.load_state_dict(state)
     return model
@@ -115,4 +115,4 @@ def test_state_dict_shapes_both_ways(size: str) -> None:
     theirs = to_release(model.state_dict(), model.config)
     assert {k: list(v.shape) for k, v in theirs.items()} == {k: v[0] for k, v in published.items()}
     empty = {k: torch.empty(v[0], device="meta") for k, v in published.items()}
-    assert compare_keys(from_release(empty, model.config), model).matches
+    assert compare_keys(from_official(empty, model.config), model).matches

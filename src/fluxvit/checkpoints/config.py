@@ -17,21 +17,17 @@ class ConvertConfig:
         source: The .pth file. Its tensors tell which kind it is.
         out: Checkpoint folder to write.
         activation: Activation of the MLPs. The published weights were trained with ``gelu_tanh``.
-        labels: File of class names, one a line or with indices, in the order of the classes.
-        allow_mismatch: Take the tensors that fit and leave the others at random.
+        labels: File of class names in the order of the classes, one per line or with indices.
         exact: Leave out what would change what an InternVideo2 computes.
         budgets: Tokens that get a head each in a converted InternVideo2. The default is 3072,2048,1024.
-        weights: ``ema`` takes the moving average from a file that holds it beside the model.
     """
 
     source: str = field(metadata=POSITIONAL)
     out: str = field(metadata=POSITIONAL)
     activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
     labels: str = ""
-    allow_mismatch: bool = False
     exact: bool = False
     budgets: tuple[Count, ...] = ()
-    weights: Literal["model", "ema"] = "model"
 
     def __post_init__(self) -> None:
         check(self)

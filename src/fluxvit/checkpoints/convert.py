@@ -6,36 +6,25 @@ from pathlib import Path
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.config import ConvertConfig
-from fluxvit.checkpoints.official import (
-    KeyReport,
-    TowerReport,
-    convert_internvideo2,
-    convert_release,
-    is_internvideo2,
-    read_release,
-)
+from fluxvit.checkpoints.official import convert_internvideo2, convert_official, is_internvideo2
+from fluxvit.checkpoints.weights import read_weights
 from fluxvit.data.class_names import read_class_names
 from fluxvit.flux.grid import SamplingGrid, legal_grids
 
 
 def convert(config: ConvertConfig) -> str:
-    """Convert a ``.pth`` file; returns which of its tensors were taken and where they went, for people.
+    """Convert a ``.pth`` file; returns a report for people of what became of its tensors.
 
     Raises:
         ValueError: The file cannot be read or does not fit, or an option is not for files of its kind.
     """
-    source = config.source
+    source, activation = config.source, config.activation
     names = list(read_class_names(config.labels)) if config.labels else []
-    counts = list(config.budgets or (3072, 2048, 1024))
-    provenance = {"converted_from": Path(source).name, "activation": config.activation}
-    if config.weights == "ema":
-        provenance["weights"] = config.weights
-    report: KeyReport | TowerReport
-    if is_internvideo2(read_release(source, config.weights)):
-        if config.allow_mismatch:
-            raise ValueError(f"{source} is InternVideo2's, which must fit: --allow_mismatch is for FluxViTs")
+    provenance = {"converted_from": Path(source).name, "activation": activation}
+    if is_internvideo2(read_weights(source)):
+        budgets = config.budgets or (3072, 2048, 1024)
         model, report = convert_internvideo2(
-            source, exact=config.exact, budgets=counts, activation=config.activation, weights=config.weights
+            source, exact=config.exact, budgets=budgets, activation=activation
         )
         frames, patch = model.config.table_shape[0], model.config.patch_size
         if config.exact:
@@ -51,9 +40,8 @@ def convert(config: ConvertConfig) -> str:
                 raise ValueError(
                     f"{option} is for InternVideo2's files; {source} is none (a FluxViT keeps its heads)"
                 )
-        model, report = convert_release(
-            source, activation=config.activation, allow_mismatch=config.allow_mismatch, weights=config.weights
-        )
+        model, keys = convert_official(source, activation=activation)
+        report = keys.summary
         # The grids of the authors' fine-tuning scripts.
         grids = list(legal_grids(range(6, 26, 2), range(112, 364, 28), 2048, 6144))
     checkpoint = Checkpoint(model, labels=names, grids=grids, provenance=provenance)

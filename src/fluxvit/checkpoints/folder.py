@@ -147,9 +147,6 @@ def check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
             raise ValueError(f"{path}: {name} is {value.dtype}; weights must be floating-point numbers")
 
 
-_LISTED = 20  # Names that a report prints of each kind.
-
-
 @dataclass
 class KeyReport:
     """How the tensors of a file fit a model. ``mismatched`` lists (name, shape in file, shape in model)."""
@@ -166,25 +163,18 @@ class KeyReport:
     @property
     def summary(self) -> str:
         """The counts and the first names, in one line."""
-        parts = [f"{len(self.used)} tensors used"]
-        for title, names in self._listed():
-            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            parts.append(f"{len(names)} {title}" + (f" ({some})" if names else ""))
-        return ", ".join(parts)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.used)} tensors used"]
-        for title, names in self._listed():
-            lines += [f"{len(names)} {title}", *(f"  {name}" for name in names[:_LISTED])]
-            if len(names) > _LISTED:
-                lines.append(f"  and {len(names) - _LISTED} more")
-        return "\n".join(lines)
-
-    def _listed(self) -> list[tuple[str, list[str]]]:
         shapes = [
             f"{name}: {list(theirs)} in the file, {list(ours)} here" for name, theirs, ours in self.mismatched
         ]
-        return [("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes)]
+        parts = [f"{len(self.used)} tensors used"]
+        for title, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", shapes),
+        ):
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parts.append(f"{len(names)} {title}" + (f" ({some})" if names else ""))
+        return ", ".join(parts)
 
 
 def state_digest(state: Mapping[str, Tensor], facts: str = "") -> str:

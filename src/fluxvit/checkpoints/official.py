@@ -1,15 +1,15 @@
-"""Other people's files: the authors' FluxViTs and InternVideo2's vision towers.
+"""Official checkpoints: the authors' FluxViTs, InternVideo2's vision towers and MobileCLIP's text tower.
 
-Both are PyTorch files with the same names for the same layers. A tower is a FluxViT of one budget without
-dual patch norms and GLPE; it can be taken as it is, or as the start of a FluxViT.
+FluxViTs and towers are PyTorch files with the same names for the same layers. A tower is a FluxViT of one
+budget without dual patch norms and GLPE; it can be used as it is, or as the start of a FluxViT.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fluxvit.checkpoints.folder import KeyReport, check_size, compare_keys
-from fluxvit.checkpoints.state_dicts import Choice
 from fluxvit.checkpoints.weights import read_weights
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
@@ -50,7 +49,7 @@ _WILDCARDS = {"{i}": r"(?P<i>\d+)", "{qkv}": "(?P<qkv>[qkv])", "{x}": "(?P<x>.+)
 _TABLES = {24 * 18 * 18: (24, 18, 18), 32 * 20 * 20: (32, 20, 20)}
 
 
-def from_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
+def from_official(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
     """Translate the authors' state dict to ours; names that have no counterpart are left as they are."""
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -82,21 +81,8 @@ def _volume(config: FluxViTConfig) -> int:
     return t * h * w
 
 
-def read_release(path: str | Path, weights: Choice = "model") -> dict[str, Tensor]:
-    """The state dict in a file of the authors' or of InternVideo2, or in one that a training framework wrote
-    of such a network; see :func:`fluxvit.checkpoints.weights.read_weights`.
-
-    Args:
-        weights: ``model``, or ``ema`` for the moving average in files that hold both.
-
-    Raises:
-        ValueError: The file is missing, damaged or of another kind, or holds no state dict.
-    """
-    return read_weights(path, weights)
-
-
-def infer_release_config(state: Mapping[str, Tensor], activation: str = "gelu_tanh") -> FluxViTConfig:
-    """The configuration of a released model (head width 64, pooling of 16 heads) from its tensors' shapes.
+def infer_official_config(state: Mapping[str, Tensor], activation: str = "gelu_tanh") -> FluxViTConfig:
+    """The configuration of an official model (head width 64, pooling of 16 heads) from its tensors' shapes.
 
     Args:
         activation: Not visible in the shapes. The published weights were trained with tanh GELU.
@@ -104,7 +90,7 @@ def infer_release_config(state: Mapping[str, Tensor], activation: str = "gelu_ta
     Raises:
         ValueError: The tensors are not a FluxViT's.
     """
-    visible, rows = _visible(state, "a FluxViT of the authors' release")
+    visible, rows = _visible(state, "a FluxViT of the authors")
     if rows not in _TABLES:
         raise ValueError(
             f"pos_embed has {rows} grid rows; the released sizes have {' or '.join(map(str, _TABLES))}"
@@ -145,37 +131,48 @@ def _visible(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Any], in
     return visible, rows
 
 
-def convert_release(
-    source: str | Path,
-    *,
-    activation: str = "gelu_tanh",
-    allow_mismatch: bool = False,
-    weights: Choice = "model",
-) -> tuple[FluxViT, KeyReport]:
+def convert_official(path: str | Path, *, activation: str = "gelu_tanh") -> tuple[FluxViT, KeyReport]:
     """Build our model from one of the authors' files.
 
     Args:
-        source: Their ``.pth`` file, small or base.
+        path: Their ``.pth`` file, small or base.
         activation: ``gelu_tanh`` or ``gelu``.
-        allow_mismatch: Leave tensors that do not fit at their initial values instead of refusing.
-        weights: ``model``, or ``ema`` for the moving average in files that hold both.
+
+    Returns:
+        The model, in eval mode, and how the tensors fit it.
 
     Raises:
-        ValueError: The file cannot be read, or its tensors do not match and ``allow_mismatch`` is off; the
-            message lists them.
+        ValueError: The file cannot be read, or its tensors do not match; the message lists them.
     """
-    theirs = read_release(source, weights)
-    with located(str(source)):
-        config = infer_release_config(theirs, activation)
+    theirs = read_weights(path)
+    with located(str(path)):
+        config = infer_official_config(theirs, activation)
+    return _build(path, config, theirs, from_official, "a FluxViT's")
+
+
+def _build(
+    path: str | Path,
+    config: FluxViTConfig,
+    theirs: Mapping[str, Tensor],
+    translate: Callable[[Mapping[str, Tensor], FluxViTConfig], dict[str, Tensor]],
+    what: str,
+) -> tuple[FluxViT, KeyReport]:
+    """A model of a configuration, in eval mode, with the tensors of a file, and how these fit."""
+    with located(str(path)):
         check_size(config.parameters, {name: tuple(x.shape) for name, x in theirs.items()}, "the tensors")
-        state = from_release(theirs, config)
-    model = FluxViT(config)
+        state = translate(theirs, config)
+    with torch.device("meta"):
+        model = FluxViT(config)
     report = compare_keys(state, model)
-    if not report.matches and not allow_mismatch:
-        raise ValueError(
-            f"{source}: tensors do not match (--allow_mismatch takes those that do): {report.summary}"
-        )
-    model.load_state_dict({name: state[name].float() for name in report.used}, strict=False)
+    if not config.num_classes:
+        # Only a classifier reads it, and files without one lack it.
+        report.missing = [name for name in report.missing if not name.startswith("head_norm.")]
+    if not report.matches:
+        raise ValueError(f"{path}: the tensors are not {what}: {report.summary}")
+    initial = nn.LayerNorm(config.pool_dim).state_dict(prefix="head_norm.")
+    # Copies: the file is mapped, and may change.
+    state = initial | {name: value.to(torch.float32, copy=True) for name, value in state.items()}
+    model.load_state_dict(state, assign=True)
     return model.eval(), report
 
 
@@ -193,59 +190,6 @@ _HEADS = {384: 6, 768: 12, 1024: 16, 1408: 16, 3200: 25}  # S, B, L, 1B, 6B.
 _FLUX_TABLES = {384: (24, 18, 18), 768: (32, 20, 20)}
 
 
-@dataclass
-class TowerReport:
-    """What became of a tower in :func:`convert_internvideo2`.
-
-    Args:
-        keys: How its tensors fit.
-        dropped: Names of the file that the model has no use for.
-        model: Configuration of the model.
-        table: Size of the tower's position table.
-        exact: Whether the model computes what the tower does.
-    """
-
-    keys: KeyReport
-    dropped: list[str]
-    model: FluxViTConfig
-    table: tuple[int, int, int]
-    exact: bool
-
-    def __str__(self) -> str:
-        counts = Counter(name.split(".")[0] for name in self.dropped)
-        dropped = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"
-        heads = ", ".join(map(str, self.model.budgets))
-        classifier = f" and classifier of {self.model.num_classes} classes" if self.model.num_classes else ""
-        lines = [
-            str(self.keys),
-            f"dropped, no place for it here: {dropped}",
-            f"pooling{classifier}: copied to the heads of {heads} tokens",
-        ]
-        if self.model.table_shape == self.table:
-            lines.append(f"position table: kept, {_by(self.table)}")
-        else:
-            lines.append(
-                f"position table: resampled, {_by(self.table)} to {_by(self.model.table_shape)} "
-                "(linear in time, bicubic in space)"
-            )
-        fresh = ["aligners"] * (len(self.model.budgets) > 1) + ["head_norm"] * (not self.model.num_classes)
-        lines.append(f"at their initial values: {' and '.join(fresh) or 'nothing'}")
-        if self.exact:
-            lines.append("the model computes what the tower does")
-        else:
-            lines += [
-                "global and local position: added so that they change nothing yet",
-                "patch norms: added; no weights make an RMS norm the identity, so",
-                "  THIS MODEL DOES NOT COMPUTE WHAT THE TOWER DOES: it must be trained before use",
-                "  (--exact leaves the norms out)",
-            ]
-        return "\n".join(lines)
-
-
-def _by(shape: tuple[int, int, int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def is_internvideo2(state: Mapping[str, Tensor]) -> bool:
     """Whether a file's state dict holds an InternVideo2 tower: its pooling bears no number."""
     names = _vision_tower(state)[0]
@@ -257,7 +201,7 @@ def infer_internvideo2_config(state: Mapping[str, Tensor], activation: str = "ge
     own grid, which is T x 224 x 224 pixels.
 
     Args:
-        state: As :func:`read_release` gives it.
+        state: The state dict of a file.
         activation: Not visible in the shapes. The published weights were trained with tanh GELU.
 
     Raises:
@@ -285,14 +229,14 @@ def infer_internvideo2_config(state: Mapping[str, Tensor], activation: str = "ge
 def from_internvideo2(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
     """Translate an InternVideo2 file's state dict to ours.
 
-    Of a file with several towers it is the vision tower's. Decoders of pre-training are left out; other names
-    that have no counterpart are left as they are.
+    From a file with several towers it takes the vision tower. Decoders of pre-training are left out; other
+    names that have no counterpart are left as they are.
 
     Args:
-        state: As :func:`read_release` gives it.
-        config: The tower's, :func:`infer_internvideo2_config`.
+        state: The state dict of a file.
+        config: The tower's configuration, from :func:`infer_internvideo2_config`.
     """
-    return from_release(_numbered(state), config)
+    return from_official(_numbered(state), config)
 
 
 def _numbered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -331,44 +275,25 @@ def _joint_table(tower: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def load_internvideo2(
-    path: str | Path, *, activation: str = "gelu_tanh", weights: Choice = "model"
-) -> FluxViT:
+def load_internvideo2(path: str | Path, *, activation: str = "gelu_tanh") -> FluxViT:
     """The vision tower of an InternVideo2 file as it is, in eval mode: a teacher.
 
-    Its ``head_norm`` is an untrained one if the file has no classifier. Nothing else is.
+    If the file has no classifier, ``head_norm`` alone is untrained.
 
     Args:
-        path: Fine-tuned, distilled, pre-trained, stage-2 or CLIP weights; one that holds the whole tower.
+        path: Fine-tuned, distilled, pre-trained, stage-2 or CLIP weights that hold the whole tower.
         activation: ``gelu_tanh`` or ``gelu``.
-        weights: ``model``, or ``ema`` for the moving average in files that hold both.
 
     Raises:
         ValueError: The file cannot be read, or its tensors are not exactly a tower's; the message lists them.
     """
-    return _load_tower(path, activation, weights)[0]
+    return _load_tower(path, read_weights(path), activation)[0]
 
 
-def _load_tower(path: str | Path, activation: str, weights: Choice) -> tuple[FluxViT, KeyReport, list[str]]:
-    """The tower, how its tensors fit, and the names that were left out."""
-    theirs = read_release(path, weights)
+def _load_tower(path: str | Path, theirs: Mapping[str, Tensor], activation: str) -> tuple[FluxViT, KeyReport]:
     with located(str(path)):
         config = infer_internvideo2_config(theirs, activation)
-        check_size(config.parameters, {name: tuple(x.shape) for name, x in theirs.items()}, "the tensors")
-        state = from_internvideo2(theirs, config)
-    with torch.device("meta"):
-        model = FluxViT(config)
-    report = compare_keys(state, model)
-    if not config.num_classes:
-        # Only a classifier reads it, and their files without one lack it.
-        report.missing = [name for name in report.missing if not name.startswith("head_norm.")]
-    if not report.matches:
-        raise ValueError(f"{path}: the tensors are not an InternVideo2 tower's: {report.summary}")
-    initial = nn.LayerNorm(config.pool_dim).state_dict(prefix="head_norm.")
-    # Copies: the file is mapped, and may change.
-    state = initial | {name: value.to(torch.float32, copy=True) for name, value in state.items()}
-    model.load_state_dict(state, assign=True)
-    return model.eval(), report, _vision_tower(theirs)[1]
+    return _build(path, config, theirs, from_internvideo2, "an InternVideo2 tower's")
 
 
 def convert_internvideo2(
@@ -377,8 +302,7 @@ def convert_internvideo2(
     exact: bool = False,
     budgets: Sequence[int] = (3072, 2048, 1024),
     activation: str = "gelu_tanh",
-    weights: Choice = "model",
-) -> tuple[FluxViT, TowerReport]:
+) -> tuple[FluxViT, str]:
     """A FluxViT that starts from an InternVideo2 tower.
 
     Every budget's head is a copy of the tower's pooling and classifier; aligners start fresh. The position
@@ -387,25 +311,53 @@ def convert_internvideo2(
     the model must be trained before use.
 
     Args:
-        path: As in :func:`load_internvideo2`.
+        path: A file as in :func:`load_internvideo2`.
         exact: Leave out the patch norms and GLPE and keep the position table, so that each head computes what
             the tower does.
         budgets: Token budgets that get a head each, largest first.
         activation: ``gelu_tanh`` or ``gelu``.
-        weights: ``model``, or ``ema`` for the moving average in files that hold both.
 
     Returns:
-        The model, in eval mode, and what became of the tower.
+        The model, in eval mode, and a report of what became of the tower, for people.
 
     Raises:
-        ValueError: As :func:`load_internvideo2`; or the budgets do not fall, or are none.
+        ValueError: The file cannot be read, its tensors are not exactly a tower's, or the budgets do not fall
+            or are none.
     """
-    model, keys, dropped = _load_tower(path, activation, weights)
-    table = model.config.table_shape
+    theirs = read_weights(path)
+    model, keys = _load_tower(path, theirs, activation)
+    table = _by(model.config.table_shape)
     model.reset_budgets(budgets)
     if not exact:
         model = _with_flux_parts(model)
-    return model.eval(), TowerReport(keys, dropped, model.config, table, exact)
+    config = model.config
+    counts = Counter(name.split(".")[0] for name in _vision_tower(theirs)[1])
+    dropped = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"
+    heads = ", ".join(map(str, config.budgets))
+    classifier = f" and classifier of {config.num_classes} classes" if config.num_classes else ""
+    resampled = f"resampled, {table} to {_by(config.table_shape)} (linear in time, bicubic in space)"
+    fresh = ["aligners"] * (len(config.budgets) > 1) + ["head_norm"] * (not config.num_classes)
+    lines = [
+        keys.summary,
+        f"dropped, no place for it here: {dropped}",
+        f"pooling{classifier}: copied to the heads of {heads} tokens",
+        f"position table: {f'kept, {table}' if _by(config.table_shape) == table else resampled}",
+        f"at their initial values: {' and '.join(fresh) or 'nothing'}",
+    ]
+    if exact:
+        lines.append("the model computes what the tower does")
+    else:
+        lines += [
+            "global and local position: added so that they change nothing yet",
+            "patch norms: added; no weights make an RMS norm the identity, so",
+            "  THIS MODEL DOES NOT COMPUTE WHAT THE TOWER DOES: it must be trained before use",
+            "  (--exact leaves the norms out)",
+        ]
+    return model.eval(), "\n".join(lines)
+
+
+def _by(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))
 
 
 @torch.no_grad()

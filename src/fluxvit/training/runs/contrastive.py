@@ -10,7 +10,8 @@ from typing import Any
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.checkpoints.folder import VIDEO
 from fluxvit.checkpoints.huggingface_text import huggingface_text
-from fluxvit.checkpoints.official import read_release, text_tower
+from fluxvit.checkpoints.official import text_tower
+from fluxvit.checkpoints.weights import read_weights
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.data.texts import Texts
@@ -128,7 +129,7 @@ def open_text(settings: TextSettings, captions: Iterable[str]) -> tuple[TextTowe
         )
         return TextTransformer(config), texts
     if settings.kind == "mobileclip":
-        tower = text_tower(read_release(settings.source))
+        tower = text_tower(read_weights(settings.source))
         return tower, Texts.of_hub(settings.tokenizer, min(settings.context, tower.context))
     source = _minilm() if settings.kind == "minilm" else settings.source
     made = huggingface_text(source, context=settings.context)
