@@ -26,7 +26,7 @@ from fluxvit.checkpoints.weights import read_weights
 from fluxvit.cli import main
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import FluxViT, create_model
-from to_release import to_release
+from to_official import to_official
 from towers import tower_shapes
 
 # The authors' files ----------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     model = create_model("fluxvit_small", layer_scale=0.1)
     path = tmp_path_factory.mktemp("release") / "fluxvit_s14.pth"
-    content = {"module": to_release(model.state_dict(), model.config), "args": argparse.Namespace(lr=1.0)}
+    content = {"module": to_official(model.state_dict(), model.config), "args": argparse.Namespace(lr=1.0)}
     torch.save(content, path)
     return path
 
@@ -275,7 +275,7 @@ def test_files_of_four_frames(kind: str, video: Tensor, tmp_path: Path) -> None:
 
 def test_every_tensor_comes_back(tuned: dict[str, Tensor]) -> None:
     config = infer_internvideo2_config(tuned)
-    back = to_release(from_internvideo2(tuned, config), config)
+    back = to_official(from_internvideo2(tuned, config), config)
     assert len(back) == len(tuned)
     for name, value in back.items():
         assert torch.equal(

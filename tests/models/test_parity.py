@@ -14,7 +14,7 @@ from fluxvit.checkpoints.folder import compare_keys
 from fluxvit.checkpoints.official import from_official
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from to_release import to_release
+from to_official import to_official
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STEP = json.loads((FIXTURES / "multi_budget_step.json").read_text())
@@ -99,7 +99,7 @@ def test_multi_budget_step(model: FluxViT) -> None:
 
     names, parameters = zip(*model.named_parameters(), strict=True)
     ours = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    gradients = to_release(ours, model.config)
+    gradients = to_official(ours, model.config)
     for name in (key.removeprefix("grad.") for key in expected if key.startswith("grad.")):
         theirs = expected[f"grad.{name}"]
         torch.testing.assert_close(gradients[name], theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
@@ -112,7 +112,7 @@ def test_state_dict_shapes_both_ways(size: str) -> None:
     published = json.loads((FIXTURES / "state_dict_keys.json").read_text())[f"fluxvit_{size}_patch14"]
     with torch.device("meta"):
         model = create_model(f"fluxvit_{size}")
-    theirs = to_release(model.state_dict(), model.config)
+    theirs = to_official(model.state_dict(), model.config)
     assert {k: list(v.shape) for k, v in theirs.items()} == {k: v[0] for k, v in published.items()}
     empty = {k: torch.empty(v[0], device="meta") for k, v in published.items()}
     assert compare_keys(from_official(empty, model.config), model).matches

@@ -11,7 +11,7 @@ from fluxvit.checkpoints.official import _NAMES, _rename
 from fluxvit.models.config import FluxViTConfig
 
 
-def to_release(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
+def to_official(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
     """Inverse of :func:`from_official`, for a state dict of ours or tensors shaped and named like it."""
     theirs: dict[str, Tensor] = {}
     reverse = [(ours, theirs) for theirs, ours in _NAMES]
