@@ -36,7 +36,7 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import read_manifest
 from fluxvit.evaluation.config import RetrievalConfig
-from fluxvit.evaluation.retrieval import run_retrieve
+from fluxvit.evaluation.language.retrieval import run_retrieval
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.optimization.config import OptimizeConfig
@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict
     optimize = OptimizeConfig(encoder, str(args.data / "val.jsonl"), budgets, out=str(out / "search"))
     searched = _timed(out / "searched.json", lambda: optimize_dual(optimize))
     asked = tuple(Budget(tokens=budget) for budget in budgets)
-    found = run_retrieve(RetrievalConfig(encoder, test, asked, out=str(out)))
+    found = run_retrieval(RetrievalConfig(encoder, test, asked, out=str(out)))
     print(found)
     rows = [row for row in found.results["rows"] if not row["dual_softmax"]]
     opposites = _Opposites(encoder, Path(test))

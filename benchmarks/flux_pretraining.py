@@ -46,10 +46,11 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import content_digest, read_manifest, write_manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.config import ProbeConfig
 from fluxvit.evaluation.probing.probe import run_probe
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.training.config import GridSettings, ModelSettings, NetworkSettings, TrainConfig, VideoSettings
 from fluxvit.training.recipes import DataSettings, DistillSettings, PretrainRecipe, Recipe, TeacherSettings
 from fluxvit.training.runs.pretrain import pretrain_recipe
@@ -164,7 +165,7 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
     info = Checkpoint.load(out / "tune" / "last")
     manifest = read_manifest(args.out / "test.jsonl")
     dataset = ClipDataset(manifest, _frames(args, args.out / "test.jsonl"))
-    tested = predict_dataset(info, dataset, TEST_GRID, list(BUDGETS))
+    tested = predict_plans(info, dataset, [Plan(TEST_GRID, keep) for keep in BUDGETS])
     result = {
         "way": way,
         "seed": seed,

@@ -37,9 +37,10 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.metrics import Score
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.config import preset
 from fluxvit.training.config import GridSettings, ModelSettings, NetworkSettings, TrainConfig
 from fluxvit.training.recipes import DataSettings, Recipe, TaskSettings
@@ -137,10 +138,10 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
         frames = args.frames >> part
         if frames % args.tubelet == 0:  # Smaller budgets do not pay for one tubelet of whole frames.
             grid = SamplingGrid(frames, args.size, args.size)
-            scores["plain"] += [r.score for r in predict_dataset(info, dataset, grid, [keep])]
-    scores["cut"] = [r.score for r in predict_dataset(info, dataset, fixed, keeps)]
+            scores["plain"] += [r.score for r in predict_plans(info, dataset, [Plan(grid, keep)])]
+    scores["cut"] = [r.score for r in predict_plans(info, dataset, [Plan(fixed, k) for k in keeps])]
     dense = SamplingGrid(args.frames, args.size + 8, args.size + 8)
-    scores["dense"] = [r.score for r in predict_dataset(info, dataset, dense, keeps)]
+    scores["dense"] = [r.score for r in predict_plans(info, dataset, [Plan(dense, k) for k in keeps])]
     result = {
         "way": way,
         "seed": seed,

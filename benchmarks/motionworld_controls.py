@@ -19,7 +19,7 @@ from unittest.mock import patch
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.synthetic.builder import make_dataset
@@ -62,7 +62,7 @@ def main() -> None:
         info = Checkpoint.load(checkpoint)
         model = info.model
         clips = ClipDataset(read_motionworld(folder, "test", target), order=order)
-        (result,) = predict_dataset(info, clips, plan.grid, [plan.keep], workers=1)
+        (result,) = predict_plans(info, clips, [Plan(plan.grid, plan.keep)], workers=1)
         score, chance = result.score, 1 / model.num_classes
         rows.append(
             {

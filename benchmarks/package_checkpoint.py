@@ -16,7 +16,7 @@ from pathlib import Path
 from fluxvit.checkpoints.checkpoint import SEARCH, WEIGHTS, Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.cost import grid_cost
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.optimize import run_optimize
@@ -88,7 +88,7 @@ def main() -> None:
     (folder / SEARCH).unlink()  # It names folders, too.
     rows = []
     for budget, plan in ((budget, tried.plan) for budget, tried in best.items()):
-        (result,) = predict_dataset(info, ClipDataset(test), plan.grid, [budget], head=plan.head)
+        (result,) = predict_plans(info, ClipDataset(test), [plan])
         pool = plan.grid.tokens(config.patch_size, config.tubelet_size)
         gmacs = grid_cost(config.size, plan.grid, budget).total / 1e9
         rows.append(f"| {budget} | {plan.grid} | {pool} | {gmacs:.3f} | {result.score} |")

@@ -24,8 +24,8 @@ import numpy as np
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.plan import Plan
-from fluxvit.optimization.cascade import predict_plans
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.halving import paired_interval
 from fluxvit.optimization.optimize import OptimizeResult, run_optimize
@@ -128,8 +128,8 @@ def _predictor(checkpoint: str, fresh: str, device: str) -> Callable[[Plan], np.
 
     @cache
     def right(plan: Plan) -> np.ndarray:
-        (logits,), labels = predict_plans(info, dataset, [plan], progress=False)
-        return (logits.argmax(-1) == labels).double().numpy()
+        (result,) = predict_plans(info, dataset, [plan])
+        return (result.logits.argmax(-1) == result.labels).double().numpy()
 
     return right
 

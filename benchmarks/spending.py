@@ -32,11 +32,12 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.cascade import measure_chains, prefixes
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.cascade import chain_gmacs
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Plan
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.optimization.cascade import choose_cascades, follow, predict_plans, tune_cascade
+from fluxvit.optimization.cascade import choose_cascades, follow, tune_cascade
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import device_name
 
@@ -71,7 +72,10 @@ def main() -> None:
             manifest = read_manifest(getattr(args, name))
             cache = FrameCache(args.cache or temporary, manifest, args.cache_frames, args.cache_side)
             sets[name] = ClipDataset(manifest, cache.build())
-        rows = {name: predict_plans(info, clips, plans) for name, clips in sets.items()}
+        rows: Rows = {}
+        for name, clips in sets.items():
+            results = predict_plans(info, clips, plans)
+            rows[name] = [result.logits for result in results], results[0].labels
         result = {
             "checkpoint": str(args.checkpoint),
             "settings": {

@@ -21,7 +21,7 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
 from fluxvit.demo_config import BATCH, DemoConfig
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.evaluate import RESULTS, Evaluation, run_evaluation
 from fluxvit.evaluation.metrics import Score
@@ -195,14 +195,8 @@ def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
     rows = [("in order", Score(usual["correct"], usual["total"]))]
     for order, name in (("shuffled", "in random order"), ("single", "one frame, repeated")):
         clips = ClipDataset(manifest, order=order)
-        (result,) = predict_dataset(
-            checkpoint,
-            clips,
-            plan.grid,
-            [plan.keep],
-            workers=1,
-            progress=f"Testing {name}",
-        )
+        tested = [replace(plan, head=None)]
+        (result,) = predict_plans(checkpoint, clips, tested, workers=1, progress=f"Testing {name}")
         rows.append((name, result.score))
     sections = [
         Section(

@@ -44,7 +44,6 @@ def test_evaluate(checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.C
             ["--baselines", "best"],
             "--baselines is 'best', expected values separated by commas, each one of group",
         ),
-        (["--head", "3"], "head 3 does not exist; this model has heads 0 to 2"),
         (["--grid", "7x16"], "frames 7 is not a multiple of 2"),
         (["--precision", "fp8"], "--precision is 'fp8', expected one of fp32, bf16"),
         (["--device", "banana"], "device 'banana' is unknown"),

@@ -22,8 +22,9 @@ from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset, ClipRequest
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.flux.plan import Plan
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.writer import write_video
@@ -234,11 +235,10 @@ def test_an_evaluation_that_is_left_keeps_no_worker(film: Path) -> None:
 
     caught = None
     try:
-        predict_dataset(
+        predict_plans(
             Checkpoint(small_model()),
             ClipDataset(manifest(*[Entry(film, 0)] * 4)),
-            SamplingGrid(4, 16, 16),
-            [4],
+            [Plan(SamplingGrid(4, 16, 16), 4)],
             batch_size=1,
             workers=1,
             after_batch=leave,

@@ -12,7 +12,7 @@ from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, PRETRAINED, Check
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_motionworld
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
 
@@ -43,7 +43,7 @@ def test_the_default_tells_motions_at_every_budget(clips: Path) -> None:
     data = ClipDataset(read_motionworld(clips, "train"))
     assert [plan.keep for plan in info.plans] == list(model.config.budgets)
     for plan in info.plans:
-        (result,) = predict_dataset(info, data, plan.grid, [plan.keep])
+        (result,) = predict_plans(info, data, [plan])
         assert result.score.accuracy > 0.4  # Of 16 classes: by chance once in 10 to the 9.
 
 

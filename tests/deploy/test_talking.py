@@ -12,7 +12,7 @@ from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.cli import main
 from fluxvit.deploy.chat import Chat
 from fluxvit.evaluation.config import VideoQAConfig
-from fluxvit.evaluation.video_qa import run_quiz
+from fluxvit.evaluation.language.video_qa import run_video_qa
 from fluxvit.models.chat import VideoChat
 from fluxvit.video.writer import write_video
 from talking import saved_chat, tiny_language_model
@@ -114,15 +114,15 @@ def videos(tmp_path: Path) -> Path:
             {"question": "open ?", "answer": "yes"},
         ]
         rows.append({"path": f"{i}.mp4", "qa": asked[: 1 + i % 3]})
-    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path / "quiz.jsonl"
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "qa.jsonl"
 
 
-def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp_path: Path, capsys) -> None:
+def test_the_likeliest_choices_count(checkpoint: Path, videos: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     assert main(["evaluate-qa", str(checkpoint), str(videos), "--budgets", "24,6", "--out", str(out)]) == 0
     assert "blind" in capsys.readouterr().out
-    found = json.loads((out / "quiz.json").read_text())
+    found = json.loads((out / "video_qa.json").read_text())
     assert (found["questions"], found["videos"]) == (6, 4)
     assert found["chance"] == pytest.approx((4 / 2 + 2 / 3) / 6)
     assert [(row["blind"], row["keep"]) for row in found["rows"]] == [(True, 0), (False, 24), (False, 6)]
@@ -152,14 +152,16 @@ def test_a_quiz_counts_the_likeliest_choices(checkpoint: Path, videos: Path, tmp
         assert row["correct"] == sum(answer["said"][name] == answer["answer"] for answer in answers)
 
 
-def test_quizzes_need_choices_and_forgive_broken_videos(
+def test_choices_are_needed_and_broken_videos_count_as_wrong(
     checkpoint: Path, videos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "2.mp4").write_bytes(b"broken")
-    quiz = run_quiz(VideoQAConfig(str(checkpoint), str(videos), out=str(tmp_path / "out")), progress=False)
-    assert [Path(row["path"]).name for row in quiz.results["unreadable"]] == ["2.mp4"]
-    assert all(row["total"] == 6 for row in quiz.results["rows"])
-    assert "count as wrong" in str(quiz)
+    tested = run_video_qa(
+        VideoQAConfig(str(checkpoint), str(videos), out=str(tmp_path / "out")), progress=False
+    )
+    assert [Path(row["path"]).name for row in tested.results["unreadable"]] == ["2.mp4"]
+    assert all(row["total"] == 6 for row in tested.results["rows"])
+    assert "count as wrong" in str(tested)
     last = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     lost = [row["said"] for row in last if row["path"].endswith("2.mp4")]
     assert lost
@@ -167,13 +169,15 @@ def test_quizzes_need_choices_and_forgive_broken_videos(
         assert said.pop("blind")
         assert said
         assert not any(said.values())
-    some = run_quiz(VideoQAConfig(str(checkpoint), str(videos), videos=2, out=str(tmp_path / "some")), False)
+    some = run_video_qa(
+        VideoQAConfig(str(checkpoint), str(videos), videos=2, out=str(tmp_path / "some")), False
+    )
     assert some.results["videos"] == 2
     rows = [{"path": "0.mp4", "qa": [{"question": "a", "answer": "b"}]}]
     videos.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(ValueError, match="no question that has choices"):
-        run_quiz(VideoQAConfig(str(checkpoint), str(videos)))
+        run_video_qa(VideoQAConfig(str(checkpoint), str(videos)))
     rows[0]["qa"][0]["choices"] = ["c", "d"]
     videos.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(ValueError, match="the answer 'b' is not one of"):
-        run_quiz(VideoQAConfig(str(checkpoint), str(videos)))
+        run_video_qa(VideoQAConfig(str(checkpoint), str(videos)))

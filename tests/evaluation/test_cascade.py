@@ -17,7 +17,6 @@ from fluxvit.optimization.cascade import (
     choose_cascades,
     fit_temperature,
     follow,
-    predict_plans,
     tune_cascade,
     tune_cascades,
 )
@@ -137,19 +136,6 @@ def test_a_checkpoint_is_tuned_and_its_cascades_are_kept(checkpoint: Path, clip:
     assert [c.reach for c in again] == [c.reach for c in info.cascades]
     with pytest.raises(ValueError, match="budget 11 tokens: the cheapest plan alone takes 12 tokens"):
         tune_cascades(info, dataset, [Budget(tokens=11)], progress=False)
-
-
-def test_plans_are_predicted_in_their_order(checkpoint: Path, clip: Path) -> None:
-    info = Checkpoint.load(checkpoint)
-    dataset = labelled(clip, 3)
-    grid = SamplingGrid(8, 16, 32)
-    plans = [Plan(grid, 12), Plan(SamplingGrid(8, 24, 24), 20), Plan(grid, 5), Plan(grid, 12, head=0)]
-    logits, labels = predict_plans(info, dataset, plans, progress=False)
-    assert labels.tolist() == [3]
-    for plan, row in zip(plans, logits, strict=True):
-        (alone,), _ = predict_plans(info, dataset, [plan], progress=False)
-        torch.testing.assert_close(row, alone)
-    assert not torch.equal(logits[0], logits[3])
 
 
 def test_reach_must_fall_from_one() -> None:

@@ -1,4 +1,4 @@
-"""The loop over a data set: requests, views, and clips that cannot be read."""
+"""The loop over a data set: plans, views, and clips that cannot be read."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ import torch
 from colours import GRID, INFO, Colours, dataset
 
 from fluxvit.data.dataset import ClipRequest
-from fluxvit.evaluation.classification import Predictions, Request, predict_dataset, predict_requests
+from fluxvit.evaluation.classification import Predictions, predict_plans
 from fluxvit.evaluation.config import Views
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.flux.selection import Tube
 from fluxvit.video.base import VideoError
 
 
-def test_requests_of_one_pass_are_those_of_passes_of_their_own() -> None:
+def test_plans_predicted_together_are_as_if_alone() -> None:
     source = Colours()
-    requests = [Request(6), Request(12, 0, "tube"), Request(3), Request(6, 2, Tube(seed=5))]
-    together = predict_requests(INFO, dataset(5, source), GRID, requests, batch_size=2)
-    assert source.reads == 5
-    for request, result in zip(requests, together, strict=True):
-        (alone,) = predict_dataset(
-            INFO, dataset(5), GRID, [request.keep], head=request.head, selector=request.selector
-        )
+    plans = [Plan(GRID, 6), Plan(GRID, 12, 0, "tube"), Plan(GRID, 3), Plan(GRID, 6, 2, "tube")]
+    plans.insert(1, Plan(SamplingGrid(4, 24, 24), 9))
+    together = predict_plans(INFO, dataset(5, source), plans, batch_size=2)
+    assert source.reads == 10  # Once for each grid.
+    for plan, result in zip(plans, together, strict=True):
+        (alone,) = predict_plans(INFO, dataset(5), [plan])
         assert torch.allclose(result.logits, alone.logits, atol=1e-5)
 
 
 def test_views_are_averaged_as_probabilities() -> None:
     data = dataset(3)
-    (result,) = predict_requests(
-        INFO, data, GRID, [Request(6)], views=Views(2, 2), batch_size=2, indices=[2, 0]
-    )
+    (result,) = predict_plans(INFO, data, [Plan(GRID, 6)], views=Views(2, 2), batch_size=2, indices=[2, 0])
     for row, item in enumerate((2, 0)):
         clips = data[ClipRequest(item, GRID, views=Views(2, 2))].video
         with torch.inference_mode():
@@ -44,16 +41,16 @@ def test_views_are_averaged_as_probabilities() -> None:
 def test_an_unreadable_clip_is_named_and_wrong_and_moves_no_other(views: Views, workers: int) -> None:
     common = {"views": views, "batch_size": 3, "workers": workers}
     indices = [3, 1, 4, 0]
-    (whole,) = predict_requests(INFO, dataset(5), GRID, [Request(6)], indices=indices, **common)
+    (whole,) = predict_plans(INFO, dataset(5), [Plan(GRID, 6)], indices=indices, **common)
     broken = dataset(5, Colours(fails_at=4))
-    (result,) = predict_requests(INFO, broken, GRID, [Request(6)], indices=indices, tolerant=True, **common)
+    (result,) = predict_plans(INFO, broken, [Plan(GRID, 6)], indices=indices, tolerant=True, **common)
     assert result.unreadable == {2: "broken"}
     assert result.logits[2].isnan().all()
     good = [0, 1, 3]
     assert torch.equal(result.logits[good], whole.logits[good])
     assert torch.equal(result.labels, whole.labels)
     with pytest.raises(VideoError, match=r"4\.mp4: broken"):
-        predict_requests(INFO, broken, GRID, [Request(6)], indices=indices, **common)
+        predict_plans(INFO, broken, [Plan(GRID, 6)], indices=indices, **common)
 
 
 def test_what_is_not_a_number_is_wrong() -> None:
@@ -62,16 +59,10 @@ def test_what_is_not_a_number_is_wrong() -> None:
     assert Predictions(logits, torch.tensor([0, 0])).score.correct == 1
 
 
-def test_seeds_reach_only_selectors_that_draw() -> None:
-    assert Request.of(Plan(GRID, 6, 1, "tube"), seed=4) == Request(6, 1, Tube(seed=4))
-    default = Request.of(Plan(GRID, 6, None, "uniform"), seed=4)
-    assert default == Request.of(Plan(GRID, 6, None, "uniform"), seed=5)
-
-
 def test_bf16() -> None:
     data = dataset(2)
     (low,), (full,) = (
-        predict_requests(INFO, data, GRID, [Request(6)], precision=name) for name in ("bf16", "fp32")
+        predict_plans(INFO, data, [Plan(GRID, 6)], precision=name) for name in ("bf16", "fp32")
     )
     assert low.logits.dtype == torch.float32
     assert not torch.equal(low.logits, full.logits)

@@ -11,7 +11,7 @@ from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.cli import main
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.chat import Chat
-from fluxvit.evaluation.descriptions import (
+from fluxvit.evaluation.language.descriptions import (
     Described,
     LanguageModelJudge,
     describe_videos,

@@ -19,7 +19,8 @@ from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.evaluation import evaluate
 from fluxvit.evaluation.config import EvaluateConfig, Views
-from fluxvit.evaluation.evaluate import Subject, find_subjects, run_evaluation
+from fluxvit.evaluation.evaluate import run_evaluation
+from fluxvit.evaluation.tested_plans import EvaluatedPlan, plans_to_test
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -49,8 +50,15 @@ def config(checkpoint: Path, data: Path, tmp_path: Path) -> EvaluateConfig:
     return EvaluateConfig(str(checkpoint), str(data), out=str(tmp_path / "out"), batch_size=2, latency=False)
 
 
-def subjects(config: EvaluateConfig) -> list[Subject]:
-    return find_subjects(config, Checkpoint.load(config.checkpoint))
+def evaluated(config: EvaluateConfig) -> list[EvaluatedPlan]:
+    return plans_to_test(
+        Checkpoint.load(config.checkpoint),
+        config.checkpoint,
+        config.budgets,
+        grid=config.grid,
+        plain_size=config.plain_size,
+        baselines=config.baselines,
+    )
 
 
 def results(config: EvaluateConfig, name: str = "results.json") -> dict:
@@ -58,7 +66,7 @@ def results(config: EvaluateConfig, name: str = "results.json") -> dict:
 
 
 def test_what_is_tested(config: EvaluateConfig) -> None:
-    found = subjects(replace(config, baselines=("tube", "group_dynamic")))
+    found = evaluated(replace(config, baselines=("tube", "group_dynamic")))
     # Frames are those of the training grid with the largest pool whose tubelet fits into six tokens: 4x16.
     assert [(s.kind, s.budget, str(s.plan.grid), s.plan.keep, s.plan.selector) for s in found] == [
         ("plain", 24, "12x16", 24, "group_dynamic"),
@@ -73,40 +81,28 @@ def test_what_is_tested(config: EvaluateConfig) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("asked", "used"),
-    [
-        ({}, "dense, every 2. frame at 5 frames a second"),
-        ({"stride": 1}, "dense, every 1. frame at 5 frames a second"),
-        ({"sampling": "dense"}, "dense, every 4. frame at the video's own rate"),
-        ({"sampling": "sparse"}, "sparse"),
-    ],
-)
-def test_clips_are_sampled_as_in_training_unless_asked(
-    config: EvaluateConfig, asked: dict, used: str
-) -> None:
-    info = Checkpoint.load(config.checkpoint)
-    model = info.model
-    replace(replace(info, sampling=ClipSampling("dense", 2, 5)), model=model).save(config.checkpoint)
-    run_evaluation(replace(config, budgets=(Budget(tokens=6),), **asked), progress=False)
-    assert results(config)["protocol"]["sampling"] == used
+def test_clips_are_sampled_as_in_training(config: EvaluateConfig) -> None:
+    checkpoint = Checkpoint.load(config.checkpoint)
+    replace(checkpoint, sampling=ClipSampling("dense", 2, 5)).save(config.checkpoint)
+    run_evaluation(replace(config, budgets=(Budget(tokens=6),)), progress=False)
+    assert results(config)["protocol"]["sampling"] == "dense, every 2. frame at 5 frames a second"
 
 
-def test_other_grids_heads_and_selectors(config: EvaluateConfig) -> None:
-    changed = replace(config, grid=SamplingGrid(8, 16, 16), head=2, selector="tube", plain_size=8)
-    plain, main = subjects(replace(changed, budgets=(Budget(tokens=99),)))
-    assert plain.plan == Plan(SamplingGrid(198, 8, 8), 99, 2, "tube")
-    assert (main.kind, main.plan) == ("tube", Plan(SamplingGrid(8, 16, 16), 16, 2, "tube"))
+def test_another_grid(config: EvaluateConfig) -> None:
+    changed = replace(config, grid=SamplingGrid(8, 16, 16), plain_size=8)
+    plain, main = evaluated(replace(changed, budgets=(Budget(tokens=99),)))
+    assert plain.plan == Plan(SamplingGrid(198, 8, 8), 99)
+    assert (main.kind, main.plan) == ("group_dynamic", Plan(SamplingGrid(8, 16, 16), 16))
 
 
 def test_gflops_pay_for_whole_frames_too(config: EvaluateConfig) -> None:
     model = Checkpoint.load(config.checkpoint).model
     limit = 1e-3
-    found = subjects(replace(config, budgets=(Budget(gflops=limit),)))
+    found = evaluated(replace(config, budgets=(Budget(gflops=limit),)))
     assert [s.kind for s in found] == ["plain", "optimised"]
     assert len({s.budget for s in found}) == 1
-    for subject in found:
-        grid, keep = subject.plan.grid, subject.plan.keep
+    for row in found:
+        grid, keep = row.plan.grid, row.plan.keep
         assert grid_cost(model.config.size, grid, keep).total / 1e9 <= limit
     grid = found[0].plan.grid
     more = SamplingGrid(grid.frames + 2, grid.height, grid.width)
@@ -117,10 +113,10 @@ def test_without_a_plan_table(config: EvaluateConfig, tmp_path: Path) -> None:
     model = Checkpoint.load(config.checkpoint).model
     bare = replace(config, checkpoint=str(Checkpoint(model).save(tmp_path / "bare")))
     with pytest.raises(ValueError, match="give --plain_size"):
-        subjects(bare)
-    assert {s.kind for s in subjects(replace(bare, plain_size=16))} == {"plain"}
+        evaluated(bare)
+    assert {s.kind for s in evaluated(replace(bare, plain_size=16))} == {"plain"}
     with pytest.raises(ValueError, match="give the baselines a --grid"):
-        subjects(replace(bare, plain_size=16, baselines=("tube",)))
+        evaluated(replace(bare, plain_size=16, baselines=("tube",)))
 
 
 def test_figures_and_files(config: EvaluateConfig, data: Path) -> None:
@@ -165,15 +161,15 @@ def test_one_view_is_what_the_predictor_says(config: EvaluateConfig, clip: Path)
 
 def test_goes_on_behind_the_last_grid(config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run_evaluation(replace(config, out=config.out + "2"), progress=False)
-    real, grids = evaluate.predict_requests, []
+    real, grids = evaluate.predict_plans, []
 
-    def predict(model, dataset, grid, *args, **settings):
+    def predict(model, dataset, plans, **settings):
         if len(grids) == 2:
             raise KeyboardInterrupt
-        grids.append(grid)
-        return real(model, dataset, grid, *args, **settings)
+        grids.append(plans[0].grid)
+        return real(model, dataset, plans, **settings)
 
-    monkeypatch.setattr(evaluate, "predict_requests", predict)
+    monkeypatch.setattr(evaluate, "predict_plans", predict)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(config, progress=False)
     first = grids.copy()
@@ -252,7 +248,7 @@ def test_classes_that_the_checkpoint_does_not_have(config: EvaluateConfig, data:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"precision": "fp16"}, {"batch_size": 0}, {"seed": -1}, {"baselines": ("x",)}, {"plain_size": 0}],
+    [{"precision": "fp16"}, {"batch_size": 0}, {"baselines": ("x",)}, {"plain_size": 0}],
 )
 def test_bad_settings(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

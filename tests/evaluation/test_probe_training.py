@@ -8,7 +8,7 @@ import pytest
 import torch
 from colours import GRID, INFO, backbone, dataset
 
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.probing.features import cached_features
 from fluxvit.evaluation.probing.linear import (
     LinearProbes,
@@ -19,6 +19,7 @@ from fluxvit.evaluation.probing.linear import (
     score_probes,
     train_probes,
 )
+from fluxvit.flux.plan import Plan
 
 
 def random_vectors(count: int) -> torch.Tensor:
@@ -107,7 +108,7 @@ def test_merged_model_says_what_the_probe_says(keep: int, tmp_path: Path) -> Non
         probes, z = LinearProbes(2, x.shape[1], 3, 0), standardizer(x)
         train_probes(probes, z, labels, [Setting(1e-4, 0), Setting(1e-2, 0)], epochs=9, batch_size=4)
         model = merge(frozen, readout, standardizer, probes.layers[1])
-        (merged,) = predict_dataset(replace(INFO, model=model), data, GRID, [keep])
+        (merged,) = predict_plans(replace(INFO, model=model), data, [Plan(GRID, keep)])
         torch.testing.assert_close(merged.logits, probes(z)[1].detach(), rtol=0, atol=2e-4)
         trunk = {
             n: v for n, v in model.state_dict().items() if n.startswith(("blocks", "patch", "pos", "cls"))

@@ -14,7 +14,7 @@ from conftest import small_model
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -315,14 +315,8 @@ def test_figures_are_those_of_ordinary_evaluation(tmp_path: Path) -> None:
     search.run(tmp_path / "log", {}, exhaustive=True)
     for one in (candidates()[9][4], candidates()[6][1]):
         for head in range(HEADS):
-            (result,) = predict_dataset(
-                INFO,
-                ClipDataset(manifest(7), Film()),
-                one.grid,
-                [one.keep],
-                head=head,
-                selector=one.selector,
-            )
+            plan = Plan(one.grid, one.keep, head, one.selector)
+            (result,) = predict_plans(INFO, ClipDataset(manifest(7), Film()), [plan])
             truth = result.logits.softmax(-1)[torch.arange(7), result.labels]
             np.testing.assert_allclose(search.table.truth(one, head), truth, atol=2e-6)
             assert search.table.score(one, head) == result.score
@@ -402,7 +396,7 @@ def test_optimize_writes_what_it_found(
         assert plan.measured.latency_ms
         assert plan.measured.device
         one = ClipDataset(Manifest(tuple(e for i, e in enumerate(entries(data)) if i != 3), (), ""))
-        (checked,) = predict_dataset(info, one, plan.grid, [budget], head=plan.head)
+        (checked,) = predict_plans(info, one, [plan])
         assert checked.score == score
     record = json.loads((checkpoint / "optimize.json").read_text())
     assert record["data"]["clips"] == 11

@@ -12,8 +12,8 @@ from colours import GRID, Colours, dataset
 from fluxvit.data.cache import FrameCache
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
+from fluxvit.evaluation.classification import _ReadableOrBlack, merge_views
 from fluxvit.evaluation.config import Views
-from fluxvit.evaluation.views import ReadableOrBlack, merge_views
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.writer import write_video
@@ -111,7 +111,7 @@ def test_merged_views_are_mean_probabilities() -> None:
 
 
 def test_black_clips_stand_in_for_unreadable_ones() -> None:
-    clips = ReadableOrBlack(dataset(3, Colours(fails_at=1)))
+    clips = _ReadableOrBlack(dataset(3, Colours(fails_at=1)))
     good, bad = (clips[ClipRequest(i, GRID, views=Views(2, 1))] for i in (0, 1))
     assert good.video.shape == bad.video.shape
     assert not bad.video.any()
@@ -132,6 +132,6 @@ def test_views_of_several_classes_average_the_probability_of_each() -> None:
 
 def test_black_clips_have_the_labels_of_the_video() -> None:
     entries = (Entry(Path("gone.mp4"), labels=(1,)),)
-    data = ReadableOrBlack(ClipDataset(Manifest(entries, (), ""), classes=3))
+    data = _ReadableOrBlack(ClipDataset(Manifest(entries, (), ""), classes=3))
     assert data[ClipRequest(0, GRID)].label.tolist() == [0, 1, 0]
     assert data[ClipRequest(0, GRID, views=(2, 1))].label.tolist() == [[0, 1, 0]] * 2

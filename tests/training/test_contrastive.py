@@ -20,7 +20,7 @@ from fluxvit.cli.command import parse
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.texts import caption_number
 from fluxvit.evaluation.config import RetrievalConfig
-from fluxvit.evaluation.retrieval import run_retrieve
+from fluxvit.evaluation.language.retrieval import run_retrieval
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder
@@ -285,7 +285,7 @@ def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
     best = DualEncoderCheckpoint.load(tmp_path / "run" / "best").model
-    found = run_retrieve(
+    found = run_retrieval(
         RetrievalConfig(
             str(tmp_path / "run" / "best"),
             str(world / "val.jsonl"),

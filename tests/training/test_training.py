@@ -17,10 +17,11 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, epoch_batches, loader
 from fluxvit.data.manifest import Entry, Manifest
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.tested_plans import plain_grid
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
@@ -174,7 +175,7 @@ def test_alignment_pulls_small_budgets_only() -> None:
 def test_training_learns(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=60, lr=3e-3)
     run.run(progress=False)
-    results = predict_dataset(run.task.checkpoint, dataset(), GRIDS[0], [24, 12, 6])
+    results = predict_plans(run.task.checkpoint, dataset(), [Plan(GRIDS[0], keep) for keep in (24, 12, 6)])
     assert min(result.score.accuracy for result in results) > 0.9
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]

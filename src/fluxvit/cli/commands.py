@@ -81,17 +81,17 @@ _GROUPS: dict[str, dict[str, Command]] = {
         "evaluate-retrieval": Command(
             "test a dual encoder: find videos by captions, and captions by videos",
             "fluxvit.evaluation.config:RetrievalConfig",
-            "fluxvit.evaluation.retrieval:run_retrieve",
+            "fluxvit.evaluation.language.retrieval:run_retrieval",
         ),
         "evaluate-qa": Command(
             "test a chat model on questions with answers to choose from",
             "fluxvit.evaluation.config:VideoQAConfig",
-            "fluxvit.evaluation.video_qa:run_quiz",
+            "fluxvit.evaluation.language.video_qa:run_video_qa",
         ),
         "evaluate-descriptions": Command(
             "let a chat model describe videos, and judge how much of what happens it tells",
             "fluxvit.evaluation.config:DescriptionsConfig",
-            "fluxvit.evaluation.descriptions:run_descriptions",
+            "fluxvit.evaluation.language.descriptions:run_descriptions",
             resumes=True,
         ),
         "optimize": Command(
@@ -126,7 +126,7 @@ _GROUPS: dict[str, dict[str, Command]] = {
         "zero-shot": Command(
             "make a classifier of class names out of a dual encoder, without training",
             "fluxvit.deploy.config:ZeroShotConfig",
-            "fluxvit.evaluation.zero_shot:run_zero_shot",
+            "fluxvit.evaluation.language.zero_shot:run_zero_shot",
         ),
         "chat": Command(
             "ask questions about a video",

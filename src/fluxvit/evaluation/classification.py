@@ -1,38 +1,37 @@
-"""Accuracy of a model on labelled clips at a plan."""
+"""Predictions of a model for labelled clips, at one plan or several."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.classes import numbered_like
-from fluxvit.data.dataset import Clip, ClipDataset
+from fluxvit.data.dataset import Clip, ClipDataset, ClipRequest
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.data.manifest import Manifest
 from fluxvit.evaluation.config import ONE_VIEW, Views
 from fluxvit.evaluation.metrics import Score
-from fluxvit.evaluation.views import ReadableOrBlack, merge_views
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.flux.selection import Selector, get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.utils.progress import tracked
+from fluxvit.video.base import VideoError
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Logits ``[N, classes]`` and labels of a data set, in its order.
 
-    Labels are class indices ``[N]``, or multi-hot ``[N, classes]``. Of several views the logits are the
-    logarithms of the mean probabilities. Those of a clip that could not be read are not numbers;
+    Labels are class indices ``[N]``, or multi-hot ``[N, classes]``. For several views the logits are the
+    logarithms of the mean probabilities. The logits of a clip that could not be read are NaN;
     ``unreadable`` has the reason by its row.
     """
 
@@ -47,71 +46,15 @@ class Predictions:
         return Score(int(right.sum()), len(self.labels))
 
 
-def predict_dataset(
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a network computes in ``fp32`` or ``bf16``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def predict_plans(
     checkpoint: Checkpoint,
     dataset: ClipDataset,
-    grid: SamplingGrid,
-    keeps: Sequence[int],
-    *,
-    head: int | None = None,
-    selector: str | Selector = "group_dynamic",
-    batch_size: int = 32,
-    workers: int = 0,
-    progress: str | None = None,
-    indices: Sequence[int] | None = None,
-    after_batch: Callable[[], None] | None = None,
-) -> list[Predictions]:
-    """Run a model over every clip of a data set, one central view each.
-
-    Args:
-        grid: Sampling of every clip.
-        keeps: Budgets; the pool is embedded once for all of them.
-        head: Head to read; None: the nearest to each budget.
-        selector: Which tokens are kept.
-        batch_size, workers, progress, indices, after_batch: As for :func:`predict_requests`.
-
-    Returns:
-        Predictions for each budget, in the order of the clips.
-
-    Raises:
-        VideoError: A video cannot be read. Evaluation never replaces one by another.
-    """
-    return predict_requests(
-        checkpoint,
-        dataset,
-        grid,
-        [Request(keep, head, selector) for keep in keeps],
-        batch_size=batch_size,
-        workers=workers,
-        progress=progress,
-        indices=indices,
-        after_batch=after_batch,
-    )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to do with the clips of a grid: a plan without it. A selector may be one that has no name."""
-
-    keep: int
-    head: int | None = None
-    selector: str | Selector = "group_dynamic"
-
-    @classmethod
-    def of(cls, plan: Plan, seed: int = 0) -> Request:
-        """The selector of a plan; ``seed`` is for selectors that draw at random."""
-        chooser = get_selector(plan.selector)
-        if hasattr(chooser, "seed"):
-            chooser = replace(chooser, seed=seed)  # type: ignore[type-var]
-        return cls(plan.keep, plan.head, chooser)
-
-
-@torch.inference_mode()
-def predict_requests(
-    checkpoint: Checkpoint,
-    dataset: ClipDataset,
-    grid: SamplingGrid,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     *,
     views: Views = ONE_VIEW,
     precision: str = "fp32",
@@ -122,99 +65,165 @@ def predict_requests(
     after_batch: Callable[[], None] | None = None,
     tolerant: bool = False,
 ) -> list[Predictions]:
-    """Run a model over every clip of a data set, read once for all requests of a grid.
+    """Run a model over every clip of a data set at several plans.
+
+    The videos are read once for all plans of a grid, and the pool is embedded once for all of these that
+    share head and selector.
 
     Args:
-        grid: Sampling of every clip.
-        requests: Budgets, heads and selectors. The pool is embedded once for all that share head and
-            selector.
+        plans: Grids, kept tokens, heads and selectors.
         views: Views of each clip, whose probabilities are averaged.
         precision: ``fp32``, or ``bf16`` (autocast).
-        batch_size: Clips at once. All their views are.
-        workers: Processes that decode; 0: this one.
-        progress: Title of a progress bar; None for none.
-        indices: Clips to take, at least one; None: all.
-        after_batch: Called after each batch; may raise to end it early.
-        tolerant: Go on if a video cannot be read, and name it in the predictions.
+        batch_size: Clips at once, with all their views.
+        workers: Processes that decode; with 0 this process decodes.
+        progress: Title of a progress bar; None shows none.
+        indices: Clips to take, at least one; None takes all.
+        after_batch: Called after each batch; may raise to end early.
+        tolerant: Continue if a video cannot be read, and name it in the predictions.
 
     Returns:
-        Predictions for each request, in the order of the clips.
+        Predictions for each plan, in the order of the clips.
 
     Raises:
         VideoError: A video cannot be read, and that is not tolerated.
         NotFiniteError: The model's output for a video is not finite.
     """
-    model, device = checkpoint.model.eval(), checkpoint.device
-    logits: list[list[Tensor]] = [[] for _ in requests]
-    labels: list[Tensor] = []
-    unreadable: dict[int, str] = {}
-    batches = epoch_batches(len(dataset), grid, batch_size, indices, views)
-    source = ReadableOrBlack(dataset) if tolerant else dataset
-    console = Console(stderr=True)  # What is printed may go to a file.
-    hidden = progress is None or not console.is_terminal
-    clips, done = loader(source, batches, workers, name_faults=False), 0
-    for clip in track(clips, progress or "", len(batches), console=console, transient=True, disable=hidden):
-        video = checkpoint.normalize(clip.video)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            answers = _answer(model, video, requests)
-        bad = clip.replaced[:: views.total] > 0
-        for rows, answer in zip(logits, answers, strict=True):
-            merged = merge_views(answer.cpu(), views.total, checkpoint.multi_label)
+    by_grid: dict[SamplingGrid, list[int]] = defaultdict(list)
+    for number, plan in enumerate(plans):
+        by_grid[plan.grid].append(number)
+    results: dict[int, Predictions] = {}
+    for grid, numbers in by_grid.items():
+        batches = epoch_batches(len(dataset), grid, batch_size, indices, views)
+        clips = loader(
+            _ReadableOrBlack(dataset) if tolerant else dataset, batches, workers, name_faults=False
+        )
+        title = None if progress is None else f"{progress} at {grid}"
+        pass_ = _Pass(checkpoint, dataset, [plans[number] for number in numbers], views, precision)
+        for clip in tracked(clips, title, len(batches)):
+            pass_.add(clip)
+            if after_batch is not None:
+                after_batch()
+        results |= zip(numbers, pass_.predictions(), strict=True)
+    return [results[number] for number in range(len(plans))]
+
+
+class _Pass:
+    """One pass over a data set, at plans that have one grid."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, dataset: ClipDataset, plans: list[Plan], views: Views, precision: str
+    ) -> None:
+        self._checkpoint, self._dataset, self._plans = checkpoint, dataset, plans
+        self._views, self._precision = views.total, precision
+        self._model = checkpoint.model.eval()
+        self._logits: list[list[Tensor]] = [[] for _ in plans]
+        self._labels: list[Tensor] = []
+        self._unreadable: dict[int, str] = {}
+
+    @torch.inference_mode()
+    def add(self, clip: Clip) -> None:
+        """Predict a batch of clips."""
+        video = self._checkpoint.normalize(clip.video)
+        with autocast(self._checkpoint.device, self._precision):
+            outputs = _outputs(self._model, video, self._plans)
+        bad = clip.replaced[:: self._views] > 0
+        items = clip.item[:: self._views]
+        for rows, logits in zip(self._logits, outputs, strict=True):
+            merged = merge_views(logits.cpu(), self._views, self._checkpoint.multi_label)
             wrong = ~merged.isfinite().all(-1) & ~bad
             if wrong.any():
-                item = int(clip.item[int(wrong.int().argmax()) * views.total])
-                check_finite(merged[wrong], dataset.manifest.entries[item].path)
+                check_finite(merged[wrong], self._path(items[wrong][0]))
             merged[bad] = math.nan
             rows.append(merged)
+        done = sum(map(len, self._labels))
         for row in bad.nonzero().flatten().tolist():
-            unreadable[done + row] = _reason(dataset, clip, row * views.total)
-        labels.append(clip.label[:: views.total])
-        done += len(bad)
-        if after_batch is not None:
-            after_batch()
-    return [Predictions(torch.cat(rows), torch.cat(labels), unreadable) for rows in logits]
+            path = f"{self._path(items[row])}: "
+            faults = [fault.removeprefix(path) for fault in clip.faults if fault.startswith(path)]
+            self._unreadable[done + row] = faults[0] if faults else "cannot be read"
+        self._labels.append(clip.label[:: self._views])
+
+    def _path(self, item: Tensor) -> str:
+        return str(self._dataset.manifest.entries[int(item)].path)
+
+    def predictions(self) -> list[Predictions]:
+        """The predictions for each plan."""
+        labels = torch.cat(self._labels)
+        return [Predictions(torch.cat(rows), labels, self._unreadable) for rows in self._logits]
 
 
-def _answer(model: FluxViT, video: Tensor, requests: Sequence[Request]) -> list[Tensor]:
-    """Logits for each request; those of one head and selector in one pass."""
-    together = defaultdict(list)
-    for place, request in enumerate(requests):
-        together[request.head, request.selector].append(place)
-    answers: dict[int, Tensor] = {}
-    for (head, selector), places in together.items():
-        outs = model(video, [requests[place].keep for place in places], head, selector)
-        answers |= {place: out.logits for place, out in zip(places, outs, strict=True)}
-    return [answers[place] for place in range(len(requests))]
+def _outputs(model: FluxViT, video: Tensor, plans: Sequence[Plan]) -> list[Tensor]:
+    """Logits for each plan; those that share head and selector are computed in one pass."""
+    groups = defaultdict(list)
+    for number, plan in enumerate(plans):
+        groups[plan.head, plan.selector].append(number)
+    logits: dict[int, Tensor] = {}
+    for (head, selector), numbers in groups.items():
+        outs = model(video, [plans[number].keep for number in numbers], head, selector)
+        logits |= {number: out.logits for number, out in zip(numbers, outs, strict=True)}
+    return [logits[number] for number in range(len(plans))]
 
 
-def _reason(dataset: ClipDataset, clip: Clip, row: int) -> str:
-    """Why a clip of a batch could not be read, without its path."""
-    path = f"{dataset.manifest.entries[int(clip.item[row])].path}: "
-    faults = [fault.removeprefix(path) for fault in clip.faults if fault.startswith(path)]
-    return faults[0] if faults else "cannot be read"
+def merge_views(logits: Tensor, views: int, multi_label: bool = False) -> Tensor:
+    """Merge logits of all views ``[B * views, C]``, those of a video together, into fp32 ``[B, C]``.
+
+    The result is the logarithm of the views' mean probabilities (softmax of each, averaged in fp64), or with
+    ``multi_label`` the logit of the mean of the sigmoids. The logits of a single view stay as they are.
+    """
+    if views == 1:
+        return logits.float()
+    if multi_label:
+        return logits.double().sigmoid().unflatten(0, (-1, views)).mean(1).logit(eps=1e-12).float()
+    rows = logits.double().log_softmax(-1).unflatten(0, (-1, views))
+    return (rows.logsumexp(1) - math.log(views)).float()
+
+
+class _ReadableOrBlack(Dataset[Clip]):
+    """Test clips, with black ones in place of those that cannot be read: their ``replaced`` is 1, and
+    ``faults`` has the reason. So batches keep their size.
+    """
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, request: ClipRequest) -> Clip:
+        try:
+            return self._dataset[request]
+        except VideoError as error:
+            grid, (clips, crops), label = request.grid, request.views, self._dataset.label(request.item)
+            shape = [] if clips * crops == 1 else [clips * crops]
+            return Clip(
+                torch.zeros(*shape, 3, grid.frames, grid.height, grid.width, dtype=torch.uint8),
+                label.expand([*shape, *label.shape]).clone(),
+                torch.full(shape, request.item),
+                torch.ones(shape, dtype=torch.int64),
+                (str(error),),
+            )
 
 
 def number_for_checkpoint(data: str, manifest: Manifest, name: str, checkpoint: Checkpoint) -> Manifest:
-    """A manifest whose classes are numbered as a checkpoint's, so that it can be scored on its videos.
+    """Number the classes of a manifest as a checkpoint does, so that it can be scored on its videos.
 
     Args:
-        data, name: What manifest and checkpoint are called, for messages.
+        data, name: Names of the manifest and the checkpoint, for messages.
 
     Raises:
-        ValueError: The checkpoint has no classifier, or does not know all classes that the videos use.
+        ValueError: The checkpoint has no classifier, or lacks classes that the videos use.
     """
     classes = checkpoint.model.num_classes
     if classes == 0:
         raise ValueError(f"{name} has no classifier; train one with: fluxvit probe")
     if manifest.multi_label and not checkpoint.multi_label:
         raise ValueError(
-            f"{data}: its videos have several labels each, but {name} was trained to tell one class of "
+            f"{data}: its videos have several labels each, but {name} was trained to predict one class of "
             "a video; train it with: --task.loss bce"
         )
     manifest = numbered_like(manifest, checkpoint.labels, classes, data, name)
     highest = max((number for entry in manifest.entries for number in entry.classes), default=-1)
     if highest >= classes:
         raise ValueError(
-            f"{data} has a video of class {highest}; {name} tells {classes} classes, 0 to {classes - 1}"
+            f"{data} has a video of class {highest}; {name} has {classes} classes, 0 to {classes - 1}"
         )
     return manifest

@@ -12,7 +12,7 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selectors import SelectorName
 from fluxvit.utils.options import POSITIONAL, DecodeOptions, DeviceOptions
-from fluxvit.utils.schema import Batch, Count, Frames, Natural, Rate, Seed, Size, check, convert, shown
+from fluxvit.utils.schema import Batch, Count, Seed, Size, check, convert, shown
 
 Precision = Literal["fp32", "bf16"]
 
@@ -60,7 +60,7 @@ ONE_VIEW = Views()
 class EvaluateConfig(DecodeOptions):
     """Test a checkpoint on labelled videos, with plain and optimised sampling at each budget.
 
-    An interrupted evaluation goes on where it was. Under ``torchrun`` the processes share the videos.
+    An interrupted evaluation continues where it was. Under ``torchrun`` the processes share the videos.
 
     Args:
         checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint.
@@ -69,19 +69,10 @@ class EvaluateConfig(DecodeOptions):
             budgets that the checkpoint was trained for are tested.
         views: CLIPSxCROPS of each video, such as 4x3.
         grid: Sampling grid to test instead of those of the plan table, such as 16x224.
-        head: Index of the head to read. By default the plan names it, or it is the nearest to the budget.
-        selector: Selector of plain and optimised plans, in place of the one that the plan names.
         baselines: Selectors that are also tested on the grids of the optimised plans, such as random,uniform.
         plain_size: Side of the square frames of plain sampling in pixels. By default it is that of the
             training grid with the largest pool of which one tubelet fits into the smallest budget.
-        sampling: ``sparse`` takes a frame of each of equal segments, ``dense`` every ``stride``-th frame of a
-            window. By default clips are sampled as in the training of the checkpoint.
-        stride: Frames from one sampled frame to the next in dense sampling. The default is that of training,
-            or 4 if ``sampling`` is given.
-        stride_fps: Frame rate at which the stride counts. The default is that of training, or the rate of
-            each video if ``sampling`` is given.
         target: Key of the class index in the manifest.
-        seed: Seed of selectors that draw at random.
         precision: Number format in which the model computes.
         batch_size: Views that are predicted at once; at least the views of one video.
         latency: Measure how long each plan takes.
@@ -97,15 +88,9 @@ class EvaluateConfig(DecodeOptions):
     budgets: tuple[Budget, ...] = ()
     views: Views = ONE_VIEW
     grid: SamplingGrid | None = None
-    head: Natural | None = None
-    selector: SelectorName | None = None
     baselines: tuple[SelectorName, ...] = ()
     plain_size: Size | None = None
-    sampling: Literal["sparse", "dense"] | None = None
-    stride: Frames | None = None
-    stride_fps: Rate | None = None
     target: str = "label"
-    seed: Seed = 0
     precision: Precision = "fp32"
     batch_size: Batch = 32
     latency: bool = True

@@ -1,16 +1,17 @@
-"""``fluxvit evaluate``: a checkpoint on labelled videos at several budgets, by a protocol that is kept.
+"""``fluxvit evaluate``: test a checkpoint on labelled videos at several budgets, and record the protocol.
 
-`run_evaluation` is the whole of it. For each budget it tests *plain* sampling, as many whole frames as the
-budget pays for, the *optimised* plan of the checkpoint's plan table, and on that plan's grid other selectors.
-All that share a grid share one pass over the videos. What was predicted is kept after each pass (`Answers`).
+For each budget `run_evaluation` tests *plain* sampling, which takes as many complete frames as the budget
+pays for, the *optimised* plan of the checkpoint's plan table, and on that plan's grid other selectors. All
+plans of a grid share one pass over the videos. Predictions are kept after each pass (`PredictionStore`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,24 +24,22 @@ from fluxvit.checkpoints.checkpoint import SEARCH, Checkpoint, checkpoint_folder
 from fluxvit.checkpoints.latency import LatencyTable
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
-from fluxvit.evaluation.classification import Predictions, Request, number_for_checkpoint, predict_requests
-from fluxvit.evaluation.config import EvaluateConfig, Views
-from fluxvit.evaluation.metrics import Metrics, average_precision, mean_of_classes, measure
-from fluxvit.evaluation.prediction_store import Answers
-from fluxvit.evaluation.protocol import Protocol, head_of
+from fluxvit.evaluation.classification import Predictions, autocast, number_for_checkpoint, predict_plans
+from fluxvit.evaluation.config import EvaluateConfig
+from fluxvit.evaluation.metrics import average_precision, mean_of_classes, measure
+from fluxvit.evaluation.prediction_store import PredictionStore
 from fluxvit.evaluation.report.filmstrips import Filmstrip, best_and_worst, make_filmstrips
 from fluxvit.evaluation.report.page import require_report_packages, write_report
-from fluxvit.evaluation.tested_plans import Subject, autocast, find_subjects
+from fluxvit.evaluation.tested_plans import EvaluatedPlan, plans_to_test
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
-from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.config import FluxViTConfig
 from fluxvit.utils.distributed import ALONE, World, fail_together, lock_run
 from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.schema import convert, load
-from fluxvit.utils.system import device_name, log_device
-from fluxvit.utils.terminal import printable
-from fluxvit.video.sampling import ClipSampling
+from fluxvit.utils.system import device_name, environment, log_device
+from fluxvit.utils.terminal import printable, table
 
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
 RESIZE = "bilinear with antialiasing, aspect kept, until the grid just fits; one crop: the centre"
@@ -55,10 +54,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found; as a string, for people.
+    """The results of an evaluation; as a string, for people.
 
     Args:
-        results: What ``results.json`` holds.
+        results: The content of ``results.json``.
         warning: Why the figures may be optimistic; empty if nothing is known.
         wrote: The files.
     """
@@ -71,12 +70,10 @@ class Evaluation:
         results, protocol = self.results, self.results["protocol"]
         scores = ("mAP",) if results["multi_label"] else ("top-1 (95 %)", "top-5", "class mean")
         head = ("budget", "sampling", "grid", "kept", *scores, "GMACs", "ms")
-        table = [head, *map(_row, results["points"])]
-        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
         lines = [
             f"{results['checkpoint']} on {protocol['manifest']}: {protocol['clips']} videos of "
             f"{len(results['classes'])} classes, {protocol['views']} views, {protocol['precision']}",
-            *("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in table),
+            *table([head, *map(_row, results["points"])]),
         ]
         unreadable = results["unreadable"]
         if unreadable:
@@ -84,8 +81,7 @@ class Evaluation:
             lines += [f"  {printable(row['path'])}: {printable(row['error'])}" for row in unreadable[:_NAMED]]
             if len(unreadable) > _NAMED:
                 lines.append(f"  and {len(unreadable) - _NAMED} more, which {RESULTS} names")
-        lines += [f"wrote   {path}" for path in self.wrote]
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join([*lines, *(f"wrote   {path}" for path in self.wrote)])
 
 
 def _row(point: Mapping[str, Any]) -> tuple[str, ...]:
@@ -112,15 +108,15 @@ def _row(point: Mapping[str, Any]) -> tuple[str, ...]:
 def run_evaluation(config: EvaluateConfig, world: World = ALONE, progress: bool = True) -> Evaluation | None:
     """Test a checkpoint and write ``results.json`` and ``predictions.npz`` into ``config.out``.
 
-    An interrupted evaluation goes on behind the last grid that was finished; so does one that is given more
-    to test. In a world of several processes each video is predicted once, by one of them.
+    An interrupted evaluation continues behind the last finished grid, and so does one with more to test. In a
+    world of several processes each video is predicted once, by one of them.
 
     Args:
-        world: On whose device it runs; all its processes must call this.
-        progress: Show bars.
+        world: The processes of the run and their devices; all of them must call this.
+        progress: Show progress bars.
 
     Returns:
-        What was found, in the main process; None in the others.
+        The results in the main process; None in the others.
 
     Raises:
         ValueError: The checkpoint, the manifest or a plan cannot be used, or another run is writing into
@@ -149,52 +145,59 @@ def evaluate(
     manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, checkpoint)
     if config.report and checkpoint.multi_label:
         raise ValueError(
-            f"--report draws how often one class is right, but {config.checkpoint} tells several classes of "
-            "a video; leave it out, the figures are printed and in results.json"
+            f"--report draws how often one class is right, but {config.checkpoint} predicts several classes "
+            "of a video; leave it out, the figures are printed and in results.json"
         )
-    checkpoint = replace(checkpoint, sampling=_sampling(config, checkpoint.sampling))
     classes = checkpoint.model.num_classes if checkpoint.multi_label else None
     dataset = ClipDataset(manifest, sampling=checkpoint.sampling, classes=classes)
-    subjects = _in_main(world, partial(find_subjects, config, checkpoint))
+    find = partial(
+        plans_to_test,
+        checkpoint,
+        config.checkpoint,
+        config.budgets,
+        grid=config.grid,
+        plain_size=config.plain_size,
+        baselines=config.baselines,
+        precision=config.precision,
+    )
+    tested = _in_main(world, find)
     protocol = _protocol(config, manifest, checkpoint)
-    answers = Answers(
+    facts = {"version": _VERSION, **protocol} | ({"multi_label": True} if checkpoint.multi_label else {})
+    store = PredictionStore(
         Path(config.out) / PREDICTIONS,
-        json.dumps(_facts(protocol, checkpoint), sort_keys=True),
+        json.dumps(facts, sort_keys=True),
         torch.stack([dataset.label(i) for i in range(len(dataset))]),
         [to_record(entry, manifest.root)["path"] for entry in manifest.entries],
     )
-    _in_main(world, answers.read)
+    _in_main(world, store.read)
+    warning = _warning(config, manifest)
     if world.is_main:
         log_device(world.device)
-    warning = _warning(config, manifest)
-    if warning and world.is_main:
-        _log.warning("%s", warning)
-    done = world.main_value(set(answers.rows))
-    for grid, requests in _passes(subjects, config.seed).items():
-        missing = {key: request for key, request in requests.items() if key not in done}
-        if not missing:
-            continue
-        title = f"Testing {grid}" if progress and world.is_main else None
-        rows, unreadable = _predict(config, checkpoint, dataset, grid, list(missing.values()), world, title)
-        _in_main(world, partial(answers.add, dict(zip(missing, rows, strict=True)), unreadable))
-    finish = partial(_finish, config, checkpoint, manifest, subjects, protocol, answers, warning)
+        if warning:
+            _log.warning("%s", warning)
+    done = world.main_value(set(store.rows))
+    passes: dict[SamplingGrid, dict[str, Plan]] = {}
+    for row in tested:
+        if _key(row.plan) not in done:
+            passes.setdefault(row.plan.grid, {})[_key(row.plan)] = row.plan
+    for plans in passes.values():
+        rows, unreadable = _predict(config, checkpoint, dataset, list(plans.values()), world, progress)
+        _in_main(world, partial(store.add, dict(zip(plans, rows, strict=True)), unreadable))
+    finish = partial(_finish, config, checkpoint, manifest, tested, protocol, store, warning)
     evaluation = _in_main(world, finish)
     return evaluation if world.is_main else None
 
 
 def _in_main(world: World, work: Callable[[], T]) -> T:
-    """What the main process finds, in all; what it raises, too."""
-    found, trouble = None, None
+    """Run ``work`` in the main process; all processes get its result, or its exception."""
+    result, trouble = None, None
     if world.is_main:
         try:
-            found = work()
-        except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
+            result = work()
+        except Exception as error:  # Whatever it is, the others must hear of it, or they wait for ever.
             trouble = error
     fail_together(trouble, world, "evaluation")
-    return world.main_value(found)  # type: ignore[return-value]
-
-
-# What is tested ------------------------------------------------------------------------------------------
+    return world.main_value(result)  # type: ignore[return-value]
 
 
 def _key(plan: Plan) -> str:
@@ -202,198 +205,163 @@ def _key(plan: Plan) -> str:
     return f"{plan.grid}, {plan.keep} tokens, {plan.selector}, {head}"
 
 
-def _passes(subjects: Sequence[Subject], seed: int) -> dict[SamplingGrid, dict[str, Request]]:
-    """For each grid what is asked of it; what two subjects ask, once."""
-    passes: dict[SamplingGrid, dict[str, Request]] = {}
-    for subject in subjects:
-        requests = passes.setdefault(subject.plan.grid, {})
-        requests[_key(subject.plan)] = Request.of(subject.plan, seed)
-    return passes
-
-
-# How -----------------------------------------------------------------------------------------------------
-
-
-def _sampling(config: EvaluateConfig, trained: ClipSampling) -> ClipSampling:
-    """The sampling of training, or the one that is asked for."""
-    base = ClipSampling(config.sampling) if config.sampling else trained
-    return replace(base, stride=config.stride or base.stride, fps=config.stride_fps or base.fps)
-
-
-def _protocol(config: EvaluateConfig, manifest: Manifest, checkpoint: Checkpoint) -> Protocol:
+def _protocol(config: EvaluateConfig, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything that predictions depend on, except the plans."""
     resize = RESIZE
     if config.views.crops > 1:
         resize = f"{resize.partition(';')[0]}; {config.views.crops} crops spread along the longer side"
-    return Protocol(
-        data_digest=manifest.digest,
-        manifest=config.data,
-        clips=len(manifest),
-        views=str(config.views),
-        sampling=str(checkpoint.sampling),
-        resize=resize,
-        weights_digest=checkpoint.digest(),
-        seed=config.seed,
-        precision=config.precision,
-        device=device_name(checkpoint.device),
-    )
-
-
-def _facts(protocol: Protocol, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What predictions depend on."""
-    facts = {"version": _VERSION, **protocol.facts}
-    return facts | {"multi_label": True} if checkpoint.multi_label else facts
+    return {
+        "data_digest": manifest.digest,
+        "clips": len(manifest),
+        "views": str(config.views),
+        "sampling": str(checkpoint.sampling),
+        "resize": resize,
+        "weights_digest": checkpoint.digest(),
+        "precision": config.precision,
+        **environment(checkpoint.device),
+    }
 
 
 def _predict(
     config: EvaluateConfig,
     checkpoint: Checkpoint,
     dataset: ClipDataset,
-    grid: SamplingGrid,
-    requests: Sequence[Request],
+    plans: Sequence[Plan],
     world: World,
-    title: str | None,
+    progress: bool,
 ) -> tuple[list[Tensor], dict[int, str]]:
-    """Log-probabilities ``[N, C]`` for each request, and why videos could not be read; in all processes.
+    """Log-probabilities ``[N, C]`` at each plan of a grid, and why videos could not be read.
 
-    Where videos have several classes, they are those of each class by itself.
+    Where videos have several classes, each class has its own log-probability.
     """
     batch = max(1, config.batch_size // config.views.total)
     entries = dataset.manifest.entries
     readable = [i for i, entry in enumerate(entries) if entry.ok]
     # Whole batches are dealt out, so that they are the same for any number of processes.
     shares = [
-        [i for place, i in enumerate(readable) if place // batch % world.size == rank]
+        [i for position, i in enumerate(readable) if position // batch % world.size == rank]
         for rank in range(world.size)
     ]
     share, part, trouble = shares[world.rank], list[Predictions](), None
     try:
         if share:
-            part = predict_requests(
+            part = predict_plans(
                 checkpoint,
                 dataset,
-                grid,
-                requests,
+                plans,
                 views=config.views,
                 precision=config.precision,
                 batch_size=batch,
                 workers=config.workers,
-                progress=title,
+                progress="Testing" if progress and world.is_main else None,
                 indices=share,
                 tolerant=True,
             )
-    except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
+    except Exception as error:  # Whatever it is, the others must hear of it, or they wait for ever.
         trouble = error
     fail_together(trouble, world, "evaluation")
     reasons = {share[row]: text for row, text in part[0].unreadable.items()} if part else {}
-    rows = [torch.full((len(entries), checkpoint.model.num_classes), torch.nan) for _ in requests]
+    rows = [torch.full((len(entries), checkpoint.model.num_classes), torch.nan) for _ in plans]
     unreadable: dict[int, str] = {}
     normalized = F.logsigmoid if checkpoint.multi_label else partial(F.log_softmax, dim=-1)
     gathered = world.gather(([normalized(result.logits) for result in part], reasons))
-    for indices, (tables, why) in zip(shares, gathered, strict=True):
-        for whole, table in zip(rows, tables, strict=bool(indices)):
-            whole[indices] = table
+    for indices, (parts, why) in zip(shares, gathered, strict=True):
+        for full, values in zip(rows, parts, strict=bool(indices)):
+            full[indices] = values
         unreadable |= why
     return rows, unreadable
 
 
-# What is said of it --------------------------------------------------------------------------------------
+# Results -------------------------------------------------------------------------------------------------
 
 
 def _finish(
     config: EvaluateConfig,
     checkpoint: Checkpoint,
     manifest: Manifest,
-    subjects: Sequence[Subject],
-    protocol: Protocol,
-    answers: Answers,
+    tested: Sequence[EvaluatedPlan],
+    protocol: dict[str, Any],
+    store: PredictionStore,
     warning: str,
 ) -> Evaluation:
     """Measure, write and report; in the main process alone."""
-    points, model = [], checkpoint.model
-    for subject in subjects:
-        point = _point(model, subject, config.views)
-        rows = answers.rows[_key(subject.plan)]
+    points = []
+    for row in tested:
+        point = _point(config, checkpoint.model.config, row)
+        predicted = store.rows[_key(row.plan)]
         if checkpoint.multi_label:
-            per_class = average_precision(rows, answers.labels)
+            per_class = average_precision(predicted, store.labels)
             point |= {"map": mean_of_classes(per_class), "per_class": per_class}
         else:
-            metrics = measure(rows, answers.labels)
-            point |= _scores(metrics)
-            if subject.budget == subjects[0].budget:
+            metrics = measure(predicted, store.labels)
+            point |= metrics.record
+            if row.budget == tested[0].budget:
                 point["confusion"] = metrics.confusion.tolist()
-        point["latency_ms"] = _latency(config, model, subject.plan) if config.latency else None
+        point["latency_ms"] = _latency(config, checkpoint, row.plan) if config.latency else None
         points.append(point)
-    classes = _class_names(checkpoint, manifest)
+    classes = checkpoint.labels or list(manifest.labels) or checkpoint.class_names
+    broken = {
+        i: entry.error or "broken, says the manifest"
+        for i, entry in enumerate(manifest.entries)
+        if not entry.ok
+    } | store.unreadable
+    columns = ("grid", "pool", "keep", "head", "selector")
     results = {
         "title": f"{Path(config.checkpoint).name} on {Path(config.data).name}",
         "checkpoint": config.checkpoint,
         "headline": _headline(points),
         "multi_label": checkpoint.multi_label,
-        "chance": float(answers.labels.mean()) if checkpoint.multi_label else 1 / len(classes),
-        "conditions": _conditions(config, checkpoint, manifest, answers, subjects, warning),
-        "protocol": protocol.flat([subject.plan for subject in subjects], model.config),
+        "chance": float(store.labels.mean()) if checkpoint.multi_label else 1 / len(classes),
+        "conditions": {"Caution": warning} if warning else {},
+        "protocol": {
+            **protocol,
+            "manifest": config.data,
+            "date": time.strftime("%Y-%m-%d"),
+            **{name: ", ".join(str(point[name]) for point in points) for name in columns},
+        },
         "classes": classes,
-        "unreadable": [
-            {"path": answers.names[i], "error": reason}
-            for i, reason in sorted((_known_broken(manifest) | answers.unreadable).items())
-        ],
+        "unreadable": [{"path": store.names[i], "error": why} for i, why in sorted(broken.items())],
         "points": points,
         "trials": _search(config).get("trials", []),
     }
     out = Path(config.out)
     write_json(out / RESULTS, results)
-    wrote = [out / RESULTS, answers.path]
+    wrote = [out / RESULTS, store.path]
     if config.report:
-        filmstrips = _filmstrips(checkpoint, manifest, subjects, answers)
+        filmstrips = _filmstrips(checkpoint, manifest, tested, store, classes)
         with lock_folder(config.report):
             wrote.append(write_report(config.report, results, filmstrips))
     return Evaluation(results, warning, wrote)
 
 
-def _point(model: FluxViT, subject: Subject, views: Views) -> dict[str, Any]:
+def _point(config: EvaluateConfig, model: FluxViTConfig, row: EvaluatedPlan) -> dict[str, Any]:
     """A tested plan and its cost, without scores."""
-    plan, config = subject.plan, model.config
+    plan = row.plan
     return {
-        "kind": subject.kind,
-        "budget": subject.budget,
+        "kind": row.kind,
+        "budget": row.budget,
         "grid": str(plan.grid),
         "frames": plan.grid.frames,
         "height": plan.grid.height,
         "width": plan.grid.width,
-        "pool": config.pool(plan.grid),
+        "pool": model.pool(plan.grid),
         "keep": plan.keep,
-        "head": head_of(plan, config),
+        "head": model.nearest_head(plan.keep) if plan.head is None else plan.head,
         "selector": plan.selector,
-        "views": str(views),
-        "gmacs": grid_cost(config.size, plan.grid, plan.keep, plan.selector).total / 1e9,
+        "views": str(config.views),
+        "gmacs": grid_cost(model.size, plan.grid, plan.keep, plan.selector).total / 1e9,
     }
 
 
-def _scores(metrics: Metrics) -> dict[str, Any]:
-    top1, (low, high) = metrics.top1, metrics.top1.interval
-    return {
-        "top1": top1.accuracy,
-        "low": low,
-        "high": high,
-        "correct": top1.correct,
-        "total": top1.total,
-        "top5": None if metrics.top5 is None else metrics.top5.accuracy,
-        "mean_class": metrics.mean_class,
-        "nll": metrics.nll,
-        "ece": metrics.ece,
-        "per_class": metrics.per_class,
-    }
-
-
-def _latency(config: EvaluateConfig, model: FluxViT, plan: Plan) -> dict[str, Any]:
-    with autocast(config, model):
-        latency = LatencyTable(model).measure(plan)
-    device = device_name(next(model.parameters()).device)
+def _latency(config: EvaluateConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    with autocast(checkpoint.device, config.precision):
+        latency = LatencyTable(checkpoint.model).measure(plan)
+    device = device_name(checkpoint.device)
     return {"p10": latency.p10, "p50": latency.p50, "p90": latency.p90, "device": device}
 
 
 def _headline(points: Sequence[Mapping[str, Any]]) -> str:
-    """The smallest budget, where the sampling matters most."""
+    """The scores at the smallest budget, where the sampling matters most."""
     least = [point for point in points if point["budget"] == points[-1]["budget"]]
     parts = [f"{_score_of(point)} with {point['kind']} sampling ({point['grid']})" for point in least]
     return f"At {least[0]['budget']} tokens a clip: {', '.join(parts)}."
@@ -403,50 +371,6 @@ def _score_of(point: Mapping[str, Any]) -> str:
     return f"{100 * point['map']:.1f} % mAP" if "map" in point else f"{100 * point['top1']:.1f} %"
 
 
-def _conditions(
-    config: EvaluateConfig,
-    checkpoint: Checkpoint,
-    manifest: Manifest,
-    answers: Answers,
-    subjects: Sequence[Subject],
-    warning: str,
-) -> dict[str, str]:
-    model = checkpoint.model
-    broken = len(_known_broken(manifest) | answers.unreadable)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    size = next(subject.plan.grid for subject in subjects if subject.kind == "plain").height
-    conditions = {
-        "Data": f"{config.data}, {len(manifest)} videos (digest {manifest.digest})",
-        "Model": (
-            f"{config.checkpoint}, {parameters:.2f} M parameters, patch {model.config.patch_size}, tubelet "
-            f"{model.config.tubelet_size}, trained for {', '.join(map(str, model.config.budgets))} tokens"
-        ),
-        "Views": f"{config.views}: times x crops, probabilities averaged",
-        "Plain sampling": f"as many whole {size}x{size} frames as the budget pays for",
-        "Accuracy": (
-            ("mean average precision" if checkpoint.multi_label else "top-1 with Wilson's 95 % interval")
-            + f"; {broken or 'no'} videos could not be read"
-            + ("; they count as wrong" if broken else "")
-        ),
-    }
-    if config.budgets and config.budgets[0].tokens is None:
-        conditions["Budget"] = ", ".join(map(str, config.budgets))
-    return conditions | ({"Caution": warning} if warning else {})
-
-
-def _class_names(checkpoint: Checkpoint, manifest: Manifest) -> list[str]:
-    return checkpoint.labels or list(manifest.labels) or checkpoint.class_names
-
-
-def _known_broken(manifest: Manifest) -> dict[int, str]:
-    """Reasons by number, of what the manifest says."""
-    return {
-        i: entry.error or "broken, says the manifest"
-        for i, entry in enumerate(manifest.entries)
-        if not entry.ok
-    }
-
-
 def _search(config: EvaluateConfig) -> dict[str, Any]:
     """The record of the search that the plan table comes from; empty without one."""
     path = checkpoint_folder(config.checkpoint) / SEARCH
@@ -454,7 +378,7 @@ def _search(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _warning(config: EvaluateConfig, manifest: Manifest) -> str:
-    """Said if any of the tested videos chose the plans."""
+    """A warning if any of the tested videos chose the plans."""
     data = _search(config).get("data")
     if config.grid is not None or not isinstance(data, dict):
         return ""
@@ -470,12 +394,15 @@ def _warning(config: EvaluateConfig, manifest: Manifest) -> str:
 
 
 def _filmstrips(
-    checkpoint: Checkpoint, manifest: Manifest, subjects: Sequence[Subject], answers: Answers
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    tested: Sequence[EvaluatedPlan],
+    store: PredictionStore,
+    classes: Sequence[str],
 ) -> list[Filmstrip]:
     """Filmstrips of the videos whose true class is most and least likely, all budgets on one grid."""
-    first = next((subject for subject in subjects if subject.kind != "plain"), subjects[0])
-    scores = answers.rows[_key(first.plan)].gather(1, answers.labels[:, None])[:, 0]
-    clips = best_and_worst(scores, answers.names, manifest.entries)
-    labels = _class_names(checkpoint, manifest)
-    budgets = sorted({subject.budget for subject in subjects}, reverse=True)
-    return make_filmstrips(checkpoint, budgets, first.plan.grid, clips, labels)
+    first = next((row for row in tested if row.kind != "plain"), tested[0]).plan
+    scores = store.rows[_key(first)].gather(1, store.labels[:, None])[:, 0]
+    clips = best_and_worst(scores, store.names, manifest.entries)
+    budgets = sorted({row.budget for row in tested}, reverse=True)
+    return make_filmstrips(checkpoint, budgets, first.grid, clips, classes)

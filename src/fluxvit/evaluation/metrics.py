@@ -1,7 +1,7 @@
-"""What predictions are worth: accuracy in several readings, and whether their probabilities can be believed.
+"""Metrics of predictions: accuracies, likelihood and calibration.
 
-A clip without an answer (its row is not numbers, because it could not be read) is wrong in every figure.
-Where a probability is asked for, it has the same one for each class. N clips, C classes.
+A clip without an answer (its row is NaN, because it could not be read) is wrong in every figure. Its
+probability is the same for each class. N clips, C classes.
 """
 
 from __future__ import annotations
@@ -75,6 +75,23 @@ class Metrics:
     def mean_class(self) -> float:
         """Mean accuracy of the classes that have clips."""
         return mean_of_classes(self.per_class)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What result files hold of it, without the confusion."""
+        low, high = self.top1.interval
+        return {
+            "top1": self.top1.accuracy,
+            "low": low,
+            "high": high,
+            "correct": self.top1.correct,
+            "total": self.top1.total,
+            "top5": None if self.top5 is None else self.top5.accuracy,
+            "mean_class": self.mean_class,
+            "nll": self.nll,
+            "ece": self.ece,
+            "per_class": self.per_class,
+        }
 
 
 def measure(log_probabilities: Tensor, labels: Tensor) -> Metrics:

@@ -1,4 +1,4 @@
-"""What was predicted for every video, on disk, so that an evaluation goes on where it was."""
+"""The predictions for every video, kept on disk, so that an evaluation continues where it was."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fluxvit.utils.files import atomic_path
 
 
 @dataclass
-class Answers:
-    """Log-probabilities of every video for each request, kept in a file that an evaluation goes on with.
+class PredictionStore:
+    """Log-probabilities of every video at each plan, kept in a file that an evaluation continues from.
 
     Args:
         path: The ``.npz`` file.
-        facts: What the answers depend on; those of a file with other facts are forgotten.
+        facts: What the predictions depend on; a file with other facts is ignored.
         labels: Class indices int64 ``[N]``, or multi-hot ``[N, C]``.
         names: ``[N]`` paths.
-        rows: By the request's key, fp32 ``[N, C]``; not numbers where a video could not be read.
+        rows: By the plan's key, fp32 ``[N, C]``; NaN where a video could not be read.
         unreadable: Reasons by the video's number.
     """
 
@@ -36,7 +36,7 @@ class Answers:
     unreadable: dict[int, str] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Take up what the file holds, if it is of the same facts."""
+        """Read the file, if it is of the same facts."""
         try:
             with np.load(self.path) as file:
                 if str(file["facts"]) != self.facts:
@@ -45,11 +45,11 @@ class Answers:
                 self.rows = dict(zip(map(str, file["requests"]), rows, strict=True))
                 self.unreadable = {int(i): text for i, text in json.loads(str(file["unreadable"])).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
-            # There is none, or it is another program's or damaged: all is computed.
+            # There is none, or it is another program's or damaged: everything is computed.
             self.rows, self.unreadable = {}, {}
 
     def add(self, rows: Mapping[str, Tensor], unreadable: Mapping[int, str]) -> None:
-        """Take up the answers to more requests, and write the file anew."""
+        """Add the predictions of more plans, and write the file anew."""
         self.rows |= rows
         self.unreadable |= unreadable
         with atomic_path(self.path) as partial, partial.open("wb") as out:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-import torch
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.latency import LatencyTable, plan_for
+from fluxvit.evaluation.classification import autocast
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.fluxvit import FluxViT
 
-if TYPE_CHECKING:
-    from fluxvit.evaluation.config import EvaluateConfig
-
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedPlan:
     """A plan that is tested.
 
     Args:
         kind: ``plain``, ``optimised``, or the name of a selector on a grid that was not searched for it.
-        budget: Tokens of the budget; of one in other units, those that its main plan keeps.
-        plan: What is done.
+        budget: Tokens of the budget; for a budget in other units, those that its main plan keeps.
+        plan: The plan.
     """
 
     kind: str
@@ -36,7 +32,7 @@ class Subject:
 
 
 def plain_grid(model: FluxViT, budget: int, size: int) -> SamplingGrid:
-    """The grid with as many square frames of side ``size`` as a budget pays for whole; one tubelet at least.
+    """The grid with as many square frames of side ``size`` as a budget pays for; at least one tubelet.
 
     Raises:
         ValueError: ``size`` is no multiple of the patch size.
@@ -45,63 +41,66 @@ def plain_grid(model: FluxViT, budget: int, size: int) -> SamplingGrid:
     return SamplingGrid(model.config.tubelet_size * max(1, budget // per_frame), size, size)
 
 
-def find_subjects(config: EvaluateConfig, checkpoint: Checkpoint) -> list[Subject]:
-    """The plans to test, those of the largest budget first. Milliseconds are measured on the model's device.
+def plans_to_test(
+    checkpoint: Checkpoint,
+    name: str,
+    budgets: Sequence[Budget] = (),
+    *,
+    grid: SamplingGrid | None = None,
+    plain_size: int | None = None,
+    baselines: Sequence[str] = (),
+    precision: str = "fp32",
+) -> list[EvaluatedPlan]:
+    """The plans to test, those of the largest budget first.
+
+    Args:
+        name: The checkpoint's name, for messages.
+        budgets: Budgets; by default those that the checkpoint was trained for.
+        grid: Grid to test instead of those of the plan table.
+        plain_size: Side of the frames of plain sampling; by default it is taken from the training grids.
+        baselines: Selectors that are also tested on the grids of the main plans.
+        precision: Precision in which milliseconds are measured, on the model's device.
 
     Raises:
-        ValueError: A budget, the grid, the head or a baseline cannot be used.
+        ValueError: A budget, the grid or a baseline cannot be used.
     """
     model = checkpoint.model
-    heads = len(model.config.budgets)
-    if config.head is not None and not 0 <= config.head < heads:
-        raise ValueError(f"head {config.head} does not exist; this model has heads 0 to {heads - 1}")
-    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in model.config.budgets)
-    if config.baselines and config.grid is None and not checkpoint.plans:
+    budgets = budgets or [Budget(tokens=tokens) for tokens in model.config.budgets]
+    if baselines and grid is None and not checkpoint.plans:
         raise ValueError(
-            f"{config.checkpoint} has no plan table, and plain sampling leaves selectors no choice; "
+            f"{name} has no plan table, and plain sampling leaves selectors no choice; "
             "give the baselines a --grid, or make a table with: fluxvit optimize"
         )
-    size = config.plain_size or _plain_size(config, checkpoint, budgets)
-    subjects: dict[Subject, None] = {}  # A set that keeps its order.
+    size = plain_size or _plain_size(name, checkpoint, budgets)
+    tested: dict[EvaluatedPlan, None] = {}  # A set that keeps its order.
     for budget in budgets:
-        main, kind = None, "optimised"
-        with autocast(config, model):  # Milliseconds are measured in it.
-            plain = _changed(_plain(model, budget, size), config)
-            if config.grid is not None:
-                pool = config.grid.tokens(model.config.patch_size, model.config.tubelet_size)
-                known = [Plan(config.grid, min(budget.tokens or pool, pool))]
-                main = _changed(plan_for(model, budget, known), config)
-                kind = main.selector
-            elif checkpoint.plans:
-                main = _changed(plan_for(model, budget, checkpoint.plans), config)
-        tokens = budget.tokens or (plain if main is None else main).keep
-        subjects[Subject("plain", tokens, plain)] = None
-        if main is not None:
-            subjects[Subject(kind, tokens, main)] = None
-            for name in config.baselines:
-                if name != main.selector:
-                    subjects[Subject(name, tokens, replace(main, selector=name, measured=None))] = None
-    return sorted(subjects, key=lambda subject: -subject.budget)
+        known = checkpoint.plans
+        if grid is not None:
+            pool = checkpoint.pool(grid)
+            known = [Plan(grid, min(budget.tokens or pool, pool))]
+        with autocast(checkpoint.device, precision):
+            plain = _plain(model, budget, size)
+            main = plan_for(model, budget, known) if known else plain
+        tokens = budget.tokens or main.keep
+        tested[EvaluatedPlan("plain", tokens, plain)] = None
+        if known:
+            kind = "optimised" if grid is None else main.selector
+            tested[EvaluatedPlan(kind, tokens, main)] = None
+            for selector in baselines:
+                if selector != main.selector:
+                    other = replace(main, selector=selector, measured=None)
+                    tested[EvaluatedPlan(selector, tokens, other)] = None
+    return sorted(tested, key=lambda row: -row.budget)
 
 
-def autocast(config: EvaluateConfig, model: FluxViT) -> torch.autocast:
-    """The precision that an evaluation runs in, and its milliseconds are measured in."""
-    kind = next(model.parameters()).device.type
-    return torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def _changed(plan: Plan, config: EvaluateConfig) -> Plan:
-    """A plan with the head and the selector that are asked for."""
-    head = plan.head if config.head is None else config.head
-    return replace(plan, head=head, selector=config.selector or plan.selector)
-
-
-def _plain_size(config: EvaluateConfig, checkpoint: Checkpoint, budgets: Sequence[Budget]) -> int:
+def _plain_size(name: str, checkpoint: Checkpoint, budgets: Sequence[Budget]) -> int:
+    """The side of the square training grid with the largest pool, one tubelet of which fits into the smallest
+    budget."""
     smallest = min((budget.tokens for budget in budgets if budget.tokens), default=0)
     square = [grid for grid in checkpoint.grids if grid.height == grid.width]
     if not square:
         raise ValueError(
-            f"{config.checkpoint} names no square training grid to take the size of plain sampling from; "
+            f"{name} names no square training grid to take the size of plain sampling from; "
             "give --plain_size, such as 224"
         )
 
@@ -114,34 +113,27 @@ def _plain_size(config: EvaluateConfig, checkpoint: Checkpoint, budgets: Sequenc
 
 
 def _plain(model: FluxViT, budget: Budget, size: int) -> Plan:
-    """As many whole frames as a budget pays for, one tubelet at least, all tokens kept that it pays for."""
+    """As many complete frames as a budget pays for, at least one tubelet, with all tokens it pays for."""
     config = model.config
     if budget.tokens is not None:
         grid = plain_grid(model, budget.tokens, size)
         return Plan(grid, min(budget.tokens, config.pool(grid)))
     frame = config.pool(SamplingGrid(config.tubelet_size, size, size))
+    table = LatencyTable(model)
 
-    def whole(tubelets: int) -> Plan:
+    def complete(tubelets: int) -> Plan:
         return Plan(plain_grid(model, tubelets * frame, size), tubelets * frame)
 
-    if budget.gflops is not None:
-        limit = budget.gflops
-
-        def spent(plan: Plan) -> float:
+    def cost(tubelets: int) -> float:
+        plan = complete(tubelets)
+        if budget.gflops is not None:
             return grid_cost(config.size, plan.grid, plan.keep).total / 1e9
-    else:
-        assert budget.latency_ms is not None
-        limit, table = budget.latency_ms, LatencyTable(model)
+        return table.measure(plan).p50
 
-        def spent(plan: Plan) -> float:
-            return table.measure(plan).p50
-
-    low, high = 1, 2
-    if spent(whole(low)) > limit:
-        return plan_for(model, budget, [whole(low)])
-    while spent(whole(high)) <= limit:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spent(whole(middle)) <= limit else (low, middle)
-    return whole(low)
+    limit = budget.gflops or budget.latency_ms or 0.0
+    if cost(1) > limit:
+        return plan_for(model, budget, [complete(1)])
+    most = 2
+    while cost(most) <= limit:
+        most *= 2
+    return complete(most // 2 - 1 + bisect_right(range(most // 2, most), limit, key=cost))

@@ -16,7 +16,7 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.latency import measure_latencies
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.deploy.cascade import measure_chains, prefixes
-from fluxvit.evaluation.classification import predict_dataset
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cascade import chain_gmacs, chain_tokens, stage_answer
 from fluxvit.flux.cost import NetworkSize
@@ -249,40 +249,6 @@ def choose_cascades(
     return _tune(chains, labels, targets)
 
 
-def predict_plans(
-    checkpoint: Checkpoint,
-    dataset: ClipDataset,
-    plans: Sequence[Plan],
-    *,
-    workers: int = 0,
-    progress: bool = True,
-) -> tuple[list[Tensor], Tensor]:
-    """Logits ``[N, classes]`` of every plan, and labels ``[N]``; plans that sample alike share the embedding.
-
-    Raises:
-        VideoError: A video cannot be read.
-    """
-    logits: dict[Plan, Tensor] = {}
-    labels = torch.zeros(0, dtype=torch.long)
-    for plan in plans:
-        if plan in logits:
-            continue
-        alike = [p for p in plans if (p.grid, p.head, p.selector) == (plan.grid, plan.head, plan.selector)]
-        results = predict_dataset(
-            checkpoint,
-            dataset,
-            plan.grid,
-            [p.keep for p in alike],
-            head=plan.head,
-            selector=plan.selector,
-            workers=workers,
-            progress=f"Predicting at {plan.grid}" if progress else None,
-        )
-        logits.update((p, result.logits) for p, result in zip(alike, results, strict=True))
-        labels = results[0].labels
-    return [logits[plan] for plan in plans], labels
-
-
 def tune_cascades(
     checkpoint: Checkpoint,
     dataset: ClipDataset,
@@ -325,7 +291,9 @@ def tune_cascades(
         if least > limit:
             unit = str(target).split(" ")[1]
             raise ValueError(f"budget {target}: the cheapest plan alone takes {least:.3g} {unit}")
-    logits, labels = predict_plans(checkpoint, dataset, plans, workers=workers, progress=progress)
+    title = "Predicting" if progress else None
+    results = predict_plans(checkpoint, dataset, plans, workers=workers, progress=title)
+    logits, labels = [result.logits for result in results], results[0].labels
     cascades = []
     for target, limit, costs in priced:
         (cascade,) = choose_cascades(plans, logits, labels, costs, [limit], max_stages)

@@ -7,7 +7,7 @@ from typing import Any
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest
-from fluxvit.evaluation.recall import answers_of, recall, right_videos
+from fluxvit.evaluation.language.recall import answers_of, recall, right_videos
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.tasks.contrastive import ContrastiveTask
 from fluxvit.training.trainer import Trainer

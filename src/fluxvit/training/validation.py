@@ -14,9 +14,10 @@ from torch import Tensor
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Entry
-from fluxvit.evaluation.classification import Predictions, predict_dataset
+from fluxvit.evaluation.classification import Predictions, predict_plans
 from fluxvit.evaluation.metrics import average_precision, mean_of_classes
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
 from fluxvit.training.tasks.base import Task
 from fluxvit.training.trainer import Trainer
 from fluxvit.utils.distributed import fail_together
@@ -168,11 +169,10 @@ class Validation:
         share = range(world.rank, len(self._dataset), world.size)
         if not share:
             return []
-        results = predict_dataset(
+        results = predict_plans(
             replace(self._checkpoint, model=model),
             self._dataset,
-            self._grid,
-            budgets,
+            [Plan(self._grid, budget) for budget in budgets],
             workers=self._workers,
             progress="Validating" if self._progress and world.is_main else None,
             indices=share,

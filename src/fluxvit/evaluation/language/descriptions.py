@@ -1,9 +1,9 @@
-"""Descriptions of videos, and how much of what happens they tell (DREAM-1K's AutoDQ).
+"""``fluxvit evaluate-descriptions``: how much of what happens in a video is described (DREAM-1K's AutoDQ).
 
-A *judge* cuts texts into events and says which events a text tells of. Recall is the part of the reference's
-events that the description tells of, precision the part of the description's events that the reference tells
-of; both are averaged over videos, and F1 is of these means (Wang et al. 2024, arXiv 2407.00634). Scores of
-different judges do not compare.
+A *judge* splits texts into events and decides which events a text mentions. Recall is the share of the
+reference's events that the description mentions, precision the share of the description's events that the
+reference mentions. Both are averaged over videos, and F1 is computed from these means (Wang et al. 2024,
+arXiv 2407.00634). Scores of different judges cannot be compared.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Protocol
 
 import msgspec
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.data.manifest import Entry, Manifest, read_manifest, to_record
@@ -25,6 +23,7 @@ from fluxvit.data.questions import questions_of
 from fluxvit.deploy.chat import Chat, check_answer
 from fluxvit.evaluation.config import DescriptionsConfig
 from fluxvit.utils.files import append_json, lock_file, read_json_lines
+from fluxvit.utils.progress import tracked
 from fluxvit.utils.system import log_device
 from fluxvit.video.base import VideoError
 
@@ -44,19 +43,19 @@ class Judge(Protocol):
     """Compares texts by what happens in them."""
 
     def events(self, description: str) -> list[str]:
-        """What happens in a text, one sentence each."""
+        """The events in a text, one sentence each."""
         ...
 
     def entailed(self, description: str, events: Sequence[str]) -> list[bool]:
-        """Whether a text tells of each event."""
+        """Whether a text mentions each event."""
         ...
 
 
 @dataclass(frozen=True)
 class Described:
-    """A description, what it should say, and the events in that; none: the judge finds them."""
+    """A description, its reference, and the reference's events; without events the judge finds them."""
 
-    told: str
+    description: str
     reference: str
     events: tuple[str, ...] = ()
 
@@ -76,37 +75,33 @@ class DescriptionScore:
 
 
 def score_descriptions(described: Sequence[Described], judge: Judge) -> DescriptionScore:
-    """Judge descriptions. A text in which nothing happens leaves nothing out, and says nothing wrong: 1.
+    """Judge descriptions. A text without events has nothing to leave out and nothing wrong: it scores 1.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no descriptions.
     """
     if not described:
         raise ValueError("no descriptions to judge")
     recalls, precisions = [], []
     for one in described:
-        wanted = list(one.events) or judge.events(one.reference)
-        recalls.append(_part(judge.entailed(one.told, wanted)))
-        precisions.append(_part(judge.entailed(one.reference, judge.events(one.told))))
+        expected = list(one.events) or judge.events(one.reference)
+        recalls.append(_share(judge.entailed(one.description, expected)))
+        precisions.append(_share(judge.entailed(one.reference, judge.events(one.description))))
     return DescriptionScore(sum(recalls) / len(recalls), sum(precisions) / len(precisions))
 
 
-def _part(found: Sequence[bool]) -> float:
-    return sum(found) / len(found) if found else 1.0
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 1.0
 
 
 class LanguageModelJudge:
-    """A causal language model as a judge; the larger, the better.
-
-    Args:
-        language: The model.
-    """
+    """A causal language model as a judge; larger models judge better."""
 
     def __init__(self, language: LanguageModel) -> None:
         self._language = language
 
     def events(self, description: str) -> list[str]:
-        """Lines that the model writes, ten at most."""
+        """The lines that the model writes, ten at most."""
         text = self._answer(
             "List what happens in this text, one short sentence a line, each with one action. Leave out how "
             f"things look, and camera moves.\n\n{description}"
@@ -114,24 +109,21 @@ class LanguageModelJudge:
         lines = [re.sub(r"^[\s\d.)*-]+", "", line).strip() for line in text.splitlines()]
         return [line for line in lines if line][:_MOST_EVENTS]
 
+    @torch.inference_mode()
     def entailed(self, description: str, events: Sequence[str]) -> list[bool]:
         """Whether the model finds yes likelier than no."""
         yes, no = (int(self._language.ids(word)[0]) for word in ("Yes", "No"))
-        found = []
+        flags = []
         for event in events:
             prompt = f"Text: {description}\n\nDoes the text say that this happens: {event}\nAnswer Yes or No."
-            logits = self._logits(prompt)
-            found.append(bool(logits[yes] > logits[no]))
-        return found
-
-    @torch.inference_mode()
-    def _logits(self, prompt: str) -> torch.Tensor:
-        return self._language.network(self._ids(prompt), logits_to_keep=1).logits[0, -1]
+            logits = self._language.network(self._ids(prompt), logits_to_keep=1).logits[0, -1]
+            flags.append(bool(logits[yes] > logits[no]))
+        return flags
 
     @torch.inference_mode()
     def _answer(self, prompt: str) -> str:
         ids = self._ids(prompt)
-        made = self._language.network.generate(
+        output = self._language.network.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=256,
@@ -139,66 +131,56 @@ class LanguageModelJudge:
             eos_token_id=self._language.stops,
             pad_token_id=self._language.stops[0],
         )
-        return self._language.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        return self._language.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
     def _ids(self, prompt: str) -> torch.Tensor:
         before, behind = self._language.first_turn(prompt)
-        place = next(self._language.network.parameters()).device
-        return torch.cat([before, behind])[None].to(place)
+        return torch.cat([before, behind])[None].to(next(self._language.network.parameters()).device)
 
 
 def describe_videos(
     chat: Chat, manifest: Manifest, out: str | Path, *, limit: int = 256, progress: bool = True
 ) -> list[Described]:
-    """A description of each video, kept in ``descriptions.jsonl`` as soon as it is said: the same call goes
-    on where it was. The first open question of a video asks for it, or else `QUESTION`.
+    """Describe each video, and keep the descriptions in ``descriptions.jsonl``, from which the same call
+    continues. The first open question of a video asks for the description, or else `QUESTION`.
 
     Returns:
-        Those of videos that could be read, in the manifest's order; of the others the file says why.
+        The descriptions of the videos that could be read, in the manifest's order; for the others the file
+        has the reason.
 
     Raises:
-        ValueError: ``limit`` is out of range, the file is of other videos, or another run is writing it.
+        ValueError: ``limit`` is out of range, a video has no caption, the file is of other videos, or another
+            run is writing it.
     """
     check_answer(limit)
     path = Path(out) / DESCRIPTIONS
-    with lock_file(path):
-        return _describe_videos(chat, manifest, path, limit, progress)
-
-
-def _describe_videos(
-    chat: Chat, manifest: Manifest, path: Path, limit: int, progress: bool
-) -> list[Described]:
+    for entry in manifest.entries:
+        if not entry.captions:
+            raise ValueError(f"{entry.path} has no caption that tells what a description should say")
     names = [to_record(entry, manifest.root)["path"] for entry in manifest.entries]
-    rows = read_json_lines(path, _Row)
-    if [row.get("path") for row in rows] != names[: len(rows)]:
-        raise ValueError(f"{path} holds descriptions of other videos; choose another folder or remove it")
-    console = Console(stderr=True)
-    hidden = not (progress and console.is_terminal)
-    rest = list(zip(names, manifest.entries, strict=True))[len(rows) :]
-    for name, entry in track(rest, "Describing", console=console, transient=True, disable=hidden):
-        row = {"path": name, **_say(chat, entry, limit)}
-        append_json(path, row)
-        rows.append(row)
+    with lock_file(path):
+        rows = read_json_lines(path, _Row)
+        if [row.get("path") for row in rows] != names[: len(rows)]:
+            raise ValueError(f"{path} holds descriptions of other videos; choose another folder or remove it")
+        rest = list(zip(names, manifest.entries, strict=True))[len(rows) :]
+        for name, entry in tracked(rest, "Describing" if progress else None):
+            row = {"path": name, **_describe(chat, entry, limit)}
+            append_json(path, row)
+            rows.append(row)
     return [
-        Described(row["told"], _reference(entry), tuple(entry.extra.get("events", ())))
+        Described(row["told"], entry.captions[0], tuple(entry.extra.get("events", ())))
         for row, entry in zip(rows, manifest.entries, strict=True)
         if "told" in row
     ]
 
 
-def _say(chat: Chat, entry: Entry, limit: int) -> dict[str, str]:
+def _describe(chat: Chat, entry: Entry, limit: int) -> dict[str, str]:
     question = next((q.question for q in questions_of(entry) if not q.choices), QUESTION)
     try:
         chat.watch(entry.path)
     except VideoError as error:
         return {"error": str(error)}
     return {"told": "".join(chat.ask(question, limit=limit)).strip()}
-
-
-def _reference(entry: Entry) -> str:
-    if not entry.captions:
-        raise ValueError(f"{entry.path} has no caption that tells what a description should say")
-    return entry.captions[0]
 
 
 def run_descriptions(config: DescriptionsConfig) -> str:

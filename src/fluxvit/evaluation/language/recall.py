@@ -1,8 +1,8 @@
-"""How well queries find what belongs to them: recall and ranks in both directions, of any two modalities.
+"""Recall and ranks of retrieval in both directions, for any two modalities.
 
 Everything is computed from a matrix of similarities, in blocks of queries, so that no second matrix of its
-size is made. What ties with the right answer ranks before it: an encoder that tells nothing apart finds
-nothing.
+size is made. Candidates that tie with the right one rank before it, so that an encoder that tells nothing
+apart finds nothing.
 """
 
 from __future__ import annotations
@@ -20,41 +20,36 @@ _BLOCK = 256  # Queries at once.
 
 @dataclass(frozen=True)
 class Recall:
-    """Figures of one direction.
+    """The ranks of one direction.
 
     Args:
-        ranks: int64 ``[Q]``, from 1: of each query's best answer, behind all wrong ones as similar as it.
-        candidates: Among how many.
+        ranks: int64 ``[Q]``, from 1: the rank of each query's best answer, behind all wrong ones that are as
+            similar.
     """
 
     ranks: Tensor
-    candidates: int
 
     def at(self, count: int) -> float:
-        """R@count: the part of the queries whose answer is among the first so many."""
+        """R@count: the share of the queries whose answer is among the first ``count``."""
         return (self.ranks <= count).double().mean().item()
 
     @property
-    def median_rank(self) -> float:
-        """The middle rank; of an even number of queries the mean of the two middle ones."""
-        return self.ranks.double().quantile(0.5).item()
-
-    @property
-    def mean_rank(self) -> float:
-        """The mean rank."""
-        return self.ranks.double().mean().item()
+    def record(self) -> dict[str, float]:
+        """What result files hold: R@1, R@5 and R@10 in percent, and the median and the mean rank."""
+        ranks = self.ranks.double()
+        recalls = {f"r{count}": 100 * self.at(count) for count in (1, 5, 10)}
+        return {**recalls, "median_rank": ranks.quantile(0.5).item(), "mean_rank": ranks.mean().item()}
 
 
 def recall(similarity: Tensor, belongs: Sequence[Sequence[int]]) -> Recall:
     """Rank candidates by similarity to each query.
 
     Args:
-        similarity: ``[Q, N]``, of queries to candidates.
-        belongs: For each query the candidates that are right; the best one of them counts, and the others
-            do not stand in its way.
+        similarity: Similarities ``[Q, N]`` of queries and candidates.
+        belongs: The right candidates of each query; the best one counts, and the others are not in its way.
 
     Raises:
-        ValueError: A query has no right candidate, or one that is not there; a similarity is no number.
+        ValueError: A query has no right candidate, or one that does not exist; a similarity is not a number.
     """
     queries, candidates = similarity.shape
     if len(belongs) != queries:
@@ -76,20 +71,20 @@ def recall(similarity: Tensor, belongs: Sequence[Sequence[int]]) -> Recall:
             right[row, list(indices)] = True
         best = rows.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ranks.append(1 + ((rows >= best) & ~right).sum(1))
-    return Recall(torch.cat(ranks).cpu(), candidates)
+    return Recall(torch.cat(ranks).cpu())
 
 
 def right_videos(captions: Sequence[Sequence[str]]) -> list[list[int]]:
     """The videos that each caption is right for.
 
-    A caption that several videos share is right for all of them: nothing could tell which one is meant.
-    Captions are equal if they differ only in case and white space.
+    A caption that several videos share is right for all of them, because nothing could tell which one is
+    meant. Captions are equal if they differ only in case and white space.
 
     Args:
-        captions: Those of each video.
+        captions: The captions of each video.
 
     Returns:
-        For every caption, video by video, the numbers of its videos, rising.
+        For every caption, video by video, the numbers of its videos in rising order.
     """
     videos: dict[str, list[int]] = {}
     plain = [[plain_caption(caption) for caption in row] for row in captions]
@@ -108,14 +103,11 @@ def answers_of(belongs: Sequence[Sequence[int]], candidates: int) -> list[list[i
     return queries
 
 
-def dual_softmax(similarity: Tensor, scale: float = 1.0) -> Tensor:
+def dual_softmax(similarity: Tensor) -> Tensor:
     """Similarities ``[Q, N]`` times each candidate's softmax over all queries (Cheng et al. 2021,
     arXiv 2109.04290): a candidate that is near to every query counts less for each.
 
-    It takes all queries at once, which nobody has who searches: figures with it stand in a row of their own.
-
-    Args:
-        scale: Factor of the similarities in the softmax. InternVideo2 and its heirs take cosines as they are
-            (1).
+    It uses all queries at once, which are not known to anyone who searches, so its figures are reported
+    separately. As in InternVideo2, cosines are used as they are.
     """
-    return similarity * (similarity * scale).softmax(0)
+    return similarity * similarity.softmax(0)

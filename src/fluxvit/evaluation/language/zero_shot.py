@@ -1,4 +1,4 @@
-"""Classifiers made of words: a dual encoder that is given class names is a FluxViT like any other.
+"""``fluxvit zero-shot``: a classifier made of class names and a dual encoder, without training.
 
 It is saved as an ordinary checkpoint, which predict, evaluate, optimize and all other commands take.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,28 +38,25 @@ TEMPLATES = (
     "people and {}.",
     "what happens is {}.",
 )
-"""Sixteen, of our own wording; ``{}`` stands for the class."""
-AVERAGES = ("embeddings", "scores")
+"""Sixteen sentences of our own wording; ``{}`` stands for the class."""
 
 
 def embed_classes(
     dual: DualEncoderCheckpoint,
     names: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
-    average: str = "embeddings",
+    average: Literal["embeddings", "scores"] = "embeddings",
 ) -> Tensor:
-    """A vector for each class ``[N, D]``, of its name in all templates.
+    """A vector for each class ``[N, D]``, made of its name in all templates.
 
     Args:
-        average: ``embeddings``: a unit vector in the direction of the mean of the templates' vectors, as in
-            CLIP. ``scores``: that mean itself, whose cosine is the mean of the templates' cosines, as in
-            InternVideo2.
+        average: With ``embeddings``, a unit vector in the direction of the mean of the templates' vectors, as
+            in CLIP. With ``scores``, that mean itself, whose cosine is the mean of the templates' cosines, as
+            in InternVideo2.
 
     Raises:
-        ValueError: A template has no place for the class, or the average is unknown.
+        ValueError: A template does not have exactly one ``{}``, or there are no names or templates.
     """
-    if average not in AVERAGES:
-        raise ValueError(f"average {average!r}: choose {' or '.join(AVERAGES)}")
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"template {template!r}: it must have one {{}}, where the class goes")
@@ -81,7 +79,7 @@ def plain_name(name: str) -> str:
 
 
 def run_zero_shot(config: ZeroShotConfig) -> str:
-    """Write the checkpoint of a classifier of class names; returns what was written, for people.
+    """Write the checkpoint of a classifier of class names; returns a summary for people.
 
     Raises:
         ValueError: The dual encoder, the names or the templates cannot be read.
@@ -92,7 +90,7 @@ def run_zero_shot(config: ZeroShotConfig) -> str:
     templates = list(text_lines(Path(config.templates))) if config.templates else list(TEMPLATES)
     log_device(device)
     vectors = embed_classes(dual, labels, templates, config.average)
-    made_of = {"names": config.names, "templates": templates, "average": config.average}
-    provenance = {**dual.provenance, "classes": made_of}
+    source = {"names": config.names, "templates": templates, "average": config.average}
+    provenance = {**dual.provenance, "classes": source}
     folder = replace(dual.classifier(vectors, labels), provenance=provenance).save(config.out)
     return f"{len(labels)} classes, {len(templates)} templates averaged as {config.average}\nwrote   {folder}"
