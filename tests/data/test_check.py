@@ -274,7 +274,6 @@ def test_unknown_keys_are_kept(tmp_path: Path) -> None:
         (["{set}", "--out", "x.jsonl", "--time_limit", "0"], "time_limit is 0.0, expected a number above 0"),
         (["{set}", "--out", "x.jsonl", "--format", "vhs"], "format 'vhs': choose auto, activitynet"),
         (["{set}/none", "--out", "x.jsonl"], "no such file or folder"),
-        (["{set}", "--out", "x.jsonl", "--labels", "{set}/none"], "no such file of class names"),
         (["{set}", "--out", "x.jsonl", "--like", "{set}/none"], "no such file of class names"),
     ],
 )

@@ -167,13 +167,11 @@ def test_one_split_is_numbered_like_another(
 def test_a_file_of_names_numbers_lists_that_have_names(lists: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("0 zebra\n1 cup\n2 apple\n")
-    assert labels(read_source(lists / "val.csv", labels=names)) == [1, 2]
+    assert labels(read_source(lists / "val.csv", like=names)) == [1, 2]
     (lists / "val.csv").write_text("clip.mp4,1\n")
-    videos = read_source(lists / "val.csv", labels=names)
+    videos = read_source(lists / "val.csv", like=names)
     assert videos.labels == ("zebra", "cup", "apple")
     assert "the numbers are taken to be those of" in videos.notes[-1]
-    with pytest.raises(ValueError, match="--labels or --like, not both"):
-        read_source(lists / "val.csv", labels=names, like=names)
 
 
 def test_a_manifest_without_names_is_no_pattern(lists: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from test_sources import listed, touch, write
 
 from fluxvit.data import prepare
-from fluxvit.data.formats.layout import VideoList, split_in, splits_in
+from fluxvit.data.formats.layout import VideoList, split_in
 from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import Manifest, content_digest, read_manifest, write_manifest
 from fluxvit.data.prepare import prepare_manifests
@@ -44,10 +44,6 @@ def test_split_by_name(name: str, split: str | None) -> None:
     assert split_in(name) == split
 
 
-def test_names_of_several_splits() -> None:
-    assert splits_in("trainval") == splits_in("train_videos_val") == ["train", "val"]
-
-
 def test_folders_beside_splits_are_no_classes(tmp_path: Path) -> None:
     touch(tmp_path / "train" / "a" / "1.mp4", tmp_path / "val" / "a" / "2.mp4", tmp_path / "labels" / "x.txt")
     videos = read_source(tmp_path, split="train")
@@ -55,9 +51,6 @@ def test_folders_beside_splits_are_no_classes(tmp_path: Path) -> None:
     assert videos.notes == ("left out the folders labels, which are no splits",)
     with pytest.raises(ValueError, match=r"which of its splits\? Choose with --split train or val"):
         read_source(tmp_path)
-    touch(tmp_path / "train_videos_val" / "a" / "3.mp4")
-    with pytest.raises(ValueError, match=r"train_videos_val: is it train or val\? Give its name one of them"):
-        read_source(tmp_path, split="train")
 
 
 def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
@@ -114,8 +107,9 @@ def test_videos_are_held_out_of_a_lonely_training_split(
 def test_segments_of_a_video_are_held_out_together(tmp_path: Path) -> None:
     data = tmp_path / "data"
     touch(*(data / f"{i}.mp4" for i in range(3)))
-    lines = [f"{i}.mp4,9,{start},{start + 1},0" for i in range(3) for start in range(8)]
-    train, val = prepare_manifests(write(data / "segments.csv", *lines), tmp_path / "out", progress=False)
+    lines = [f"{i}.mp4,{start},{start + 1},0" for i in range(3) for start in range(8)]
+    source = write(data / "segments.csv", "path,start,end,label", *lines)
+    train, val = prepare_manifests(source, tmp_path / "out", progress=False)
     assert not set(names(train)) & set(names(val))
     assert (len(names(train)), len(names(val))) == (16, 8)
 
@@ -129,15 +123,12 @@ def test_a_video_in_train_and_val_is_told(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         prepare_manifests(data, tmp_path / "out", progress=False)
     assert f"1 videos are both in train and val, such as {data / 'b.mp4'}" in caplog.text
-    assert f"1 rows list a video more than once, such as {data / 'b.mp4'}" in caplog.text
+    assert f"1 videos are listed more than once, such as {data / 'b.mp4'}" in caplog.text
 
 
 def test_repeated_rows_are_counted(tmp_path: Path) -> None:
     touch(tmp_path / "a.mp4", tmp_path / "b.mp4")
     videos = read_source(write(tmp_path / "x.csv", "a.mp4,0", "b.mp4,1", "a.mp4,0", "b.mp4,0", "a.mp4,0"))
-    assert videos.notes[1:] == (
-        f"2 rows list a video more than once, such as {tmp_path / 'a.mp4'}",
-        f"1 rows list a video again with another label, such as {tmp_path / 'b.mp4'}",
-    )
-    segments = write(tmp_path / "segments.csv", "a.mp4,9,0,1,0", "a.mp4,9,1,2,0")
+    assert videos.notes == (f"2 videos are listed more than once, such as {tmp_path / 'a.mp4'}",)
+    segments = write(tmp_path / "segments.csv", "path,start,end,label", "a.mp4,0,1,0", "a.mp4,1,2,0")
     assert read_source(segments).notes == ()

@@ -59,26 +59,6 @@ def test_conversations_in_all_their_forms(tmp_path: Path) -> None:
     ]
 
 
-def test_captions_to_choose_from(tmp_path: Path) -> None:
-    touch(tmp_path / "video9.mp4", tmp_path / "7.webm")
-    listed = [
-        {"video": "video9.mp4", "caption": ["a dog", "a cat ", "a cow"], "answer": 1},
-        {"image": "video9.mp4", "caption": ["a cat", "a cow", "a cow"], "answer": 2},
-    ]
-    videos = read_source(dump(tmp_path / "msrvtt_mc_test.json", listed))
-    assert (videos.name, videos.split) == ("choices", "test")
-    first, second = (questions_of(entry)[0] for entry in videos.entries)
-    assert (first.answer, first.choices) == ("a cat", ("a dog", "a cat", "a cow"))
-    assert (second.answer, second.choices) == ("a cow", ("a cat", "a cow"))
-    assert videos.notes == ("1 videos have a caption twice, which was taken once",)
-    line = {"clip_name": "7.webm", "options": ["opening it", "closing it"], "answer": "0"}
-    (entry,) = read_source(dump(tmp_path / "val.jsonl", line)).entries
-    assert (entry.path.name, questions_of(entry)[0].answer) == ("7.webm", "opening it")
-    dump(tmp_path / "val.jsonl", {**line, "answer": 2})
-    with pytest.raises(ValueError, match="row 1: its answer is 2, but there are 2 captions, counted from 0"):
-        read_source(tmp_path / "val.jsonl")
-
-
 def test_mvbench(tmp_path: Path) -> None:
     touch(tmp_path / "video" / "star" / "Charades_v1_480" / "ZS9XR.mp4")
     touch(tmp_path / "video" / "tvqa" / "frames_fps3_hq" / "castle_s01" / "00001.jpg")

@@ -22,20 +22,18 @@ SEED = int(os.environ.get("FLUXVIT_MUTATED_SEED", "14"))
 
 TURNS = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "That."}]
 MESSAGES = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": [{"text": "That."}]}]
-SEGMENT = {"label": "x", "segment": [0, 1]}
 LISTS = (
     "path,label\na.mp4,0\nb.mp4,1\n",
     ',path,class,split\n0,a.mp4,"x, y",train\n1,b.mp4,z,val\n',
     "path\tlabel\tlabel_name\na.mp4\t0\tx\nb.mp4\t1\ty\n",
     "a.mp4 0\nb.mp4 1\n",
     "a.mp4\tjump high\nb.mp4\trun\n",
-    "a.mp4,9,1,2,0\nb.mp4,9,-1,-1,1\n",
     "k710,a.mp4,9,1,2,0\nssv2,b.mp4,9,-1,-1,-1\n",
-    "a 3 0\nb 4 1\n",
+    "path,start,end,label\na.mp4,1,2,0\nb.mp4,-1,-1,1\n",
     "label,youtube_id,time_start,time_end,split\njump,a,0,10,train\n",
     "key,vid_key,video_id,sentence\n0,1,video1,A cat\n",
     "filepath;title\na.mp4;A cat, asleep\n",
-    "path,labels\na.mp4,run;jump\nb.mp4,\n",
+    "id,script,actions\na,Cooks.,c001 11.90 21.20;c000 0.00 12.60\n",
 )
 ANNOTATIONS = (
     [{"video": "a.mp4", "caption": "x"}, {"image": "b.mp4", "caption": ["x", "y"]}],
@@ -43,11 +41,10 @@ ANNOTATIONS = (
     [{"videos": ["a.mp4"], "messages": MESSAGES}],
     [{"video": "a.mp4", "QA": [{"i": "", "q": "What?", "a": "That."}]}],
     [{"video": "a.mp4", "question": "What?", "answer": "a", "candidates": ["a", "b"]}],
-    [{"video": "a.mp4", "caption": ["x", "y"], "answer": 1}],
     [{"video": "a.mp4", "description": "x", "times": [[0, 1]]}],
     [{"id": "a", "label": "x", "template": "Doing [something]"}],
     {"v_a": {"timestamps": [[0, 1]], "sentences": ["x"]}},
-    {"database": {"a": {"subset": "training", "annotations": [SEGMENT], "recipe_type": 1, "class": "c"}}},
+    {"database": {"a": {"subset": "training", "recipe_type": 1, "class": "c"}}},
 )
 PIECES = (
     *(mark.encode() for mark in ",;\t|\"'\n\r #[]{}:\\"),

@@ -39,9 +39,9 @@ from fluxvit.video.video_file import choose_stream, expect_small, limit_pixels, 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
 _TOLERATED_LOSS = 0.1
 
-# Frames of a folder decoded at once, which bounds memory.
 _log = logging.getLogger(__name__)
 
+# Frames of a folder decoded at once, which bounds memory.
 _IMAGES_AT_ONCE = 32
 
 # Numbers, but not those of names such as h264.
@@ -67,7 +67,6 @@ def check_dataset(config: CheckConfig) -> str:
         config.format,
         config.root,
         config.split,
-        config.labels,
         config.like,
         _columns(config.columns),
     )

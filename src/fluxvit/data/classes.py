@@ -157,7 +157,7 @@ def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: 
     if classes != named:
         raise ValueError(
             f"{without} numbers its classes without naming them, 0 to {classes - 1}, but {with_names} names "
-            f"{named}, so that the two may differ; name them with: fluxvit data check --like or --labels"
+            f"{named}, so that the two may differ; name them with: fluxvit data check --like"
         )
     _log.warning(
         "%s numbers its classes without naming them; the numbers are taken to be those of %s",

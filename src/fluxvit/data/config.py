@@ -25,9 +25,9 @@ class CheckConfig:
         format: Format of the source, such as folder, csv, kinetics or ssv2; ``auto`` recognises it.
         root: Folder of the videos. By default it is that of the source.
         split: The split to take: train, val or test. By default the name of the source says it.
-        labels: File of class names, one a line or with indices, which names and numbers the classes.
-        like: Manifest or checkpoint folder whose names and numbers of classes are taken over.
-        columns: Columns of a CSV file by name or number, such as path=video,label=3. By default they are
+        like: Manifest, checkpoint folder or file of class names, one a line or with indices, whose names and
+            numbers of classes are taken over.
+        columns: Names of the columns of a CSV file, such as path=video,label=class. By default they are
             recognised.
         deep: Decode every frame, not only the first.
         workers: Processes that check files. By default there is one per core.
@@ -39,7 +39,6 @@ class CheckConfig:
     format: str = "auto"
     root: str | None = None
     split: str | None = None
-    labels: str | None = None
     like: str | None = None
     columns: tuple[str, ...] = ()
     deep: bool = False

@@ -19,32 +19,27 @@ from fluxvit.data.formats.layout import (
     VideoFinder,
     VideoList,
     data_format,
-    files_in,
     first_of,
     name_split,
     requested_split,
 )
+from fluxvit.data.formats.lists import read_csv
 from fluxvit.data.formats.rows import (
-    RECOGNISED_ROWS,
-    VIDEO_KEYS,
     OddRowError,
     as_object,
     described,
-    first_keys,
     text_of,
     texts_of,
     usable_rows,
     value_of,
     video_of,
 )
-from fluxvit.data.formats.tables import TextTable
-from fluxvit.data.formats.text_files import dict_rows, first_line, read_annotations, shown, text_lines
+from fluxvit.data.formats.tables import first_names, named_rows
+from fluxvit.data.formats.text_files import read_annotations, shown, text_lines
 from fluxvit.data.manifest import Entry
 
 DIDEMO_SECONDS = 30.0
 """Length of the part of a DiDeMo video that its sentences are about."""
-
-_MSVD_TABLES = ("video_corpus.csv", "MSR Video Description Corpus.csv")
 
 
 @data_format("msrvtt", "MSRVTT*")
@@ -56,28 +51,18 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     the lists, or their folder. Videos are ``ID`` with any suffix in any folder below ``root``.
     """
     requested = requested_split(split, source, found=("train", "test"))
-    if source.is_dir():
-        names = [
-            path.name for path in files_in(source) if path.suffix.lower() == ".csv" and requested in path.name
-        ]
-        file = first_of(source, sorted(names, reverse=True) or [f"MSRVTT_{requested}.csv"])
-    else:
-        file = source
-    rows = list(dict_rows(file))
-    captions: dict[str, list[str]] = {row["video_id"]: [] for _, row in rows if row.get("video_id")}
-    if rows and "sentence" in rows[0][1]:
-        lines = ((f"line {number}", row) for number, row in rows)
-        pairs, notes = usable_rows(file, lambda row: _pair(row, "video_id", "sentence"), lines)
-        for _, (name, text) in pairs:
-            captions.setdefault(name, []).append(text)
-    else:
-        data = first_of(file.parent, ["MSRVTT_data.json"])
-        sentences = enumerate(read_annotations(data)["sentences"], start=1)
-        named = ((f"sentence {number}", row) for number, row in sentences)
-        pairs, notes = usable_rows(data, lambda row: _pair(row, "video_id", "caption"), named)
-        for _, (name, text) in pairs:
-            if name in captions:
-                captions[name].append(text)
+    names = {"train": ["MSRVTT_train.9k.csv", "MSRVTT_train.7k.csv"], "test": ["MSRVTT_JSFUSION_test.csv"]}
+    file = first_of(source, names[requested]) if source.is_dir() else source
+    if "sentence" in first_names(file):
+        return read_csv(file, root, requested)
+    captions: dict[str, list[str]] = {row["videoid"]: [] for _, row in named_rows(file, "videoid")}
+    data = first_of(file.parent, ["MSRVTT_data.json"])
+    sentences = enumerate(read_annotations(data)["sentences"], start=1)
+    rows = ((f"sentence {number}", row) for number, row in sentences)
+    pairs, notes = usable_rows(data, lambda row: _pair(row, "video_id", "caption"), rows)
+    for _, (name, text) in pairs:
+        if name in captions:
+            captions[name].append(text)
     return _by_name(captions, file, root, requested, notes)
 
 
@@ -136,7 +121,7 @@ def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
     ``source`` is one of these. Videos are ``NAME`` with any suffix in any folder below ``root``.
     """
     captions: dict[str, list[str]] = defaultdict(list)
-    lines = ((f"line {number}", line) for number, line in TextTable.read(source).lines)
+    lines = ((f"line {number}", line) for number, line in enumerate(text_lines(source), start=1))
     clips, notes = usable_rows(source, _lsmdc_clip, lines)
     for _, (name, sentence) in clips:
         captions[name].append(sentence)
@@ -144,28 +129,20 @@ def read_lsmdc(source: Path, root: Path | None, split: str | None) -> VideoList:
     return _by_name(captions, source, root, split or named or name_split(None, source), notes)
 
 
-@data_format("msvd", "raw-captions.pkl", *_MSVD_TABLES)
+@data_format("msvd", "raw-captions.pkl")
 def read_msvd(source: Path, root: Path | None, split: str | None) -> VideoList:
     """MSVD: a folder with ``train_list.txt``, ``val_list.txt``, ``test_list.txt`` of names, and the captions,
-    some forty a video, in ``raw-captions.pkl`` (lists of words) or in the original ``video_corpus.csv``
-    (``VideoID,Start,End,...,Language,Description``, of which English ones are taken).
+    some forty a video, in ``raw-captions.pkl`` (lists of words).
 
     Videos are ``NAME`` (``ID_START_END``) with any suffix in any folder below ``root``.
     """
     folder = source if source.is_dir() else source.parent
     requested = requested_split(split, source)
-    file = source if source.is_file() else first_of(folder, [f"{requested}_list.txt", f"{requested}.txt"])
+    file = source if source.is_file() else first_of(folder, [f"{requested}_list.txt"])
     captions: dict[str, list[str]] = {name: [] for name in text_lines(file)}
-    if (folder / "raw-captions.pkl").is_file():
-        for name, texts in _unpickle(folder / "raw-captions.pkl").items():
-            if name in captions:
-                captions[name] = [text if isinstance(text, str) else " ".join(text) for text in texts]
-    else:
-        table = first_of(folder, _MSVD_TABLES)
-        for _, row in dict_rows(table):
-            name = f"{row['VideoID']}_{row['Start']}_{row['End']}"
-            if row["Language"] == "English" and name in captions and row.get("Description"):
-                captions[name].append(row["Description"].strip())
+    for name, texts in _unpickle(first_of(folder, ["raw-captions.pkl"])).items():
+        if name in captions:
+            captions[name] = [" ".join(words) for words in texts]
     return _by_name(captions, file, root, requested, ())
 
 
@@ -177,26 +154,13 @@ def read_pairs(source: Path, root: Path | None, split: str | None) -> VideoList:
     Paths are relative to ``root``, by default the folder of the list. InternVideo2's test sets say ``image``
     of videos, too.
     """
-    return _read_pairs(source, root, split, paragraphs=False)
-
-
-@data_format("paragraphs")
-def read_paragraphs(source: Path, root: Path | None, split: str | None) -> VideoList:
-    """The same, but for that the captions of a file are joined to one, as for DiDeMo and ActivityNet."""
-    return _read_pairs(source, root, split, paragraphs=True)
-
-
-def _read_pairs(source: Path, root: Path | None, split: str | None, paragraphs: bool) -> VideoList:
     root = root or source.parent
 
     def parse(row: Any) -> tuple[str, list[str]]:
         return video_of(as_object(row)), texts_of(row, "caption", "captions")
 
     rows, notes = usable_rows(source, parse)
-    entries = [
-        Entry(root / name, captions=(_paragraph(texts),) if paragraphs else tuple(texts))
-        for _, (name, texts) in rows
-    ]
+    entries = [Entry(root / name, captions=tuple(texts)) for _, (name, texts) in rows]
     return VideoList(name_split(split, source), root, tuple(entries), notes=notes)
 
 
@@ -256,31 +220,3 @@ def _unpickle(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a pickle of captions by video")
     return content
-
-
-def detect_caption_set(path: Path) -> str:
-    """The format of a file by its name and first lines; empty if it is none of these."""
-    is_lines = path.suffix.lower() == ".jsonl" and first_line(path).startswith("{")
-    if path.suffix.lower() == ".json" or is_lines:
-        return _detect_json(read_annotations(path))
-    if path.name.startswith("LSMDC"):
-        return "lsmdc"
-    if path.suffix.lower() == ".csv":
-        header = first_line(path).split(",")
-        # The list for training has ids alone; other columns mean other lists.
-        if "video_id" in header and ("sentence" in header or len(header) == 1):
-            return "msrvtt"
-    return ""
-
-
-def _detect_json(content: Any) -> str:
-    for keys in first_keys(content):
-        if {"description", "times"} <= keys:
-            return "didemo"
-        if keys & {"caption", "captions"} and keys & set(VIDEO_KEYS):
-            return "pairs"
-    if isinstance(content, dict):
-        for video in list(content.values())[:RECOGNISED_ROWS]:
-            if isinstance(video, dict) and {"timestamps", "sentences"} <= set(video):
-                return "activitynet_captions"
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fluxvit.data.formats.text_files import shown
-from fluxvit.data.formats.walk import LeftOut, folder_identity, walk
+from fluxvit.data.formats.walk import LeftOut, walk
 from fluxvit.data.manifest import MOST_SECONDS, Entry
 
 VIDEO_SUFFIXES = frozenset(
@@ -99,18 +100,12 @@ _SPLIT = re.compile(
 )
 
 
-def splits_in(name: str) -> list[str]:
-    """The splits that the name of a file or folder mentions: ``train`` and ``val`` for ``trainval``."""
-    plain = name.lower().replace("trainval", "train_val")
-    return list(dict.fromkeys(_SPLIT.findall(plain)))
-
-
 def split_in(name: str) -> str | None:
     """The split that the name of a file or folder mentions, such as ``val`` for ``validationSet``; None if
     it mentions none or several.
     """
-    found = splits_in(name)
-    return found[0] if len(found) == 1 else None
+    found = set(_SPLIT.findall(name.lower().replace("trainval", "train_val")))
+    return found.pop() if len(found) == 1 else None
 
 
 def requested_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
@@ -155,25 +150,15 @@ def folders_in(folder: Path, left_out: LeftOut) -> list[Path]:
     Args:
         left_out: Receives links that lead nowhere, and those to the folder itself or to one that holds it.
     """
-    folders = []
-    names = next(walk(folder, left_out), ("", [], []))[1]
-    above = {folder_identity(path) for path in (folder, *folder.parents, *folder.resolve().parents)}
-    for path in (folder / name for name in names):
-        if folder_identity(path) in above:
-            left_out.again.append(str(path))
-        else:
-            folders.append(path)
-    return folders
+    folders = [folder / name for name in next(walk(folder, left_out), ("", [], []))[1]]
+    above = {path for path in folders if folder.resolve().is_relative_to(path.resolve())}
+    left_out.again += sorted(map(str, above))
+    return [path for path in folders if path not in above]
 
 
 def is_video(name: str) -> bool:
     """Whether a text ends like the name of a video file."""
     return name.strip().lower().endswith(tuple(VIDEO_SUFFIXES))
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is named like an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_list(path: Path) -> bool:
@@ -203,21 +188,19 @@ def first_of(folder: Path, names: Sequence[str]) -> Path:
     raise ValueError(f"{folder}: no file {' or '.join(names)}")
 
 
-def seconds_of(text: str, path: Path) -> float:
-    """A number of seconds. If the text is not a number, a ValueError names the file that it is from."""
-    seconds = seconds_in(text)
-    if seconds is None:
-        raise ValueError(f"{path}: {shown(text)} is not a number of seconds")
-    return seconds
+def seconds_of(text: str, where: object) -> float:
+    """A number of seconds.
 
-
-def seconds_in(text: str) -> float | None:
-    """The number of seconds that a text says; None if it says none, or more than any video lasts."""
+    Raises:
+        ValueError: The text is not a number, or more than any video lasts; the message begins with ``where``.
+    """
     try:
         seconds = float(text)
     except ValueError:
-        return None
-    return seconds if abs(seconds) <= MOST_SECONDS else None
+        seconds = math.inf
+    if not abs(seconds) <= MOST_SECONDS:
+        raise ValueError(f"{where}: {shown(text)} is not a number of seconds")
+    return seconds
 
 
 class VideoFinder:
@@ -246,16 +229,18 @@ def videos_below(folder: Path, left_out: LeftOut, keep_broken: bool = False) -> 
     videos = []
     known = len(left_out.broken)
     for parent, folders, files in walk(folder, left_out):
-        is_video = {name: os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES for name in files}
-        if not any(is_video.values()) and any(map(is_image, files)):
+        suffixes = {os.path.splitext(name)[1].lower() for name in files}
+        if not suffixes & VIDEO_SUFFIXES and suffixes & IMAGE_SUFFIXES:
             videos.append(Path(parent))
             folders.clear()
             continue
-        videos += [Path(parent, name) for name in files if is_video[name]]
-        left_out.others += [os.path.join(parent, name) for name in files if not is_video[name]]
+        for name in files:
+            path = os.path.join(parent, name)
+            if is_video(name):
+                videos.append(Path(path))
+            else:
+                left_out.others.append(path)
     if keep_broken:
-        broken = {path: Path(path) for path in left_out.broken[known:]}
-        missing = {path for path, link in broken.items() if link.suffix.lower() in VIDEO_SUFFIXES}
-        left_out.broken[known:] = [path for path in broken if path not in missing]
-        videos += [broken[path] for path in missing]
+        videos += [Path(path) for path in left_out.broken[known:] if is_video(path)]
+        left_out.broken[known:] = [path for path in left_out.broken[known:] if not is_video(path)]
     return sorted(videos)

@@ -1,4 +1,4 @@
-"""Lists of paths with labels, a video on each line, as csv, tsv or text files.
+"""Lists of videos with labels or captions, as tables of any program and as lines of a path and a label.
 
 The readers take the list (or its folder), the folder of the videos and the split; see
 `fluxvit.data.formats.registry`.
@@ -7,247 +7,258 @@ The readers take the list (or its folder), the folder of the videos and the spli
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fluxvit.data.formats.columns import (
-    ID_COLUMNS,
-    INDEX,
-    NUMBER,
-    Columns,
-    find_columns,
-    fixed_rows,
-    plain_name,
-)
 from fluxvit.data.formats.layout import (
     SPLIT_NAMES,
+    VIDEO_SUFFIXES,
     VideoFinder,
     VideoList,
     data_format,
+    is_video,
     list_file,
     name_split,
     requested_split,
-    seconds_in,
+    seconds_of,
     split_in,
 )
-from fluxvit.data.formats.roots import locate
-from fluxvit.data.formats.tables import Row, TextTable
-from fluxvit.data.formats.text_files import parse_integer, shown
+from fluxvit.data.formats.tables import DELIMITERS, plain_name, read_rows, read_table
+from fluxvit.data.formats.text_files import read_text, shown
 from fluxvit.data.manifest import MOST_CLASSES, NO_LABEL, Entry
+
+# Names of columns as `Table` has them. Of several that a table has, the first here is taken.
+_PATHS = """
+    path paths filepath videopath file filename videofile videofilename clippath relativepath relpath
+    absolutepath abspath fullpath framedir videoname video videos clipname clip imagepath image name
+    videoid youtubeid ytid vidid clipid vid id
+"""
+_LABELS = """
+    label labels labelid labelidx labelindex class classid classidx classindex category categoryid target
+    targets labelname classname classlabel categoryname action actionid actionlabel actionclass activity
+    groundtruth gt y
+"""
+_WORDS = {
+    "path": _PATHS.split(),
+    "label": _LABELS.split(),
+    "caption": ["caption", "captions", "title", "sentence", "text", "description"],
+    "split": ["split", "subset", "partition", "phase"],
+    "start": ["start", "starttime", "timestart", "startsec", "startsecond", "startseconds", "begin"],
+    "end": ["end", "endtime", "timeend", "endsec", "endsecond", "endseconds"],
+}
+
+ROLES = tuple(_WORDS)
+"""What a column of a list may be: the keys of ``columns``."""
+
+_SUFFIX = rf"(?i:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES, key=len, reverse=True)))})"
+# A path that ends like a video, or a path and an index.
+_LINES = (
+    re.compile(rf'"?(?P<path>[^"]+?{_SUFFIX})"?(?P<mark>[\t,;| ])\s*(?P<label>\S.*)'),
+    re.compile(r'"?(?P<path>[^"]+?)"?(?P<mark>[\t,;| ])\s*(?P<label>\d+(\.0*)?)'),
+)
+_MIXTURE = ("source", "path", "total_time", "start", "end", "label")
+_INDEX = re.compile(r"([+-]?\d{1,9})(\.0*)?")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @data_format("csv")
 def read_csv(
     source: Path, root: Path | None, split: str | None, columns: Mapping[str, str] | None = None
 ) -> VideoList:
-    """A path and a label in each row: CSV of any program, and the lists of the FluxViT release (Kinetics,
-    MiT, UCF101, COIN, ActivityNet, ...).
+    """A path and a label in each row: tables of any program, and the lists of the FluxViT release.
 
-    Cells are separated by tabs, commas, semicolons, bars or spaces; those that hold separators or line ends
-    are in double quotes. Columns are found by the names in the first row (``path``, ``video``, ``filename``,
-    ``youtube_id``, ...; ``label``, ``class``, ``category``, ``target``, ...; also ``caption``, ``start``,
-    ``end``, ``split``), or else by their content: a path ends like a video file, and its label comes next.
-    Other columns are ignored. A line without a header may also be cut at its last separator alone, so that
-    paths may hold some. Lines that begin with ``#`` are comments, unless there is a file of that name.
+    The first row of a table names its columns (``path``, ``video``, ``filename``, ``youtube_id``, ...;
+    ``label``, ``class``, ``category``, ``target``, ...; also ``caption``, ``start``, ``end``, ``split``);
+    other columns are ignored. Cells are separated by tabs, commas, semicolons, bars or spaces; those that
+    hold separators or line ends are in double quotes. In a list without names, each line is a path and its
+    label; the path may hold separators. Lines that begin with ``#`` are comments.
 
     Labels are class indices (``3`` or ``3.0``), or else class names, which are numbered in alphabetical
-    order; of a column with indices and one with their names both are taken. Classes are numbered over all
-    rows, of which those of one split are taken if there is a column of splits. A table with captions and no
-    labels gives captions. ``.mp4`` is added to a name without a dot,
-    unless there is a folder of that name (frames); ids are looked up in all folders below ``root``.
+    order over all rows, of which those of one split are taken if there is a column of splits. A table with
+    captions and no labels gives captions. A path without the suffix of a video is a folder of frames, or an
+    id that is looked up in all folders below ``root``.
 
     ``source`` is the list, or a folder with ``train.csv``, ``val.csv`` and so on. Paths are relative to
     ``root``, by default the folder of the list; of absolute paths the root is what they have in common.
-    Absolute paths that do not exist are looked for below a ``root`` that is given, by their last parts.
 
     Args:
-        columns: Which columns to read, by their names in the first row or their numbers from 1; the keys are
-            from `ROLES`.
+        columns: Which columns to read, by their names in the first row; the keys are from `ROLES`.
     """
-    table = TextTable.read(list_file(source, split))
-    home = root or table.path.parent
-    layout = find_columns(table, home, columns or {})
-    rows = list(layout.records(home))
-    notes = [layout.note()]
+    file = list_file(source, split)
+    rows = _named_rows(file, columns or {})
+    rows = _lines(file) if rows is None else rows
+    split = name_split(split, file)
     names: tuple[str, ...] = ()
     labels = [NO_LABEL] * len(rows)
-    if "label" in layout.roles:
-        labels, names, more = _labels_and_names(layout, rows)
-        notes += more
-    split = name_split(split, table.path)
-    if "split" in layout.roles:
-        kept, split, more = _of_split(layout, rows, split, table.path)
-        rows, labels = [rows[at] for at in kept], [labels[at] for at in kept]
-        notes += more
-    paths, base, more = locate([cells["path"] for _, cells in rows], root, table.path.parent)
-    if layout.header and plain_name(layout.header[layout.roles["path"]]) in ID_COLUMNS:
-        paths = _look_up(paths, base)
+    if rows and "label" in rows[0][1]:
+        labels, names = _labels(file, [(line, cells["label"]) for line, cells in rows])
+    kept: Sequence[int] = range(len(rows))
+    notes: tuple[str, ...] = ()
+    if rows and "split" in rows[0][1]:
+        kept, split, notes = _of_split([cells["split"] for _, cells in rows], split, file)
+    paths, root = _paths([rows[at][1]["path"] for at in kept], root or file.parent)
     entries = [
-        Entry(path, label, **_facts(table, row, cells))
-        for path, label, (row, cells) in zip(paths, labels, rows, strict=True)
+        Entry(path, labels[at], **_facts(rows[at][1], f"{file}, line {rows[at][0]}"))
+        for at, path in zip(kept, paths, strict=True)
     ]
-    if "caption" in layout.roles:
-        entries = _join_captions(entries)
-    return VideoList(split, base, tuple(entries), names, (*notes, *more))
-
-
-@data_format("intervals")
-def read_intervals(source: Path, root: Path | None, split: str | None) -> VideoList:
-    """``path,total_time,start,end,label`` on each line: the release's lists of segments (ActivityNet, HACS).
-
-    Times are seconds; ``start = end = -1`` means the whole video. Otherwise like ``csv`` without columns of
-    other names.
-    """
-    return _read_segments(source, root, split, before=0)
+    return VideoList(split, root, tuple(_join_captions(entries)), names, notes)
 
 
 @data_format("mixture")
 def read_mixture(source: Path, root: Path | None, split: str | None) -> VideoList:
     """``source,path,total_time,start,end,label`` on each line: the release's mixtures for pre-training.
 
-    Videos of the source ``ssv2`` are never flipped. A negative label is taken to mean that there is none.
-    Otherwise like ``intervals``.
+    Videos of the source ``ssv2`` are never flipped. Times are seconds; ``start = end = -1`` means the whole
+    video. A negative label means that there is none. Otherwise like ``csv``.
     """
-    return _read_segments(source, root, split, before=1)
+    file = list_file(source, split)
+    for delimiter in DELIMITERS:
+        table = list(read_rows(file, delimiter))
+        if len(table[0][1]) == len(_MIXTURE):
+            break
+    rows = []
+    for line, cells in table:
+        if len(cells) != len(_MIXTURE):
+            expected = f"expected {len(_MIXTURE)} cells: {', '.join(_MIXTURE)}"
+            raise ValueError(f"{file}, line {line}: {expected}, not {shown(' '.join(cells))}")
+        rows.append((line, dict(zip(_MIXTURE, cells, strict=True))))
+    labels, names = _labels(file, [(line, cells["label"]) for line, cells in rows], negative=True)
+    paths, root = _paths([cells["path"] for _, cells in rows], root or file.parent)
+    entries = [
+        Entry(
+            path,
+            label,
+            **_facts(cells, where := f"{file}, line {line}"),
+            duration=seconds_of(cells["total_time"], where),
+            source=cells["source"],
+            noflip=cells["source"] == "ssv2",
+        )
+        for path, label, (line, cells) in zip(paths, labels, rows, strict=True)
+    ]
+    return VideoList(name_split(split, file), root, tuple(entries), names)
 
 
-def _read_segments(source: Path, root: Path | None, split: str | None, before: int) -> VideoList:
-    table = TextTable.read(list_file(source, split))
-    rows = fixed_rows(table, before, after=4)
-    labels, names = _labels(table, [row for row, _ in rows], [cells[-1] for _, cells in rows], before > 0)
-    paths, root, notes = locate([cells[before] for _, cells in rows], root, table.path.parent)
-    entries = []
-    for (row, cells), path, label in zip(rows, paths, labels, strict=True):
-        total, start, end = (_seconds(table, row, text) for text in cells[-4:-1])
-        entry = Entry(path, label, duration=total)
-        if before:
-            entry = replace(entry, source=cells[0], noflip=cells[0] == "ssv2")
-        if not start == end == -1:
-            entry = replace(entry, start=start, end=end)
-        entries.append(entry)
-    return VideoList(name_split(split, table.path), root, tuple(entries), names, notes)
+# --- Rows --------------------------------------------------------------------------------------------------
 
 
-@data_format("rawframes")
-def read_rawframes(source: Path, root: Path | None, split: str | None) -> VideoList:
-    """``frame_dir total_frames label`` on each line: folders of images, one a frame (SSv2, HMDB51).
+def _named_rows(file: Path, columns: Mapping[str, str]) -> list[tuple[int, dict[str, str]]] | None:
+    """The cells of each row by their roles; None if the first row does not name the columns."""
 
-    The images of a folder are taken in natural order of their names. If it holds several kinds of images,
-    those are taken of which there are ``total_frames``; if that fits several kinds, the list must name the
-    images: ``frame_dir/img_%05d.jpg total_frames label``.
-    Otherwise like ``intervals``.
-    """
-    table = TextTable.read(list_file(source, split))
-    rows = fixed_rows(table, before=0, after=2)
-    labels, names = _labels(table, [row for row, _ in rows], [cells[-1] for _, cells in rows])
-    root = root or table.path.parent
-    entries = []
-    for (row, cells), label in zip(rows, labels, strict=True):
-        if not cells[1].isdecimal():
-            raise table.error(row, f"{cells[0]} has {cells[1]!r} frames; expected FOLDER FRAMES LABEL")
-        entries.append(Entry(root / cells[0], label, frames=parse_integer(cells[1])))
-    return VideoList(name_split(split, table.path), root, tuple(entries), names)
+    def roles(names: Sequence[str]) -> dict[str, str]:
+        found = {
+            role: next(word for word in words if word in names)
+            for role, words in _WORDS.items()
+            if any(word in names for word in words)
+        }
+        if "label" in found and "label" not in columns:
+            found.pop("caption", None)  # Texts beside labels are often names of classes.
+        if "caption" in columns:
+            found.pop("label", None)
+        return {**found, **{role: plain_name(name) for role, name in columns.items()}}
+
+    def is_header(names: Sequence[str]) -> bool:
+        found = roles(names)
+        return (
+            "path" in found and bool(found.keys() & {"label", "caption"}) and set(found.values()) <= {*names}
+        )
+
+    table = read_table(file, is_header)
+    if table is None:
+        if columns:
+            raise ValueError(f"{file}: its first row does not name the columns {', '.join(columns.values())}")
+        return None
+    chosen = roles(table.names)
+    rows = [(line, {role: cells[name] for role, name in chosen.items()}) for line, cells in table.rows]
+    for line, cells in rows:
+        for role in ("path", "label", "caption"):
+            if not cells.get(role, "-"):
+                raise ValueError(f"{file}, line {line}: no {role} in the column {chosen[role]}")
+    return rows
 
 
-# --- Cells -------------------------------------------------------------------------------------------------
+def _lines(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """The path and the label in each line of a list that does not name its columns."""
+    rows = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        match = next(filter(None, (pattern.fullmatch(text) for pattern in _LINES)), None)
+        label = match["label"] if match else ""
+        is_quoted = len(label) > 1 and label[0] == label[-1] == '"'
+        if match is None or (match["mark"] in label and not is_quoted):
+            expected = "a path and a label, or names of the columns in the first row, such as path,label"
+            raise ValueError(f"{file}, line {number}: expected {expected}, not {shown(text)}")
+        rows.append((number, {"path": match["path"], "label": label[1:-1] if is_quoted else label}))
+    return rows
+
+
+def _paths(names: Sequence[str], root: Path) -> tuple[list[Path], Path]:
+    """The paths of the videos of a list, and the folder that holds them."""
+    names = [name.removeprefix("file://") for name in names]
+    if names and all(map(os.path.isabs, names)):
+        root = Path(os.path.commonpath([os.path.dirname(name) for name in names]))
+    paths = [root / name for name in names]
+    ids = [at for at, path in enumerate(paths) if not is_video(path.name) and not os.path.exists(path)]
+    if ids:
+        videos = VideoFinder(root)
+        for at in ids:
+            paths[at] = videos.find(Path(names[at]).name, expected=root / f"{names[at]}.mp4")
+    return paths, root
 
 
 def _labels(
-    table: TextTable, rows: Sequence[Row], texts: Sequence[str], negative: bool = False
+    file: Path, texts: Sequence[tuple[int, str]], negative: bool = False
 ) -> tuple[list[int], tuple[str, ...]]:
     """The class index of each row, and the class names if the list has names instead of indices.
 
     Args:
+        texts: Numbers of lines, and labels.
         negative: Take a negative index for "no label".
     """
-    found = [INDEX.fullmatch(text) for text in texts]
-    if not any(found):
-        odd = next((at for at, text in enumerate(texts) if NUMBER.fullmatch(text)), None)
-        if odd is not None:
-            raise table.error(rows[odd], f"the label is {texts[odd]}, neither a class index nor a name")
-        names = sorted(set(texts))
+    if not any(_NUMBER.fullmatch(text) for _, text in texts):
+        names = sorted({text for _, text in texts})
         numbers = {name: number for number, name in enumerate(names)}
-        return [numbers[text] for text in texts], tuple(names)
+        return [numbers[text] for _, text in texts], tuple(names)
     labels = []
-    for row, text, match in zip(rows, texts, found, strict=True):
-        if match is None:
-            raise table.error(row, f"the label is {text!r}, but others are numbers")
-        labels.append(parse_integer(match[1]))
-        if labels[-1] >= MOST_CLASSES:
-            reason = f"the label is {shown(text)}; the largest index of a class is {MOST_CLASSES - 1}"
-            raise table.error(row, reason)
-        if labels[-1] < 0 and not negative:
-            raise table.error(row, f"the label is {text}; classes count from 0")
-    return [max(label, NO_LABEL) for label in labels], ()
+    for line, text in texts:
+        match = _INDEX.fullmatch(text)
+        label = int(match[1]) if match else MOST_CLASSES
+        if label >= MOST_CLASSES or (label < 0 and not negative):
+            raise ValueError(
+                f"{file}, line {line}: the label is {shown(text)}, but others are numbers; class indices are "
+                f"integers from 0 to {MOST_CLASSES - 1}"
+            )
+        labels.append(max(label, NO_LABEL))
+    return labels, ()
 
 
-def _facts(table: TextTable, row: Row, cells: Mapping[str, str]) -> dict[str, Any]:
+def _facts(cells: Mapping[str, str], where: str) -> dict[str, Any]:
     """The caption and the times in the cells of a row."""
     facts: dict[str, Any] = {"captions": (cells["caption"],)} if "caption" in cells else {}
-    times = {role: _seconds(table, row, cells[role]) for role in ("start", "end") if cells.get(role)}
-    # -1 means the whole video, as in lists of segments.
+    times = {role: seconds_of(cells[role], where) for role in ("start", "end") if cells.get(role)}
     return facts if set(times.values()) == {-1} else {**facts, **times}
 
 
-def _labels_and_names(
-    layout: Columns, rows: Sequence[tuple[Row, dict[str, str]]]
-) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
-    """The class indices of rows, the names of the classes, and a note if these are in two columns."""
-    texts = [cells["label"] for _, cells in rows]
-    for at in layout.other_labels:
-        columns = {layout.roles["label"]: texts, at: [(layout.cells(row) or [])[at] for row, _ in rows]}
-        index, name = sorted(columns, key=lambda column: not all(map(INDEX.fullmatch, columns[column])))
-        both = {*zip(columns[index], columns[name], strict=True)}
-        pairs = {parse_integer(match[1]): text for one, text in both if (match := INDEX.fullmatch(one))}
-        # Every number has its own name, none is left out, and the names are no numbers.
-        if (
-            sorted(pairs) == list(range(len(set(columns[index]))))
-            and len(both) == len(set(columns[name])) == len(pairs)
-            and not any(map(INDEX.fullmatch, columns[name]))
-        ):
-            header = layout.header or []
-            note = f"classes have their numbers from {header[index]!r} and their names from {header[name]!r}"
-            labels, _ = _labels(layout.table, [row for row, _ in rows], columns[index])
-            return labels, tuple(pairs[number] for number in sorted(pairs)), (note,)
-    return *_labels(layout.table, [row for row, _ in rows], texts), ()
-
-
-def _of_split(
-    layout: Columns, rows: Sequence[tuple[Row, dict[str, str]]], split: str, file: Path
-) -> tuple[list[int], str, tuple[str, ...]]:
+def _of_split(cells: Sequence[str], split: str, file: Path) -> tuple[Sequence[int], str, tuple[str, ...]]:
     """The numbers of the rows of a split by a column of splits, its name, and a note if there are others."""
-    splits = [split_in(cells["split"]) or cells["split"].casefold() for _, cells in rows]
+    splits = [split_in(text) or text.casefold() for text in cells]
     if not any(name in SPLIT_NAMES for name in splits):
-        return list(range(len(rows))), split, ()
-    found = [name for name in dict.fromkeys(splits) if name]
-    requested = requested_split(split or None, file, found)
+        return range(len(splits)), split, ()
+    requested = requested_split(split or None, file, [name for name in dict.fromkeys(splits) if name])
     kept = [at for at, name in enumerate(splits) if name == requested]
-    note = f"took the {len(kept)} of {len(rows)} rows that are of split {requested}"
-    return kept, requested, (note,) if len(kept) < len(rows) else ()
-
-
-def _seconds(table: TextTable, row: Row, text: str) -> float:
-    seconds = seconds_in(text)
-    if seconds is None:
-        raise table.error(row, f"{text!r} is not a number of seconds")
-    return seconds
+    note = f"took the {len(kept)} of {len(splits)} rows that are of split {requested}"
+    return kept, requested, (note,) if len(kept) < len(splits) else ()
 
 
 def _join_captions(entries: Sequence[Entry]) -> list[Entry]:
     """The same with one entry for all captions of a video or segment."""
-    joined: dict[tuple[Path, float | None, float | None], Entry] = {}
-    for entry in entries:
-        key = (entry.path, entry.start, entry.end)
+    joined: dict[object, Entry] = {}
+    for number, entry in enumerate(entries):
+        key = (entry.path, entry.start, entry.end) if entry.captions else number
         known = joined.get(key)
         joined[key] = replace(known, captions=known.captions + entry.captions) if known else entry
     return list(joined.values())
-
-
-def _look_up(paths: Sequence[Path], root: Path) -> list[Path]:
-    """Those of a list of ids, found in any folder below ``root`` where they are not in place."""
-    if all(map(os.path.exists, paths)):
-        return list(paths)
-    videos = VideoFinder(root)
-    return [path if path.exists() else videos.find(path.stem, path.name, expected=path) for path in paths]

@@ -21,26 +21,22 @@ from fluxvit.data.formats.conversations import (
     video_of_turns,
     without_places,
 )
-from fluxvit.data.formats.layout import VideoFinder, VideoList, data_format, files_in, name_split
+from fluxvit.data.formats.layout import VideoFinder, VideoList, data_format, name_split
 from fluxvit.data.formats.rows import (
-    VIDEO_KEYS,
     OddRowError,
     as_object,
-    as_text,
     described,
-    first_keys,
     text_of,
     texts_of,
     usable_rows,
     value_of,
     video_of,
 )
-from fluxvit.data.formats.text_files import first_line, read_annotations, shown
+from fluxvit.data.formats.text_files import shown
 from fluxvit.data.manifest import Entry
-from fluxvit.data.questions import DESCRIBE
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """A task of MVBench: its file, the folder of its videos, and the rate of those stored as frames."""
 
     name: str
@@ -49,27 +45,27 @@ class _Task(NamedTuple):
     frames_per_second: float | None = None
 
 
-_MVBENCH = (
-    _Task("Action Sequence", "action_sequence", "star/Charades_v1_480"),
-    _Task("Action Prediction", "action_prediction", "star/Charades_v1_480"),
-    _Task("Action Antonym", "action_antonym", "ssv2_video"),
-    _Task("Fine-grained Action", "fine_grained_action", "Moments_in_Time_Raw/videos"),
-    _Task("Unexpected Action", "unexpected_action", "FunQA_test/test"),
-    _Task("Object Existence", "object_existence", "clevrer/video_validation"),
-    _Task("Object Interaction", "object_interaction", "star/Charades_v1_480"),
-    _Task("Object Shuffle", "object_shuffle", "perception/videos"),
-    _Task("Moving Direction", "moving_direction", "clevrer/video_validation"),
-    _Task("Action Localization", "action_localization", "sta/sta_video"),
-    _Task("Scene Transition", "scene_transition", "scene_qa/video"),
-    _Task("Action Count", "action_count", "perception/videos"),
-    _Task("Moving Count", "moving_count", "clevrer/video_validation"),
-    _Task("Moving Attribute", "moving_attribute", "clevrer/video_validation"),
-    _Task("State Change", "state_change", "perception/videos"),
-    _Task("Fine-grained Pose", "fine_grained_pose", "nturgbd"),
-    _Task("Character Order", "character_order", "perception/videos"),
-    _Task("Egocentric Navigation", "egocentric_navigation", "vlnqa"),
-    _Task("Episodic Reasoning", "episodic_reasoning", "tvqa/frames_fps3_hq", 3.0),
-    _Task("Counterfactual Inference", "counterfactual_inference", "clevrer/video_validation"),
+MVBENCH = (
+    Task("Action Sequence", "action_sequence", "star/Charades_v1_480"),
+    Task("Action Prediction", "action_prediction", "star/Charades_v1_480"),
+    Task("Action Antonym", "action_antonym", "ssv2_video"),
+    Task("Fine-grained Action", "fine_grained_action", "Moments_in_Time_Raw/videos"),
+    Task("Unexpected Action", "unexpected_action", "FunQA_test/test"),
+    Task("Object Existence", "object_existence", "clevrer/video_validation"),
+    Task("Object Interaction", "object_interaction", "star/Charades_v1_480"),
+    Task("Object Shuffle", "object_shuffle", "perception/videos"),
+    Task("Moving Direction", "moving_direction", "clevrer/video_validation"),
+    Task("Action Localization", "action_localization", "sta/sta_video"),
+    Task("Scene Transition", "scene_transition", "scene_qa/video"),
+    Task("Action Count", "action_count", "perception/videos"),
+    Task("Moving Count", "moving_count", "clevrer/video_validation"),
+    Task("Moving Attribute", "moving_attribute", "clevrer/video_validation"),
+    Task("State Change", "state_change", "perception/videos"),
+    Task("Fine-grained Pose", "fine_grained_pose", "nturgbd"),
+    Task("Character Order", "character_order", "perception/videos"),
+    Task("Egocentric Navigation", "egocentric_navigation", "vlnqa"),
+    Task("Episodic Reasoning", "episodic_reasoning", "tvqa/frames_fps3_hq", 3.0),
+    Task("Counterfactual Inference", "counterfactual_inference", "clevrer/video_validation"),
 )
 # Folders of images are read at this rate; seconds of others are stretched.
 _FOLDER_FPS = 25.0
@@ -112,36 +108,6 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
     return VideoList(name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
 
 
-@data_format("choices")
-def read_choices(source: Path, root: Path | None, split: str | None) -> VideoList:
-    """Captions to choose from, of which one is right, as for MSRVTT-MC and SSv2-MC: a JSON list of
-    ``{"video" or "image": PATH, "caption": [TEXT, ...], "answer": INDEX}`` (UMT, InternVideo2), or lines of
-    ``{"clip_name": PATH, "options": [TEXT, ...], "answer": INDEX}``.
-
-    Paths are relative to ``root``, by default the folder of the list. Captions that are there twice are taken
-    once.
-    """
-    root = root or source.parent
-    entries, twice = [], 0
-
-    def parse(row: Any) -> tuple[str, list[str], int]:
-        row = as_object(row)
-        texts = texts_of(row, "options", "caption")
-        number = as_text(value_of(row, "answer"), "answer")
-        if not number.isdecimal() or int(number) >= len(texts):
-            raise OddRowError(f"its answer is {number}, but there are {len(texts)} captions, counted from 0")
-        return video_of(row, (*VIDEO_KEYS, "clip_name")), texts, int(number)
-
-    rows, odd = usable_rows(source, parse)
-    for _, (name, texts, number) in rows:
-        choices = list(dict.fromkeys(texts))
-        twice += len(choices) < len(texts)
-        question = {"question": DESCRIBE, "answer": texts[number], "choices": choices}
-        entries.append(Entry(root / name, extra={"qa": [question]}))
-    notes = (f"{twice} videos have a caption twice, which was taken once",) if twice else ()
-    return VideoList(name_split(split, source), root, tuple(entries), notes=(*odd, *notes))
-
-
 @data_format("mvbench")
 def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoList:
     """MVBench: a folder ``json`` with a file for each of 20 tasks, each a list of ``video``, ``question``,
@@ -165,7 +131,7 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
             )
         return video_of(row), question, *times
 
-    for task in _MVBENCH:
+    for task in MVBENCH:
         file = folder / f"{task.file}.json"
         if not file.is_file():
             missing.append(task.name)
@@ -240,26 +206,3 @@ def _with_choices(row: Mapping[str, Any], choices: list[str]) -> dict[str, Any]:
             raise OddRowError(f"the answer {shown(answer)} is not among its {len(choices)} choices")
         answer = choices[number]
     return {"question": question, "answer": answer, "choices": choices}
-
-
-def detect_question_set(path: Path) -> str:
-    """The key of the format of a file or folder, by its content; empty if it is none of these."""
-    if path.is_dir():
-        names = {
-            file.stem for folder in (path, path / "json") if folder.is_dir() for file in files_in(folder)
-        }
-        return "mvbench" if len(names & {task.file for task in _MVBENCH}) > 1 else ""
-    if path.suffix not in (".json", ".jsonl"):
-        return ""
-    if path.suffix.lower() == ".jsonl" and not first_line(path).startswith(("{", "[")):
-        return ""  # Whoever reads manifests says what is wrong.
-    for keys in first_keys(read_annotations(path)):
-        if {"extra_info", "vid"} <= keys:
-            return "dream1k"
-        if {"clip_name", "options", "answer"} <= keys:
-            return "choices"
-        if {"caption", "answer"} <= keys and keys & set(VIDEO_KEYS):
-            return "choices"
-        if keys & {*TURN_KEYS, "QA"} or ({"question", "answer"} <= keys and keys & set(VIDEO_KEYS)):
-            return "conversations"
-    return ""

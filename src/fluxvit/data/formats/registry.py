@@ -7,16 +7,18 @@ opened here but lists: a video that is missing on disk stays in the list, so tha
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import fluxvit.data.formats.annotations  # noqa: F401 - registers its formats
+import fluxvit.data.formats.captions  # noqa: F401 - registers its formats
 from fluxvit.data.class_names import read_class_names
 from fluxvit.data.classes import number_list
-from fluxvit.data.formats.captions import detect_caption_set
-from fluxvit.data.formats.columns import ROLES, find_delimiter, has_columns, header_of
+from fluxvit.data.formats.annotations import CHARADES_COLUMNS, KINETICS_COLUMNS
+from fluxvit.data.formats.conversations import TURN_KEYS
 from fluxvit.data.formats.layout import (
     FOLDER_MARKS,
     FORMATS,
@@ -25,19 +27,15 @@ from fluxvit.data.formats.layout import (
     files_in,
     folders_in,
     is_list,
-    is_video,
     requested_split,
     split_in,
-    splits_in,
     videos_below,
 )
-from fluxvit.data.formats.lists import read_csv
-from fluxvit.data.formats.multi_label import CHARADES_COLUMNS, has_label_lists
-from fluxvit.data.formats.qa import detect_question_set
-from fluxvit.data.formats.roots import suggest_root
-from fluxvit.data.formats.rows import RECOGNISED_ROWS, described, first_keys, keys_of
-from fluxvit.data.formats.tables import TextTable
-from fluxvit.data.formats.text_files import read_annotations
+from fluxvit.data.formats.lists import ROLES, read_csv
+from fluxvit.data.formats.qa import MVBENCH
+from fluxvit.data.formats.rows import RECOGNISED_ROWS, VIDEO_KEYS, described, keys_of
+from fluxvit.data.formats.tables import first_names
+from fluxvit.data.formats.text_files import first_line, read_annotations
 from fluxvit.data.formats.walk import LeftOut
 from fluxvit.data.manifest import Entry, read_manifest
 from fluxvit.utils.terminal import printable
@@ -49,7 +47,6 @@ def read_source(
     format: str = "auto",
     root: str | Path | None = None,
     split: str | None = None,
-    labels: str | Path | None = None,
     like: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> VideoList:
@@ -61,15 +58,15 @@ def read_source(
         root: The folder of the videos; default: see the reader, mostly the folder of the annotations.
         split: ``train``, ``val`` or ``test``; default: what the name of the file says. Formats without splits
             take any name, and record it.
-        labels: A file of class names (see :func:`~fluxvit.data.class_names.read_class_names`). It names the
-            classes of lists that have numbers only; where a list has names, they are numbered as in the file.
-        like: Instead of ``labels``, a manifest or a checkpoint folder whose classes and numbers are taken.
-        columns: For lists read as ``csv``, which columns have the ``path``, the ``label`` and so on: names in
-            the first row, or numbers from 1; see `read_csv`. Default: found by their names and content.
+        like: A file of class names, a manifest or a checkpoint folder (see
+            :func:`~fluxvit.data.class_names.read_class_names`). It names the classes of lists that have
+            numbers only; where a list has names, they are numbered as over there.
+        columns: For lists read as ``csv``, the names of the columns that have the ``path``, the ``label`` and
+            so on; see `read_csv`. Default: columns of the usual names.
 
     Raises:
         ValueError: It is not of that format, lists nothing, not one of its videos exists, or its classes are
-            not among those of ``labels`` or ``like``.
+            not among those of ``like``.
     """
     source = Path(source).absolute()
     if not source.exists():
@@ -100,18 +97,14 @@ def read_source(
     if not videos.entries:
         raise ValueError("; ".join((f"{source}: read as {format}, it lists no videos", *videos.notes)))
     if not any(may_exist(entry.path) for entry in videos.entries):
-        first = [entry.path for entry in videos.entries]
-        near = suggest_root(first, videos.root, source)
-        hint = f"; --root {near} finds them" if near else "; say with --root where they are"
-        if first[0].is_relative_to(videos.root) and is_url(first[0].relative_to(videos.root)):
-            hint = "; that is a URL, so download the videos and list their files"
-        example = printable(first[0])
-        raise ValueError(f"{source}: none of its {len(first)} videos exists, such as {example}{hint}")
-    if labels is not None and like is not None:
-        raise ValueError("give --labels or --like, not both: each names the classes")
-    names = labels if like is None else like
-    if names is not None:
-        videos = number_list(videos, read_class_names(names), str(source), str(names))
+        first = videos.entries[0].path
+        cure = "say with --root where they are"
+        if first.is_relative_to(videos.root) and is_url(first.relative_to(videos.root)):
+            cure = "that is a URL, so download the videos and list their files"
+        count = len(videos.entries)
+        raise ValueError(f"{source}: none of its {count} videos exists, such as {printable(first)}; {cure}")
+    if like is not None:
+        videos = number_list(videos, read_class_names(like), str(source), str(like))
     notes = (*videos.notes, *_repeated(videos.entries))
     classes = tuple(map(_unicode, videos.labels))
     return replace(videos, name=videos.name or format, labels=classes, notes=tuple(map(printable, notes)))
@@ -125,49 +118,91 @@ def _unicode(name: str) -> str:
 
 
 def _repeated(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Notes on videos and segments that a list has more than once."""
-    labels: dict[tuple[Path, float | None, float | None], tuple[int, ...]] = {}
-    same, other = list[Path](), list[Path]()
-    for entry in entries:
-        if "qa" in entry.extra:  # Each question is an entry.
-            continue
-        key = (entry.path, entry.start, entry.end)
-        if key not in labels:
-            labels[key] = entry.classes
-        else:
-            (same if labels[key] == entry.classes else other).append(entry.path)
-    counts = {"more than once": same, "again with another label": other}
-    return tuple(
-        f"{len(paths)} rows list a video {how}, such as {paths[0]}" for how, paths in counts.items() if paths
-    )
+    """A note on videos and segments that a list has more than once, except for questions about them."""
+    counts = Counter((entry.path, entry.start, entry.end) for entry in entries if "qa" not in entry.extra)
+    paths = [path for (path, *_), count in counts.items() if count > 1]
+    return (f"{len(paths)} videos are listed more than once, such as {paths[0]}",) if paths else ()
 
 
 def detect(source: Path) -> str:
-    """The key in `FORMATS` of a file or folder, by the names and first lines that are typical of each.
+    """The key in `FORMATS` of a file or folder, by the names and first rows that are typical of each.
 
     Raises:
         ValueError: It looks like none of them.
     """
-    format = detect_question_set(source) or detect_caption_set(source)
-    if format:
-        return format
     if source.is_dir():
-        names = [path.name for path in files_in(source)]
+        files = files_in(source)
         for pattern, format in FOLDER_MARKS.items():
-            if fnmatch.filter(names, pattern):
+            if fnmatch.filter([path.name for path in files], pattern):
                 return format
-        lists = [path for path in files_in(source) if is_list(path) and split_in(path.stem)]
+        if any(
+            (source / folder / f"{task.file}.json").is_file() for task in MVBENCH for folder in ("", "json")
+        ):
+            return "mvbench"
+        lists = [path for path in files if is_list(path) and split_in(path.stem)]
         if lists:
             return _detect_list(lists[0])
         if any(child.is_dir() for child in source.iterdir()):
             return "folder"
-    elif source.suffix.lower() == ".jsonl":
-        return "manifest"
-    elif source.suffix.lower() == ".json":
+    elif source.suffix.lower() in (".json", ".jsonl"):
         return _detect_json(source)
     elif is_list(source):
         return _detect_list(source)
     raise ValueError(f"{source}: its format is not recognised; choose one with --format")
+
+
+def _detect_list(path: Path) -> str:
+    if path.name.startswith("LSMDC"):
+        return "lsmdc"
+    names = first_names(path)
+    if names == {"videoid"}:
+        return "msrvtt"
+    if names >= KINETICS_COLUMNS:
+        return "kinetics"
+    return "charades" if names >= CHARADES_COLUMNS else "csv"
+
+
+def _detect_json(path: Path) -> str:
+    if path.suffix.lower() == ".jsonl" and not first_line(path).startswith(("{", "[")):
+        return "manifest"  # Its reader says what is wrong.
+    content = read_annotations(path)
+    rows = content[:RECOGNISED_ROWS] if isinstance(content, list) else []
+    for row in rows:
+        keys = set(row) if isinstance(row, dict) else set()
+        if format := _format_of(keys):
+            return format
+    if path.suffix.lower() == ".jsonl":
+        return "manifest"
+    if isinstance(content, dict):
+        if isinstance(content.get("database"), dict):
+            return "coin"
+        videos = list(content.values())[:RECOGNISED_ROWS]
+        if any(isinstance(video, dict) and {"timestamps", "sentences"} <= set(video) for video in videos):
+            return "activitynet_captions"
+    what = f"it is {described(content)}"
+    if rows and isinstance(rows[0], dict):
+        what = f"its rows have the keys {keys_of(rows[0])}"
+    raise ValueError(
+        f"{path}: its format is not recognised; choose one with --format. It was searched for rows with a "
+        "video or image and a caption, conversations, messages, QA, or question and answer, for rows of SSv2 "
+        "(id, template) and DiDeMo (video, description, times), for ActivityNet Captions, and for the "
+        f"database of COIN; but {what}"
+    )
+
+
+def _format_of(keys: set[Any]) -> str:
+    """The format of a row of JSON with these keys; empty if it is of none."""
+    if {"extra_info", "vid"} <= keys:
+        return "dream1k"
+    if {"description", "times"} <= keys:
+        return "didemo"
+    if keys & {*TURN_KEYS, "QA"}:
+        return "conversations"
+    if keys & set(VIDEO_KEYS):
+        if {"question", "answer"} <= keys:
+            return "conversations"
+        return "pairs" if keys & {"caption", "captions"} else ""
+    return "ssv2" if "id" in keys and keys <= {"id", "label", "template", "placeholders"} else ""
 
 
 @data_format("folder")
@@ -208,23 +243,12 @@ def read_folder(source: Path, root: Path | None, split: str | None) -> VideoList
 
 
 def _splits(folders: Sequence[Path]) -> dict[Path, str]:
-    """The folders that are splits, with their names; none if these are folders of classes.
-
-    Raises:
-        ValueError: They may be either.
-    """
+    """The folders that are splits, with their names; none if these are folders of classes."""
     splits = {path: split for path in folders if (split := split_in(path.name))}
-    if len(splits) == len(folders):
-        return splits
     # Beside splits there are often folders of annotations; beside classes, one may be called "test".
     nested = {path for path in splits if any(child.is_dir() for child in path.iterdir())}
-    if nested != splits.keys() or len(set(splits.values())) < 2:
-        return {}
-    rest = {path: names for path in folders if path not in splits and (names := splits_in(path.name))}
-    if rest:
-        path, names = next(iter(rest.items()))
-        raise ValueError(f"{path}: is it {' or '.join(names)}? Give its name one of them, or move it away")
-    return splits
+    is_split = len(splits) == len(folders) or (nested == splits.keys() and len(set(splits.values())) > 1)
+    return splits if is_split else {}
 
 
 @data_format("motionworld", "dataset.json")
@@ -238,59 +262,8 @@ def read_motionworld(source: Path, root: Path | None, split: str | None) -> Vide
 
 
 @data_format("manifest")
-def read_probed(source: Path, root: Path | None, split: str | None) -> VideoList:
+def read_checked(source: Path, root: Path | None, split: str | None) -> VideoList:
     """A manifest (``.jsonl``), to be checked again; what else it says about the videos is kept."""
     videos = read_manifest(source, target=None, root=root)
     entries = tuple(replace(entry, ok=True, error=None) for entry in videos.entries)
     return VideoList(split or videos.split, videos.root, entries, videos.labels, name=videos.name)
-
-
-def _detect_json(path: Path) -> str:
-    content = read_annotations(path)
-    rows = first_keys(content)
-    if any("id" in keys and keys <= {"id", "label", "template", "placeholders"} for keys in rows):
-        return "ssv2"
-    database = content.get("database") if isinstance(content, dict) else None
-    for video in list(database.values())[:RECOGNISED_ROWS] if isinstance(database, dict) else ():
-        keys = set(video) if isinstance(video, dict) else set()
-        if "recipe_type" in keys:
-            return "coin"
-        if "annotations" in keys:
-            return "hacs" if "hacs" in path.name.lower() else "activitynet"
-    if rows:
-        what = f"its rows have the keys {keys_of(dict.fromkeys(sorted(rows[0])))}"
-    else:
-        what = f"it is {described(content)}"
-    raise ValueError(
-        f"{path}: its format is not recognised; choose one with --format. It was searched for rows with a "
-        "video or image and a caption, conversations, messages, QA, or question and answer, for rows of SSv2 "
-        "(id, template) and DiDeMo (video, description, times), and for the database of ActivityNet, HACS "
-        f"and COIN; but {what}"
-    )
-
-
-def _detect_list(path: Path) -> str:
-    if has_columns(path, "youtube_id", "time_start", "time_end"):
-        return "kinetics"
-    if has_columns(path, *CHARADES_COLUMNS):
-        return "charades"
-    named = has_columns(path, "labels") or "labels" in header_of(TextTable.read(path))
-    if named and has_label_lists(path):
-        return "multi_label"
-    for mark, format in (("classInd.txt", "ucf101"), ("moments_categories.txt", "mit")):
-        if (path.parent / mark).exists():
-            return format
-    table = TextTable.read(path)
-    header = header_of(table)
-    # Columns in the order of the formats below, or in any other.
-    if header and "totaltime" not in header and not any("frames" in name for name in header):
-        return "csv"
-    for format, before, after in (("mixture", 1, 4), ("intervals", 0, 4), ("rawframes", 0, 2)):
-        fixed = find_delimiter(table, before, after)
-        if fixed is None:
-            continue
-        # The first cell of a mixture is a word; what comes before the numbers of the others is a path.
-        first = fixed[1][0]
-        if {"mixture": first.isidentifier(), "intervals": True, "rawframes": not is_video(first)}[format]:
-            return format
-    return "csv"
