@@ -18,9 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import av
 import msgspec
-from av.error import FFmpegError
 
 from fluxvit.data.config import CheckConfig
 from fluxvit.data.formats.layout import VideoList
@@ -31,10 +29,8 @@ from fluxvit.utils.progress import report
 from fluxvit.utils.schema import convert, plain, shown
 from fluxvit.utils.system import follow_parent, processes, signals_held_back
 from fluxvit.utils.terminal import printable
-from fluxvit.video.limits import VideoLimits
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
 from fluxvit.video.tar_members import may_exist
-from fluxvit.video.video_file import choose_stream, expect_small, limit_pixels, open_video_file
 
 # Headers are often off by a few frames; a file that has lost more than this part of them is cut short.
 _TOLERATED_LOSS = 0.1
@@ -187,7 +183,7 @@ def inspect_video(
             if isinstance(reader, PyAVReader):
                 _expect_whole(reader)
                 if deep:
-                    lost = max(0, facts["frames"] - _count_intact(path))
+                    lost = max(0, facts["frames"] - reader.count_intact())
             elif deep:
                 for first in range(0, len(reader.times), _IMAGES_AT_ONCE):
                     reader.read(reader.times[first : first + _IMAGES_AT_ONCE])
@@ -460,30 +456,7 @@ def _expect_whole(reader: PyAVReader) -> None:
     if promised is not None and packets < (1 - _TOLERATED_LOSS) * promised and not lasts:
         raise VideoError.of(reader.info.path, f"cut short: {packets} of {promised} frames are there")
     # Matroska and WebM promise no frames, but a length; it may be that of the sound.
-    if promised is None and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
-        with open_video_file(reader.info.path) as container:
-            promise = "matroska" in container.format.name and not container.streams.audio
-        if promise:
-            raise VideoError.of(reader.info.path, f"cut short: {reader.end:.1f} of {seconds:.1f} s are there")
-
-
-def _count_intact(path: Path) -> int:
-    """Frames that decode without damage."""
-    intact = 0
-    with open_video_file(path) as container:
-        stream = choose_stream(path, container)
-        limits = VideoLimits.current()
-        limit_pixels(stream, limits)
-        for packet in _until_damage(container.demux(stream)):
-            try:
-                intact += sum(not frame.is_corrupt for frame in stream.decode(packet))
-            except FFmpegError as error:
-                expect_small(path, stream, error, limits)
-    return intact
-
-
-def _until_damage(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    try:
-        yield from packets
-    except FFmpegError:
-        return
+    container = reader.container
+    is_promise = promised is None and "matroska" in container.format.name and not container.streams.audio
+    if is_promise and seconds is not None and reader.end < (1 - _TOLERATED_LOSS) * seconds:
+        raise VideoError.of(reader.info.path, f"cut short: {reader.end:.1f} of {seconds:.1f} s are there")

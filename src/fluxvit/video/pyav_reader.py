@@ -7,6 +7,7 @@ and, at each, either decodes on or seeks, whichever is nearer.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -30,8 +31,6 @@ from fluxvit.video.tar_members import TarMember
 from fluxvit.video.video_file import (
     IMAGE_CODECS,
     bytes_of,
-    expect_small,
-    limit_pixels,
     open_main_stream,
     pixel_aspect,
 )
@@ -185,7 +184,7 @@ class PyAVReader(VideoReader):
             for _ in self._first_pass:
                 pass
             # AVI has no presentation times: FFmpeg numbers its packets as if they were shown in stored order.
-            is_avi = self._opened.format.name == "avi"
+            is_avi = self.container.format.name == "avi"
             reorders_silently = is_avi and bool(self._stream.codec_context.has_b_frames)
             self._leave_out_leading()
             found = _Contents(self._packets, self._time_base, self.info.fps, reorders_silently)
@@ -205,6 +204,11 @@ class PyAVReader(VideoReader):
         for number, packet in enumerate(self._packets[: self._read_for_first]):
             if packet.pts is not None and packet.pts < first:
                 self._packets[number] = replace(packet, is_shown=False)
+
+    def count_intact(self) -> int:
+        """Decode the whole file and count the frames without damage."""
+        self._open()
+        return sum(not frame.is_corrupt for frame in self._frames(self._demux()))
 
     def close(self) -> None:
         if self._container is not None:
@@ -285,10 +289,20 @@ class PyAVReader(VideoReader):
         try:
             return self._stream.decode(packet)
         except (FFmpegError, ValueError) as error:
-            expect_small(self._path, self._stream, error, self._limits)
+            self._expect_small_frames(error)
             if after_jump:
                 self._give_up_seeking()
             return []
+
+    def _expect_small_frames(self, error: Exception) -> None:
+        """Raise a VideoError if the decoder has failed because frames are too large, not damaged."""
+        context, number = self._stream.codec_context, getattr(error, "errno", None)
+        reason = self._limits.too_large(context.width, context.height)
+        # The decoder of AV1 says that the size is out of range; others forget it, and call it invalid.
+        if not reason and (number == errno.ERANGE or (number == errno.EINVAL and context.width == 0)):
+            reason = self._limits.grown()
+        if reason:
+            raise VideoError.of(self._path, reason) from None
 
     def _packets_from(self, start: int) -> Iterator[av.Packet]:
         """Packets from number ``start`` or, where seeking is coarse, from a key frame before it."""
@@ -298,7 +312,7 @@ class PyAVReader(VideoReader):
             if timestamp is None:
                 continue
             try:
-                self._opened.seek(timestamp, stream=self._stream)
+                self.container.seek(timestamp, stream=self._stream)
             except FFmpegError:
                 break
             packets = self._demux()
@@ -322,11 +336,13 @@ class PyAVReader(VideoReader):
         self._bytes = self._path.stat().st_size if size is None else size
         assert self._stream.time_base is not None
         self._time_base = float(self._stream.time_base)
-        limit_pixels(self._stream, self._limits)
+        # Frames may grow in the middle of a stream.
+        self._stream.codec_context.options = {"max_pixels": str(min(self._limits.pixels, (1 << 31) - 1))}
         self._stream.codec_context.thread_count = 1  # Several processes read at once.
 
     @property
-    def _opened(self) -> InputContainer:
+    def container(self) -> InputContainer:
+        """The open container of PyAV."""
         assert self._container is not None
         return self._container
 
@@ -337,13 +353,13 @@ class PyAVReader(VideoReader):
         from the first on, and the clock's parts add up.
         """
         fps = float(self._stream.average_rate) if self._stream.average_rate else None
-        clock = Clock(self._time_base, fps, int(self._opened.format.flags))
+        clock = Clock(self._time_base, fps, int(self.container.format.flags))
         try:
-            for packet in self._opened.demux(self._stream):
+            for packet in self.container.demux(self._stream):
                 if not packet.size:
                     continue
                 if self._stream.codec_context.name in IMAGE_CODECS:
-                    self._expect_small(packet)
+                    self._expect_small_image(packet)
                 clock.mend(packet)
                 if clock.jumps or packet.is_corrupt:
                     self._seeks = False
@@ -353,7 +369,7 @@ class PyAVReader(VideoReader):
         except (FFmpegError, ValueError):
             self._cut_off = True
 
-    def _expect_small(self, packet: av.Packet) -> None:
+    def _expect_small_image(self, packet: av.Packet) -> None:
         """Raise if an image in a video is too large, which its decoder would take for damage."""
         size = image_size(io.BytesIO(memoryview(packet)[:_IMAGE_HEADER_BYTES]))
         if size is not None and (reason := self._limits.too_large(*size)):
@@ -373,7 +389,7 @@ class PyAVReader(VideoReader):
             yield packet
 
     def _describe(self, first: av.VideoFrame, aspect: float) -> VideoInfo:
-        stream, container = self._stream, self._opened
+        stream, container = self._stream, self.container
         height, width = self._convert.shown
         duration = None
         if stream.duration is not None:

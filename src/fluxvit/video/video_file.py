@@ -18,7 +18,6 @@ from fluxvit.video.base import VideoError
 from fluxvit.video.container import open_container, other_kind, script_kind
 from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
 from fluxvit.video.rgb import display_width
-from fluxvit.video.tar_members import TarMember
 
 _SCRIPT_BYTES = 1024
 
@@ -30,38 +29,10 @@ IMAGE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls"}
 _MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
 
 
-def limit_pixels(stream: VideoStream, limits: VideoLimits) -> None:
-    """Make the decoder refuse frames that are too large: they may grow in the middle of a stream."""
-    stream.codec_context.options = {"max_pixels": str(min(limits.pixels, (1 << 31) - 1))}
-
-
-def expect_small(path: Path, stream: VideoStream, error: Exception, limits: VideoLimits) -> None:
-    """Raise a VideoError if a decoder has failed because frames are too large, and not for damage."""
-    context = stream.codec_context
-    if reason := limits.too_large(context.width, context.height):
-        raise VideoError.of(path, reason) from None
-    number = getattr(error, "errno", None)
-    # The decoder of AV1 says that the size is out of range; others forget it, and call it invalid.
-    if number == errno.ERANGE or (number == errno.EINVAL and context.width == 0):
-        raise VideoError.of(path, limits.grown()) from None
-
-
 def pixel_aspect(stream: VideoStream) -> float:
     """Width of a stored pixel over its height, 1 where the file does not say or says nonsense."""
     aspect = float(stream.sample_aspect_ratio or 0)
     return aspect if 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT else 1.0
-
-
-def open_video_file(path: Path, file: IO[bytes] | None = None) -> InputContainer:
-    """Open a video file, or one in a shard, with FFmpeg, whose errors it raises.
-
-    Args:
-        file: The video in the shard, if it is open already; it is read from its beginning.
-    """
-    member = TarMember.parse(path) if file is None else None
-    if member is not None:
-        file = member.open()
-    return open_container(path if file is None else file)
 
 
 def open_main_stream(
@@ -87,13 +58,13 @@ def open_main_stream(
             raise VideoError.of(path, reason)
         if encrypted:
             raise VideoError.of(path, "its pictures are encrypted; decrypt it first")
-        container = open_video_file(path, file)
+        container = open_container(path if file is None else file)
     except VideoError:
         raise
     except (FFmpegError, OSError, ValueError) as error:
         raise VideoError.of(path, _why_not_opened(path, file, error)) from None
     try:
-        stream = choose_stream(path, container)
+        stream = _choose_stream(path, container)
         context = stream.codec_context
         shown = display_width(context.width, pixel_aspect(stream)), context.height
         if reason := limits.too_large(*shown) or limits.too_large(context.width, context.height):
@@ -106,7 +77,7 @@ def open_main_stream(
     return container, stream
 
 
-def choose_stream(path: Path, container: InputContainer) -> VideoStream:
+def _choose_stream(path: Path, container: InputContainer) -> VideoStream:
     """The default picture stream, or else the largest one that is not a still.
 
     Raises:
@@ -156,18 +127,16 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
         start = opened.read(_SCRIPT_BYTES)
         if other := other_kind(start):
             return f"not a video but {other}"
-        kind = script_kind(start)
-        if kind is not None:
+        if kind := script_kind(start):
             return (
                 f"not a video but {kind}, which names other files or addresses; if you trust it, open it "
                 "as a stream: fluxvit stream"
             )
         if _is_mp4_without_index(opened):
             return "cut short: its index (moov atom) is missing; copy or download the file again"
-    if (
-        getattr(error, "errno", None) == errno.EINVAL
-    ):  # The name of its class differs between versions of PyAV.
-        # FFmpeg knows what it is, and it is none of the containers that are opened as files.
+    # The class of the error differs between versions of PyAV.
+    if getattr(error, "errno", None) == errno.EINVAL:
+        # FFmpeg knows the format, which is not one of the containers that are opened as files.
         return "not a video"
     detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
     return f"not a video, or its header is damaged (FFmpeg: {detail})"
