@@ -21,6 +21,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.adapters import add_adapters
 from fluxvit.training.ema import Ema
+from fluxvit.training.recipes import ChatSettings
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks.chat import ChatTask, Questions
 from talking import saved_chat, tiny_language_model
@@ -30,19 +31,24 @@ assert world  # A fixture.
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "chat").glob("*.yaml"))
 
 
+def with_budgets(video: Checkpoint, *budgets: int) -> Checkpoint:
+    video.model.reset_budgets(budgets)
+    return video
+
+
 def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
     loaded = ChatCheckpoint.load(saved_chat(tmp_path))
     chat, language = loaded.model, loaded.language
     chat.connector.requires_grad_(True)
     before, _ = language.first_turn("", loaded.instruction)
-    silent = Questions(Manifest((), (), ""), language, loaded.instruction)
+    silent = Questions(Manifest((), (), ""), language, ChatSettings(instruction=loaded.instruction))
     first, way = language.first_turn("what moves ?")[1], language.next_turn("which way ?")
     rows = [
         [(first, language.answer_ids("ball")), (way, language.answer_ids("right"))],
         [(first, language.answer_ids("to the left ."))],
     ]
     questions = pack_turns(rows)
-    task = ChatTask(loaded.video, chat.connector, silent, budgets=(12,))
+    task = ChatTask(with_budgets(loaded.video, 12), chat.connector, silent)
     video = torch.randn(2, 3, 8, 16, 16)
     chat.video.train()
     result = task({"video": video, **questions._asdict()})
@@ -67,8 +73,8 @@ def test_a_step_teaches_the_connector_alone(tmp_path: Path) -> None:
 def test_every_budget_is_drawn(tmp_path: Path) -> None:
     loaded = ChatCheckpoint.load(saved_chat(tmp_path))
     chat, language = loaded.model, loaded.language
-    silent = Questions(Manifest((), (), ""), language)
-    task = ChatTask(loaded.video, chat.connector, silent, budgets=(12, 6, 3))
+    silent = Questions(Manifest((), (), ""), language, ChatSettings())
+    task = ChatTask(with_budgets(loaded.video, 12, 6, 3), chat.connector, silent)
     questions = pack_turns([[(language.first_turn("what ?")[1], language.answer_ids("ball"))]])
     video = torch.randn(1, 3, 8, 16, 16)
     losses = set()
@@ -94,7 +100,8 @@ def heard_and_said(row: Tensor) -> list[tuple[list[int], list[int]]]:
 def conversations(folder: Path, language: LanguageModel, rows: list[dict], **options) -> list[list[Tensor]]:
     """What the clips of a batch are asked, drawn forty times."""
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = Questions(read_manifest(folder / "m.jsonl", None), language, **options)
+    settings = ChatSettings(**{"with_choices": 0.0, **options})
+    questions = Questions(read_manifest(folder / "m.jsonl", None), language, settings)
     drawn = []
     for seed in range(40):
         torch.manual_seed(seed)
@@ -193,7 +200,7 @@ def test_videos_without_questions_are_named(tmp_path: Path) -> None:
     language = ChatCheckpoint.load(saved_chat(tmp_path)).language
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4"}\n')
     with pytest.raises(ValueError, match=r"a\.mp4 has no question"):
-        Questions(read_manifest(tmp_path / "m.jsonl", None), language)
+        Questions(read_manifest(tmp_path / "m.jsonl", None), language, ChatSettings())
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp4", "qa": [{"q": "x"}]}\n')
     with pytest.raises(ValueError, match=r"a\.mp4: qa must be a list of"):
         questions_of(read_manifest(tmp_path / "m.jsonl", None).entries[0])
@@ -206,8 +213,7 @@ def language(tmp_path: Path) -> str:
 
 def train_chat(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out), "--model.init", str(checkpoint)]
-    small = ["--task.width", "32", "--task.queries", "3", "--task.budgets", "[12,6]", "--task.init", ""]
-    small += ["--language", language]
+    small = ["--task.width", "32", "--task.queries", "3", "--task.init", "", "--language", language]
     return main(["train-chat", str(recipe), *TINY, *folders, *small, *options])
 
 
@@ -221,7 +227,7 @@ def test_every_recipe_parses_builds_and_runs(
     chat, model = loaded.model, loaded.language
     assert (model.source, chat.connector.config.queries) == (language, 3)
     assert chat.connector.config.scale == pytest.approx(model.word_scale)
-    assert loaded.provenance["recipe"]["task"]["budgets"] == [12, 6]
+    assert loaded.provenance["recipe"]["task"]["width"] == 32
     assert find_state(out).about["step"] == 2
     assert train_chat(recipe, world, checkpoint, language, out) == 0
     assert train_chat(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2

@@ -11,8 +11,7 @@ from fluxvit.data.dataset import Augmentation
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.training import config, recipes
 from fluxvit.training.config import ModelSettings, NetworkSettings, TrainConfig
-from fluxvit.training.mixing import Mixing
-from fluxvit.training.recipes import Recipe
+from fluxvit.training.recipes import MixingSettings, Recipe
 from fluxvit.utils.schema import convert
 
 KINDS = [
@@ -94,7 +93,7 @@ def test_a_misspelt_setting_gets_the_nearest_one() -> None:
     with pytest.raises(ValueError, match="augment has no setting called 'flp'; did you mean 'flip'"):
         convert({"flp": 0.5}, Augmentation, key="augment")
     with pytest.raises(ValueError, match="mixing has no setting called 'mixupp'; did you mean 'mixup'"):
-        convert({"mixupp": 0.5}, Mixing, key="mixing")
+        convert({"mixupp": 0.5}, MixingSettings, key="mixing")
     with pytest.raises(ValueError, match=r"augment\.flip is '0\.5'"):
         convert({"flip": "0.5"}, Augmentation, key="augment")
     assert convert({"crop_scale": [0.7, 1]}, Augmentation, key="augment").crop_scale == (0.7, 1.0)

@@ -26,7 +26,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.training import trainer
 from fluxvit.training.ema import Ema
-from fluxvit.training.recipes import ContrastiveRecipe
+from fluxvit.training.recipes import ContrastiveRecipe, ContrastiveSettings
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks.base import Batch
 from fluxvit.training.tasks.contrastive import Captions, ContrastiveTask
@@ -46,7 +46,9 @@ WORDS += ["--text.trained_blocks", "-1"]
 
 def task_of(encoder: DualEncoder, **options) -> ContrastiveTask:
     captions = Captions(Manifest((), (), ""), small_encoder()[1])
-    return ContrastiveTask(Checkpoint(encoder.video), encoder.language, captions, ALONE, **options)
+    return ContrastiveTask(
+        Checkpoint(encoder.video), encoder.language, captions, ALONE, ContrastiveSettings(**options)
+    )
 
 
 def batch_of(video: Tensor, sentences: list[str]) -> Batch:
@@ -54,10 +56,9 @@ def batch_of(video: Tensor, sentences: list[str]) -> Batch:
     return {"video": video, **captions.encode(sentences)}
 
 
-@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
-def test_a_step_is_what_it_says(loss: str) -> None:
+def test_a_step_is_what_it_says() -> None:
     encoder, texts = small_encoder()
-    task = task_of(encoder, loss=loss, align_weight=3.0)
+    task = task_of(encoder, align_weight=3.0)
     sentences = [*SENTENCES[:4], SENTENCES[1]]  # One caption occurs twice.
     video = torch.randn(5, 3, 8, 32, 32)
     result = task(batch_of(video, sentences))
@@ -69,14 +70,9 @@ def test_a_step_is_what_it_says(loss: str) -> None:
         pooled = encoder.video(video, budget, head).embedding
         vectors = encoder.language.embed_video(encoder.video, pooled)
         cosines = encoder.language.scale * vectors @ words.t()
-        if loss == "infonce":
-            cosines = cosines.masked_fill(same, -torch.inf)
-            truth = torch.arange(5)
-            expected += (F.cross_entropy(cosines, truth) + F.cross_entropy(cosines.t(), truth)) / 2
-        else:
-            signs = 2 * torch.eye(5) - 1
-            terms = F.softplus(-signs * (cosines + encoder.language.bias))
-            expected += terms.masked_fill(same, 0).sum() / 5
+        cosines = cosines.masked_fill(same, -torch.inf)
+        truth = torch.arange(5)
+        expected += (F.cross_entropy(cosines, truth) + F.cross_entropy(cosines.t(), truth)) / 2
         if anchor is None:
             anchor = F.normalize(pooled, dim=-1)
         else:
@@ -88,27 +84,11 @@ def test_a_step_is_what_it_says(loss: str) -> None:
     assert result["temperature"].item() == pytest.approx(0.07)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5])
-def test_chunks_change_nothing(chunk: int) -> None:
-    batch = batch_of(torch.randn(5, 3, 8, 32, 32), SENTENCES[:5])
-    found = []
-    for size in (0, chunk):
-        encoder, _ = small_encoder()
-        task = task_of(encoder, chunk=size)
-        loss = task(batch)["loss"]
-        loss.backward()
-        gradients = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
-        found.append(torch.cat([loss.detach()[None], *gradients]))
-    assert (found[0] - found[1]).abs().max() <= 1e-5 * found[0].abs().max()
-
-
 def test_every_gradient_that_is_waited_for_comes() -> None:
-    for loss in ("infonce", "sigmoid"):
-        encoder, _ = small_encoder()
-        task = task_of(encoder, loss=loss, align_weight=0)
-        task(batch_of(torch.randn(3, 3, 8, 32, 32), SENTENCES[:3]))["loss"].backward()
-        missing = [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
-        assert missing == []
+    encoder, _ = small_encoder()
+    task = task_of(encoder, align_weight=0)
+    task(batch_of(torch.randn(3, 3, 8, 32, 32), SENTENCES[:3]))["loss"].backward()
+    assert [name for name, p in encoder.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_of_an_image_all_tokens_are_kept() -> None:
@@ -119,10 +99,9 @@ def test_of_an_image_all_tokens_are_kept() -> None:
     # Sixteen tokens; of a video the smallest budget, 6, would not see most of them.
     changed = image.clone()
     changed[..., 24:, :] += 1
-    with torch.no_grad():
-        shifts = [(a - b).abs().max() for a, b in zip(task._embed(image), task._embed(changed), strict=True)]
-    assert all(shift > 1e-4 for shift in shifts[:3])
+    after = task(batch_of(changed, SENTENCES[:2]))
     assert before.isfinite()
+    assert abs(after["loss"] - before) > 1e-4
 
 
 def test_frozen_parts_stay_and_drop_no_path() -> None:
@@ -311,7 +290,7 @@ def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--optim.accumulate", "2"], "for large batches set task.chunk"),
+        (["--optim.accumulate", "2"], "compares all clips of a step"),
         (["--text.kind", "elmo"], "expected one of huggingface, minilm, mobileclip, words"),
         (["--text.kind", "huggingface"], "needs text.source"),
         (["--text.source", "x"], "words has no use for text.source"),

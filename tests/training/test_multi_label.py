@@ -20,7 +20,7 @@ from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.deploy.cascade import CascadePredictor
 from fluxvit.deploy.predictor import Predictor
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.training.mixing import Mixing
+from fluxvit.training.mixing import mix_clips
 from fluxvit.training.recipes import DataSettings, MixingSettings, Recipe, TaskSettings
 from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.video.writer import write_video
@@ -159,7 +159,7 @@ def test_loss_is_binary_cross_entropy_of_every_budget_and_class() -> None:
     outputs = model(video, budget=[24, 12, 6])
 
     def step(align_weight: float) -> dict[str, torch.Tensor]:
-        task = ClassifyTask(Checkpoint(model, multi_label=True), align_weight=align_weight)
+        task = ClassifyTask(Checkpoint(model, multi_label=True), TaskSettings(align_weight=align_weight))
         return task({"video": video, "label": label})
 
     result = step(0)
@@ -174,7 +174,7 @@ def test_loss_is_binary_cross_entropy_of_every_budget_and_class() -> None:
 def test_multi_hot_labels_are_mixed_as_the_clips_are() -> None:
     video = torch.rand(2, 3, 2, 8, 8)
     label = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    mixed, target = Mixing(cutmix=0, label_smoothing=0)(video, label, 3, (1,))
+    mixed, target = mix_clips(MixingSettings(mixup=0.8), video, label, 3, (1,))
     part = ((mixed[0] - video[1]) / (video[0] - video[1])).mean().item()
     torch.testing.assert_close(target[0], torch.tensor([part, 1.0, 0.0]))
     torch.testing.assert_close(target[1], torch.tensor([1 - part, 1.0, 0.0]))

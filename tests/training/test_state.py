@@ -14,6 +14,7 @@ import torch
 from test_training import trainer, weights
 
 from fluxvit.training import state
+from fluxvit.training.recipes import TaskSettings
 from fluxvit.training.state import changed_settings, find_state, save_state, tidy
 from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.utils.distributed import ALONE
@@ -140,7 +141,7 @@ def test_parameters_without_a_gradient_resume(tmp_path: Path) -> None:
         return trainer(
             folder,
             wrap=stopping if stop else lambda batches, first: batches,
-            task=partial(ClassifyTask, align_weight=0),
+            task=partial(ClassifyTask, settings=TaskSettings(align_weight=0)),
         )
 
     def stopping(batches, first):

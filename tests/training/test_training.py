@@ -26,6 +26,7 @@ from fluxvit.models.fluxvit import FluxViT, create_model
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.optim import cosine_schedule, layer_numbers, parameter_groups
+from fluxvit.training.recipes import TaskSettings
 from fluxvit.training.state import find_state
 from fluxvit.training.tasks.base import Task
 from fluxvit.training.tasks.classify import ClassifyTask
@@ -154,7 +155,7 @@ def test_flux_multi_loss_is_the_sum_of_its_parts() -> None:
     anchor = F.normalize(outputs[0].embedding, dim=-1)
     alignment = sum(F.smooth_l1_loss(model.align(out.embedding, out.head), anchor) for out in outputs[1:])
     for weight in (0.0, 1.0, 7.0):
-        task = ClassifyTask(Checkpoint(model), align_weight=weight)
+        task = ClassifyTask(Checkpoint(model), TaskSettings(align_weight=weight))
         result = task({"video": video, "label": label})
         torch.testing.assert_close(result["loss"], classification + weight * alignment)
 
@@ -165,7 +166,7 @@ def test_alignment_pulls_small_budgets_only() -> None:
     for weight in (0.0, 100.0):
         model = small_model()
         video = torch.randn(4, 3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-        task = ClassifyTask(Checkpoint(model), align_weight=weight)
+        task = ClassifyTask(Checkpoint(model), TaskSettings(align_weight=weight))
         task({"video": video, "label": torch.arange(4)})["loss"].backward()
         gradients.append([model.heads[i].pool.proj.weight.grad for i in (0, 1)])
     assert torch.equal(gradients[0][0], gradients[1][0])

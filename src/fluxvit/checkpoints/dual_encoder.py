@@ -153,7 +153,9 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         least = facts.least_temperature
         # Not on the meta device: networks of transformers have buffers that no file holds.
         language = LanguageSide(tower, video.model.config.pool_dim, facts.dim, 2 * least, least)
-        load_weights(language, read_weights(weights), weights, cls.CONFIG)
+        tensors = read_weights(weights)
+        tensors.pop("bias", None)  # Former versions had the bias of a sigmoid loss.
+        load_weights(language, tensors, weights, cls.CONFIG)
         language.to(video.device)
         try:
             texts = Texts.from_json(tokenizer, facts.context)

@@ -53,7 +53,6 @@ class LanguageSide(nn.Module):
         self.text_proj = nn.Linear(text.out_dim, dim)
         # Vectors of one axis: parameters without one cannot be shared out between processes.
         self.sharpness = nn.Parameter(torch.tensor([-math.log(temperature / least_temperature - 1)]))
-        self.bias = nn.Parameter(torch.tensor([-10.0]))
         for projection in (self.video_proj, self.text_proj):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
             nn.init.zeros_(projection.bias)

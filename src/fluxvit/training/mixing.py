@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,62 +10,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluxvit.training.recipes import MixingSettings
-from fluxvit.utils.schema import NotNegative
 
 
-@dataclass(frozen=True)
-class Mixing(MixingSettings):
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019): one of the two and one weight for a whole batch.
+def mix_clips(
+    settings: MixingSettings, video: Tensor, label: Tensor, classes: int, seed: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Mix a batch by mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019), with one weight for all clips.
 
-    Clip i is mixed with clip B - 1 - i, so the middle one of an odd batch stays as it is. The defaults are
-    those of the FluxViT release; the paper's table 15 has no label smoothing and does not mention mixing.
+    Clip i is mixed with clip B - 1 - i, so the middle one of an odd batch stays as it is.
 
     Args:
-        mixup, cutmix, switch, label_smoothing: See :class:`~fluxvit.training.recipes.MixingSettings`.
+        settings: One of mixup and CutMix is on, or both.
+        video: Floating ``[B, 3, T, H, W]``, on any device; not changed.
+        label: Class indices ``[B]``; or multi-hot ``[B, classes]``, which is mixed without smoothing.
+        seed: Everything that the mixing depends on besides its input: with (seed of the run, step) a resumed
+            run mixes as it would have. Processes must append their rank, or all mix alike.
 
-    Raises:
-        ValueError: A setting is out of its range, or both alphas are 0.
+    Returns:
+        Clips like ``video``, and soft targets ``[B, classes]``, float32; those of class indices sum to 1.
     """
-
-    mixup: NotNegative = 0.8
-    cutmix: NotNegative = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.active:
-            raise ValueError("mixing: mixup and cutmix are both 0, so that nothing would be mixed")
-
-    def __call__(
-        self, video: Tensor, label: Tensor, classes: int, seed: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
-
-        Args:
-            video: Floating ``[B, 3, T, H, W]``, on any device; not changed.
-            label: Class indices ``[B]``; or multi-hot ``[B, classes]``, which is mixed without smoothing.
-            seed: All that the mixing depends on besides its input: with (seed of the run, step) a resumed run
-                mixes as it would have. With several ranks append the rank, or all mix alike.
-
-        Returns:
-            Clips like ``video``, and soft targets ``[B, classes]``, float32; those of class indices sum to 1.
-
-        Raises:
-            ValueError: ``video`` is not floating.
-        """
-        if not video.is_floating_point():
-            raise ValueError(f"only floating clips can be mixed, got {video.dtype}; normalise them first")
-        # The word keeps these numbers apart from those that others draw for the same seed.
-        generator = np.random.default_rng([*seed, *b"mix"])
-        chance = self.switch if self.mixup and self.cutmix else float(not self.mixup)
-        if generator.random() < chance:
-            part = math.sqrt(1 - generator.beta(self.cutmix, self.cutmix))
-            rows, columns = (_draw_span(side, part, generator) for side in video.shape[-2:])
-            mixed, kept = _paste(video, rows, columns)
-        else:
-            kept = generator.beta(self.mixup, self.mixup)
-            mixed = torch.lerp(video.flip(0), video, kept)
-        target = label if label.ndim == 2 else smooth_one_hot(label, classes, self.label_smoothing)
-        return mixed, torch.lerp(target.flip(0), target, kept)
+    # The word makes these numbers independent of those that others draw for the same seed.
+    generator = np.random.default_rng([*seed, *b"mix"])
+    mixup, cutmix = settings.mixup, settings.cutmix
+    chance = settings.switch if mixup and cutmix else float(not mixup)
+    if generator.random() < chance:
+        part = math.sqrt(1 - generator.beta(cutmix, cutmix))
+        rows, columns = (_draw_span(side, part, generator) for side in video.shape[-2:])
+        mixed, kept = _paste(video, rows, columns)
+    else:
+        kept = generator.beta(mixup, mixup)
+        mixed = torch.lerp(video.flip(0), video, kept)
+    target = label if label.ndim == 2 else smooth_one_hot(label, classes, settings.label_smoothing)
+    return mixed, torch.lerp(target.flip(0), target, kept)
 
 
 def smooth_one_hot(label: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:

@@ -20,7 +20,7 @@ from fluxvit.training.config import (
     Weight,
     check_section,
 )
-from fluxvit.utils.schema import Count, Natural, Share, Size
+from fluxvit.utils.schema import Natural, Share, Size
 
 _Layers = Annotated[int, Meta(ge=1, le=1024)]
 
@@ -238,22 +238,17 @@ class ContrastiveSettings:
     """Loss of contrastive training; see ``ContrastiveTask``. The budgets are those of the model.
 
     Args:
-        loss: ``infonce`` or ``sigmoid``.
         dim: Width of the shared space. A dual encoder that is trained further keeps its own.
         temperature: Initial temperature. It is learned, and stays above 0.01.
         align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
-        chunk: Clips whose activations are held at a time, so that a batch can be larger than the memory
-            allows, for a third more compute; 0 holds all of them.
         video: Which part of the video tower is trained: ``all``, ``head`` (its pooling and what follows), or
             ``none``.
         selector: Selector of the tokens that are kept.
     """
 
-    loss: Literal["infonce", "sigmoid"] = "infonce"
     dim: Size = 512
     temperature: Annotated[float, Meta(gt=0, le=100)] = 0.07
     align_weight: Weight = 1.0
-    chunk: Natural = 0
     video: Literal["all", "head", "none"] = "all"
     selector: SelectorName = "group_dynamic"
 
@@ -285,8 +280,8 @@ class ContrastiveRecipe(RunRecipe):
         super().__post_init__()
         if self.optim.accumulate > 1:
             raise ValueError(
-                "optim.accumulate: clips are told apart within a step, and not across its parts; for large "
-                "batches set task.chunk"
+                "optim.accumulate: the loss compares all clips of a step, which therefore stays whole; "
+                "optim.checkpoint_blocks saves memory"
             )
         if self.model.adapters.rank and self.task.video != "all":
             raise ValueError(f"model.adapters: task.video {self.task.video} leaves the blocks as they are")
@@ -306,13 +301,13 @@ class LanguageAdapterSettings(LowRank):
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """Connector between the video model and the language model; see ``ChatTask``.
+    """Connector between the video model and the language model; see ``ChatTask``. Each step draws one of the
+    budgets of the model.
 
     Args:
         connector: ``query`` gives a fixed number of vectors for each video, ``mlp`` one for each token.
         queries: Number of vectors of the ``query`` connector.
         width: Hidden width of the connector.
-        budgets: Token budgets, one of which each step draws; empty for those of the model.
         instruction: System prompt of the language model; empty for that of its template.
         with_choices: Share of the questions with choices that are asked with their choices; the others are
             asked openly.
@@ -331,7 +326,6 @@ class ChatSettings:
     connector: Literal["query", "mlp"] = "query"
     queries: Size = 32
     width: Size = 512
-    budgets: tuple[Count, ...] = ()
     instruction: str = ""
     with_choices: Share = 0.5
     captions: Share = 0.0

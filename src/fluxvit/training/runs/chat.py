@@ -74,13 +74,9 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
         alpha = words.alpha or words.rank
         scale = alpha / words.rank
         adapters = add_adapters(language.network, words.rank, alpha, words.layers)
-    budgets = task.budgets or model.config.budgets
     course = Course(recipe, len(train), model.config.size, world)
     # Where the video side stays as it is, so do its plans.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
     checkpoint = replace(course.describe(start, train, "train-chat"), labels=[], plans=plans)
-    questions = Questions(
-        train, language, task.instruction, task.with_choices, task.captions, task.turns, task.independent
-    )
-    chat = ChatTask(checkpoint, connector, questions, budgets, task.selector, adapters, scale)
+    chat = ChatTask(checkpoint, connector, Questions(train, language, task), adapters, scale)
     return run_trainer(course.trainer(chat, clip_dataset(recipe, train)), recipe, progress)

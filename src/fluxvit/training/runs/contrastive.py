@@ -85,11 +85,8 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
         language,
         Captions(shown, texts),
         world,
-        loss=recipe.task.loss,
-        align_weight=recipe.task.align_weight,
-        selector=recipe.task.selector,
-        chunk=recipe.task.chunk,
-        text_lr_scale=recipe.text.lr_scale,
+        recipe.task,
+        recipe.text.lr_scale,
     )
     if recipe.val:
         facts["after_step"] = RetrievalValidation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from fluxvit.data.classes import (
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.training.mixing import Mixing
 from fluxvit.training.recipes import DataSettings, Recipe
 from fluxvit.training.runs.base import (
     Course,
@@ -63,13 +62,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     checkpoint = replace(
         course.describe(start, train, "train"), labels=list(train.labels), multi_label=multi_label
     )
-    task = ClassifyTask(
-        checkpoint,
-        align_weight=recipe.task.align_weight,
-        label_smoothing=recipe.task.label_smoothing,
-        selector=recipe.task.selector,
-        mixing=Mixing(**asdict(recipe.mixing)) if recipe.mixing.active else None,
-    )
+    task = ClassifyTask(checkpoint, recipe.task, recipe.mixing)
     width = classes if multi_label else None
     # The digest of the data knows indices only: other names would be other classes.
     facts: dict[str, Any] = {"classes": list(train.labels)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from fluxvit.checkpoints.language_model import LanguageModel
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.questions import DESCRIBE, PackedTurns, pack_turns, questions_of
-from fluxvit.flux.selection import Selector
 from fluxvit.models.chat import Connector, VideoChat
+from fluxvit.training.recipes import ChatSettings
 from fluxvit.training.tasks.base import Batch, Task, substate
 
 # Parts of a batch, each with conversations of about the same length.
@@ -30,60 +30,43 @@ class Questions:
     Args:
         manifest: The videos.
         language: The language model that reads and answers them.
-        instruction: System prompt of the language model; empty for that of its template.
-        with_choices: Share of the questions with choices that are asked with their choices.
-        captions: Share of the clips, among those whose videos have captions, that are to be described instead
-            of asked one of the questions: the answer is a caption, which says far more about a video than
-            most answers do.
-        turns: Most questions of a conversation, which begins anywhere as long as so many are left.
-        independent: Share of the clips whose questions do not attend to each other, so that each answer must
-            come from the video and not from an earlier answer.
+        settings: How they are asked.
 
     Raises:
         ValueError: A video has no question.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        language: LanguageModel,
-        instruction: str = "",
-        with_choices: float = 0.0,
-        captions: float = 0.0,
-        turns: int = 1,
-        independent: float = 0.0,
-    ) -> None:
+    def __init__(self, manifest: Manifest, language: LanguageModel, settings: ChatSettings) -> None:
         self._asked = [questions_of(entry) for entry in manifest.entries]
         for entry, asked in zip(manifest.entries, self._asked, strict=True):
             if not asked:
                 raise ValueError(f"{entry.path} has no question; leave it out of the manifest")
-        self._caption_lists = [entry.captions for entry in manifest.entries]
-        self.language, self.instruction, self._with_choices = language, instruction, with_choices
-        self._captions, self._turns, self._independent = captions, turns, independent
+        self._captions = [entry.captions for entry in manifest.entries]
+        self.language, self.settings = language, settings
 
     def __call__(self, items: Tensor) -> PackedTurns:
         """Conversations about the videos of these numbers ``[B]``. It draws from PyTorch's generator."""
-        independent = (torch.rand(len(items)) < self._independent).tolist()
+        independent = (torch.rand(len(items)) < self.settings.independent).tolist()
         rows = [
             self._conversation(item, alone) for item, alone in zip(items.tolist(), independent, strict=True)
         ]
         return pack_turns(rows, independent)
 
     def _conversation(self, item: int, independent: bool) -> list[tuple[Tensor, Tensor]]:
-        first, what, which, where, *how = torch.rand(4 + self._turns).tolist()
-        asked, captions = self._asked[item], self._caption_lists[item]
-        start = int(first * (max(0, len(asked) - self._turns) + 1))
+        first, what, which, where, *how = torch.rand(4 + self.settings.turns).tolist()
+        asked, captions = self._asked[item], self._captions[item]
+        start = int(first * (max(0, len(asked) - self.settings.turns) + 1))
         turns = [
-            (one.with_choices if draw < self._with_choices else one.question, one.answer)
-            for one, draw in zip(asked[start : start + self._turns], how, strict=False)
+            (one.with_choices if draw < self.settings.with_choices else one.question, one.answer)
+            for one, draw in zip(asked[start : start + self.settings.turns], how, strict=False)
         ]
-        if captions and what < self._captions:
+        if captions and what < self.settings.captions:
             turns[int(where * len(turns))] = (DESCRIBE, captions[int(which * len(captions))])
         return [
             (
                 self.language.next_turn(question)
                 if number and not independent
-                else self.language.first_turn(question, self.instruction)[1],
+                else self.language.first_turn(question, self.settings.instruction)[1],
                 self.language.answer_ids(answer),
             )
             for number, (question, answer) in enumerate(turns)
@@ -100,8 +83,6 @@ class ChatTask(Task):
         checkpoint: The video side, frozen except for adapters.
         connector: The connector, which is trained.
         questions: Gives clips their conversations, with the frozen language model that answers.
-        budgets: Token budgets to draw from.
-        selector: Selector of the tokens that are kept.
         adapters: Adapters of the language model, from :func:`~fluxvit.models.adapters.add_adapters`; None if
             it has none.
         adapter_scale: Factor of the output of these adapters.
@@ -112,16 +93,14 @@ class ChatTask(Task):
         checkpoint: Checkpoint,
         connector: Connector,
         questions: Questions,
-        budgets: Sequence[int],
-        selector: str | Selector = "group_dynamic",
         adapters: nn.ModuleDict | None = None,
         adapter_scale: float = 1.0,
     ) -> None:
         super().__init__(checkpoint)
         self.connector, self.questions = connector, questions
         self.adapters = nn.ModuleDict() if adapters is None else adapters
-        self._before, _ = questions.language.first_turn("", questions.instruction)
-        self._budgets, self._selector, self._adapter_scale = tuple(budgets), selector, adapter_scale
+        self._before, _ = questions.language.first_turn("", questions.settings.instruction)
+        self._adapter_scale = adapter_scale
 
     def collate(self, clips: Clip) -> Batch:
         return {"video": clips.video, **self.questions(clips.item)._asdict()}
@@ -130,9 +109,11 @@ class ChatTask(Task):
         """The loss, and the mean probability of a whole answer, of clips and `PackedTurns` about them."""
         self.model.eval()
         video = batch["video"]
-        budget = self._budgets[int(torch.randint(len(self._budgets), ()))]
+        budgets = self.model.config.budgets
+        budget = budgets[int(torch.randint(len(budgets), ()))]
         chat = VideoChat(self.model, self.connector, self.questions.language.network)
-        before, seen = self._before.to(video.device), chat.look([video], budget, self._selector)
+        before = self._before.to(video.device)
+        seen = chat.look([video], budget, self.questions.settings.selector)
         ends = _ends(batch["turns"])
         likely, lengths = [], []
         # Conversations of about the same length go together, so that little is padding.
@@ -160,7 +141,7 @@ class ChatTask(Task):
         # In the file an adapter is the plain product of its matrices.
         ups = [name for name in adapters if name.endswith(".up.weight")]
         adapters |= {name: self._adapter_scale * adapters[name] for name in ups}
-        language, instruction = self.questions.language, self.questions.instruction
+        language, instruction = self.questions.language, self.questions.settings.instruction
         chat = VideoChat(video.model, connector, language.network)
         ChatCheckpoint(chat, language, video, instruction, video.provenance, adapters).save(folder)
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint, copy_language
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.texts import Texts, caption_number
-from fluxvit.flux.selection import Selector
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
+from fluxvit.training.recipes import ContrastiveSettings
 from fluxvit.training.tasks.base import Batch, Task, pooled_at_budgets, substate
-from fluxvit.training.tasks.contrastive_losses import LOSSES, contrastive_loss
 from fluxvit.utils.distributed import World
-
-T = TypeVar("T")
 
 
 class Captions:
@@ -67,25 +64,18 @@ class ContrastiveTask(Task):
     """Contrastive training at one or several token budgets at once (paper table 16 and section 3; where they
     are silent, as in tuning).
 
-    Each of the model's budgets sees the same clips and captions, and pools by its own head; one projection
-    serves all. The loss is the sum of the budgets' contrastive losses, plus the alignment of each smaller
-    budget's pooled vector with the largest's (`pooled_at_budgets`). Of a single token frame, an image, all
-    tokens are kept: there is no change to select by.
+    Each budget of the model sees the same clips and captions, and pools by its own head; one projection
+    serves all. The loss is the sum of the budgets' contrastive losses, plus the alignment of the pooled
+    vector of each smaller budget with that of the largest (`pooled_at_budgets`). All tokens of an image, a
+    clip of a single token frame, are kept: it has no change to select by.
 
     Args:
         checkpoint: The video side.
         language: The language side, which is trained beside it.
         captions: Gives clips their captions.
-        world: The processes whose clips are told apart.
-        loss: ``infonce`` or ``sigmoid``.
-        align_weight: Weight of the alignment.
-        selector: Selector of the tokens that are kept.
-        chunk: Clips whose activations are held at a time; the encoders then run twice, once for the loss and
-            once more, chunk by chunk, for its gradients (as GradCache, arXiv 2101.06983). 0: all.
+        world: The processes whose clips make up a batch.
+        settings: The settings of the loss.
         text_lr_scale: Ratio of the text tower's learning rate to that of the other parameters.
-
-    Raises:
-        ValueError: The loss is unknown, or chunk is negative.
     """
 
     def __init__(
@@ -94,23 +84,12 @@ class ContrastiveTask(Task):
         language: LanguageSide,
         captions: Captions,
         world: World,
-        *,
-        loss: str = "infonce",
-        align_weight: float = 1.0,
-        selector: str | Selector = "group_dynamic",
-        chunk: int = 0,
+        settings: ContrastiveSettings = ContrastiveSettings(),  # noqa: B008
         text_lr_scale: float = 1.0,
     ) -> None:
         super().__init__(checkpoint)
-        if loss not in LOSSES:
-            raise ValueError(f"loss {loss!r}: choose {' or '.join(LOSSES)}")
-        if chunk < 0:
-            raise ValueError(f"chunk is {chunk}; it must be at least 0")
         self.language, self.captions, self._world = language, captions, world
-        self.loss, self.align_weight, self.selector, self.chunk = loss, align_weight, selector, chunk
-        self._text_lr_scale = text_lr_scale
-        # InfoNCE has no use for it; data parallelism waits for the gradient of all that is trained.
-        language.bias.requires_grad_(loss == "sigmoid")
+        self.settings, self._text_lr_scale = settings, text_lr_scale
 
     def collate(self, clips: Clip) -> Batch:
         return {"video": clips.video, **self.captions(clips.item)}
@@ -120,50 +99,20 @@ class ContrastiveTask(Task):
         video, same = batch["video"], batch["caption"]
         if not any(parameter.requires_grad for parameter in self.model.blocks.parameters()):
             self.model.eval()  # A frozen trunk drops no path.
-        size = self.chunk or len(video)
-        texts = torch.cat(
-            [
-                self._run(self.language.embed_text, *part)
-                for part in _parts(size, batch["ids"], batch["lengths"])
-            ]
-        )
-        parts = [self._run(self._embed, *part) for part in _parts(size, video)]
-        shares = [len(part[0]) / len(video) for part in parts]
-        align = sum(
-            (share * part[-1] for share, part in zip(shares, parts, strict=True)), texts.new_zeros(())
-        )
-        loss = self.align_weight * align
-        result: dict[str, Tensor] = {}
-        budgets = self.model.config.budgets
-        for budget, *vectors in zip(budgets, *(part[:-1] for part in parts), strict=True):
-            videos = torch.cat(vectors)
-            loss = loss + contrastive_loss(
-                videos,
-                texts,
-                self.language.scale,
-                same,
-                self._world,
-                kind=self.loss,
-                bias=self.language.bias[0] if self.loss == "sigmoid" else None,
-            )
-            result[f"recall@{budget}"] = _found(videos.detach(), texts.detach(), same)
-        return {"loss": loss, **result, "temperature": 1 / self.language.scale.detach()}
-
-    def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        if self.chunk and torch.is_grad_enabled():
-            return checkpoint(work, *arguments, use_reentrant=False)
-        return work(*arguments)
-
-    def _embed(self, video: Tensor) -> tuple[Tensor, ...]:
-        """Unit vectors ``[B, D]`` at each budget, and the sum of the alignment losses."""
+        texts = self.language.embed_text(batch["ids"], batch["lengths"])
         budgets: list[int | None] = list(self.model.config.budgets)
         if video.shape[2] == self.model.config.tubelet_size:
             budgets = [None] * len(budgets)
         vectors, align = [], video.new_zeros((), dtype=torch.float32)
-        for pooled, alignment in pooled_at_budgets(self.model, video, budgets, self.selector):
+        for pooled, alignment in pooled_at_budgets(self.model, video, budgets, self.settings.selector):
             vectors.append(self.language.embed_video(self.model, pooled))
             align = align + alignment
-        return *vectors, align
+        loss = self.settings.align_weight * align
+        result: dict[str, Tensor] = {}
+        for budget, videos in zip(self.model.config.budgets, vectors, strict=True):
+            loss = loss + contrastive_loss(videos, texts, self.language.scale, same, self._world)
+            result[f"recall@{budget}"] = _found(videos.detach(), texts.detach(), same)
+        return {"loss": loss, **result, "temperature": 1 / self.language.scale.detach()}
 
     def lr_scale(self, name: str) -> float:
         return self._text_lr_scale if name.startswith("language.text.") else 1.0
@@ -178,10 +127,37 @@ class ContrastiveTask(Task):
         DualEncoderCheckpoint(network, self.captions.texts, video, video.provenance).save(folder)
 
 
-def _parts(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
-
-
 def _found(videos: Tensor, texts: Tensor, same: Tensor) -> Tensor:
     """Part of this process's texts whose nearest video has a caption of the same words."""
     return (same[(texts @ videos.t()).argmax(1)] == same).float().mean()
+
+
+def contrastive_loss(video: Tensor, text: Tensor, scale: Tensor, same: Tensor, world: World) -> Tensor:
+    """InfoNCE over the joint batch of all processes, as in CLIP (arXiv 2103.00020): the mean over both
+    directions of the cross-entropy of a row's partner among all candidates.
+
+    Averaging gradients over the processes, as data parallelism does, gives the gradient of the loss of the
+    joint batch.
+
+    Args:
+        video, text: Unit vectors ``[B, D]``; rows of the same number belong together. All processes have as
+            many.
+        scale: Factor of the cosines, a scalar: one over the temperature.
+        same: int64 ``[B]``: pairs of the same number say the same (a caption that occurs twice, two clips of
+            a video) and are not negatives of each other.
+        world: Processes that make up the batch; each gets the loss of its own rows.
+    """
+    video, text = video.float(), text.float()
+    all_same = _gather(same, world)
+    own = world.rank * len(video) + torch.arange(len(video), device=video.device)
+    twins = (same[:, None] == all_same) & ~F.one_hot(own, len(all_same)).bool()
+    total = video.new_zeros(())
+    for rows, candidates in ((video, _gather(text, world)), (text, _gather(video, world))):
+        logits = scale * (rows @ candidates.t())
+        total = total + F.cross_entropy(logits.masked_fill(twins, -torch.inf), own, reduction="sum")
+    return total / (2 * len(video))
+
+
+def _gather(rows: Tensor, world: World) -> Tensor:
+    """``[B, ...]`` of each process to ``[W * B, ...]`` in all of them; gradients go back to their process."""
+    return rows if world.size == 1 else torch.cat(all_gather(rows))
