@@ -13,7 +13,7 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.video.sampling import ClipSampling
-from fluxvit.video.transforms import eval_transform
+from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
 
 
 def test_round_trip(checkpoint: Path) -> None:
@@ -39,7 +39,8 @@ def test_what_a_checkpoint_answers(checkpoint: Path) -> None:
     assert found.plan(10, SamplingGrid(6, 8, 40)) == Plan(SamplingGrid(6, 8, 40), 10)
     frames = np.random.default_rng(0).integers(0, 255, (4, 20, 28, 3), dtype=np.uint8)
     grid = SamplingGrid(4, 16, 16)
-    assert torch.equal(found.clip(frames, grid)[0], eval_transform(frames, 16, 16, found.mean, found.std))
+    expected = normalize(resize_and_crop(to_tensor(frames), (16, 16)), found.mean, found.std)
+    assert torch.equal(found.clip(frames, grid)[0], expected)
     assert found.save(checkpoint.with_name("copy")).is_dir()
     assert fluxvit.load(checkpoint.with_name("copy")).digest() == found.digest()
 

@@ -37,12 +37,12 @@ def test_prediction(checkpoint: Path, clip: Path) -> None:
 
 
 def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Path) -> None:
-    from fluxvit.video.transforms import eval_transform
+    from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
 
     predictor = Predictor(checkpoint, 12, keep_frames=True)
     result = predictor(clip)
     assert result.frames.shape == (8, 48, 64, 3)
-    video = eval_transform(result.frames, 16, 32)
+    video = normalize(resize_and_crop(to_tensor(result.frames), (16, 32)))
     with torch.no_grad():
         logits = predictor.model(video[None], 12).logits[0]
     np.testing.assert_allclose(result.probabilities, logits.softmax(-1).numpy(), atol=1e-6)

@@ -17,7 +17,7 @@ from fluxvit.models.fluxvit import create_model
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.stream import FileFrames, FrameSource, TimedFrames, open_stream
-from fluxvit.video.transforms import eval_transform
+from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
 
 
 def noise(count: int, height: int = 20, width: int = 28) -> np.ndarray:
@@ -72,7 +72,8 @@ def test_streaming_is_the_model_on_the_frames_of_the_window(
     for step, answer in enumerate(answers):
         start = step * hop * tubelet_size
         assert (answer.start, answer.end, answer.dropped) == (start, start + length, 0)
-        video = eval_transform(frames[start : start + length], plan.grid.height, plan.grid.width)
+        clip, size = to_tensor(frames[start : start + length]), (plan.grid.height, plan.grid.width)
+        video = normalize(resize_and_crop(clip, size))
         with torch.no_grad():
             out = predictor.model(video[None], plan.keep, plan.head, plan.selector)
         np.testing.assert_allclose(answer.probabilities, out.logits[0].softmax(-1).numpy(), atol=1e-4)
@@ -199,7 +200,8 @@ def test_a_live_stream_skips_to_the_newest_window(gap: int, checkpoint: Path) ->
     assert (late.dropped, late.end) == (gap - 1, 8 + 2 * gap)
     frames = noise(sum(tap.bursts))[2 * gap : 8 + 2 * gap]
     with torch.no_grad():
-        out = predictor.model(eval_transform(frames, 16, 32)[None], 12)
+        clip = normalize(resize_and_crop(to_tensor(frames), (16, 32)))
+        out = predictor.model(clip[None], 12)
     np.testing.assert_allclose(late.probabilities, out.logits[0].softmax(-1).numpy(), atol=1e-4)
     tap.opened[2].set()
     rest = list(answers)

@@ -53,12 +53,12 @@ def test_center_crop_and_flip() -> None:
 
 
 def test_crop_views_follow_the_longer_side() -> None:
-    wide, tall = t.crop_views(ramp(8, 20), 8), t.crop_views(ramp(20, 8), 8)
+    wide, tall = t.crop_views(ramp(8, 20), (8, 8)), t.crop_views(ramp(20, 8), (8, 8))
     assert wide.shape == (3, 3, 1, 8, 8)
     assert wide[:, 0, 0, 0, 0].tolist() == [0, 6, 12]
     assert tall[:, 1, 0, 0, 0].tolist() == [0, 6, 12]
-    assert t.crop_views(ramp(8, 20), 8, views=1)[0, 0, 0, 0, 0] == 6
-    assert t.crop_views(ramp(10, 20), 8)[:, 1, 0, 0, 0].tolist() == [1, 1, 1]
+    assert t.crop_views(ramp(8, 20), (8, 8), views=1)[0, 0, 0, 0, 0] == 6
+    assert t.crop_views(ramp(10, 20), (8, 8))[:, 1, 0, 0, 0].tolist() == [1, 1, 1]
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,19 +97,14 @@ def test_normalize(as_float: bool) -> None:
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(1, 40), st.integers(1, 40))
 @settings(max_examples=50, deadline=None)
-def test_eval_transform_fits_any_video(height: int, width: int, to_height: int, to_width: int) -> None:
-    assert t.eval_transform(frames(height, width, 1), to_height, to_width).shape == (
-        3,
-        1,
-        to_height,
-        to_width,
-    )
+def test_any_video_is_resized_and_cropped(height: int, width: int, to_height: int, to_width: int) -> None:
+    clip = t.to_tensor(frames(height, width, 1))
+    assert t.resize_and_crop(clip, (to_height, to_width)).shape == (3, 1, to_height, to_width)
 
 
-def test_eval_transform_keeps_the_aspect_ratio() -> None:
+def test_the_aspect_ratio_is_kept() -> None:
     # Squares stay squares: 40x60 to 20x20 is 20x30 and then the middle 20 columns.
-    video = (ramp(40, 60)).permute(1, 2, 3, 0)
-    out = t.eval_transform(video, 20, 20, mean=(0, 0, 0), std=(1, 1, 1))
+    out = t.resize_and_crop(ramp(40, 60), (20, 20))
     np.testing.assert_allclose(out[0, 0, 10, 5:-5].diff(), 2.0, atol=1e-4)
     assert out[0].mean() == pytest.approx(29.5, abs=0.01)
 
@@ -122,11 +117,11 @@ def test_eval_transform_keeps_the_aspect_ratio() -> None:
         (lambda: t.resize(ramp(4, 4), (0, 4)), "cannot resize"),
         (lambda: t.resize(torch.zeros(2, 3, 4, 4), (2, 2)), "a clip must be"),
         (lambda: t.center_crop(ramp(4, 4), (5, 4)), "cannot cut 5x4 out of a 4x4"),
-        (lambda: t.crop_views(ramp(4, 8), 5), "cannot cut 5x5"),
-        (lambda: t.crop_views(ramp(4, 8), 4, views=0), "views must be"),
+        (lambda: t.crop_views(ramp(4, 8), (5, 5)), "cannot cut 5x5"),
+        (lambda: t.crop_views(ramp(4, 8), (4, 4), views=0), "views must be"),
         (lambda: t.random_resized_crop(ramp(4, 4), (2, 2), RNG, scale=(0.9, 0.1)), "low <= high"),
         (lambda: t.normalize(ramp(4, 4), std=(0, 1, 1)), "std above 0"),
-        (lambda: t.eval_transform(frames(), 0, 4), "cannot"),
+        (lambda: t.resize_and_crop(ramp(4, 4), (0, 4)), "cannot"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, resize
+from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD, random_box, resize
 
 TSN_SCALES = (1.0, 0.875, 0.75, 0.66)
 """Scales of Temporal Segment Networks and of the paper's pre-training (table 14)."""
@@ -295,27 +295,15 @@ def random_erase(
     before normalisation, in loader workers, where clips are small and each request has its own randomness.
 
     Args:
-        area: Range of the box's area as a fraction of the frame's; the draw is uniform.
-        aspect: Range of the box's height over its width; the draw is uniform in the logarithm. A box that is
-            larger than the frame is cut.
+        area, aspect: Ranges of the box; see :func:`~fluxvit.video.transforms.random_box`.
 
     Raises:
         ValueError: A range is empty or not positive, or ``area`` exceeds 1.
     """
-    if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
-        raise ValueError(f"need 0 < low <= high, and area at most 1; got area={area}, aspect={aspect}")
-    height, width = video.shape[-2:]
-    pixels = height * width * generator.uniform(*area)
-    ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
-    box_height = min(height, max(1, round(math.sqrt(pixels * ratio))))
-    box_width = min(width, max(1, round(math.sqrt(pixels / ratio))))
-    top = int(generator.integers(height - box_height, endpoint=True))
-    left = int(generator.integers(width - box_width, endpoint=True))
-    noise = torch.from_numpy(
-        generator.standard_normal((3, video.shape[1], box_height, box_width), np.float32)
-    )
+    top, left, height, width = random_box((video.shape[-2], video.shape[-1]), generator, area, aspect)
+    noise = torch.from_numpy(generator.standard_normal((3, video.shape[1], height, width), np.float32))
     mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     result = video.clone()
-    box = result[..., top : top + box_height, left : left + box_width]
+    box = result[..., top : top + height, left : left + width]
     box.copy_(noise.mul_(std).add_(mean).clamp_(0, 1).mul_(255).round_())
     return result

@@ -1,4 +1,4 @@
-"""What all readers of videos share: the facts about a file, its errors, and reading frames by time."""
+"""The base class of video readers, which reads frames by time, with the facts about a file and its errors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from fluxvit.utils.terminal import printable
 from fluxvit.video.limits import VideoLimits
 
-# A time may miss a frame's start by rounding (3 * 0.04 < 0.12); video clocks tick no faster than this.
+# Rounding may put a time just before a frame's start (3 * 0.04 < 0.12). Video clocks do not tick faster.
 CLOCK_SLACK = 1e-6
 
 _SPACES = "\n\r\t"
@@ -25,22 +24,22 @@ class VideoError(ValueError):
 
     @classmethod
     def of(cls, path: str | Path, reason: str) -> VideoError:
-        """The error for ``path``; ``reason`` says what is wrong and, where there is one, the cure."""
+        """The error for ``path``; ``reason`` says what is wrong and, if there is one, the cure."""
         return cls(f"{printable(path)}: {' '.join(printable(reason, keep=_SPACES).split())}")
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the header of a file claims. Headers can be wrong; ``VideoReader.times`` cannot.
+    """The claims of a file's header. Headers can be wrong; ``VideoReader.times`` cannot.
 
     Attributes:
         path: The file, or the folder of images.
-        width: Pixels as displayed: after rotation, and with pixels that are not square stretched to squares.
-        height: Pixels as displayed, after rotation.
-        frames: Number of frames the header claims, None if it makes no claim.
+        width: Displayed width, after rotation and with pixels stretched to squares.
+        height: Displayed height, after rotation.
+        frames: Number of frames, None if the header does not give it.
         fps: Average frames per second, None if unknown.
-        duration: Seconds the header claims, None if it makes no claim.
-        rotation: Clockwise degrees (0, 90, 180, 270) that the stored frames are turned for display.
+        duration: Seconds, None if the header does not give them.
+        rotation: Clockwise degrees (0, 90, 180, 270) by which stored frames are turned for display.
         codec: Name of the codec, such as ``h264``.
         pixel_format: FFmpeg's name of the stored pixel format, such as ``yuv420p10le``.
         pixel_aspect: Width of a stored pixel over its height; 1 for square pixels.
@@ -60,7 +59,7 @@ class VideoInfo:
 
 @contextmanager
 def decoding(path: str | Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into a `VideoError` for ``path``, since no list of it is complete."""
+    """Turn any error of a decoder into a `VideoError` for ``path``; no list of those errors is complete."""
     try:
         yield
     except VideoError:
@@ -72,13 +71,13 @@ def decoding(path: str | Path) -> Iterator[None]:
 
 
 class DamageFound(Exception):
-    """Random access met damage. The frames have to be read again, in stored order from the beginning."""
+    """Random access met damage. The frames must be read again, in stored order from the beginning."""
 
 
 class VideoReader(ABC):
-    """An open video, read by time. Subclasses only have to decode frames by number.
+    """An open video that is read by time. Subclasses decode frames by number.
 
-    Readers are not safe to share between threads; open one for each.
+    A reader must not be shared between threads; open one for each.
     """
 
     info: VideoInfo
@@ -95,7 +94,7 @@ class VideoReader(ABC):
 
     @property
     def fps(self) -> float:
-        """Frames per second, counted from the frames that are there: headers lie, or tell no rate."""
+        """Frames per second, from the number of frames and their times, because headers can be wrong."""
         return len(self.times) / self.end
 
     @abstractmethod
@@ -117,26 +116,23 @@ class VideoReader(ABC):
             ValueError: There are no times, or one is not a finite number.
             VideoError: Nothing can be decoded, or the frames are larger than `fluxvit.video.limits` allows.
         """
-        indices, places = np.unique(self._shown(times), return_inverse=True)
+        indices, positions = np.unique(self._shown(times), return_inverse=True)
         with decoding(self.info.path):
             try:
-                return self._gather(indices, places)
+                return self._gather(indices, positions)
             except DamageFound:
-                # What was read so far came by another way, on which frames may differ.
-                return self._gather(indices, places)
+                # The frames so far were read by jumps, which may give others than reading in stored order.
+                return self._gather(indices, positions)
 
-    def _gather(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Frames ``indices[places]``, uint8 ``[T, H, W, 3]``."""
+    def _gather(self, indices: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Frames ``indices[positions]``, uint8 ``[T, H, W, 3]``."""
         clip = np.empty((0,), dtype=np.uint8)
-        count = 0
-        for image in self._decode(indices.tolist()):
+        for count, image in zip(range(len(indices)), self._decode(indices.tolist()), strict=True):
             if count == 0:
-                if reason := VideoLimits.current().too_much(len(places), *image.shape[:2]):
+                if reason := VideoLimits.current().too_much(len(positions), *image.shape[:2]):
                     raise VideoError.of(self.info.path, reason)
-                clip = np.empty((len(places), *image.shape), dtype=np.uint8)
-            clip[places == count] = image
-            count += 1
-        assert count == len(indices)
+                clip = np.empty((len(positions), *image.shape), dtype=np.uint8)
+            clip[positions == count] = image
         return clip
 
     def walk(self, times: Sequence[float] | np.ndarray) -> Iterator[np.ndarray]:
@@ -178,7 +174,5 @@ class VideoReader(ABC):
     def __enter__(self) -> VideoReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

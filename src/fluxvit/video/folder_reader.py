@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from fluxvit.video.base import VideoError, VideoInfo
+from fluxvit.video.base import VideoError
 from fluxvit.video.container import is_animated_webp, open_container
 from fluxvit.video.frames_reader import DEFAULT_FPS, FixedRateReader
 from fluxvit.video.limits import VideoLimits, image_size
@@ -69,22 +69,19 @@ class FolderReader(FixedRateReader):
         if reason := VideoLimits.current().too_many(len(names)):
             raise VideoError.of(shown, reason)
         self._files = [path / name for name in names]
-        super().__init__(len(names), fps)
         self._short_side = short_side
         self._converters: dict[tuple[int, int, bool, int], RGBConverter] = {}
         first = _decode_image(self._files[0])
         converter = self._converter(first)
         self._size = converter.shown
-        self.info = VideoInfo(
-            path=shown,
-            width=self._size[1],
-            height=self._size[0],
-            frames=len(self._files),
-            fps=self._fps,
-            duration=self._end,
-            rotation=90 * converter.turns,
+        super().__init__(
+            shown,
+            len(names),
+            fps,
+            self._size,
             codec=self._files[0].suffix.lower().lstrip("."),
             pixel_format=first.format.name,
+            rotation=90 * converter.turns,
         )
 
     def _converter(self, image: av.VideoFrame) -> RGBConverter:

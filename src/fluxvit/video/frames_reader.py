@@ -1,4 +1,4 @@
-"""Frames at a fixed rate as a video: what readers of images share, and the reader of frames in memory."""
+"""Frames at a fixed rate as a video: the base class for images, and the reader of frames in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxvit.video.rgb import RGBConverter
 DEFAULT_FPS = 25.0
 """Frames per second of images and arrays, which do not know their own."""
 
-# An image a day, and the fastest rate at which rounded times still tell frames apart.
+# One image a day, and the fastest rate at which rounded times still differ between frames.
 _SLOWEST, _FASTEST = 1 / 86_400, 100_000.0
 
 
@@ -32,16 +32,36 @@ def checked_fps(fps: float, name: str = "fps") -> float:
 
 
 class FixedRateReader(VideoReader):
-    """A reader of ``count`` frames, ``fps`` a second.
+    """A reader of ``count`` frames of (height, width), ``fps`` a second.
 
     Raises:
         ValueError: ``fps`` is out of range.
     """
 
-    def __init__(self, count: int, fps: float) -> None:
-        self._fps = checked_fps(fps)
-        self._times = np.arange(count) / self._fps
-        self._end = count / self._fps
+    def __init__(
+        self,
+        path: Path,
+        count: int,
+        fps: float,
+        size: tuple[int, int],
+        *,
+        codec: str,
+        pixel_format: str,
+        rotation: int = 0,
+    ) -> None:
+        fps = checked_fps(fps)
+        self._times, self._end = np.arange(count) / fps, count / fps
+        self.info = VideoInfo(
+            path=path,
+            width=size[1],
+            height=size[0],
+            frames=count,
+            fps=fps,
+            duration=self._end,
+            rotation=rotation,
+            codec=codec,
+            pixel_format=pixel_format,
+        )
 
     @property
     def times(self) -> np.ndarray:
@@ -74,27 +94,16 @@ class ArrayReader(FixedRateReader):
         fps: float = DEFAULT_FPS,
         short_side: int | None = None,
     ) -> None:
-        super().__init__(len(frames), fps)
-        self._frames = frames
         height, width = frames[0].shape[:2]
-        self._shrinks = short_side is not None and short_side < min(height, width)
-        self._short_side = short_side
-        self.info = VideoInfo(
-            path=Path("<frames>"),
-            width=width,
-            height=height,
-            frames=len(frames),
-            fps=self._fps,
-            duration=self._end,
-            rotation=0,
-            codec="rawvideo",
-            pixel_format="rgb24",
-        )
+        size = height, width
+        super().__init__(Path("<frames>"), len(frames), fps, size, codec="rawvideo", pixel_format="rgb24")
+        self._frames, self._short_side = frames, short_side
+        self._shrinks = short_side is not None and short_side < min(size)
 
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
         convert: RGBConverter | None = None
         for index in indices:
-            # Tensors are made of it later, which wants memory that is writable.
+            # Tensors are made from the image later, and PyTorch warns about memory that is read-only.
             image = np.require(self._frames[index], requirements=["C", "W"])
             if self._shrinks:
                 frame = av.VideoFrame.from_ndarray(image, format="rgb24")

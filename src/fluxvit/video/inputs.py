@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from fluxvit.video.base import VideoError
-from fluxvit.video.limits import VideoLimits
 from fluxvit.video.tar_members import TarMember, Window
 
 if TYPE_CHECKING:
@@ -81,8 +80,6 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
         )
     if size == 0:
         raise VideoError.of(name, "it is empty (0 bytes)")
-    if reason := VideoLimits.current().too_long(size):
-        raise VideoError.of(name, reason)
     if opened is None:
         return name, io.BytesIO(bytes(video))
     return name, io.BufferedReader(Window(opened, 0, size, name, owned=False))

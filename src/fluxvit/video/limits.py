@@ -1,24 +1,24 @@
-"""Bounds on what a video may make this process allocate; they are checked before anything is decoded.
+"""Limits on the memory that a video may make this process allocate, checked before anything is decoded.
 
-A header of a few bytes can ask for gigabytes. The bounds are far above any video that people have. They are
+A header of a few bytes can ask for gigabytes. The limits are far above any video that people have. They are
 read from the environment each time, so that worker processes share them:
 
 ===========================  ==========================================  ==================================
-variable                     what it bounds                              default
+variable                     limits                                      default
 ===========================  ==========================================  ==================================
 FLUXVIT_MAX_PIXELS           width times height of a frame               40 000 000 (8K video has 35 389 440)
 FLUXVIT_MAX_FRAMES           frames of one file or folder                4 000 000 (18 h at 60 a second)
 FLUXVIT_MAX_PIXELS_PER_BYTE  pixels of all frames over the file's size   1 000 000 (black video: 100 000)
 FLUXVIT_MAX_READ_BYTES       decoded frames that one read returns        4 294 967 296 (4 GiB)
-FLUXVIT_MAX_FILE_BYTES       a video that is given as bytes or a file    17 179 869 184 (16 GiB)
 ===========================  ==========================================  ==================================
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import IO, TypeAlias
@@ -26,58 +26,46 @@ from typing import IO, TypeAlias
 _PREFIX = "FLUXVIT_MAX_"
 _FEW_PIXELS = 1 << 31
 
-# Boxes of one level of an MP4 file that are looked at; a film in fragments of a second has thousands.
+# The most boxes of one level of an MP4 file that are read; a film in fragments of a second has thousands.
 _MOST_BOXES = 100_000
 
-# Positions in a file where something begins and ends.
+_MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
+
+# Begin and end in a file.
 _Span: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """Bounds on a video; see the module's table.
+    """Limits on a video; see the module's table.
 
     Args:
         pixels: Width times height of a frame.
         frames: Frames of one file or folder.
         pixels_per_byte: Pixels of all frames of a file over its size in bytes, if they are more than 2^31.
         read_bytes: Decoded frames that one read returns, in bytes.
-        file_bytes: Bytes of a video that is given in memory or as an open file.
-
-    Raises:
-        ValueError: A bound is not a positive integer.
     """
 
     pixels: int = 40_000_000
     frames: int = 4_000_000
     pixels_per_byte: int = 1_000_000
     read_bytes: int = 1 << 32
-    file_bytes: int = 1 << 34
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"the limit {field.name} must be a positive integer, got {value!r}")
 
     @classmethod
-    def current(cls, environment: Mapping[str, str] = os.environ) -> VideoLimits:
-        """The bounds that hold in this process.
+    def current(cls) -> VideoLimits:
+        """The limits of this process.
 
         Raises:
             ValueError: A variable is not a positive integer; the message names it.
         """
-        found = {}
+        given = {}
         for field in fields(cls):
-            text = environment.get(_PREFIX + field.name.upper())
-            if text is None:
-                continue
-            if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text)):
-                raise ValueError(
-                    f"{_PREFIX}{field.name.upper()}={text}: a limit is a positive integer of up to 18 digits"
-                )
-            found[field.name] = int(text)
-        return cls(**found)
+            variable = _PREFIX + field.name.upper()
+            if (text := os.environ.get(variable)) is not None:
+                if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
+                    raise ValueError(f"{variable}={text}: a limit is a positive integer of up to 18 digits")
+                given[field.name] = int(text)
+        return cls(**given)
 
     def too_large(self, width: int, height: int) -> str | None:
         """Why frames of this size are not decoded; None if they may be."""
@@ -117,15 +105,6 @@ class VideoLimits:
             "number to read it all the same"
         )
 
-    def too_long(self, size: int) -> str | None:
-        """Why a video of so many bytes is not read; None if it may be."""
-        if size <= self.file_bytes:
-            return None
-        return (
-            f"it has {size} bytes, more than the limit of {self.file_bytes}; set "
-            f"{_PREFIX}FILE_BYTES={size} to read it all the same"
-        )
-
     def too_much(self, frames: int, height: int, width: int) -> str | None:
         """Why so many decoded frames are not read at once; None if they may be."""
         size = frames * height * width * 3
@@ -138,16 +117,10 @@ class VideoLimits:
         )
 
 
-def set_limits(limits: VideoLimits) -> None:
-    """Set the bounds of this process and of the processes that it starts from now on."""
-    for field in fields(limits):
-        os.environ[_PREFIX + field.name.upper()] = str(getattr(limits, field.name))
-
-
 def image_size(file: IO[bytes]) -> tuple[int, int] | None:
     """Width and height that the header of a GIF, PNG, BMP, WebP or JPEG file claims; None for other files.
 
-    FFmpeg decodes the first image of such a file while it opens it, so that its size has to be known before.
+    FFmpeg decodes the first image of such a file while it opens it, so the size must be known before that.
     The file is left at its beginning.
     """
     file.seek(0)
@@ -190,8 +163,8 @@ def _jpeg_size(file: IO[bytes]) -> tuple[int, int] | None:
 def claimed_samples(file: IO[bytes]) -> int:
     """The most samples that a track of an MP4 or QuickTime file claims by a number alone; 0 for other files.
 
-    FFmpeg makes an index of them while it opens the file, of 24 bytes each and more. Uncompressed sound is
-    left out: FFmpeg does not list its samples, which are millions a minute. The file is left at its
+    FFmpeg makes an index of them while it opens the file, of 24 or more bytes each. Uncompressed sound is
+    left out, because FFmpeg does not list its samples, which are millions a minute. The file is left at its
     beginning.
     """
     with _box_span(file) as span:
@@ -208,8 +181,9 @@ def claimed_samples(file: IO[bytes]) -> int:
 
 
 def is_encrypted(file: IO[bytes]) -> bool:
-    """Whether an MP4 file describes pictures as encrypted (the sample entry encv of ISO/IEC 23001-7), and no
-    others. FFmpeg would decode them to noise. The file is left at its beginning.
+    """Whether all pictures of an MP4 file are encrypted (the sample entry encv of ISO/IEC 23001-7).
+
+    FFmpeg would decode them to noise. The file is left at its beginning.
     """
     with _box_span(file) as span:
         return any(
@@ -218,6 +192,13 @@ def is_encrypted(file: IO[bytes]) -> bool:
             for track in _tracks(file, index)
             for start, end in _find(file, track, b"mdia", b"minf", b"stbl", b"stsd")
         )
+
+
+def lacks_index(file: IO[bytes]) -> bool:
+    """Whether a file begins as MP4 or QuickTime and has no ``moov`` box, nor the ``meta`` box of a still."""
+    with _box_span(file) as span:
+        kinds = [kind for kind, _ in _boxes(file, span)]
+    return bool(kinds) and kinds[0] in _MP4_OPENINGS and not {b"moov", b"meta"} & {*kinds}
 
 
 @contextmanager

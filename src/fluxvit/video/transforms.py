@@ -19,14 +19,12 @@ from fluxvit.video.base import VideoReader
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# A clip this many times as long along one side as what is cut out of it loses its ends before it is resized.
+# A clip that is so many times longer along one side than its crop loses its ends before it is resized.
 _MOST_STRETCHED = 8
-
-_BLANK = np.empty(0, np.uint8)
 
 
 def to_tensor(frames: np.ndarray | Tensor) -> Tensor:
-    """A reader's frames ``[T, H, W, 3]`` as a clip ``[3, T, H, W]``; a view of the same memory and dtype.
+    """View a reader's frames ``[T, H, W, 3]`` as a clip ``[3, T, H, W]`` of the same memory and dtype.
 
     Raises:
         ValueError: The shape is not ``[T, H, W, 3]``, or the dtype is neither uint8 nor floating.
@@ -68,8 +66,8 @@ def center_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_and_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a clip, keeping its aspect, until ``size`` = (height, width) just fits, and cut the middle out.
 
-    Of a clip that is more than eight times too long along one side, the ends are cut off before it is
-    resized: frames one pixel high would take gigabytes.
+    If a clip is more than eight times too long along one side, its ends are cut off before it is resized:
+    frames one pixel high would take gigabytes.
 
     Raises:
         ValueError: See `resize`.
@@ -97,13 +95,13 @@ def resize_to_fit(video: Tensor, size: tuple[int, int]) -> Tensor:
     return resize(video, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
 
 
-def crop_views(video: Tensor, size: int | tuple[int, int], views: int = 3) -> Tensor:
+def crop_views(video: Tensor, size: tuple[int, int], views: int = 3) -> Tensor:
     """Crops spread evenly along the side that has more room for them, and central across it.
 
     Three views are left, centre, right or top, middle, bottom. One view is the centre.
 
     Args:
-        size: (height, width) of a crop; one number: square.
+        size: (height, width) of a crop.
 
     Returns:
         ``[views, 3, T, height, width]``.
@@ -113,7 +111,6 @@ def crop_views(video: Tensor, size: int | tuple[int, int], views: int = 3) -> Te
     """
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
-    size = (size, size) if isinstance(size, int) else size
     _check_fits(video, size)
     height, width = _size(video)
     down, across = height - size[0], width - size[1]
@@ -136,34 +133,54 @@ def random_resized_crop(
     """Cut a random box out of a clip and resize it to ``size`` = (height, width).
 
     Args:
-        scale: Range of the box's area as a part of the frame's, uniform.
-        ratio: Range of the box's width over its height, uniform in the logarithm.
+        scale, ratio: Ranges of area and aspect; see :func:`random_box`.
 
     Raises:
         ValueError: A range is empty or not positive, or ``size`` is not positive.
     """
-    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"need 0 < low <= high, and scale at most 1; got scale={scale}, ratio={ratio}")
-    height, width = _size(video)
-    area = height * width * generator.uniform(*scale)
-    aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    # A box that sticks out is cut to the frame rather than drawn again, so the draw always takes two numbers.
-    box_height = min(height, max(1, round(math.sqrt(area / aspect))))
-    box_width = min(width, max(1, round(math.sqrt(area * aspect))))
+    top, left, height, width = random_box(_size(video), generator, scale, ratio)
+    return resize(_crop(video, top, left, (height, width)), size)
+
+
+def random_box(
+    frame: tuple[int, int],
+    generator: np.random.Generator,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Draw a box in a frame of (height, width) pixels. A box that is larger than the frame is cut.
+
+    Args:
+        area: Range of the box's area as a fraction of the frame's; the draw is uniform.
+        aspect: Range of the box's width over its height; the draw is uniform in the logarithm.
+
+    Returns:
+        Top, left, height and width in pixels.
+
+    Raises:
+        ValueError: A range is empty or not positive, or ``area`` exceeds 1.
+    """
+    if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
+        raise ValueError(f"need 0 < low <= high, and area at most 1; got area={area}, aspect={aspect}")
+    height, width = frame
+    pixels = height * width * generator.uniform(*area)
+    ratio = math.exp(generator.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    box_height = min(height, max(1, round(math.sqrt(pixels / ratio))))
+    box_width = min(width, max(1, round(math.sqrt(pixels * ratio))))
     top = int(generator.integers(height - box_height, endpoint=True))
     left = int(generator.integers(width - box_width, endpoint=True))
-    return resize(_crop(video, top, left, (box_height, box_width)), size)
+    return top, left, box_height, box_width
 
 
 def horizontal_flip(video: Tensor) -> Tensor:
-    """The clip mirrored left to right. Not for data sets whose labels know left from right."""
+    """Mirror a clip left to right. Do not use it where labels tell left from right."""
     return video.flip(-1)
 
 
 def normalize(
     video: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
-    """Per channel ``(video - mean) / std``, float32; uint8 is first scaled to 0..1. Batches work too.
+    """Compute ``(video - mean) / std`` per channel, float32; uint8 is scaled to 0..1 first. Batches work too.
 
     Raises:
         ValueError: ``mean`` and ``std`` are not three numbers each, ``std`` is not positive, or ``video`` is
@@ -181,37 +198,17 @@ def normalize(
     return torch.addcmul(bias.view(3, 1, 1, 1), clip, gain.view(3, 1, 1, 1))
 
 
-def eval_transform(
-    frames: np.ndarray | Tensor,
-    height: int,
-    width: int,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> Tensor:
-    """A reader's frames ready for a network: resized until (height, width) just fits, cut to it, normalised.
-
-    Args:
-        frames: uint8 ``[T, H, W, 3]``.
-
-    Returns:
-        float32 ``[3, T, height, width]``.
-
-    Raises:
-        ValueError: A size is not positive, or ``frames`` has another shape.
-    """
-    return normalize(resize_and_crop(to_tensor(frames), (height, width)), mean, std)
-
-
 def read_clips(
     reader: VideoReader, requests: Sequence[tuple[np.ndarray, tuple[int, int] | None]]
 ) -> list[np.ndarray]:
     """Read several clips of a video at once, each resized and cropped as by `resize_and_crop`.
 
-    The pixels are those of ``resize_and_crop(to_tensor(reader.read(times)), size)``. But frames are resized
-    one by one, so that no more than one is held at its own size, and what several clips need is decoded once.
+    The pixels are those of ``resize_and_crop(to_tensor(reader.read(times)), size)``, but frames are resized
+    one by one, so that only one is held at its own size, and frames of several clips are decoded once.
 
     Args:
-        requests: For each clip, seconds ``[T]`` in any order and (height, width); None: the frames' own size.
+        requests: For each clip, seconds ``[T]`` in any order and (height, width); None keeps the frames' own
+            size.
 
     Returns:
         For each request, uint8 RGB ``[T, height, width, 3]``.
@@ -221,18 +218,16 @@ def read_clips(
         VideoError: Nothing can be decoded.
     """
     moments = np.unique(np.concatenate([times for times, _ in requests]))
-    clips: list[list[np.ndarray]] = [[_BLANK] * len(times) for times, _ in requests]
+    clips: list[dict[float, np.ndarray]] = [{} for _ in requests]
     for moment, image in zip(moments, reader.walk(moments), strict=True):
-        frame = torch.as_tensor(np.ascontiguousarray(image))
+        video = to_tensor(np.ascontiguousarray(image)[None])
         for clip, (times, size) in zip(clips, requests, strict=True):
-            places = np.flatnonzero(times == moment)
-            if len(places):
-                video = to_tensor(frame[None])
+            if moment in times:
                 fitted = video if size is None else resize_and_crop(video, size)
-                pixels = fitted[:, 0].permute(1, 2, 0).contiguous().numpy()
-                for place in places:
-                    clip[place] = pixels
-    return [np.stack(clip) for clip in clips]
+                clip[moment] = fitted[:, 0].permute(1, 2, 0).contiguous().numpy()
+    return [
+        np.stack([clip[moment] for moment in times]) for clip, (times, _) in zip(clips, requests, strict=True)
+    ]
 
 
 def _size(video: Tensor) -> tuple[int, int]:

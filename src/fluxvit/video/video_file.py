@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ from av.video.stream import VideoStream
 
 from fluxvit.video.base import VideoError
 from fluxvit.video.container import open_container, other_kind, script_kind
-from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted
+from fluxvit.video.limits import VideoLimits, claimed_samples, image_size, is_encrypted, lacks_index
 from fluxvit.video.rgb import display_width
 
 _SCRIPT_BYTES = 1024
@@ -25,8 +24,6 @@ _SCRIPT_BYTES = 1024
 _LARGEST_ASPECT = 8.0
 _STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 IMAGE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls"}
-
-_MP4_OPENINGS = (b"ftyp", b"mdat", b"wide", b"free", b"skip")
 
 
 def pixel_aspect(stream: VideoStream) -> float:
@@ -132,7 +129,7 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
                 f"not a video but {kind}, which names other files or addresses; if you trust it, open it "
                 "as a stream: fluxvit stream"
             )
-        if _is_mp4_without_index(opened):
+        if lacks_index(opened):
             return "cut short: its index (moov atom) is missing; copy or download the file again"
     # The class of the error differs between versions of PyAV.
     if getattr(error, "errno", None) == errno.EINVAL:
@@ -140,22 +137,3 @@ def _why_not_opened(path: Path, file: IO[bytes] | None, error: Exception) -> str
         return "not a video"
     detail = error.strerror if isinstance(error, OSError | FFmpegError) else error
     return f"not a video, or its header is damaged (FFmpeg: {detail})"
-
-
-def _is_mp4_without_index(file: IO[bytes]) -> bool:
-    """Whether the file begins as MP4 or QuickTime and ends before a ``moov`` box, or ``meta`` of a still."""
-    position, length = 0, file.seek(0, os.SEEK_END)
-    file.seek(0)
-    while len(header := file.read(16)) >= 8:
-        size, kind = int.from_bytes(header[:4], "big"), header[4:8]
-        if kind in (b"moov", b"meta") or (position == 0 and kind not in _MP4_OPENINGS):
-            return False
-        if size == 1:
-            size = int.from_bytes(header[8:16], "big")
-        if size < 8:
-            break
-        position += size
-        if position >= length:
-            break
-        file.seek(position)
-    return position > 0
