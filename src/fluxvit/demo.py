@@ -25,7 +25,6 @@ from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.evaluate import RESULTS, Evaluation, run_evaluation
 from fluxvit.evaluation.metrics import Score
-from fluxvit.evaluation.report.figures import training_figure
 from fluxvit.evaluation.report.filmstrips import make_filmstrips
 from fluxvit.evaluation.report.page import Section, require_report_packages, write_report
 from fluxvit.flux.grid import SamplingGrid
@@ -187,7 +186,7 @@ def _joined(tested: dict[str, Any], compared: dict[str, Any], pace: Pace) -> dic
 
 
 def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
-    """The report of an evaluation, with sections on the order of frames and on training."""
+    """The report of an evaluation, with a section on the order of frames."""
     out = Path(config.out)
     checkpoint = Checkpoint.load(out / "best", world.device)
     manifest, plan = read_motionworld(out / "data", "test"), checkpoint.plans[0]
@@ -206,11 +205,6 @@ def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
             f"can do ({100 * results['chance']:.1f} %).",
             columns=("Frames", "Top-1 (95 %)"),
             rows=rows,
-        ),
-        Section(
-            "Training",
-            figure=training_figure(read_json_lines(out / "flexible" / LOG)),
-            caption="One model is trained at all budgets at once. Accuracy is that of training clips.",
         ),
     ]
     chosen = random.Random(config.seed).sample(manifest.entries, min(3, len(manifest)))

@@ -1,7 +1,7 @@
 """Figures of an evaluation report.
 
-Each function returns a Matplotlib figure whose label says what it shows. :func:`save` writes a figure to a
-file, and :func:`inline_svg` makes it part of a page. A point is an element of ``points`` in the
+Each function returns a Matplotlib figure whose label states its content. :func:`svg` turns a figure into an
+SVG document, and :func:`inline_svg` makes it part of a page. A point is an element of ``points`` in the
 ``results.json`` of ``fluxvit evaluate``, and a trial is an element of ``trials``.
 """
 
@@ -13,12 +13,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluxvit.utils.files import atomic_path
 from fluxvit.utils.terminal import printable
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ CSS_VARIABLES = {
 }
 """The CSS variable that replaces each colour on a page, so that one drawing serves light and dark screens."""
 
-WIDTH = 9.0  # Inches of a figure that takes the whole width of a page.
+WIDTH = 9.0  # Inches.
 COSTS = {
     "tokens": "tokens that the encoder sees (log scale)",
     "gmacs": "GMACs of one view (log scale)",
@@ -44,8 +42,6 @@ COSTS = {
 }
 _MAIN = {"plain": (PLAIN, "o"), "optimised": (OPTIMISED, "D")}
 _LABELLED_BUDGETS = 8  # With more budgets than this, their labels would overlap.
-_NUMBERED_CLASSES = 20  # Cells of a larger confusion matrix are too small for numbers.
-_NAME_LENGTH = 36
 
 
 @contextmanager
@@ -69,8 +65,9 @@ def _style(**settings: Any) -> Iterator[None]:
         "legend.frameon": False,
         "lines.linewidth": 1.9,
         "lines.markersize": 5.5,
+        "svg.fonttype": "none",  # Text stays text, which can be searched.
         "text.color": INK,
-        "text.parse_math": False,  # A class name may contain "$".
+        "text.parse_math": False,  # A name may contain "$".
         "xtick.color": MUTED,
         "ytick.color": MUTED,
         **settings,
@@ -87,18 +84,17 @@ def _figure(label: str, height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure on white as a ``.png`` or ``.svg`` file; letters of an SVG are outlines."""
-    with atomic_path(path) as partial:
-        if path.suffix == ".svg":
-            partial.write_text(_svg(figure, "path", facecolor="white"), encoding="utf-8")
-        else:
-            with _style():
-                figure.savefig(partial, format=path.suffix[1:], facecolor="white", dpi=200)
+def svg(figure: Figure, **options: Any) -> str:
+    """A figure as an SVG document."""
+    document = io.StringIO()
+    # The salt keeps ids apart from those of other figures on a page, and equal from run to run.
+    with _style(**{"svg.hashsalt": figure.get_label()}):
+        figure.savefig(document, format="svg", metadata={"Date": None}, **options)
+    return printable(document.getvalue(), keep="\n\t")  # Matplotlib writes characters that XML forbids.
 
 
 def inline_svg(figure: Figure) -> str:
-    """A figure as an ``<svg>`` element, in the page's colours and with text that can be searched."""
+    """A figure as an ``<svg>`` element in the page's colours."""
     width, height = figure.get_size_inches()
     # At 104 pixels an inch, 10-point text is 14 pixels high. Narrow screens scroll below 64 pixels an inch.
     opening = (
@@ -106,20 +102,12 @@ def inline_svg(figure: Figure) -> str:
         f'viewBox="0 0 {72 * width:g} {72 * height:g}" '
         f'style="max-width: {104 * width:.0f}px; min-width: {64 * width:.0f}px">'
     )
-    _, _, body = _svg(figure, "none", transparent=True).partition("<svg")
+    _, _, body = svg(figure, transparent=True).partition("<svg")
     # Group ids such as "axes_1" would repeat from figure to figure.
     body = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', "", body, flags=re.DOTALL)
     for colour, variable in CSS_VARIABLES.items():
         body = body.replace(colour, f"var({variable}, {colour})")
     return opening + body.partition(">")[2].strip()
-
-
-def _svg(figure: Figure, fonttype: str, **options: Any) -> str:
-    document = io.StringIO()
-    # The salt keeps ids apart from those of other figures on a page, and equal from run to run.
-    with _style(**{"svg.fonttype": fonttype, "svg.hashsalt": figure.get_label()}):
-        figure.savefig(document, format="svg", metadata={"Date": None}, **options)
-    return printable(document.getvalue(), keep="\n\t")  # Matplotlib writes characters that XML forbids.
 
 
 def kinds_of(points: Sequence[Row]) -> list[str]:
@@ -131,17 +119,17 @@ def kinds_of(points: Sequence[Row]) -> list[str]:
 def cost_of(point: Row, cost: str) -> float:
     """The cost of a point by its name in :data:`COSTS`; 0 if it was not measured."""
     if cost == "milliseconds":
-        return float((point.get("latency_ms") or {"p50": 0})["p50"])
+        return float((point["latency_ms"] or {"p50": 0})["p50"])
     return float(point["keep" if cost == "tokens" else cost])
 
 
 @_style()
-def accuracy_figure(points: Sequence[Row], cost: str, chance: float | None, width: float = WIDTH) -> Figure:
+def accuracy_figure(points: Sequence[Row], cost: str, chance: float) -> Figure:
     """Top-1 accuracy of each kind of points against a cost, with 95 % intervals."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     label = f"Top-1 accuracy against {COSTS[cost].removesuffix(' (log scale)')}, by kind of sampling"
-    figure = _figure(label, 4.3 if width == WIDTH else 3.6, width)
+    figure = _figure(label, 4.3)
     axes = figure.subplots()
     shown = [point for point in points if cost_of(point, cost)]
     costs = [cost_of(point, cost) for point in shown]
@@ -162,9 +150,8 @@ def accuracy_figure(points: Sequence[Row], cost: str, chance: float | None, widt
             axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.margins(y=0.12)
     if min(point["low"] for point in shown) < 0.4:
-        if chance:
-            text = f"chance ({100 * chance:.3g} %)"
-            axes.axhline(100 * chance, color=MUTED, linestyle=":", linewidth=1.2, label=text)
+        text = f"chance ({100 * chance:.3g} %)"
+        axes.axhline(100 * chance, color=MUTED, linestyle=":", linewidth=1.2, label=text)
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if most > 10 * least else MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -174,7 +161,7 @@ def accuracy_figure(points: Sequence[Row], cost: str, chance: float | None, widt
         axes.set_xticks(budgets)
         for point in shown:
             _label_grid(axes, point, shown)
-    figure.legend(loc="outside upper left", ncols=round(width / 1.8))
+    figure.legend(loc="outside upper left", ncols=5)
     return figure
 
 
@@ -244,102 +231,5 @@ def search_figure(trials: Sequence[Row], points: Sequence[Row]) -> Figure:
 
 
 def _frame_size(trial: Row) -> tuple[int, ...]:
-    """Height and width of a trial's frames; of square ones only their side."""
+    """Height and width of a trial's frames; for square frames only their side."""
     return tuple(map(int, trial["grid"].split("x")[1:]))
-
-
-@_style()
-def gains_figure(panels: Mapping[str, Sequence[tuple[str, float, float]]], label: str) -> Figure:
-    """Plain and optimised accuracy as two dots joined by a line, with the gain beside them.
-
-    Args:
-        panels: For each title, rows of a name and its plain and optimised accuracy, from 0 to 1.
-        label: What the figure shows.
-    """
-    counts = [len(rows) for rows in panels.values()]
-    figure = _figure(label, 0.9 + 0.3 * len(panels) + 0.24 * sum(counts))
-    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=counts)[:, 0]
-    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        heights = range(len(rows))
-        plain, optimised = (100 * np.array([row[column] for row in rows]) for column in (1, 2))
-        axis.hlines(heights, plain, optimised, color=RULE, linewidth=4)
-        axis.plot(plain, heights, "o", color=PLAIN, label="plain")
-        axis.plot(optimised, heights, "D", color=OPTIMISED, label="optimised")
-        axis.set(xlim=(-3, 103), ylim=(len(rows) - 0.4, -0.6))  # The first row is on top.
-        axis.set_title(title, loc="left")
-        axis.set_yticks(heights, [short_name(row[0]) for row in rows])
-        axis.grid(axis="both", visible=False)
-        axis.grid(axis="x")
-        gains = axis.secondary_yaxis("right")
-        gains.set_yticks(heights, [f"{gain:+.0f}".replace("-", "−") for gain in optimised - plain])
-        gains.tick_params(length=0)
-        gains.spines[:].set_visible(False)
-    axes[-1].set_xlabel("accuracy (%); numbers on the right are gains in points")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
-    return figure
-
-
-@_style()
-def confusion_figure(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Figure:
-    """Clips of each true class (rows) by predicted class (columns), shaded by their share of the row."""
-    from matplotlib.patches import Rectangle
-
-    count = len(classes)
-    names = [f"{short_name(name)}  {number}" for number, name in enumerate(classes, start=1)]
-    cell = min(0.36, 6.4 / count)
-    side, fontsize = max(cell * count, 1.2), min(9.5, 60 * cell)
-    width = min(WIDTH, side + 1.2 + 0.009 * fontsize * max(map(len, names)))
-    figure = _figure("Confusion matrix", side + 0.7, width)
-    axes = figure.subplots()
-    for i, row in enumerate(confusion):
-        for j, clips in ((j, clips) for j, clips in enumerate(row) if clips):
-            # Pale enough for ink to be read on it, on light and on dark paper.
-            shade, colour = 0.08 + 0.5 * clips / sum(row), PLAIN if i == j else OPTIMISED
-            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=shade, linewidth=0))
-            if count <= _NUMBERED_CLASSES:
-                axes.text(j, i, str(clips), ha="center", va="center", fontsize=8.5)
-    edges = np.arange(count + 1) - 0.5
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(False)
-    axes.grid(which="minor", axis="both", linewidth=0.5)
-    axes.set_yticks(range(count), names, fontsize=fontsize)
-    axes.set_xticks(
-        range(count), map(str, range(1, count + 1)), fontsize=fontsize, rotation=90 if count > 40 else 0
-    )
-    axes.tick_params(which="both", length=0, top=False, labeltop=True, labelbottom=False)
-    axes.xaxis.set_label_position("top")
-    axes.set(xlabel="predicted class", ylabel="true class", aspect="equal")
-    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-@_style()
-def training_figure(log: Sequence[Row]) -> Figure:
-    """Loss, and accuracy at each budget, against the training step, averaged over short stretches.
-
-    Args:
-        log: Rows of a training log: ``step``, ``loss``, and ``accuracy@BUDGET`` where it was measured.
-    """
-    names = dict.fromkeys(name for row in log for name in row if name.startswith("accuracy@"))
-    figure = _figure("Training loss and accuracy against training step", 2.9)
-    loss, accuracy = figure.subplots(1, 2)
-    loss.set(title="loss", xlabel="training step")
-    accuracy.set(title="accuracy while training (%)", xlabel="training step")
-    lines = [(loss, "loss", INK, 1)]
-    lines += [(accuracy, name, BASELINES[i % len(BASELINES)], 100) for i, name in enumerate(names)]
-    for axes, name, colour, scale in lines:
-        pairs = [(row["step"], scale * row[name]) for row in log if math.isfinite(row.get(name, math.nan))]
-        stretches = np.array_split(np.array(pairs).reshape(-1, 2), min(len(pairs), 120) or 1)
-        steps, values = np.array([stretch.mean(0) for stretch in stretches if pairs]).reshape(-1, 2).T
-        axes.plot(steps, values, color=colour, label=f"{name.partition('@')[2]} tokens")
-    if names:
-        accuracy.legend()
-    return figure
-
-
-def short_name(name: str) -> str:
-    """A class name on one line, shortened where it is long."""
-    name = printable(name)
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1].rstrip()}…"

@@ -1,13 +1,12 @@
-"""The page of a report: what it shows is prepared here; how it looks is written in ``templates/``."""
+"""The page of a report: its content is prepared here, and its layout is in ``templates/``."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fluxvit.evaluation.report import figures
 from fluxvit.evaluation.report.figures import Row
@@ -15,17 +14,10 @@ from fluxvit.evaluation.report.filmstrips import Filmstrip, encode
 from fluxvit.utils.files import atomic_path
 from fluxvit.utils.terminal import printable
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PAGE, TABLE = "report.html", "points.csv"
-_FIGURES = (*(f"accuracy_{cost}" for cost in figures.COSTS), "search", "class_gains", "confusion")
+PAGE = "report.html"
+_FIGURES = (*(f"accuracy_{cost}" for cost in figures.COSTS), "search")
 _ENDS = 15  # Classes with the largest gains, and with the smallest, that are shown.
-_MATRIX = 50  # With more classes than this, the commonest confusions are listed instead of a matrix.
 _CONFUSIONS = 20  # Confusions that are listed.
-_OPTIONAL: dict[str, Any] = {
-    "checkpoint": "", "conditions": {}, "protocol": {}, "unreadable": (), "trials": (), "kinds": {},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,16 +27,12 @@ class Section:
     Args:
         title: Its heading.
         text: A paragraph below the heading.
-        figure: A Matplotlib figure; its label is the alternative text.
-        caption: Text below the figure.
         columns: Headings of a table.
         rows: Cells of the table; the first of each row is its heading.
     """
 
     title: str
     text: str = ""
-    figure: Figure | None = None
-    caption: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[object]] = ()
 
@@ -69,18 +57,15 @@ def write_report(
     filmstrips: Sequence[Filmstrip] = (),
     sections: Sequence[Section] = (),
 ) -> Path:
-    """Write ``report.html``, ``points.csv``, and each figure as a PNG and an SVG file.
+    """Write ``report.html``, and each of its figures as an SVG file.
 
     The page needs no other file and no network. Parts without data are left out, and their figures from an
     earlier report are removed.
 
     Args:
         folder: Where to write; it is made if it is missing.
-        results: What ``fluxvit evaluate`` saves as ``results.json``. ``title``, ``headline``, ``chance`` and
-            ``points`` are required. ``checkpoint``, ``trials``, ``conditions``, ``protocol`` and
-            ``unreadable`` are optional, and so is ``classes`` if no point has ``per_class`` or ``confusion``.
-            A point needs ``kind``, ``budget``, ``grid``, ``pool``, ``keep``, ``top1``, ``low``, ``high``,
-            ``total`` and ``gmacs``. ``kinds`` maps kinds of points that are not selectors to a sentence.
+        results: The content of the ``results.json`` of ``fluxvit evaluate``. A further key ``kinds`` maps
+            kinds of points that are not selectors to a sentence.
         filmstrips: Clips to show.
         sections: More sections, shown after the ordinary figures.
 
@@ -91,51 +76,31 @@ def write_report(
         ValueError: Jinja2 or Matplotlib is missing.
     """
     require_report_packages()
-    folder = Path(folder)
-    drawn = _draw(results)
+    folder, points = Path(folder), results["points"]
+    drawn = {
+        f"accuracy_{cost}": figures.accuracy_figure(points, cost, results["chance"])
+        for cost in figures.COSTS
+        if any(figures.cost_of(point, cost) for point in points)
+    }
+    if results["trials"]:
+        drawn["search"] = figures.search_figure(results["trials"], points)
     for name in _FIGURES:
-        for path in (folder / f"{name}.png", folder / f"{name}.svg"):
-            if name in drawn:
-                figures.save(drawn[name], path)
-            else:
-                path.unlink(missing_ok=True)
-    _write_table(folder / TABLE, results["points"])
+        path = folder / f"{name}.svg"
+        if name in drawn:
+            with atomic_path(path) as partial:
+                partial.write_text(figures.svg(drawn[name], facecolor="white"), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
     with atomic_path(folder / PAGE) as partial:
         partial.write_text(_render(results, drawn, filmstrips, sections), encoding="utf-8")
     return folder / PAGE
-
-
-def _draw(results: Mapping[str, Any]) -> dict[str, Figure]:
-    """The figures that there is data for, by the names of their files."""
-    points, drawn = results["points"], {}
-    costs = [cost for cost in figures.COSTS if any(figures.cost_of(point, cost) for point in points)]
-    for cost in costs:
-        half = len(costs) == 3 and cost != "tokens"  # Two figures stand beside each other.
-        width = figures.WIDTH / 2 if half else figures.WIDTH
-        drawn[f"accuracy_{cost}"] = figures.accuracy_figure(points, cost, results["chance"], width)
-    if results.get("trials"):
-        drawn["search"] = figures.search_figure(results["trials"], points)
-    _, gains = _class_gains(results)
-    if gains:
-        panels = {"": gains}
-        if len(gains) > 2 * _ENDS:
-            panels = {"Largest gains": gains[:_ENDS], "Smallest gains": gains[-_ENDS:]}
-        drawn["class_gains"] = figures.gains_figure(panels, "Accuracy of classes, plain and optimised")
-    confused = _confused(points)
-    if confused and len(results["classes"]) <= _MATRIX:
-        drawn["confusion"] = figures.confusion_figure(results["classes"], confused["confusion"])
-    return drawn
 
 
 def _class_gains(results: Mapping[str, Any]) -> tuple[int, list[tuple[str, float, float]]]:
     """The smallest budget with a plain and an optimised point, and the name, plain and optimised accuracy of
     each class that has clips, the largest gain first."""
     plain, optimised = (
-        {
-            point["budget"]: point["per_class"]
-            for point in results["points"]
-            if point["kind"] == kind and "per_class" in point
-        }
+        {point["budget"]: point["per_class"] for point in results["points"] if point["kind"] == kind}
         for kind in ("plain", "optimised")
     )
     budget = min(plain.keys() & optimised.keys(), default=0)
@@ -143,18 +108,11 @@ def _class_gains(results: Mapping[str, Any]) -> tuple[int, list[tuple[str, float
     return budget, sorted((row for row in rows if None not in row), key=lambda row: row[1] - row[2])
 
 
-def _confused(points: Sequence[Row]) -> Row | None:
-    """The point whose confusions are shown: an optimised one if possible."""
-    confused = [point for point in points if point.get("confusion")]
-    return min(confused, key=lambda point: point["kind"] != "optimised", default=None)
-
-
-def _confusions(results: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
+def _confusions(confused: Row, classes: Sequence[str]) -> list[tuple[str, str, int, str]]:
     """True class, predicted class, clips and share of the class's clips of the commonest confusions."""
-    point, classes = _confused(results["points"]), results.get("classes", ())
     rows = [
         (classes[i], classes[j], clips, f"{100 * clips / sum(row):.0f} % of {sum(row)}")
-        for i, row in enumerate(point["confusion"] if point else ())
+        for i, row in enumerate(confused["confusion"])
         for j, clips in enumerate(row)
         if i != j and clips
     ]
@@ -163,7 +121,7 @@ def _confusions(results: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
 
 def _render(
     results: Mapping[str, Any],
-    drawn: Mapping[str, Figure],
+    drawn: Mapping[str, Any],
     filmstrips: Sequence[Filmstrip],
     sections: Sequence[Section],
 ) -> str:
@@ -183,37 +141,35 @@ def _render(
     kinds = figures.kinds_of(points)
     # Settings are columns where they differ, and are named once where they do not.
     settings = {
-        name: {str(point[name]) for point in points if point.get(name, point["kind"]) != point["kind"]}
+        name: {str(point[name]) for point in points if point[name] != point["kind"]}
         for name in ("selector", "head", "views")
     }
-    scores = {"top5": "Top-5 %", "mean_class": "Class mean", "nll": "NLL", "ece": "ECE %"}
-    latencies = [point["latency_ms"] for point in points if point.get("latency_ms")]
-    gained, gains = _class_gains(results)
+    latencies = [point["latency_ms"] for point in points if point["latency_ms"]]
+    budget, gains = _class_gains(results)
+    confused = min(
+        (point for point in points if "confusion" in point), key=lambda point: point["kind"] != "optimised"
+    )
     return environment.get_template("report.html").render(
-        results={**_OPTIONAL, **results},
+        results={"kinds": {}, **results},
         points=sorted(points, key=lambda point: kinds.index(point["kind"])),
         kinds=kinds,
         baselines=[kind for kind in kinds if kind not in ("plain", "optimised", *results.get("kinds", ()))],
         plain={point["budget"]: point["top1"] for point in points if point["kind"] == "plain"},
         shared={name: next(iter(values)) for name, values in settings.items() if len(values) == 1},
         differing=[name for name, values in settings.items() if len(values) > 1],
-        scores={
-            key: title for key, title in scores.items() if any(point.get(key) is not None for point in points)
-        },
-        timed=bool(latencies),
         devices=sorted({latency["device"] for latency in latencies}),
         gains=gains,
+        shown_gains=gains if len(gains) <= 2 * _ENDS else gains[:_ENDS] + gains[-_ENDS:],
         better=sum(optimised > plain for _, plain, optimised in gains),
         worse=sum(optimised < plain for _, plain, optimised in gains),
-        gained=gained,
-        confused=_confused(points),
-        confusions=_confusions(results),
+        gained=budget,
+        confused=confused,
+        confusions=_confusions(confused, results["classes"]),
         figures=drawn,
         css_variables=figures.CSS_VARIABLES,
         filmstrips=list(zip(filmstrips, encode(filmstrips), strict=True)),
         sections=sections,
         ends=_ENDS,
-        table_file=TABLE,
     )
 
 
@@ -221,27 +177,12 @@ def _percent(fraction: float | None) -> str:
     return "" if fraction is None or not math.isfinite(fraction) else f"{100 * fraction:.1f}"
 
 
-def _digits(value: float | None) -> str:
+def _digits(value: float) -> str:
     """Three digits of a number."""
-    if value is None or not math.isfinite(value):
+    if not math.isfinite(value):
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _signed(fraction: float) -> str:
     return f"{100 * fraction:+.1f}".replace("-", "−")
-
-
-def _write_table(path: Path, points: Sequence[Row]) -> None:
-    """Write everything that is one value of each point."""
-    rows = []
-    for point in points:
-        row = {key: value for key, value in point.items() if not isinstance(value, (list, tuple, Mapping))}
-        latency = point.get("latency_ms") or dict.fromkeys(("p10", "p50", "p90", "device"))
-        times = {f"latency_{name}_ms": latency[name] for name in ("p10", "p50", "p90")}
-        rows.append({**row, **times, "device": latency["device"]})
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "latency_ms"]
-    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, columns, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows)
