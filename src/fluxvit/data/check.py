@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -71,8 +71,10 @@ def check_dataset(config: CheckConfig) -> str:
     _log.info("%s: %s %s%s, %d videos", config.source, recognised, videos.name, part, len(videos.entries))
     for note in videos.notes:
         _log.warning("%s", note)
-    summary = check_videos(videos, config.out, config.workers, deep=config.deep, time_limit=config.time_limit)
-    return f"{summary}\nwrote   {config.out}"
+    manifest = check_videos(
+        videos, config.out, config.workers, deep=config.deep, time_limit=config.time_limit
+    )
+    return f"{_summary(manifest)}\nwrote   {config.out}"
 
 
 def _columns(parts: Sequence[str]) -> dict[str, str] | None:
@@ -92,8 +94,8 @@ def check_videos(
     deep: bool = False,
     time_limit: float | None = None,
     progress: bool = True,
-) -> Summary:
-    """Check every file of a list and write the manifest.
+) -> Manifest:
+    """Check every file of a list, and write and return the manifest.
 
     Results are kept in ``<out>.partial`` as they come: after an interruption the same call goes on where it
     stopped, and looks again at what was broken. The manifest appears when it is complete, in the order of the
@@ -147,7 +149,7 @@ def check_videos(
         manifest = Manifest(entries, videos.labels, digest, videos.name, videos.split, videos.root)
         write_manifest(out, manifest)
         log.unlink()
-        return Summary.of(manifest)
+        return manifest
 
 
 def inspect_video(
@@ -331,70 +333,36 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a manifest holds. Its text is what the command prints.
+def _summary(manifest: Manifest) -> str:
+    """What a manifest holds, for people: numbers of videos, hours, sizes, rates, and what is broken and why.
 
-    Attributes:
-        videos: Entries, the broken ones among them.
-        classes: Classes that the labels use.
-        broken: Paths by reason, the commonest reason first. Numbers in a reason are written as ``#``.
-        damaged: Readable files in which a deep check missed frames.
-        hours: Length of the readable files; several segments of a file count once.
-        sizes: Readable entries by ``(width, height)``.
-        rates: Readable entries by frames per second, to two digits; None where it is unknown.
-        digest: Digest of the manifest.
+    Several segments of a file count once for the hours. Numbers in a reason are written as ``#``.
     """
-
-    videos: int
-    classes: int
-    broken: dict[str, list[Path]]
-    damaged: list[Path]
-    hours: float
-    sizes: Counter[tuple[int | None, int | None]]
-    rates: Counter[float | None]
-    digest: str
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Summary:
-        readable = [entry for entry in manifest.entries if entry.ok]
-        broken: dict[str, list[Path]] = {}
-        for entry in manifest.entries:
-            if not entry.ok:
-                broken.setdefault(_NUMBER.sub("#", entry.error or "unknown"), []).append(entry.path)
-        seconds = {entry.path: entry.duration or 0.0 for entry in readable}
-        return cls(
-            videos=len(manifest),
-            classes=len({number for entry in manifest.entries for number in entry.classes}),
-            broken=dict(sorted(broken.items(), key=lambda item: -len(item[1]))),
-            damaged=[entry.path for entry in readable if "damaged_frames" in entry.extra],
-            hours=sum(seconds.values()) / 3600,
-            sizes=Counter((entry.width, entry.height) for entry in readable),
-            rates=Counter(None if entry.fps is None else round(entry.fps, 2) for entry in readable),
-            digest=manifest.digest,
-        )
-
-    def __str__(self) -> str:
-        sizes = Counter({f"{width}x{height}": count for (width, height), count in self.sizes.items()})
-        rates = Counter({"unknown" if r is None else f"{r:g}": count for r, count in self.rates.items()})
-        broken = sum(map(len, self.broken.values()))
-        lines = [
-            f"{self.videos} videos, {self.classes} classes, {self.hours:.2f} hours, {broken} broken; "
-            f"digest {self.digest}",
-            f"sizes              {_shares(sizes)}",
-            f"frames per second  {_shares(rates)}",
-        ]
-        for reason, paths in self.broken.items():
-            lines += [f"{len(paths)} broken: {printable(reason)}", *_named(paths)]
-        if self.damaged:
-            lines += [
-                f"{len(self.damaged)} usable, with frames that cannot be decoded",
-                *_named(self.damaged),
-            ]
-        return "\n".join(lines)
+    readable = [entry for entry in manifest.entries if entry.ok]
+    broken: dict[str, list[Path]] = {}
+    for entry in manifest.entries:
+        if not entry.ok:
+            broken.setdefault(_NUMBER.sub("#", entry.error or "unknown"), []).append(entry.path)
+    classes = {number for entry in manifest.entries for number in entry.classes}
+    hours = sum({entry.path: entry.duration or 0.0 for entry in readable}.values()) / 3600
+    count = len(manifest) - len(readable)
+    lines = [
+        f"{len(manifest)} videos, {len(classes)} classes, {hours:.2f} hours, {count} broken; "
+        f"digest {manifest.digest}",
+        f"sizes              {_shares(f'{entry.width}x{entry.height}' for entry in readable)}",
+        "frames per second  "
+        + _shares("unknown" if entry.fps is None else f"{round(entry.fps, 2):g}" for entry in readable),
+    ]
+    for reason, paths in sorted(broken.items(), key=lambda item: -len(item[1])):
+        lines += [f"{len(paths)} broken: {printable(reason)}", *_named(paths)]
+    damaged = [entry.path for entry in readable if "damaged_frames" in entry.extra]
+    if damaged:
+        lines += [f"{len(damaged)} usable, with frames that cannot be decoded", *_named(damaged)]
+    return "\n".join(lines)
 
 
-def _shares(counts: Counter[str], shown: int = 5) -> str:
+def _shares(names: Iterable[str], shown: int = 5) -> str:
+    counts = Counter(names)
     parts = [f"{name} ({100 * count / counts.total():.0f} %)" for name, count in counts.most_common(shown)]
     return ", ".join(parts) + (f", {len(counts) - shown} others" if len(counts) > shown else "")
 

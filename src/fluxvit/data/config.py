@@ -8,7 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from fluxvit.utils.options import POSITIONAL
-from fluxvit.utils.schema import Count, Positive, check
+from fluxvit.utils.schema import Positive
 
 Processes = Annotated[int, Meta(ge=1, le=1024)]
 
@@ -56,15 +56,10 @@ class ShardConfig:
         manifest: Manifest of the videos, as fluxvit data check writes it.
         out: Folder of the shards and of their manifest, which keeps its name.
         size: Largest size of a shard, such as 500MB or 2GB.
-        max_videos: Most videos in a shard.
         url: Address that the shards will be read from, such as s3://bucket/k400. By default it is ``out``.
     """
 
     manifest: str = field(metadata=POSITIONAL)
     out: str = field(metadata=POSITIONAL)
     size: str = "1GB"
-    max_videos: Count | None = None
     url: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated
 
 from msgspec import Meta
 
@@ -26,7 +25,7 @@ from fluxvit.data.config import ShardConfig
 from fluxvit.data.manifest import Entry, Manifest, content_digest, read_manifest, to_record, write_manifest
 from fluxvit.utils.files import atomic_path, lock_file
 from fluxvit.utils.progress import report
-from fluxvit.utils.schema import Count, convert, plain, shown
+from fluxvit.utils.schema import convert, plain, shown
 from fluxvit.utils.terminal import printable
 from fluxvit.video.tar_members import TarMember, is_url
 
@@ -34,7 +33,6 @@ _BLOCK = 512
 MAX_BYTES = 1 << 60
 """Largest size that a shard may be given."""
 _Bytes = Annotated[int, Meta(ge=1, le=MAX_BYTES)]
-_DIGITS_OF_HASH = 64
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,12 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A video that goes into a shard: ``key``.suffix and ``key``.json."""
+    """A video that goes into a shard: ``key``.suffix, and ``key``.json with what its manifest says."""
 
     path: Path
     key: str
     size: int
-    facts: dict[str, Any]
+    facts: bytes
 
     @property
     def member(self) -> str:
@@ -95,20 +93,14 @@ class _Sample:
         """When its file was last changed, in nanoseconds since 1970."""
         member = TarMember.parse(self.path)
         if member is not None and is_url(member.tar):
-            return 0  # It does not tell.
+            return 0  # Servers need not tell.
         facts = os.stat(self.path if member is None else member.tar)
         # The time of the content can be set back, as copying does; that of the entry cannot.
         return max(facts.st_mtime_ns, facts.st_ctime_ns)
 
-    def json(self, sha256: str) -> bytes:
-        return json.dumps({**self.facts, "sha256": sha256}, ensure_ascii=False).encode(
-            errors="backslashreplace"
-        )
-
     def total(self) -> int:
         """Bytes in the tar, with headers."""
-        contents = self.size, len(self.json("0" * _DIGITS_OF_HASH))
-        return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in contents)
+        return sum(_BLOCK + -(-size // _BLOCK) * _BLOCK for size in (self.size, len(self.facts)))
 
 
 def shard_manifest(config: ShardConfig) -> ShardSummary:
@@ -122,7 +114,7 @@ def shard_manifest(config: ShardConfig) -> ShardSummary:
     if out.resolve() == source.resolve().parent:
         raise ValueError(f"{out}: {source} lies there and would be replaced; choose another folder")
     size = _bytes(config.size)
-    return write_shards(videos, out, source.stem, size, max_videos=config.max_videos, url=config.url)
+    return write_shards(videos, out, source.stem, size, url=config.url)
 
 
 def _bytes(size: str) -> int:
@@ -144,7 +136,6 @@ def write_shards(
     name: str,
     max_bytes: int,
     *,
-    max_videos: int | None = None,
     url: str | None = None,
     progress: bool = True,
 ) -> ShardSummary:
@@ -157,7 +148,6 @@ def write_shards(
 
     Args:
         max_bytes: Size of a shard, which only a single larger video exceeds.
-        max_videos: Most videos in one; None: as many as there is room for.
         url: The address that the shards will be read from, such as ``s3://bucket/k400``; default: the folder
             of the manifest, so that all can be moved together.
 
@@ -167,38 +157,39 @@ def write_shards(
         OSError: A file cannot be read or written, or has changed while it was packed.
     """
     max_bytes = convert(plain(max_bytes), _Bytes, key="max_bytes")
-    if max_videos is not None:
-        max_videos = convert(plain(max_videos), Count, key="max_videos")
     out = Path(out).absolute()
     with lock_file(out / f"{name}.jsonl"):
         samples, left_out = _samples(manifest)
         if not samples:
             path, reason = next(iter(left_out.items()))
-            raise ValueError(f"none of the {len(manifest)} videos can be packed, such as {path}: {reason}")
+            raise ValueError(
+                f"none of the {len(left_out)} videos can be packed, such as {printable(path)}: {reason}"
+            )
         plan = {
-            out / f"{name}-{number:06d}.tar": part
-            for number, part in enumerate(_parts(samples, max_bytes, max_videos))
+            out / f"{name}-{number:06d}.tar": part for number, part in enumerate(_parts(samples, max_bytes))
         }
         stray = sorted(set(out.glob(f"{glob.escape(name)}-{'[0-9]' * 6}.tar")) - set(plan))
         if stray:
             raise _differs(stray[0])
-        places: dict[Path, TarMember] = {}
-        hashes: dict[Path, str] = {}
+        members: dict[Path, TarMember] = {}
         kept = 0
         with report("Packing videos", len(samples), enabled=progress) as advance:
             for path, part in plan.items():
-                contents = _contents(path, part) if path.exists() else []
-                if _is_current(path, contents):
+                found = _members(path, part) if path.exists() else []
+                if found and all(
+                    member.size == sample.size and sample.changed() < path.stat().st_mtime_ns
+                    for sample, member in zip(part, found, strict=True)
+                ):
                     kept += 1
                 else:
                     _write_shard(path, part)
-                    contents = _contents(path, part)
-                for sample, place, sha256 in contents:
-                    places[sample.path], hashes[sample.path] = place, sha256
+                    found = _members(path, part)
+                members |= {sample.path: member for sample, member in zip(part, found, strict=True)}
                 advance(len(part))
         root = out if url is None else Path(url)
         entries = tuple(
-            _packed(entry, manifest.root, root, places, hashes, left_out) for entry in manifest.entries
+            _packed(entry, manifest.root, root, members.get(entry.path), left_out)
+            for entry in manifest.entries
         )
         digest = content_digest(entries, root)
         file = out / f"{name}.jsonl"
@@ -221,10 +212,10 @@ def _samples(manifest: Manifest) -> tuple[list[_Sample], dict[Path, str]]:
     samples = []
     for path, parts in entries.items():
         size, fault = _size(path)
-        if fault is not None:
+        if fault is None:
+            samples.append(_Sample(path, f"{numbers[path]:08d}", size, _facts(parts, manifest)))
+        else:
             left_out[path] = fault
-            continue
-        samples.append(_Sample(path, f"{numbers[path]:08d}", size, _facts(parts, manifest)))
     return samples, left_out
 
 
@@ -241,8 +232,8 @@ def _size(path: Path) -> tuple[int, str | None]:
     return size, None if size else "the file is empty (0 bytes)"
 
 
-def _facts(parts: list[Entry], manifest: Manifest) -> dict[str, Any]:
-    """What the manifest says about a file: of several segments, a list."""
+def _facts(parts: list[Entry], manifest: Manifest) -> bytes:
+    """What the manifest says about a file, as JSON; for several segments a list of them."""
     records = []
     for entry in parts:
         record = to_record(entry, manifest.root)
@@ -251,19 +242,19 @@ def _facts(parts: list[Entry], manifest: Manifest) -> dict[str, Any]:
             record["class"] = manifest.labels[entry.label]
         if manifest.labels and entry.labels is not None:
             record["classes"] = [manifest.labels[number] for number in entry.labels]
-        record.pop("sha256", None)
         records.append(record)
-    return records[0] if len(records) == 1 else {"path": records[0]["path"], "segments": records}
+    facts = records[0] if len(records) == 1 else {"path": records[0]["path"], "segments": records}
+    return json.dumps(facts, ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def _parts(samples: list[_Sample], max_bytes: int, max_videos: int | None) -> Iterator[list[_Sample]]:
+def _parts(samples: list[_Sample], max_bytes: int) -> Iterator[list[_Sample]]:
     """Consecutive samples that go into one shard."""
     part: list[_Sample] = []
-    # A tar ends with two empty blocks, and is filled up to whole records.
+    # A tar ends with two empty blocks, and is filled up to full records.
     room = left = max_bytes - 2 * _BLOCK - tarfile.RECORDSIZE
     for sample in samples:
         size = sample.total()
-        if part and (size > left or len(part) == max_videos):
+        if part and size > left:
             yield part
             part, left = [], room
         part.append(sample)
@@ -274,19 +265,18 @@ def _parts(samples: list[_Sample], max_bytes: int, max_videos: int | None) -> It
 def _write_shard(path: Path, samples: list[_Sample]) -> None:
     with atomic_path(path) as partial, tarfile.open(partial, "w") as tar:
         for sample in samples:
-            before = sample.changed()
-            with sample.open() as file:
-                hashed = _Hashed(file)
-                try:
-                    tar.addfile(_header(sample.member, sample.size), hashed)
-                except OSError as error:
-                    if error.errno is None:  # What tarfile says of a file that has become shorter.
-                        raise _changing(sample) from None
+            before, is_complete = sample.changed(), True
+            try:
+                with sample.open() as file:
+                    tar.addfile(_header(sample.member, sample.size), file)
+            except OSError as error:
+                if error.errno is not None:
                     raise
-            if sample.changed() != before:
-                raise _changing(sample)
-            facts = sample.json(hashed.digest.hexdigest())
-            tar.addfile(_header(f"{sample.key}.json", len(facts)), io.BytesIO(facts))
+                is_complete = False  # tarfile's error for a file that has become shorter.
+            if not is_complete or sample.changed() != before:
+                reason = "it has changed while it was packed; run the command again"
+                raise OSError(errno.EAGAIN, reason, str(sample.path))
+            tar.addfile(_header(f"{sample.key}.json", len(sample.facts)), io.BytesIO(sample.facts))
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:
@@ -296,49 +286,8 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
     return header
 
 
-class _Hashed(io.RawIOBase):
-    """Passes on the bytes of a file and hashes them on the way."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.digest = file, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self.digest.update(data)
-        return data
-
-
-def _changing(sample: _Sample) -> OSError:
-    return OSError(
-        errno.EAGAIN, "it has changed while it was packed; run the command again", str(sample.path)
-    )
-
-
-def _is_current(path: Path, contents: list[tuple[_Sample, TarMember, str]]) -> bool:
-    """Whether a shard holds its videos as they are now.
-
-    A video that is as large as before and was last changed before the shard was written is taken to be the
-    same; any other is compared by its hash.
-    """
-    for sample, place, sha256 in contents:
-        if place.size != sample.size:
-            return False
-        if sample.changed() >= path.stat().st_mtime_ns:
-            with sample.open() as file:
-                if _hash(file) != sha256:
-                    return False
-    return bool(contents)
-
-
-def _hash(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while data := file.read(1 << 20):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _contents(path: Path, samples: list[_Sample]) -> list[tuple[_Sample, TarMember, str]]:
-    """The place of each sample in a shard, its size there, and its hash.
+def _members(path: Path, samples: list[_Sample]) -> list[TarMember]:
+    """The place of each sample in a shard.
 
     Raises:
         ValueError: The shard holds something else, or is damaged.
@@ -355,15 +304,10 @@ def _contents(path: Path, samples: list[_Sample]) -> list[tuple[_Sample, TarMemb
                 raise _differs(path)
             for sample, video, text in zip(samples, members[::2], members[1::2], strict=True):
                 file = tar.extractfile(text)
-                content = b"" if file is None else file.read()
-                sha256 = json.loads(content)["sha256"]
-                if content != sample.json(sha256):
+                if file is None or file.read() != sample.facts:
                     raise _differs(path)
-                place = TarMember(str(path), video.offset_data, video.size, video.name)
-                found.append((sample, place, sha256))
-    except (KeyError, TypeError):  # The text is none of ours.
-        raise _differs(path) from None
-    except (tarfile.TarError, json.JSONDecodeError, UnicodeDecodeError, EOFError) as error:
+                found.append(TarMember(str(path), video.offset_data, video.size, video.name))
+    except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: a damaged shard ({error}); remove it and run the command again") from None
     return found
 
@@ -376,18 +320,11 @@ def _differs(path: Path) -> ValueError:
 
 
 def _packed(
-    entry: Entry,
-    old_root: Path,
-    new_root: Path,
-    places: dict[Path, TarMember],
-    hashes: dict[Path, str],
-    left_out: dict[Path, str],
+    entry: Entry, old_root: Path, new_root: Path, member: TarMember | None, left_out: dict[Path, str]
 ) -> Entry:
     """The entry of the new manifest."""
     original = entry.original or str(to_record(entry, old_root)["path"])
-    if entry.path not in places:
+    if member is None:
         return replace(entry, path=new_root / original, ok=False, error=left_out[entry.path])
-    place = places[entry.path]
-    path = new_root / f"{Path(place.tar).name}#{place.offset}+{place.size}#{place.name}"
-    extra = {**entry.extra, "sha256": hashes[entry.path]}
-    return replace(entry, path=path, original=original, extra=extra)
+    path = new_root / f"{Path(member.tar).name}#{member.offset}+{member.size}#{member.name}"
+    return replace(entry, path=path, original=original)
