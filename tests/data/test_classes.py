@@ -65,13 +65,6 @@ def test_a_class_that_no_video_uses_may_be_unknown() -> None:
         (manifest([0, 1], "a", "a"), ["a", "b"], "val: several classes have the same name: 'a'"),
         (manifest([0, 1], "a", "b"), ["c", "c"], "train: several classes have the same name: 'c'"),
         (
-            manifest([0], "Apply Lipstick"),
-            ["apply_lipstick", "b"],
-            "'Apply Lipstick' is written 'apply_lipstick' there: fluxvit data check --like",
-        ),
-        (manifest([0], " a"), ["a", "b"], "' a' is written 'a' there"),
-        (manifest([0], "caf\u00e9"), ["cafe\u0301", "b"], "fluxvit data check --like takes over"),
-        (
             manifest([0, 2]),
             ["a", "b"],
             "val numbers its classes without naming them, 0 to 2, but train names 2, so that the two may "
@@ -104,14 +97,13 @@ def test_numbers_without_names_are_trusted_and_said(
     )
 
 
-def test_names_that_differ_in_writing_only_are_matched_where_that_is_asked_for() -> None:
+def test_names_that_differ_in_writing_only_are_the_same() -> None:
     theirs = ["Apply Lipstick", "archery", "A.B", "a b", "++"]
     ours = ["archery", "ApplyLipstick", "ab", "--", "Archery"]
-    numbers, alike = match_names(theirs, ours, "x", "y", loose=True)
     # "archery" is there letter by letter, and "ab" can be only one of the two that are alike.
-    assert numbers == {0: 1, 1: 0, 2: 2}
-    assert alike == [("Apply Lipstick", "ApplyLipstick"), ("A.B", "ab")]
-    assert match_names(theirs, ours, "x", "y")[0] == {1: 0}
+    assert match_names(theirs, ours, "x", "y") == {0: 1, 1: 0, 2: 2}
+    val = numbered_like(manifest([0], "caf\u00e9"), ["b", "CAFE\u0301"], 2, "val", "train")
+    assert (labels(val), val.labels) == ([1], ("b", "CAFE\u0301"))
 
 
 def test_lists_of_videos_take_names_over() -> None:
@@ -120,10 +112,6 @@ def test_lists_of_videos_take_names_over() -> None:
     numbered = number_list(videos, ["jump", "run", "brush_hair"], "val.csv", "train.jsonl")
     assert labels(numbered) == [2, 1, NO_LABEL]
     assert numbered.labels == ("jump", "run", "brush_hair")
-    assert numbered.notes == (
-        "class names that train.jsonl writes differently are taken over from there: "
-        "'brush hair' as 'brush_hair'",
-    )
     with pytest.raises(ValueError, match=r"val\.csv uses classes that train\.jsonl does not name: 'run'"):
         number_list(videos, ["brush hair", "jump"], "val.csv", "train.jsonl")
 

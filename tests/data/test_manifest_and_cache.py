@@ -61,8 +61,14 @@ def test_manifest(videos: Path) -> None:
         ([{"path": "a", "label": "dog"}], "label is 'dog', not a class index"),
         ([{"path": "a", "label": True}], "not a class index"),
         ([[1, 2]], "line 1"),
-        ([{"path": "a", "label": 5}], "class 5 is used, but there are 2 class names"),
-        ([{"path": "a", "labels": [0, 2]}], "class 2 is used, but there are 2 class names"),
+        (
+            [{"manifest": 1, "classes": ["x", "y"]}, {"path": "a", "label": 5}],
+            "class 5 is used, but there are 2 class names",
+        ),
+        (
+            [{"manifest": 1, "classes": ["x", "y"]}, {"path": "a", "labels": [0, 2]}],
+            "class 2 is used, but there are 2 class names",
+        ),
         ([{"path": "a", "labels": 1}], "labels are 1, not a list of class indices"),
         ([{"path": "a", "labels": [0, -1]}], "not a list of class indices"),
         ([{"path": "a", "labels": [True]}], "not a list of class indices"),
@@ -98,7 +104,7 @@ def test_manifest(videos: Path) -> None:
 )
 def test_bad_manifests_name_the_line(tmp_path: Path, lines: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_manifest(write_manifest_lines(tmp_path, lines), labels=("x", "y"))
+        read_manifest(write_manifest_lines(tmp_path, lines))
 
 
 @pytest.mark.parametrize(

@@ -335,21 +335,14 @@ def test_a_checkpoint_of_the_same_classes_keeps_its_classifiers(
     assert "numbered as in the data, by name" in caplog.messages[0]
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["a", "b", "c", "d", "f"], "only 4 of its 5 classes are named as in the data"),
-        (["A", "b", "c", "d", "e"], "'A' in the data and 'a' there differ only in how they are written"),
-    ],
-)
 def test_a_checkpoint_of_as_many_other_classes_gets_new_classifiers(
-    names: list[str], message: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old, new = start(checkpoint, names)
+    old, new = start(checkpoint, ["a", "b", "c", "d", "f"])
     assert not (old.heads[0].fc.weight == new.heads[0].fc.weight).any()
     assert torch.equal(old.patch_embed.proj.weight, new.patch_embed.proj.weight)
-    assert "the classifier starts anew" in caplog.messages[0]
-    assert message in caplog.messages[0]
+    expected = "the classifier starts anew, since only 4 of its 5 classes are named as in the data"
+    assert expected in caplog.messages[0]
 
 
 def test_a_checkpoint_whose_classes_are_not_named_is_believed_and_that_is_said(

@@ -3,12 +3,11 @@
 A class index means nothing without the list of names that it counts in, and every data set, split and
 checkpoint has a list of its own. So wherever two of them meet, indices are carried over by name:
 
-* Names are the same if they are equal, letter by letter.
+* Names are the same if they are equal, or if they differ only in case, spaces, underscores or punctuation and
+  no other name is written so.
 * Where only one side has names, the indices of the other are taken as they are if both have as many classes,
   and a warning says so. Otherwise it is an error.
-* A class that videos use and the other side does not have is an error that names it. If a name over there
-  differs only in case, spaces, underscores or punctuation, the error says so; ``fluxvit data check --like``
-  takes such names over.
+* A class that videos use and the other side does not have is an error that names it.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def numbered_like(manifest: Manifest, names: Sequence[str], classes: int, data: 
     if not manifest.labels or not names:
         _check_counts(manifest, names, classes, data, other)
         return replace(manifest, labels=tuple(names or manifest.labels))
-    numbers, _ = match_names(manifest.labels, names, data, other)
+    numbers = match_names(manifest.labels, names, data, other)
     _check_known(manifest.entries, manifest.labels, names, numbers, data, other)
     _log.warning("%s: its classes are numbered as in %s, by name", data, other)
     entries = tuple(_renumbered(entry, numbers) for entry in manifest.entries)
@@ -61,8 +60,6 @@ def numbered_like(manifest: Manifest, names: Sequence[str], classes: int, data: 
 
 def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) -> VideoList:
     """A list of videos whose classes are named and numbered as in a file, for ``fluxvit data check``.
-
-    Names that differ only in case, spaces, underscores or punctuation are taken for the same, and noted.
 
     Raises:
         ValueError: The videos use classes that are not in ``names``, or an index beyond them.
@@ -73,28 +70,20 @@ def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) 
             raise ValueError(f"{other}: {len(names)} class names, but {data} uses class {highest}")
         note = f"{data} numbers its classes; the numbers are taken to be those of {other}"
         return replace(videos, labels=tuple(names), notes=(*videos.notes, note))
-    numbers, loose = match_names(videos.labels, names, data, other, loose=True)
+    numbers = match_names(videos.labels, names, data, other)
     _check_known(videos.entries, videos.labels, names, numbers, data, other)
-    notes = list(videos.notes)
-    if loose:
-        pairs = _listed([f"{one!r} as {two!r}" for one, two in loose])
-        notes.append(f"class names that {other} writes differently are taken over from there: {pairs}")
     entries = tuple(_renumbered(entry, numbers) for entry in videos.entries)
-    return replace(videos, entries=entries, labels=tuple(names), notes=tuple(notes))
+    return replace(videos, entries=entries, labels=tuple(names))
 
 
-def match_names(
-    theirs: Sequence[str], ours: Sequence[str], data: str, other: str, *, loose: bool = False
-) -> tuple[dict[int, int], list[tuple[str, str]]]:
+def match_names(theirs: Sequence[str], ours: Sequence[str], data: str, other: str) -> dict[int, int]:
     """Find each of the names ``theirs`` in the list ``ours``.
 
     Args:
         data, other: Names for messages of what has ``theirs`` and what has ``ours``.
-        loose: Treat names that differ only in case, spaces, underscores or punctuation as the same.
 
     Returns:
-        Index in ``ours`` by index in ``theirs``, without those that have none; and the pairs of names that
-        are not equal.
+        Index in ``ours`` by index in ``theirs``, without those that have none.
 
     Raises:
         ValueError: A name occurs twice in either list, so that it does not identify a class.
@@ -106,16 +95,15 @@ def match_names(
             )
     places = {name: number for number, name in enumerate(ours)}
     numbers = {number: places[name] for number, name in enumerate(theirs) if name in places}
-    pairs = []
-    if loose:
-        plain, taken = _plain_places(ours), set(numbers.values())
-        for number, name in enumerate(theirs):
-            place = plain.get(_plain(name))
-            if number not in numbers and place is not None and place not in taken:
-                numbers[number] = place
-                taken.add(place)
-                pairs.append((name, ours[place]))
-    return numbers, pairs
+    counts = Counter(map(_plain, ours))
+    plain = {_plain(name): number for number, name in enumerate(ours) if counts[_plain(name)] == 1}
+    taken = set(numbers.values())
+    for number, name in enumerate(theirs):
+        place = plain.get(_plain(name))
+        if number not in numbers and place is not None and place not in taken:
+            numbers[number] = place
+            taken.add(place)
+    return numbers
 
 
 def repeated(names: Sequence[str]) -> list[str]:
@@ -180,31 +168,16 @@ def _check_known(
     if not unknown:
         return
     videos = sum(used[number] for number in unknown)
-    text = (
+    raise ValueError(
         f"{data} uses classes that {other} does not name: {name_classes(unknown, theirs)} "
         f"(videos: {videos}); {other} names {len(ours)}: {_listed(list(map(repr, ours)))}"
     )
-    plain = _plain_places(ours)
-    alike = [
-        f"{theirs[i]!r} is written {ours[place]!r} there"
-        for i in unknown
-        if (place := plain.get(_plain(theirs[i]))) is not None
-    ]
-    if alike:
-        text += f"; {_listed(alike)}: fluxvit data check --like takes over how names are written"
-    raise ValueError(text)
 
 
 def _plain(name: str) -> str:
     """A name without what people write differently: ``Apply Lipstick`` is ``apply_lipstick``."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\W_]+", "", text) or text
-
-
-def _plain_places(names: Sequence[str]) -> dict[str, int]:
-    """Index by plain name, without those that several names share."""
-    counts = Counter(map(_plain, names))
-    return {_plain(name): number for number, name in enumerate(names) if counts[_plain(name)] == 1}
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -156,16 +156,14 @@ class Manifest:
 def read_manifest(
     path: str | Path,
     target: str | None = "label",
-    labels: tuple[str, ...] = (),
     root: str | Path | None = None,
 ) -> Manifest:
     """Read a manifest.
 
     Args:
-        target: The key of the class index; None: labels are optional.
-            In place of ``label`` a video may have ``labels``, a list of class indices.
-        labels: Class names; default: those of the header, or of the ``dataset.json`` that
-            ``fluxvit data make`` leaves beside it.
+        target: The key of the class index; None: labels are optional. In place of ``label`` a video may have
+            ``labels``, a list of class indices. Class names are those of the header, or of the
+            ``dataset.json`` that ``fluxvit data make`` leaves beside the manifest.
         root: The folder that the paths are relative to; default: the one named by the header, else the
             manifest's own.
 
@@ -197,8 +195,7 @@ def read_manifest(
         raise ValueError(f"{path}: not a UTF-8 text file") from None
     if not entries:
         raise ValueError(f"{path}: no videos are listed")
-    if not labels and target in (None, "label"):
-        labels = tuple(header.classes)
+    labels = tuple(header.classes) if target in (None, "label") else ()
     labels = labels or _made_names(path.parent, target)
     highest = max((number for entry in entries for number in entry.classes), default=-1)
     if len({entry.labels is None for entry in entries if entry.classes or entry.labels is not None}) > 1:

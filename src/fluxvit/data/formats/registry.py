@@ -254,11 +254,10 @@ def _splits(folders: Sequence[Path]) -> dict[Path, str]:
 @data_format("motionworld", "dataset.json")
 def read_motionworld(source: Path, root: Path | None, split: str | None) -> VideoList:
     """What ``fluxvit data make`` has made, such as a MotionWorld: ``dataset.json``, ``<split>.jsonl``."""
-    facts = read_annotations(source / "dataset.json")
     requested = requested_split(split, source)
-    names = facts.get("motion_classes") or facts.get("classes") or ()
-    videos = read_manifest(source / f"{requested}.jsonl", labels=tuple(names), root=root)
-    return VideoList(requested, videos.root, videos.entries, videos.labels, name=facts.get("name", ""))
+    videos = read_manifest(source / f"{requested}.jsonl", root=root)
+    name = read_annotations(source / "dataset.json").get("name", "")
+    return VideoList(requested, videos.root, videos.entries, videos.labels, name=name)
 
 
 @data_format("manifest")

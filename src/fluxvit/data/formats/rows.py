@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,10 +36,16 @@ def usable_rows(
         The names with the parsed rows, and a note of one sentence if rows were left out.
 
     Raises:
-        ValueError: The file cannot be read, or not one row can be used; the message names the first.
+        ValueError: The file cannot be read or is not a list, or not one row can be used; the message names
+            the first.
     """
+    if rows is None:
+        content = read_annotations(file)
+        if not isinstance(content, list):
+            raise ValueError(f"{file}: a JSON list of rows is expected, not {described(content)}")
+        rows = ((f"row {number}", row) for number, row in enumerate(content, start=1))
     usable, odd = [], []
-    for name, row in numbered_rows(file) if rows is None else rows:
+    for name, row in rows:
         try:
             usable.append((name, parse(row)))
         except OddRowError as error:
@@ -49,24 +55,6 @@ def usable_rows(
         raise ValueError(f"{file}: none of its {count} rows can be used; {odd[0]}")
     notes = (f"left out {len(odd)} of {count} rows of {file.name}, the first is {odd[0]}",) if odd else ()
     return usable, notes
-
-
-def numbered_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a JSON list, or of a file of JSON lines, with their names: ``row 1`` and so on.
-
-    Raises:
-        ValueError: The file is not JSON, or no list.
-    """
-    content = read_annotations(file)
-    if not isinstance(content, list):
-        raise ValueError(f"{file}: a JSON list of rows is expected, not {described(content)}")
-    return ((f"row {number}", row) for number, row in enumerate(content, start=1))
-
-
-def first_keys(content: Any) -> list[set[str]]:
-    """The keys of the first rows of a list; empty if it is no list of objects."""
-    rows = content[:RECOGNISED_ROWS] if isinstance(content, list) else []
-    return [set(row) for row in rows if isinstance(row, dict)]
 
 
 def keys_of(row: Mapping[str, Any]) -> str:

@@ -353,25 +353,17 @@ def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], check
                 classes,
             )
     elif list(start.labels) != list(names):
-        numbers, alike = match_names(names, start.labels, "the data", checkpoint, loose=True)
-        if len(numbers) == classes and not alike:
+        numbers = match_names(names, start.labels, "the data", checkpoint)
+        if len(numbers) == classes:
             model.reorder_classes([numbers[number] for number in range(classes)])
             _log.warning("%s: its classes are numbered as in the data, by name", checkpoint)
             return
         model.reset_classifier(classes)
-        same = len(numbers) - len(alike)
-        hint = (
-            f"; {alike[0][0]!r} in the data and {alike[0][1]!r} there differ only in how they are written: "
-            f"fluxvit data check --like {checkpoint} takes such names over"
-            if alike
-            else ""
-        )
         _log.warning(
-            "%s: the classifier starts anew, since only %d of its %d classes are named as in the data%s",
+            "%s: the classifier starts anew, since only %d of its %d classes are named as in the data",
             checkpoint,
-            same,
+            len(numbers),
             classes,
-            hint,
         )
 
 
