@@ -15,7 +15,6 @@ from fluxvit.checkpoints.latency import (
     LatencyTable,
     cache_folder,
     measure_latencies,
-    measure_latency,
     plan_for,
 )
 from fluxvit.flux.budget import Budget
@@ -52,7 +51,7 @@ def test_measuring_runs_the_plan_and_leaves_the_model_as_it_was() -> None:
         )
 
     with model.register_forward_pre_hook(watch):
-        result = measure_latency(model, PLAN, batch_size=2, runs=3, warmup=1)
+        result = measure_latencies(model, [PLAN], batch_size=2, runs=3, warmup=1)[0]
     assert 0 < result.p10 <= result.p50 <= result.p90
     assert result.runs == 3
     assert len(calls) >= 4
@@ -62,7 +61,7 @@ def test_measuring_runs_the_plan_and_leaves_the_model_as_it_was() -> None:
 
 def test_percentiles(passes: list) -> None:
     # One warm-up of 1 ms, and a second one, because nothing was slower before it; then 3, 4, ... 13 ms.
-    assert measure_latency(small_model(), PLAN, runs=11, warmup=2) == Latency(4, 8, 12, 11)
+    assert measure_latencies(small_model(), [PLAN], runs=11, warmup=2)[0] == Latency(4, 8, 12, 11)
 
 
 def test_plans_take_turns(passes: list) -> None:
@@ -75,20 +74,20 @@ def test_plans_take_turns(passes: list) -> None:
 def test_warm_up_goes_on_while_it_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([9.0, 8.0, 7.0, 5.0, 4.9, *[5.0] * 5])
     monkeypatch.setattr(module, "_pass_ms", lambda *_: next(clock))
-    assert measure_latency(small_model(), PLAN, runs=5, warmup=2) == Latency(5, 5, 5, 5)
+    assert measure_latencies(small_model(), [PLAN], runs=5, warmup=2)[0] == Latency(5, 5, 5, 5)
 
 
 def test_slow_plans_are_measured_in_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_pass_ms", lambda *_: 900.0)
-    assert measure_latency(small_model(), PLAN).runs == 5
+    assert measure_latencies(small_model(), [PLAN])[0].runs == 5
     monkeypatch.setattr(module, "_pass_ms", lambda *_: 300.0)
-    assert measure_latency(small_model(), PLAN).runs == 14
+    assert measure_latencies(small_model(), [PLAN])[0].runs == 14
 
 
 @pytest.mark.parametrize("numbers", [{"batch_size": 0}, {"runs": 0}, {"warmup": 0}])
 def test_numbers_below_one(numbers: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        measure_latency(small_model(), PLAN, **numbers)
+        measure_latencies(small_model(), [PLAN], **numbers)[0]
 
 
 # The table -------------------------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "mine"
 
 
-def test_table_outlives_its_process_and_tells_plans_and_batches_apart(tmp_path: Path) -> None:
+def test_table_outlives_its_process_and_tells_plans_apart(tmp_path: Path) -> None:
     LatencyTable(small_model(), tmp_path).put(PLAN, FIGURES)
     again = LatencyTable(small_model(), tmp_path)
     assert again.get(PLAN) == FIGURES
@@ -117,7 +116,6 @@ def test_table_outlives_its_process_and_tells_plans_and_batches_apart(tmp_path: 
         Plan(SamplingGrid(4, 16, 24), 4, head=1, selector="uniform"),
     ):
         assert again.get(other) is None
-    assert again.get(PLAN, batch_size=2) is None
 
 
 def test_table_holds_for_one_architecture_precision_and_number_of_threads(
@@ -175,16 +173,16 @@ def test_a_file_of_bytes_and_a_folder_that_cannot_be_written(tmp_path: Path) -> 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     tables = [LatencyTable(small_model(), tmp_path) for _ in range(4)]
-    plans = [Plan(PLAN.grid, keep) for keep in range(1, 9)]
+    plans = [[Plan(PLAN.grid, keep, head) for keep in range(1, 9)] for head in range(4)]
 
     def write(table: LatencyTable) -> None:
-        for plan in plans:
-            table.put(plan, FIGURES, batch_size=1 + tables.index(table))
+        for plan in plans[tables.index(table)]:
+            table.put(plan, FIGURES)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, tables))
     last = LatencyTable(small_model(), tmp_path)
-    assert all(last.get(plan, batch) == FIGURES for plan in plans for batch in (1, 2, 3, 4))
+    assert all(last.get(plan) == FIGURES for row in plans for plan in row)
 
 
 def test_the_file_is_cut_to_the_newest_rows_when_it_is_long(
@@ -193,11 +191,11 @@ def test_the_file_is_cut_to_the_newest_rows_when_it_is_long(
     table = LatencyTable(small_model(), tmp_path)
     for ms in (1.0, 2.0, 3.0):
         table.put(PLAN, Latency(ms, ms, ms, 5))
-    table.put(PLAN, FIGURES, batch_size=2)
+    table.put(Plan(PLAN.grid, 5), FIGURES)
     monkeypatch.setattr(module, "_MOST_ROWS", 3)
     again = LatencyTable(small_model(), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "latency.jsonl").read_text().splitlines()]
-    assert [(row["batch"], row["p50"]) for row in rows] == [(1, 3.0), (2, 2.0)]
+    assert [(row["keep"], row["p50"]) for row in rows] == [(4, 3.0), (5, 2.0)]
     assert again.get(PLAN) == Latency(3.0, 3.0, 3.0, 5)
 
 

@@ -278,30 +278,6 @@ class _ConfigFile(msgspec.Struct):
     sampling: ClipSampling = SPARSE
 
 
-class _PlanRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A plan in ``plans.json``; the rows are checked further by the objects that are made of them."""
-
-    grid: str
-    keep: int
-    head: int | None = None
-    selector: str = "group_dynamic"
-    measured: dict[str, Any] | None = None
-
-
-class _CascadeRow(msgspec.Struct, forbid_unknown_fields=True):
-    stages: list[Any]
-    threshold: float
-    temperatures: list[float]
-    measured: dict[str, Any] | None = None
-    average: bool = False
-    reach: list[float] = []
-
-
-class _PlansFile(msgspec.Struct):
-    plans: list[Any]
-    cascades: list[Any] = []
-
-
 def _read_facts(file: _ConfigFile, where: str) -> tuple[FluxViTConfig, dict[str, Any]]:
     """The architecture, and the fields of the checkpoint.
 
@@ -332,39 +308,41 @@ def _read_facts(file: _ConfigFile, where: str) -> tuple[FluxViTConfig, dict[str,
 
 
 def _read_plans(content: Any, where: str, config: FluxViTConfig) -> dict[str, Any]:
-    """Take up the plan table; tables of the first version are a list of plans."""
-    table = convert({"plans": content} if isinstance(content, list) else content, _PlansFile, where)
-    plans = [_plan(row, where, f"plans[{i}]", config) for i, row in enumerate(table.plans)]
-    cascades = []
-    for i, values in enumerate(table.cascades):
-        key = f"cascades[{i}]"
-        row = convert(values, _CascadeRow, where, key)
-        stages = tuple(
-            _plan(stage, where, f"{key}.stages[{n}]", config) for n, stage in enumerate(row.stages)
-        )
-        measured = _measured(row.measured, where, f"{key}.measured")
-        with located(where, key):
-            cascades.append(
-                Cascade(
-                    stages, row.threshold, tuple(row.temperatures), measured, row.average, tuple(row.reach)
-                )
-            )
-    return {"plans": plans, "cascades": cascades}
+    """The plans and cascades of a plan table; tables of the first version are a list of plans."""
+    table = convert({"plans": content} if isinstance(content, list) else content, dict[str, Any], where)
+    if "plans" not in table:
+        raise ValueError(f"{where}: plans is missing")
+    plans = convert(table["plans"], list[Any], where, "plans")
+    cascades = convert(table.get("cascades", []), list[Any], where, "cascades")
+    return {
+        "plans": [_plan(row, where, f"plans[{i}]", config) for i, row in enumerate(plans)],
+        "cascades": [_cascade(row, where, f"cascades[{i}]", config) for i, row in enumerate(cascades)],
+    }
 
 
 def _plan(values: Any, where: str, key: str, config: FluxViTConfig) -> Plan:
-    row = convert(values, _PlanRow, where, key)
-    measured = _measured(row.measured, where, f"{key}.measured")
+    row = convert(values, dict[str, Any], where, key)
+    if row.get("measured") is not None:
+        row["measured"] = convert(row["measured"], Measured, where, f"{key}.measured")
+    if "grid" in row:
+        text = convert(row["grid"], str, where, f"{key}.grid")
+        with located(where, key):
+            row["grid"] = SamplingGrid.parse(text)
+    plan = convert(row, Plan, where, key)
     with located(where, key):
-        plan = Plan(SamplingGrid.parse(row.grid), row.keep, row.head, row.selector, measured)
         if plan.head is not None and plan.head >= len(config.budgets):
             raise ValueError(f"head {plan.head} does not exist; the model has {len(config.budgets)} heads")
         config.pool(plan.grid)
     return plan
 
 
-def _measured(values: dict[str, Any] | None, where: str, key: str) -> Measured | None:
-    return None if values is None else convert(values, Measured, where, key)
+def _cascade(values: Any, where: str, key: str, config: FluxViTConfig) -> Cascade:
+    row = convert(values, dict[str, Any], where, key)
+    if row.get("measured") is not None:
+        row["measured"] = convert(row["measured"], Measured, where, f"{key}.measured")
+    stages = convert(row.get("stages", []), list[Any], where, f"{key}.stages")
+    row["stages"] = [_plan(stage, where, f"{key}.stages[{n}]", config) for n, stage in enumerate(stages)]
+    return convert(row, Cascade, where, key)
 
 
 def pretrained_names() -> list[str]:

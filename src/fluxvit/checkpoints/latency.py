@@ -1,18 +1,19 @@
-"""How long a plan takes on the device in hand: measuring it, and remembering what was measured."""
+"""The latency of plans on a device: measured, and kept for later processes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,20 +23,20 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured, Plan, fit_budget
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.utils.files import append_json, read_json_lines, write_json_lines
+from fluxvit.utils.schema import Count, Positive, convert
 from fluxvit.utils.system import device_name, processor_name
 
-# A warm-up ends when a pass is hardly faster than the fastest before it, or after so many times its length.
+# A warm-up ends when a pass is hardly faster than the fastest before it, or at this multiple of its length.
 _STABLE, _MOST_WARMUPS = 0.95, 5
-# Passes of a measurement, and of one that decides.
+# Passes of a measurement, and of one that decides between plans.
 _RUNS, _FRESH_RUNS = 20, 50
-# Slow plans are measured for so long, though in so many passes at least.
+# Longest time for the passes of a slow plan, and their minimum number.
 _SECONDS, _FEWEST_RUNS = 4.0, 5
-# Of the file of measurements, before only the newest of every plan stay.
+# A longer file of measurements is reduced to the newest row of every plan.
 _MOST_ROWS = 5000
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(msgspec.Struct, frozen=True):
     """Milliseconds of a forward pass.
 
     Args:
@@ -43,34 +44,28 @@ class Latency:
         runs: Passes that were timed.
     """
 
-    p10: float
-    p50: float
-    p90: float
-    runs: int
-
-
-def measure_latency(
-    model: FluxViT, plan: Plan, *, batch_size: int = 1, runs: int = _RUNS, warmup: int = 3
-) -> Latency:
-    """Time the forward pass of a plan; arguments as for :func:`measure_latencies`."""
-    return measure_latencies(model, [plan], batch_size=batch_size, runs=runs, warmup=warmup)[0]
+    p10: Positive
+    p50: Positive
+    p90: Positive
+    runs: Count
 
 
 def measure_latencies(
     model: FluxViT, plans: Sequence[Plan], *, batch_size: int = 1, runs: int = _RUNS, warmup: int = 3
 ) -> list[Latency]:
-    """Time the forward passes of plans in turns, so that a load that comes and goes favours none of them.
+    """Time the forward passes of plans in turns, so that other load on the machine favours none of them.
 
-    Timed is the network alone, from a batch of random pixels on the model's device and in its dtype to logits
-    that are there: wall clock, the device synchronised before and after. Reading the video is not in it.
+    The time is that of the network alone, from a batch of random pixels on the model's device and in its
+    dtype to logits, by the wall clock with the device synchronised before and after. It does not include
+    reading the video.
 
     Args:
         model: The network; it runs in eval mode, whatever mode it is in.
-        plans: What to time.
-        batch_size: Clips in a pass. A batch's milliseconds are told, not a clip's.
-        runs: Passes of each plan; fewer, but five at least, where they would take more than four seconds.
+        plans: The plans to time.
+        batch_size: Clips in a pass. The milliseconds are those of the whole batch.
+        runs: Passes of each plan; fewer, but at least five, if they take more than four seconds.
         warmup: Untimed passes of each plan; more, up to five times as many, while they still get faster,
-            but four seconds of them at most.
+            but no more than four seconds of them.
 
     Raises:
         ValueError: A number is below 1, or a plan does not fit the model.
@@ -90,10 +85,10 @@ def measure_latencies(
 def time_in_turns(
     timers: Sequence[Callable[[], float]], *, runs: int = _RUNS, warmup: int = 3
 ) -> list[Latency]:
-    """Time several works in turns; arguments as for :func:`measure_latencies`.
+    """Time several functions in turns; other arguments as for :func:`measure_latencies`.
 
     Args:
-        timers: Each does its work once, as by :func:`milliseconds`, and tells how long it took.
+        timers: Each runs once and returns its milliseconds, as :func:`milliseconds` measures them.
     """
     for timer in timers:
         _warm_up(timer, warmup)
@@ -105,8 +100,13 @@ def time_in_turns(
     return [_latency(spent) for spent in times]
 
 
+def _latency(times: list[float]) -> Latency:
+    p10, p50, p90 = np.percentile(times, (10, 50, 90)).tolist()
+    return Latency(p10, p50, p90, len(times))
+
+
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of a work on a device, from nothing pending there to nothing pending there."""
+    """Wall-clock time of a function on a device, which is idle before and after."""
     _wait_for(device)
     start = time.perf_counter()
     work()
@@ -142,18 +142,11 @@ def _warm_up(timer: Callable[[], float], passes: int) -> None:
         fastest = min(fastest, spent)
 
 
-def _latency(times: list[float]) -> Latency:
-    if len(times) == 1:
-        return Latency(times[0], times[0], times[0], 1)
-    tenths = statistics.quantiles(times, n=10, method="inclusive")
-    return Latency(tenths[0], statistics.median(times), tenths[-1], len(times))
-
-
-# What was measured, kept on disk ---------------------------------------------------------------------------
+# Measurements on disk --------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
-    """Where what can be computed again is kept: ``$FLUXVIT_CACHE``, else the user's cache folder."""
+    """The folder for what can be computed again: ``$FLUXVIT_CACHE``, or one in the user's cache folder."""
     if os.environ.get("FLUXVIT_CACHE"):
         return Path(os.environ["FLUXVIT_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -162,88 +155,78 @@ def cache_folder() -> Path:
 
 
 class LatencyTable:
-    """Latencies of a model's plans on the device that it is on, remembered between processes.
+    """Latencies of a model's plans on its device, kept between processes.
 
     A measurement counts only under the same :attr:`conditions` (hardware, versions, architecture, precision)
-    and for the same grid, keep, head, selector and batch. The file grows by whole lines of JSON: several
-    processes may write it at once, damaged lines are passed over, and where it cannot be written, nothing is
-    remembered.
+    and for the same grid, keep, head and selector. The file grows by whole lines of JSON, so that several
+    processes can write it at once. Damaged lines are ignored, and nothing is kept if it cannot be written.
 
     Args:
         model: The network, on its device and in its dtype.
-        folder: Where ``latency.jsonl`` lies, or will lie; default: :func:`cache_folder`.
+        folder: The folder of ``latency.jsonl``; default: :func:`cache_folder`.
     """
 
     def __init__(self, model: FluxViT, folder: str | Path | None = None) -> None:
         self.model = model
         self.conditions = _conditions(model)
         self._path = (cache_folder() if folder is None else Path(folder)) / "latency.jsonl"
-        self._known: dict[str, Latency] = {}
         try:
-            rows = read_json_lines(self._path)
+            rows = read_json_lines(self._path, Latency)
             if len(rows) > _MOST_ROWS:
-                write_json_lines(self._path, list({_key(row): row for row in rows}.values()))
+                rows = list({_key(row): row for row in rows}.values())
+                write_json_lines(self._path, rows)
         except OSError:
             rows = []
-        for row in rows:
-            try:
-                p10, p50, p90 = (float(row[name]) for name in _FIGURES[:3])
-                latency = Latency(p10, p50, p90, int(row["runs"]))
-            except (KeyError, TypeError, ValueError, OverflowError):
-                continue
-            if 0 < latency.p50 < float("inf"):
-                self._known[_key(row)] = latency
+        self._known = {_key(row): convert(row, Latency) for row in rows}
 
-    def get(self, plan: Plan, batch_size: int = 1) -> Latency | None:
-        """What was measured last; None: nothing yet."""
-        return self._known.get(_key(self._row(plan, batch_size)))
+    def get(self, plan: Plan) -> Latency | None:
+        """The last measurement; None if there is none."""
+        return self._known.get(_key(self._row(plan)))
 
-    def put(self, plan: Plan, latency: Latency, batch_size: int = 1) -> None:
-        """Remember a measurement."""
-        row = self._row(plan, batch_size)
+    def put(self, plan: Plan, latency: Latency) -> None:
+        """Keep a measurement."""
+        row = self._row(plan)
         self._known[_key(row)] = latency
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            append_json(self._path, row | asdict(latency))
+            append_json(self._path, row | msgspec.structs.asdict(latency))
         except OSError:
             pass  # A full or read-only disk costs measuring again at the next start, nothing else.
 
-    def measure(self, plan: Plan, batch_size: int = 1, *, fresh: bool = False) -> Latency:
-        """What is remembered, else what :func:`measure_latency` says, which is remembered then.
+    def measure(self, plan: Plan, *, fresh: bool = False) -> Latency:
+        """The last measurement, or a new one by :func:`measure_latencies`, which is kept.
 
         Args:
-            fresh: Measure even if something is remembered, and longer than usual.
+            fresh: Measure even if there is a measurement, and longer than usual.
 
         Raises:
             ValueError: The plan does not fit the model.
         """
-        known = None if fresh else self.get(plan, batch_size)
+        known = None if fresh else self.get(plan)
         if known is None:
-            runs = _FRESH_RUNS if fresh else _RUNS
-            known = measure_latency(self.model, plan, batch_size=batch_size, runs=runs)
-            self.put(plan, known, batch_size)
+            (known,) = measure_latencies(self.model, [plan], runs=_FRESH_RUNS if fresh else _RUNS)
+            self.put(plan, known)
         return known
 
-    def _row(self, plan: Plan, batch_size: int) -> dict[str, Any]:
+    def _row(self, plan: Plan) -> dict[str, Any]:
         return self.conditions | {
             "grid": str(plan.grid),
             "keep": plan.keep,
             "head": plan.head,
             "selector": plan.selector,
-            "batch": batch_size,
+            "batch": 1,
         }
 
 
-_FIGURES = tuple(field.name for field in fields(Latency))
-
-
 def _key(row: dict[str, Any]) -> str:
-    """What a row of the file is about: all of it but the figures."""
-    return json.dumps({name: value for name, value in row.items() if name not in _FIGURES}, sort_keys=True)
+    """Everything in a row of the file except its figures."""
+    return json.dumps(
+        {name: value for name, value in row.items() if name not in Latency.__struct_fields__}, sort_keys=True
+    )
 
 
 def _conditions(model: FluxViT) -> dict[str, Any]:
-    """What the latency of a plan depends on besides the plan."""
+    """Everything that the latency of a plan depends on besides the plan."""
     weight = model.patch_embed.proj.weight
     device, precision = weight.device, str(weight.dtype).removeprefix("torch.")
     if torch.is_autocast_enabled(device.type):
@@ -280,10 +263,10 @@ def plan_for(
         model: The network.
         budget: What a clip may cost.
         plans: Known plans.
-        table: Latencies, for milliseconds; default: the user's.
+        table: Latencies for budgets in milliseconds; default: the user's table.
 
     Returns:
-        The plan; its ``measured`` tells the GMACs of it and, for milliseconds, the median measured last.
+        The plan; its ``measured`` has its GMACs and, for budgets in milliseconds, the last median.
 
     Raises:
         ValueError: Not even the cheapest plan fits.
