@@ -80,6 +80,21 @@ def test_keeping_all_equals_no_selection(shape: tuple[int, int, int]) -> None:
     assert torch.equal(MODEL(video, budget=pool).logits, MODEL(video).logits)
 
 
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+@torch.no_grad()
+def test_packed_equals_dense(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(shapes, min_size=1, max_size=4))
+    budgets = [data.draw(st.one_of(st.none(), st.integers(1, 40))) for _ in sizes]
+    videos = [clip(1, *size, seed=i) for i, size in enumerate(sizes)]
+    packed = MODEL.forward_packed([video[0] for video in videos], budgets)
+    for video, budget, out in zip(videos, budgets, packed, strict=True):
+        alone = MODEL(video, budget=budget)
+        assert alone.head == out.head
+        torch.testing.assert_close(out.logits, alone.logits, rtol=1e-4, atol=1e-5)
+        assert (out.kept is None and alone.kept is None) or torch.equal(out.kept, alone.kept)
+
+
 @torch.no_grad()
 def test_order_of_kept_tokens_does_not_matter() -> None:
     video = clip(2, 6, 3, 4)
@@ -127,9 +142,14 @@ def test_selecting_before_the_embedding_gives_the_tokens_of_selecting_after(
     for budget, kept, out in zip(budgets, choices, outputs, strict=True):
         assert (out.kept is None and kept is None) or torch.equal(out.kept, kept)
         tokens = TUBELET.encode(TUBELET.add_positions(embeddings, shape, kept))
-        ours = TUBELET.forward_features(video, budget, selector)
-        torch.testing.assert_close(ours, tokens, rtol=1e-5, atol=1e-5)
+        for ours in (
+            TUBELET.forward_features(video, budget, selector),
+            TUBELET.forward_intermediates(video, budget=budget, selector=selector).tokens,
+        ):
+            torch.testing.assert_close(ours, tokens, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(out.logits, TUBELET.forward_head(tokens), rtol=1e-4, atol=1e-5)
+        (packed,) = TUBELET.forward_packed([video[1]], [budget], selector=selector)
+        torch.testing.assert_close(packed.logits, out.logits[1:], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -185,6 +205,8 @@ def test_head_can_be_overridden() -> None:
     for wrong in (3, -1):
         with pytest.raises(ValueError, match="heads 0 to 2"):
             MODEL(clip(1, 4, 3, 3), head=wrong)
+        with pytest.raises(ValueError, match="heads 0 to 2"):
+            MODEL.forward_packed([clip(1, 4, 3, 3)[0]], [6], head=wrong)
 
 
 def test_bad_inputs_name_the_cure() -> None:
@@ -264,13 +286,17 @@ def test_features_then_head_equal_forward() -> None:
 
 
 @torch.no_grad()
-def test_outputs_of_blocks() -> None:
-    ((tokens, _),), _ = MODEL.select_tokens(clip(2, 4, 3, 3), [13])
-    last, layers = MODEL.encode_layers(tokens, [-1, 0, 1])
-    assert torch.equal(last, MODEL.encode(tokens))
-    assert torch.equal(layers[0], last)
-    assert torch.equal(layers[1], MODEL.blocks[0](tokens))
-    assert torch.equal(layers[2], last)
+def test_intermediates() -> None:
+    video = clip(2, 4, 3, 3)
+    result = MODEL.forward_intermediates(video, [0, -1], budget=13)
+    assert torch.equal(result.layers[1], result.tokens)
+    assert torch.equal(result.tokens, MODEL.forward_features(video, budget=13))
+    assert result.shape == (4, 3, 3)
+    assert torch.equal(result.kept, MODEL(video, budget=13).kept)
+    with pytest.raises(ValueError, match="blocks 0 to 1"):
+        MODEL.forward_intermediates(video, [2])
+    with pytest.raises(ValueError, match="the last 3 blocks: this model has 2"):
+        MODEL.forward_intermediates(video, 3)
 
 
 def test_reset_classifier() -> None:
@@ -371,6 +397,9 @@ def test_drop_path_keeps_the_mean_and_treats_clips_apart() -> None:
     assert dense.mean().item() == pytest.approx(1, abs=0.1)
     assert set(dense.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(dense[:, 0], dense[:, 1])
+    packed = drop_path(torch.ones(1, 2000 * 5, 1), [2, 3] * 2000)
+    assert packed.mean().item() == pytest.approx(1, abs=0.1)
+    assert all(len(clip.unique()) == 1 for clip in packed.split([2, 3] * 2000, dim=1))
 
 
 def test_training_in_bf16_on_a_cpu_attends_in_fp32() -> None:
@@ -380,6 +409,14 @@ def test_training_in_bf16_on_a_cpu_attends_in_fp32() -> None:
         out = attention(q.requires_grad_(), k, v)
     assert torch.equal(out, attention(q.float(), k.float(), v.float()).bfloat16())
     torch.testing.assert_close(out.float(), expected, rtol=0.005, atol=0.005)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the native kernel is for CUDA only")
+def test_native_packed_attention_equals_the_block_mask() -> None:
+    lengths = [5, 17, 1]
+    q, k, v = torch.randn(3, 1, 2, sum(lengths), 64)
+    native = attention(*(t.cuda().bfloat16() for t in (q, k, v)), lengths=lengths)
+    torch.testing.assert_close(native.float().cpu(), attention(q, k, v, lengths), rtol=0.05, atol=0.05)
 
 
 def test_clips_of_absurd_size_are_refused_before_anything_is_allocated() -> None:

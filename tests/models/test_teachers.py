@@ -25,12 +25,11 @@ def test_a_fluxvit_gives_what_it_computes() -> None:
     model = small_model(0)
     teacher = FluxViTTeacher(small_model(0), MEAN, STD, torch.float32)
     video = torch.rand(2, 3, 8, 24, 32)
-    ((tokens, _),), _ = model.select_tokens(normalised(video), [None])
-    tokens, layers = model.encode_layers(tokens, [0, 1])
+    expected = model.forward_intermediates(normalised(video), [0, 1])
     found = teacher.features(video, (4, 3, 4), None, [0, -1])
-    for ours, theirs in zip(found.layers, layers, strict=True):
+    for ours, theirs in zip(found.layers, expected.layers, strict=True):
         torch.testing.assert_close(ours, theirs)
-    pooled = model.forward_head(tokens, pre_logits=True)
+    pooled = model.forward_head(expected.tokens, pre_logits=True)
     torch.testing.assert_close(found.pooled, pooled)
     assert teacher.class_token
     assert (teacher.depth, teacher.widths, teacher.pooled_width) == (2, (32, 32), 16)

@@ -41,6 +41,19 @@ class FluxViTOutput(NamedTuple):
     head: int
 
 
+class Intermediates(NamedTuple):
+    """Token-level features.
+
+    ``tokens`` [B, 1 + K, C] after the last block, class token first; ``layers``, the same after the asked
+    blocks; ``kept`` as in :class:`FluxViTOutput`; ``shape``, the pool's (T, height, width) in tokens.
+    """
+
+    tokens: Tensor
+    layers: list[Tensor]
+    kept: Tensor | None
+    shape: tuple[int, int, int]
+
+
 class FluxViT(nn.Module):
     """Budget-adaptive video transformer.
 
@@ -144,6 +157,61 @@ class FluxViT(nn.Module):
         pooled = self.heads[head].pool(tokens)
         return pooled if pre_logits else self.classify(pooled, head)
 
+    def forward_intermediates(
+        self,
+        video: Tensor,
+        indices: int | Sequence[int] = 1,
+        budget: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> Intermediates:
+        """Token features after chosen blocks, with the positions that they come from.
+
+        Args:
+            video: Normalised clips ``[B, 3, T, H, W]``.
+            indices: Blocks to take (negative ones count from the end), or how many of the last ones.
+            budget: Tokens to keep; None keeps all.
+            selector: Name of a selector, or a selector.
+
+        Raises:
+            ValueError: A block does not exist, or there are fewer blocks.
+        """
+        depth = len(self.blocks)
+        if isinstance(indices, int) and not 1 <= indices <= depth:
+            raise ValueError(f"the last {indices} blocks: this model has {depth}")
+        wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
+        if any(not -depth <= i < depth for i in wanted):
+            raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
+        ((tokens, kept),), shape = self.select_tokens(video, [budget], selector)
+        tokens, layers = self.encode_layers(tokens, wanted)
+        return Intermediates(tokens, layers, kept, shape)
+
+    def forward_packed(
+        self,
+        videos: Sequence[Tensor],
+        budgets: Sequence[int | None],
+        head: int | None = None,
+        selector: str | Selector = "group_dynamic",
+    ) -> list[FluxViTOutput]:
+        """Clips of different grids and budgets in one pass, without padding.
+
+        Args:
+            videos: Clips ``[C, T, H, W]``, each of its own size.
+            budgets: One for each clip, as in :meth:`forward`.
+
+        Returns:
+            One output per clip, with a batch axis of 1; equal to running each clip alone.
+        """
+        samples = [
+            self.select_tokens(video[None], [budget], selector)[0][0]
+            for video, budget in zip(videos, budgets, strict=True)
+        ]
+        lengths = [tokens.shape[1] for tokens, _ in samples]
+        packed = self.encode(torch.cat([tokens for tokens, _ in samples], dim=1), lengths)
+        return [
+            self.head_output(tokens, kept, head)
+            for tokens, (_, kept) in zip(packed.split(lengths, dim=1), samples, strict=True)
+        ]
+
     # Its steps -------------------------------------------------------------------------------------------
 
     def select_tokens(
@@ -232,24 +300,21 @@ class FluxViT(nn.Module):
         cls = (self.cls_token + cls_row).to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([cls, x + rows.to(x.dtype)], dim=1)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
         """Run the blocks on ``[B, N, C]``; there is no norm after the last one."""
-        return self.encode_layers(x, ())[0]
+        for block in self.blocks:
+            x = self._run(block, x, lengths)
+        return x
 
     def encode_layers(self, x: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """:meth:`encode`, and the outputs of the blocks ``indices``, each of the same shape; negative indices
-        count from the end.
+        """:meth:`encode` a dense batch ``[B, N, C]``, and what leaves the blocks ``indices``, each the same
+        shape; negative indices count from the end.
         """
-        outputs: dict[int, Tensor] = {}
-        wanted = {index % len(self.blocks) for index in indices}
-        for number, block in enumerate(self.blocks):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            if number in wanted:
-                outputs[number] = x
-        return x, [outputs[index % len(self.blocks)] for index in indices]
+        outputs = []
+        for block in self.blocks:
+            x = self._run(block, x, None)
+            outputs.append(x)
+        return x, [outputs[i] for i in indices]
 
     def align(self, embedding: Tensor, head: int) -> Tensor:
         """Unit vectors ``[B, P]`` to compare a smaller budget's pooled vector with head 0's.
@@ -260,6 +325,11 @@ class FluxViT(nn.Module):
         if not 1 <= head < len(self.heads):
             raise ValueError(f"head {head} has no aligner; heads 1 to {len(self.heads) - 1} do")
         return self.aligners[head - 1](embedding)
+
+    def _run(self, block: nn.Module, x: Tensor, lengths: list[int] | None) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, lengths, use_reentrant=False)
+        return block(x, lengths)
 
     def head_output(self, tokens: Tensor, kept: Tensor | None, head: int | None = None) -> FluxViTOutput:
         """The output for encoded tokens ``[B, 1 + K, C]``, whose indices in the pool are ``kept``.
@@ -287,6 +357,10 @@ class FluxViT(nn.Module):
     @property
     def num_classes(self) -> int:
         return self.config.num_classes
+
+    def get_classifier(self) -> nn.ModuleList:
+        """The classifiers, one per budget."""
+        return nn.ModuleList(head.fc for head in self.heads)
 
     def reset_classifier(self, num_classes: int) -> None:
         """New classifiers for ``num_classes`` classes (0: none), freshly initialised."""

@@ -45,12 +45,15 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, C]`` to the same."""
+    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
+        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
         if not self.training or self.rate == 0:
             return x
-        stays = (torch.rand(x.shape[0], device=x.device) >= self.rate).float() / (1 - self.rate)
-        return x * stays[:, None, None]
+        clips = x.shape[0] if lengths is None else len(lengths)
+        stays = (torch.rand(clips, device=x.device) >= self.rate).float() / (1 - self.rate)
+        if lengths is None:
+            return x * stays[:, None, None]
+        return x * stays.repeat_interleave(torch.tensor(lengths, device=x.device))[None, :, None]
 
 
 class Block(nn.Module):
@@ -73,10 +76,10 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, C]`` to the same."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x)))).to(x.dtype)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
+    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
+        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), lengths)), lengths).to(x.dtype)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths).to(x.dtype)
 
 
 class AttentionPool(nn.Module):
