@@ -20,8 +20,6 @@ from fluxvit.cli.commands import COMMANDS
 from fluxvit.evaluation.config import EvaluateConfig, Views
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selection import SELECTORS
-from fluxvit.flux.selectors import SelectorName
 from fluxvit.training.recipes import PretrainRecipe, Recipe
 from fluxvit.utils.options import POSITIONAL
 from fluxvit.utils.schema import check
@@ -201,10 +199,6 @@ def test_what_runs_a_command_exists() -> None:
     for command in COMMANDS.values():
         module, name = command.run.split(":")
         assert callable(getattr(import_module(module), name))
-
-
-def test_the_names_of_selectors_are_those_of_the_selectors() -> None:
-    assert SelectorName.__args__ == tuple(SELECTORS)
 
 
 def test_recipes_are_configs() -> None:

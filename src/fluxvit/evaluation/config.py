@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selectors import SelectorName
+from fluxvit.flux.selection import SelectorName
 from fluxvit.utils.options import POSITIONAL, DecodeOptions, DeviceOptions
 from fluxvit.utils.schema import Batch, Count, Seed, Size, check, convert, shown
 

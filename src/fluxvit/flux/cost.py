@@ -8,12 +8,9 @@ embeddings are tokens embedded that are dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fluxvit.flux.grid import SamplingGrid
-
-if TYPE_CHECKING:
-    from fluxvit.flux.selection import Reads, Selector
+from fluxvit.flux.selection import Reads, Selector, get_selector
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,5 @@ def grid_cost(
     Raises:
         ValueError: The grid is not a whole number of tokens, or the selector is unknown.
     """
-    from fluxvit.flux.selection import get_selector  # It imports PyTorch, which configurations do without.
-
     pool = size.pool(grid)
     return clip_cost(size, min(keep, pool), pool, get_selector(selector).reads)

@@ -16,16 +16,19 @@ These rules hold where the paper leaves room or the authors' code differs:
 * A single frame has no motion. Its tokens are scored by their distance from the frame's mean token.
 * The kept tokens for a smaller budget are a subset of those for a larger one. That holds for every selector
   here, because the scores do not depend on the budget and no group's share shrinks when the budget grows.
+
+PyTorch is imported where it computes, and not with the module: the options of commands list the selectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Reads = Literal["embeddings", "pixels", "nothing"]
 """What a selector reads. With ``nothing`` it uses only the number and the positions of the tokens."""
@@ -114,6 +117,8 @@ class GroupDynamic:
         return split_frames(frames, self.num_groups)
 
     def scores(self, tokens: Tensor) -> Tensor:
+        import torch
+
         x = tokens.detach().float()
         frames = x.shape[1]
         if frames == 1:
@@ -138,6 +143,8 @@ class TwoSided(GroupDynamic):
     """
 
     def scores(self, tokens: Tensor) -> Tensor:
+        import torch
+
         x = tokens.detach().float()
         if x.shape[1] == 1:
             return super().scores(tokens)
@@ -179,6 +186,8 @@ class Uniform(_Blind):
     """Tokens spread evenly over the clip by a golden-ratio sequence over raster order."""
 
     def scores(self, tokens: Tensor) -> Tensor:
+        import torch
+
         batch, frames, length, _ = tokens.shape
         exact = "cpu" if tokens.device.type == "mps" else tokens.device  # MPS has no float64.
         order = torch.arange(frames * length, dtype=torch.float64, device=exact)
@@ -197,6 +206,8 @@ class Random(_Blind):
 
 
 def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> Tensor:
+    import torch
+
     # Drawn on the CPU, because generators differ between devices.
     if seed is None:
         return torch.rand(shape).to(device)
@@ -215,6 +226,13 @@ SELECTORS: dict[str, Selector] = {
     "uniform": Uniform(),
     "random": Random(),
 }
+"""Which tokens of a pool are kept; ``group_dynamic`` is the paper's selector (section 3.2)."""
+
+if TYPE_CHECKING:
+    SelectorName = str
+else:
+    SelectorName = Literal[tuple(SELECTORS)]
+    """The type of options that name a selector."""
 
 
 def get_selector(selector: str | Selector) -> Selector:
@@ -241,6 +259,8 @@ def keep_best(scores: Tensor, groups: Sequence[int], keep: int) -> Tensor:
     Returns:
         int64 ``[B, keep]``: indices into the flattened T * L pool, ascending.
     """
+    import torch
+
     length = scores.shape[2]
     capacities = [size * length for size in groups]
     picks, start = [], 0
@@ -256,6 +276,8 @@ def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
     Everything above the k-th value stays, and the first ones of the tokens that equal it. Only ``topk``,
     comparisons and a running sum are used, which can be exported with dynamic shapes.
     """
+    import torch
+
     if k == 0:
         return scores.new_empty((scores.shape[0], 0), dtype=torch.long)
     threshold = scores.topk(k, dim=1).values[:, -1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxvit.flux.budget import Budget
-from fluxvit.flux.selectors import SelectorName
+from fluxvit.flux.selection import SelectorName
 from fluxvit.utils.options import POSITIONAL, DecodeOptions
 from fluxvit.utils.schema import Count, Frames, Seed, Size, check
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from fluxvit.flux.selectors import SelectorName
+from fluxvit.flux.selection import SelectorName
 from fluxvit.training.config import (
     Decay,
     EvalSettings,
