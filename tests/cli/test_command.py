@@ -97,11 +97,14 @@ def test_a_switch_needs_no_value() -> None:
 
 def test_a_file_of_options_and_what_the_command_line_takes_back(tmp_path: Path) -> None:
     path = tmp_path / "options.yaml"
-    path.write_text("source: a\nbudgets: [12, 3gflops]\nempty: full\nsection: {rate: 2}\n")
-    expected = Config("a", (), (Budget(tokens=12), Budget(gflops=3)), empty="full", section=Section(2.0))
+    path.write_text(
+        "source: a\nbudgets: [12, 3gflops]\nsides: 4\ncount: null\nempty: full\nsection: {rate: 2}\n"
+    )
+    budgets = (Budget(tokens=12), Budget(gflops=3))
+    expected = Config("a", (), budgets, sides=(4,), empty="full", section=Section(2.0))
     assert read(str(path)) == expected
     assert read(str(path), "b", "--empty", "", "--section.rate", "3") == Config(
-        "b", (), expected.budgets, section=Section(3.0)
+        "b", (), budgets, sides=(4,), section=Section(3.0)
     )
 
 
@@ -152,13 +155,14 @@ def test_bad_arguments(argv: list[str], message: str) -> None:
         (None, "options.yaml: no such file or directory"),
         ("a: [1", "options.yaml: not a YAML file (see line"),
         ("\xff\xfe", "options.yaml: not a YAML file"),
-        ("", "options.yaml: it holds no options; write each as NAME: VALUE"),
+        ("", "options.yaml: it holds no options; write each option as NAME: VALUE"),
         ("- 1", "options.yaml: it holds no options"),
         ("conut: 3", "options.yaml: conut is unknown; did you mean count?"),
         ("section: {rat: 3}", "options.yaml: section.rat is unknown; did you mean section.rate?"),
-        ("section: 3", "options.yaml: section is 3; give its settings by name, or leave it out"),
-        ("section:", "options.yaml: section is null; give its settings by name, or leave it out"),
-        ("budgets: 12", "options.yaml: budgets is 12; write a list, such as [12]"),
+        ("section: 3", "options.yaml: section is 3; write each option as NAME: VALUE, on a line of its own"),
+        ("section:", "options.yaml: section is null; write each option as NAME: VALUE"),
+        ("budgets: 12,", "--budgets '12,': there is nothing between two commas"),
+        ("source:", "options.yaml: source is null; give a value, or leave it out"),
         ("count: x", "--count is 'x', expected an integer or null"),
         ("section: {rate: -1}", "rate is -1.0, expected"),
     ],

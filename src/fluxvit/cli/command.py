@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from argparse import Action, HelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
@@ -26,7 +26,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
 from fluxvit.cli.commands import Command
-from fluxvit.utils.schema import shown
+from fluxvit.utils.schema import located, shown
 from fluxvit.utils.terminal import say
 
 _KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "text"}
@@ -74,8 +74,8 @@ def parse(name: str, kind: type, argv: Sequence[str]) -> Any:
 
     Raises:
         ValueError: An argument is unknown or missing, or a value has another type or range. An empty value is
-            wrong, too, for so a shell's variable leaves it that was never set; unless it takes back what a
-            file of options gives.
+            an error, too, because a shell variable that was never set leaves one. It may only take back a
+            value of a file of options.
         SystemExit: With code 0 after ``--help`` and ``--print_config``.
     """
     parser = Parser(name, kind)
@@ -114,92 +114,93 @@ class Parser(ArgumentParser):
         """The arguments with each value joined to the name of its option, as in ``--grid=16x224``.
 
         Values without a name go to the positional fields in turn; a tuple takes all that are left.
-        A switch that is given without a value is true. Tuples may be written with commas.
+        A switch that is given without a value is true. Tuples may be written with commas. The options of
+        YAML files come first, so that the others replace them.
         """
-        words, named, unnamed = list(argv), [], []
+        if not {"-h", "--help"}.isdisjoint(argv):
+            return ["--help"]
+        words, files, unnamed, printing = list(argv), list[str](), list[str](), list[str]()
+        options: list[tuple[str, str]] = []
         while words:
             word = words.pop(0)
             name, has_value, value = word.removeprefix("--").partition("=")
-            if word in ("-h", "--help") or name in ("print_config", "help"):
-                named.append(word)
+            if word == "--print_config":
+                printing = [word]
             elif not word.startswith("--"):
-                unnamed.append(word)
-            elif not self._knows(name):
-                near = get_close_matches(name, self.options, n=1)
-                self.error(f"--{name} is unknown{f'; did you mean --{near[0]}?' if near else ''}")
-            elif self._is_section(name) and (value or "".join(words[:1])).lstrip()[:1] != "{":
-                first = next(one for one in self.options if one.startswith(f"{name}."))
-                self.error(f"--{name} is a section; give its settings, such as --{first}")
-            elif has_value:
-                named.append(self._joined(name, value))
-            elif _is_switch(self.options.get(name)) and words[:1] not in (["true"], ["false"]):
-                named.append(f"--{name}=true")
-            elif words:
-                named.append(self._joined(name, words.pop(0)))
+                (files if word.endswith((".yaml", ".yml")) else unnamed).append(word)
             else:
-                self.error(f"--{name} needs a value")
-        files = [word for word in unnamed if word.endswith((".yaml", ".yml"))]
-        unnamed = [word for word in unnamed if word not in files]
+                value = value if has_value else self._value_after(name, words)
+                if name == "config":
+                    files.append(value)
+                else:
+                    self._check_known(name, "--", is_json=value.startswith("{"))
+                    options.append((name, value))
         for name in self.positionals:
             if unnamed and _is_tuple(self.options[name]):
-                if not all(unnamed):
-                    self.error(f"{name} is empty; give a value, or leave it out")
-                # Past jsonargparse, since YAML holds no names of files that are not Unicode.
-                self.several[name], unnamed = tuple(unnamed), []
-                named.append(f"--{name}=[]")
+                # Not through jsonargparse, because YAML cannot hold names of files that are not Unicode.
+                self.several[name] = tuple(unnamed)
+                options.append((name, "[]" if all(unnamed) else ""))
+                unnamed = []
             elif unnamed:
-                named.append(self._joined(name, unnamed.pop(0)))
+                options.append((name, unnamed.pop(0)))
         if unnamed:
             self.error(f"{' '.join(map(shown, unnamed))}: unexpected; the options begin with --")
-        named = [*(f"--config={file}" for file in files), *named]
-        given_files = [word.partition("=")[2] for word in named if word.startswith("--config=")]
-        for file in given_files:
-            self._check_file(file)
-        for word in named:
-            name, has_value, value = word.removeprefix("--").partition("=")
-            if not has_value or value:
-                continue
-            taken_back = (given_files or "." in name) and self.get_default(name) == ""
-            if not taken_back:
+        for name in [name for name, value in options if not value]:
+            takes_back = (files or "." in name) and self.get_default(name) == ""
+            if not takes_back:
                 shown_name = name if name in self.positionals else f"--{name}"
                 self.error(f"{shown_name} is empty; give a value, or leave it out")
-        return named
+        options = [*(option for file in files for option in self._of_file(file)), *options]
+        return [*(self._joined(name, value) for name, value in options), *printing]
 
-    def _knows(self, name: str) -> bool:
-        """Whether an option, a section of options, or a key of an option that is a mapping has this name."""
-        known = {"config", *self.options}
-        return name in known or any(one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in known)
+    def _value_after(self, name: str, words: list[str]) -> str:
+        """The value of an option that is not joined to its name: the next of ``words``."""
+        if _is_switch(self.options.get(name)) and words[:1] not in (["true"], ["false"]):
+            return "true"
+        if not words:
+            self._check_known(name, "--")
+            self.error(f"--{name} needs a value")
+        return words.pop(0)
+
+    def _check_known(self, name: str, prefix: str, is_json: bool = False) -> None:
+        """Raise a ValueError unless this is an option, or a section that is given as JSON."""
+        if self._is_section(name) and not is_json:
+            first = next(one for one in self.options if one.startswith(f"{name}."))
+            self.error(f"{prefix}{name} is a section; give its settings, such as {prefix}{first}")
+        if name not in self.options and not self._is_section(name):
+            near = get_close_matches(name, self.options, n=1)
+            self.error(f"{prefix}{name} is unknown{f'; did you mean {prefix}{near[0]}?' if near else ''}")
 
     def _is_section(self, name: str) -> bool:
         return any(one.startswith(f"{name}.") for one in self.options)
 
-    def _check_file(self, path: str) -> None:
-        """Raise a ValueError that names the file if it does not hold options of this command."""
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            self.error(f"{path}: {(error.strerror or str(error)).lower()}")
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            mark = getattr(error, "problem_mark", None)
-            self.error(f"{path}: not a YAML file{f' (see line {mark.line + 1})' if mark else ''}")
-        if not isinstance(content, Mapping):
-            self.error(f"{path}: it holds no options; write each as NAME: VALUE, on a line of its own")
-        self._check_keys(path, content, "")
+    def _of_file(self, path: str) -> list[tuple[str, str]]:
+        """The options of a YAML file and their values, as they would be written on the command line."""
+        with located(path):
+            try:
+                content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+            except OSError as error:
+                self.error((error.strerror or str(error)).lower())
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                mark = getattr(error, "problem_mark", None)
+                self.error(f"not a YAML file{f' (see line {mark.line + 1})' if mark else ''}")
+            return list(self._flattened(content))
 
-    def _check_keys(self, path: str, content: Mapping[Any, Any], section: str) -> None:
+    def _flattened(self, content: Any, section: str = "") -> Iterator[tuple[str, str]]:
+        if not isinstance(content, Mapping):
+            given = "null" if content is None else shown(content)
+            reason = f"{section[:-1]} is {given}" if section else "it holds no options"
+            self.error(f"{reason}; write each option as NAME: VALUE, on a line of its own")
         for key, value in content.items():
             name = f"{section}{key}"
-            if name in self.options:
-                if _is_tuple(self.options[name]) and not isinstance(value, list | NoneType):
-                    self.error(f"{path}: {name} is {shown(value)}; write a list, such as [{value}]")
+            if self._is_section(name):
+                yield from self._flattened(value, f"{name}.")
                 continue
-            if not self._is_section(name):
-                near = get_close_matches(name, self.options, n=1)
-                self.error(f"{path}: {name} is unknown{f'; did you mean {near[0]}?' if near else ''}")
-            if not isinstance(value, Mapping):
-                given = "null" if value is None else shown(value)
-                self.error(f"{path}: {name} is {given}; give its settings by name, or leave it out")
-            self._check_keys(path, value, f"{name}.")
+            self._check_known(name, "")
+            if value is None and NoneType not in get_args(self.options[name]):
+                self.error(f"{name} is null; give a value, or leave it out")
+            is_plain = value is None or isinstance(value, list | int | float)
+            yield name, json.dumps(value, default=str) if is_plain else str(value)
 
     def _joined(self, name: str, value: str) -> str:
         hint = self.options.get(name)
@@ -209,7 +210,7 @@ class Parser(ArgumentParser):
             parts = [part.strip() for part in value.split(",")] if value else []
             if not all(parts):
                 self.error(f"--{name} {shown(value)}: there is nothing between two commas")
-            value = _as_list(parts)
+            value = json.dumps(parts)
         return f"--{name}={value}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -245,6 +246,9 @@ class _Formatter(HelpFormatter):
         super().__init__(prog, max_help_position=28, width=min(get_terminal_size().columns, 110))
         self._parser = parser
 
+    def add_arguments(self, actions: Iterable[Action]) -> None:
+        super().add_arguments(sorted(actions, key=lambda one: one.dest not in self._parser.positionals))
+
     def start_section(self, heading: str | None) -> None:
         super().start_section((heading or "").replace("`", ""))
 
@@ -258,15 +262,15 @@ class _Formatter(HelpFormatter):
     def _format_action_invocation(self, action: Action) -> str:
         if action.dest in self._parser.positionals:
             return self._parser.shown_name(action.dest)
+        if action.dest == "print_config":
+            return "--print_config"
         kind = self._parser.options.get(action.dest)
+        if kind is None or get_origin(kind) is Literal:
+            return super()._format_action_invocation(action)
+        value = f"{action.dest.split('.')[-1].upper()}{',...' if _is_tuple(kind) else ''}"
         if _is_switch(kind):
-            on = self._parser.get_default(action.dest) is False
-            return f"--{action.dest}" if on else f"--{action.dest} {{true,false}}"
-        if _is_tuple(kind):
-            return f"--{action.dest} {action.dest.split('.')[-1].upper()},..."
-        if action.option_strings and action.nargs is None and not action.choices and action.metavar is None:
-            return f"--{action.dest} {action.dest.split('.')[-1].upper()}"
-        return super()._format_action_invocation(action)
+            value = "" if self._parser.get_default(action.dest) is False else "{true,false}"
+        return f"--{action.dest} {value}".rstrip()
 
     def _get_help_string(self, action: Action) -> str:
         text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", action.help or "").replace("`", "")
@@ -303,10 +307,6 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _is_switch(hint: Any) -> bool:
     return hint is bool or bool in get_args(hint)
-
-
-def _as_list(values: Iterable[str]) -> str:
-    return json.dumps(list(values))
 
 
 def _described(hint: Any) -> str:
