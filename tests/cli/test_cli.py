@@ -161,7 +161,7 @@ def test_make_motionworld(tmp_path: Path) -> None:
             "run is not a checkpoint: it has no config.json; the folder of a run holds one: ",
         ),
         (["convert", "{clip}", "{clip}/x"], "clip.mp4: not a PyTorch file"),
-        (["index", "{run}", "--db", "{clip}/x.db"], "clip.mp4: a file is where a folder is to be"),
+        (["index", "{run}", "--db", "{clip}/x.db"], "clip.mp4: a file is where a folder must be"),
     ],
 )
 def test_places_that_are_no_places(

@@ -39,10 +39,10 @@ def test_prediction(checkpoint: Path, clip: Path) -> None:
 def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Path) -> None:
     from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
 
-    predictor = Predictor(checkpoint, 12, keep_frames=True)
+    predictor = Predictor(checkpoint, 12)
     result = predictor(clip)
-    assert result.frames.shape == (8, 48, 64, 3)
-    video = normalize(resize_and_crop(to_tensor(result.frames), (16, 32)))
+    with open_video(clip) as reader:
+        video = normalize(resize_and_crop(to_tensor(reader.read(result.times)), (16, 32)))
     with torch.no_grad():
         logits = predictor.model(video[None], 12).logits[0]
     np.testing.assert_allclose(result.probabilities, logits.softmax(-1).numpy(), atol=1e-6)
@@ -52,13 +52,10 @@ def test_prediction_is_the_models_on_the_same_pixels(checkpoint: Path, clip: Pat
 def test_a_clip_is_the_one_of_evaluation(tmp_path: Path, clip: Path, sampling: ClipSampling) -> None:
     folder = Checkpoint(small_model(), sampling=sampling).save(tmp_path / "it")
     grid = SamplingGrid(6, 16, 32)
-    predictor = Predictor(folder, 12, grid=grid, keep_frames=True)
+    predictor = Predictor(folder, 12, grid=grid)
     data = ClipDataset(Manifest((Entry(clip, 0),), (), ""), sampling=sampling)
     frames = to_tensor(predictor.sample(clip, [grid]).frames[grid])
     assert torch.equal(frames, data[ClipRequest(0, grid)].video)
-    # What is shown of it are the same frames, read again.
-    again = Predictor(folder, 12, grid=grid)(clip)
-    np.testing.assert_allclose(shown_frames(again), shown_frames(predictor(clip)), atol=2)
 
 
 def test_plans_are_used_and_budgets_between_them_cut_down(checkpoint: Path) -> None:
@@ -153,15 +150,14 @@ def test_a_video_may_be_given_in_many_ways(checkpoint: Path, clip: Path) -> None
         assert (found.path, found.fps) == (None, pytest.approx(wanted.fps))
 
 
-def test_predictions_keep_no_frames_unless_asked(checkpoint: Path) -> None:
+def test_predictions_keep_no_frames(checkpoint: Path) -> None:
     # 60 frames of 6 MB that take up the memory of one.
     video = np.broadcast_to(np.zeros((1080, 1920, 3), np.uint8), (60, 1080, 1920, 3))
     predictor = Predictor(checkpoint, 12)
     tracemalloc.start()
-    result = predictor(video)
+    predictor(video)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert result.frames is None
     assert peak < 20e6
 
 
@@ -206,8 +202,6 @@ def test_explanation_follows_the_motion(checkpoint: Path, clip: Path, tmp_path: 
     # The square is 16 px high, on rows 16 to 32; everything else is still.
     assert mask[:, 2:4].sum() == mask.sum()
     picture = explain(prediction, 8, 2)
-    kept = Predictor(checkpoint, 8, grid=SamplingGrid(8, 48, 64), keep_frames=True)(clip.read_bytes())
-    np.testing.assert_array_equal(picture, explain(kept, 8, 2))
     assert picture.dtype == np.uint8
     assert picture.shape[0] == 8
     write_explanation(tmp_path / "out.mp4", prediction, 8, 2)
@@ -215,9 +209,9 @@ def test_explanation_follows_the_motion(checkpoint: Path, clip: Path, tmp_path: 
         assert sum(1 for _ in container.decode(video=0)) == 8
 
 
-def test_what_cannot_be_read_again_is_not_explained(checkpoint: Path, clip: Path) -> None:
-    prediction = Predictor(checkpoint, 8)(clip.read_bytes())
-    with pytest.raises(
-        ValueError, match=r"were not kept; predict it by a Predictor\(\.\.\., keep_frames=True"
-    ):
+def test_a_video_in_memory_is_given_again_to_be_shown(checkpoint: Path, clip: Path) -> None:
+    predict, content = Predictor(checkpoint, 8), clip.read_bytes()
+    prediction = predict(content)
+    with pytest.raises(ValueError, match="given in memory; give it again"):
         explain(prediction, 8, 2)
+    np.testing.assert_array_equal(shown_frames(prediction, video=content), shown_frames(predict(clip)))

@@ -19,7 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    name, rest = _split(argv)
+    name, rest = " ".join(argv[:1]), argv[1:]
+    for words in (3, 2):  # Names of commands have up to three words.
+        if (longer := " ".join(argv[:words])) in COMMANDS:
+            name, rest = longer, argv[words:]
+            break
     if not argv or argv[0] in ("-h", "--help"):
         say(_usage())
         return 0 if argv else 2
@@ -37,39 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known or COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
     _show_log()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Some terminals know few letters: the others are spelt.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Letters that the terminal lacks are escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from fluxvit.cli.command import run
 
         return run(name, COMMANDS[name], rest)
-    except SystemExit as end:  # After --help, and after an argument that is wrong.
+    except SystemExit as end:  # After --help and --print_config.
         return int(end.code or 0)
     except Stopped as stop:
         return _fail(str(stop), 130)
     except ValueError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output has left, as `| head` does; nothing more may be written, even at exit.
+        # The reader of the output has left, as `| head` does: nothing more may be written, even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         reason = error.strerror or str(error)
         if isinstance(error, (FileExistsError, NotADirectoryError)):
-            reason = "a file is where a folder is to be; choose another place, or move the file"
+            reason = "a file is where a folder must be; choose another folder, or move the file"
         return _fail(f"{error.filename or ''}: {reason}".removeprefix(": "))
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on" if COMMANDS[name].resumes else ""
-        return _fail(f"interrupted{goes_on}", 130)
-
-
-def _split(argv: list[str]) -> tuple[str, list[str]]:
-    """The name of the command, which may be of several words, and what comes after it."""
-    for words in (3, 2, 1):
-        name = " ".join(argv[:words])
-        if name in COMMANDS:
-            return name, argv[words:]
-    return " ".join(argv[:1]), argv[1:]
+        cure = "; the same command goes on" if COMMANDS[name].resumes else ""
+        return _fail(f"interrupted{cure}", 130)
 
 
 class _Lines(logging.Handler):
@@ -80,7 +75,7 @@ class _Lines(logging.Handler):
 
 
 def _show_log() -> None:
-    """Show what the package logs, such as the device that is used and videos that are left out."""
+    """Show what the package logs, such as the device that is used."""
     log = logging.getLogger("fluxvit")
     log.setLevel(logging.INFO)
     if not log.handlers:
@@ -105,7 +100,7 @@ _LONGEST = 1000  # Characters of an error; a value of any length may be quoted i
 
 def _fail(message: str, code: int = 2) -> int:
     if os.environ.get("RANK", "0") != "0" and code == 130:
-        return code  # The main process says it.
+        return code  # The main process prints it.
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 3 :]}"
     say(f"fluxvit: {printable(message)}", error=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from fluxvit.deploy.chat import Chat, check_answer
+from fluxvit.deploy.chat import Chat
 from fluxvit.deploy.config import ChatConfig
 from fluxvit.utils.system import log_device
 from fluxvit.utils.terminal import say
@@ -13,15 +13,14 @@ from fluxvit.utils.terminal import say
 
 def run(config: ChatConfig) -> None:
     """Answer the questions of the command line, or those that are typed."""
-    check_answer(config.limit, config.temperature)
     chat = Chat(
         config.checkpoint, config.budget, grid=config.grid, language=config.language, device=config.device
     )
     vectors = chat.watch(config.clip, config.clips)
     log_device(chat.device)
-    plan, parts = chat.plan, f"{config.clips} clips, each " if config.clips > 1 else ""
-    reader = f"{vectors} vectors for {chat.language.source}"
-    say(f"{config.clip}: {parts}{plan.keep} tokens of {plan.grid}, {reader}")
+    parts = f"{config.clips} clips, each " if config.clips > 1 else ""
+    plan, language = chat.plan, chat.language.source
+    say(f"{config.clip}: {parts}{plan.keep} tokens of {plan.grid}, {vectors} vectors for {language}")
     for question in config.questions or _typed():
         if config.questions:
             say(f"> {question}")
@@ -35,7 +34,7 @@ def _typed() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             say("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line.strip():
+        line = sys.stdin.readline().strip()
+        if not line:
             return
-        yield line.strip()
+        yield line

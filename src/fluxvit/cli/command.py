@@ -88,12 +88,11 @@ class Parser(ArgumentParser):
     """The parser of a config dataclass. Errors are a ValueError of one line."""
 
     def __init__(self, name: str, kind: type) -> None:
-        self.positionals = [field.name for field in fields(kind) if field.metadata.get("positional")]
-        self.required = [
-            field.name
+        self.positionals = {
+            field.name: field.default is MISSING and field.default_factory is MISSING
             for field in fields(kind)
-            if field.default is MISSING and field.default_factory is MISSING
-        ]
+            if field.metadata.get("positional")
+        }  # Whether each must be given.
         self.several: dict[str, tuple[str, ...]] = {}
         self.options = option_types(kind)
         for hint in self.options.values():
@@ -101,7 +100,7 @@ class Parser(ArgumentParser):
         places = "".join(f"{self.shown_name(one)} " for one in self.positionals)
         super().__init__(
             prog=f"fluxvit {name}",
-            description=_summary(kind),
+            description=inspect.cleandoc(kind.__doc__ or "").split("\n\nArgs:")[0].replace("`", ""),
             usage=f"fluxvit {name} {places}[OPTIONS.yaml] [--OPTION VALUE ...]",
             formatter_class=partial(_Formatter, self),  # type: ignore[arg-type]
         )
@@ -236,7 +235,7 @@ class Parser(ArgumentParser):
         if name not in self.positionals:
             return f"--{name}"
         shown_name = f"{name.upper()} ..." if _is_tuple(self.options[name]) else name.upper()
-        return shown_name if name in self.required else f"[{shown_name}]"
+        return shown_name if self.positionals[name] else f"[{shown_name}]"
 
 
 class _Formatter(HelpFormatter):
@@ -327,8 +326,3 @@ def _register_types(hint: Any) -> None:
         register_type(hint, str, lambda value: hint.parse(str(value)))
     for part in get_args(hint):
         _register_types(part)
-
-
-def _summary(kind: type) -> str:
-    """The docstring of a config up to its arguments."""
-    return inspect.cleandoc(kind.__doc__ or "").split("\n\nArgs:")[0].replace("`", "")

@@ -1,17 +1,17 @@
-"""Talking about a video: it is encoded once, and every question goes on from what was said before."""
+"""Conversations about a video, which is encoded once; each question continues the conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from msgspec import Meta
 
 from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.hub import transformers_library
+from fluxvit.deploy.config import AnswerLimit, ClipCount, Temperature
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.schema import convert, plain
@@ -20,15 +20,11 @@ from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import read_clips
 
-_Tokens = Annotated[int, Meta(ge=1, le=1 << 20)]
-_Clips = Annotated[int, Meta(ge=1, le=10_000)]
-_Temperature = Annotated[float, Meta(ge=0, le=1e6)]
-
 
 def check_answer(limit: int, temperature: float = 0.0) -> None:
     """Raise a ValueError unless answers may have up to ``limit`` tokens, drawn at this temperature."""
-    convert(plain(limit), _Tokens, key="limit")
-    convert(plain(temperature), _Temperature, key="temperature")
+    convert(plain(limit), AnswerLimit, key="limit")
+    convert(plain(temperature), Temperature, key="temperature")
 
 
 class Chat:
@@ -36,10 +32,10 @@ class Chat:
 
     Args:
         checkpoint: A chat model's folder.
-        budget: What a clip of a video may cost; a number is tokens. None: the largest trained budget.
-        grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
-        language: Where the language model is now, if not where the checkpoint says.
-        device: Where to run; None: the accelerator if there is one.
+        budget: What a clip of a video may cost; a number means tokens. None is the largest trained budget.
+        grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
+        language: Folder or file of the language model, if it was moved after training.
+        device: Device to run on. None is the accelerator if there is one.
 
     Raises:
         ValueError: The checkpoint, the language model, the budget or the grid cannot be used.
@@ -63,22 +59,22 @@ class Chat:
 
     @torch.inference_mode()
     def watch(self, video: VideoInput, clips: int = 1, *, fps: float | None = None) -> int:
-        """Encode a video, and forget the conversation about the former one.
+        """Encode a video, and begin a new conversation.
 
         Args:
             video: The path of a video file or of a folder of frames, the bytes of a file, a file opened in
                 binary mode, or frames; see :func:`~fluxvit.video.reader.open_video`.
             fps: Frames per second of a folder of frames or of frames in memory; None: 25.
-            clips: Equal parts of a long video, each of which the plan is spent on.
+            clips: Number of equal parts of a long video; each part is sampled and encoded as a clip.
 
         Returns:
-            How many vectors the language model sees of it.
+            The number of vectors that the language model is given for the video.
 
         Raises:
             ValueError: ``clips`` is out of range.
             VideoError: It cannot be read.
         """
-        clips = convert(plain(clips), _Clips, key="clips")
+        clips = convert(plain(clips), ClipCount, key="clips")
         grid, checkpoint = self.plan.grid, self.checkpoint.video
         size = (grid.height, grid.width)
         with open_video(video, fps=fps) as reader:
@@ -95,19 +91,19 @@ class Chat:
         before, _ = self.language.first_turn("", self.checkpoint.instruction)
         words = self.model.embed_words(before[None].to(self.device))
         self._cache, self._turns = transformers_library("chats").DynamicCache(), 0
-        # What stands before every question is gone through once.
+        # The language model processes what comes before every question once.
         self.model.extend(torch.cat([words, seen.to(words.dtype)], dim=1), self._cache)
         return seen.shape[1]
 
     def ask(self, question: str, *, limit: int = 256, temperature: float = 0.0) -> Iterator[str]:
-        """The answer, piece by piece.
+        """Answer a question, piece by piece.
 
         Args:
-            limit: Most tokens of it.
-            temperature: 0 says the likeliest.
+            limit: Largest number of tokens in the answer.
+            temperature: Randomness of the answer; 0 always takes the most likely token.
 
         Raises:
-            ValueError: The question is empty, a number is out of range, or no video was taken up yet.
+            ValueError: The question is empty, a number is out of range, or no video was encoded yet.
         """
         check_answer(limit, temperature)
         if not question.strip():
@@ -121,14 +117,14 @@ class Chat:
         self._turns += 1
         with torch.no_grad():
             words = self.model.embed_words(ids[None].to(self.device))
-        said: list[int] = []
-        told = ""
+        tokens: list[int] = []
+        given = ""
         for token in self.model.generate(
             words, self._cache, stop=self.language.stops, limit=limit, temperature=temperature
         ):
-            said.append(token)
-            text = self.language.tokenizer.decode(said, skip_special_tokens=True)
+            tokens.append(token)
+            text = self.language.tokenizer.decode(tokens, skip_special_tokens=True)
             # A letter may be made of several tokens.
             if not text.endswith("\ufffd"):
-                yield text[len(told) :]
-                told = text
+                yield text[len(given) :]
+                given = text

@@ -15,29 +15,43 @@ from fluxvit.utils.schema import Count, Positive, check
 
 DATABASE = "runs/videos.db"
 
+ClipCount = Annotated[int, Meta(ge=1, le=10_000)]
+AnswerLimit = Annotated[int, Meta(ge=1, le=1 << 20)]
+Temperature = Annotated[float, Meta(ge=0, le=1e6)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(DeviceOptions):
+    """The budget of a command that runs a model, and the device.
+
+    Args:
+        budget: What one clip or window may cost: a number of tokens, such as 1024, or 20gflops, or 50ms. By
+            default it is the largest budget that the model was trained for.
+        grid: Frames and pixels to sample, such as 16x224 for 16 frames of 224x224. By default they follow
+            from the budget.
+    """
+
+    budget: Budget | None = None
+    grid: SamplingGrid | None = None
+
 
 @dataclass(frozen=True)
-class PredictConfig(DeviceOptions):
-    """Classify videos, at a budget.
+class PredictConfig(PlanOptions):
+    """Classify videos at a budget.
 
     Args:
         clips: Video files, or folders of frames.
-        checkpoint: Checkpoint folder, such as runs/demo/best. By default the nano model of the package
-            answers.
-        budget: What a clip may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
-            that was trained is spent.
-        grid: Sampling grid, such as 16x224. By default the checkpoint's plan for the budget says it.
-        top: Classes to show.
+        checkpoint: Checkpoint folder, such as runs/demo/best. By default a small model that comes with the
+            package is used, which recognises 16 motions of drawn objects.
+        top: Number of classes to show.
         json: Print one JSON object for each clip.
-        explain: Video file to write, with the dropped patches of the clip dimmed.
-        cascade: Run a cheap plan first, and a dearer one only where the answer is unsure; ``budget`` is then
-            the mean of a clip.
+        explain: Video file to write, which shows the clip with the dropped patches dimmed.
+        cascade: Run a cheap plan first, and a more expensive one only if the answer is unsure. The budget is
+            then the mean cost of a clip.
     """
 
     clips: tuple[str, ...] = field(metadata=POSITIONAL)
     checkpoint: str = ""
-    budget: Budget | None = None
-    grid: SamplingGrid | None = None
     top: Count = 5
     json: bool = False
     explain: str = ""
@@ -56,30 +70,25 @@ class PredictConfig(DeviceOptions):
 
 
 @dataclass(frozen=True)
-class StreamConfig(DeviceOptions):
-    """Classify a video while it comes, for a window that slides.
+class StreamConfig(PlanOptions):
+    """Classify a video while it plays. The answers are about a window that slides over the video.
 
     Args:
         source: Video file, camera (/dev/video0, camera:0), address (rtsp://...), or - for standard input.
-        checkpoint: Checkpoint folder, such as runs/demo/best. By default the nano model of the package
-            answers.
-        budget: What a step may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
-            that was trained is spent.
-        grid: Sampling grid of the window, such as 16x224. By default the checkpoint's plan for the budget
-            says it.
-        window: Length of the window in seconds. By default it is that of the clips that a dense
-            checkpoint was trained on, or else 4; or the length of a shorter file.
+        checkpoint: Checkpoint folder, such as runs/demo/best. By default a small model that comes with the
+            package is used, which recognises 16 motions of drawn objects.
+        window: Length of the window in seconds. By default it is the length of the clips that the checkpoint
+            was trained on if these were sampled densely, or else 4; or the length of a shorter file.
         hop: Seconds from one answer to the next. By default it is an eighth of the window.
-        token_rate: Tokens to encode for each second of the video, in place of ``budget``.
-        live: Skip what the model cannot keep up with. By default cameras and rtsp addresses do.
-        top: Classes to show.
-        json: Print one JSON object for each step.
+        token_rate: Tokens to encode for each second of the video, instead of a budget.
+        live: Skip windows if the model is too slow to answer all of them. By default this is done for cameras
+            and for live addresses such as rtsp.
+        top: Number of classes to show.
+        json: Print one JSON object for each answer.
     """
 
     source: str = field(metadata=POSITIONAL)
     checkpoint: str = ""
-    budget: Budget | None = None
-    grid: SamplingGrid | None = None
     window: Positive | None = None
     hop: Positive | None = None
     token_rate: Positive | None = None
@@ -90,33 +99,28 @@ class StreamConfig(DeviceOptions):
     def __post_init__(self) -> None:
         check(self)
         if self.token_rate is not None and self.budget is not None:
-            raise ValueError("give --budget, what a step may cost, or --token_rate, not both")
+            raise ValueError("give --budget, what a window may cost, or --token_rate, not both")
 
 
 @dataclass(frozen=True)
-class IndexConfig(DeviceOptions):
-    """Make the videos of a folder searchable: embed their windows into a database.
+class IndexConfig(PlanOptions):
+    """Make the videos of a folder searchable, by storing a vector for each window of them in a database.
 
-    Run it again when files have come, changed or gone. An interrupted run goes on where it was.
+    Run it again when files were added, changed or removed. An interrupted run continues where it stopped.
 
     Args:
-        folder: Folder of videos, which may lie in any folders below it.
+        folder: Folder of videos; folders below it are included.
         db: Database file.
         checkpoint: Folder of a dual encoder, such as runs/contrastive/last. A new database needs it.
-        budget: What a window may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
-            that was trained is spent.
-        grid: Sampling grid of a window, such as 16x224. By default the plan for the budget says it.
-        seconds: Length of a window. The default for a new database is that of the clips that a dense
-            checkpoint was trained on, or else 4.
-        shots: End windows where shots end. The default for a new database is true.
-        rebuild: Forget what the database holds, and embed everything anew.
+        seconds: Length of a window in seconds. For a new database the default is the length of the clips that
+            the checkpoint was trained on if these were sampled densely, or else 4.
+        shots: Let windows end at cuts between shots. The default for a new database is true.
+        rebuild: Delete what the database holds, and embed all videos again.
     """
 
     folder: str = field(metadata=POSITIONAL)
     db: str = DATABASE
     checkpoint: str = ""
-    budget: Budget | None = None
-    grid: SamplingGrid | None = None
     seconds: float | None = None
     shots: bool | None = None
     rebuild: bool = False
@@ -124,19 +128,19 @@ class IndexConfig(DeviceOptions):
 
 @dataclass(frozen=True)
 class SearchConfig(DeviceOptions):
-    """Find moments in indexed videos, by a sentence or by another video.
+    """Find moments in indexed videos by a sentence or by another video.
 
     Args:
         sentence: What to find, such as "a red ball bouncing twice".
-        video: Video file; moments that look like it are found, instead of a sentence.
-        db: Database file.
-        count: Number of moments.
-        path: Text that the paths of the files to search must contain.
+        video: Video file to find similar moments to, instead of a sentence.
+        db: Database file, as fluxvit index writes it.
+        count: Number of moments to show.
+        path: Search only files whose path contains this text.
         start: Search only after this second of each video.
         end: Search only before this second of each video.
         since: Search only files that were modified on this day or later, such as 2026-11-24.
         until: Search only files that were modified before this day.
-        checkpoint: Folder of the dual encoder, if it has moved.
+        checkpoint: Folder of the dual encoder, if it was moved after indexing.
     """
 
     sentence: str = field(default="", metadata=POSITIONAL)
@@ -156,16 +160,17 @@ class SearchConfig(DeviceOptions):
 
 @dataclass(frozen=True)
 class ZeroShotConfig(DeviceOptions):
-    """Make a classifier of class names out of a dual encoder, without training.
+    """Make a classifier from class names and a dual encoder, without training.
 
-    The result is an ordinary checkpoint, which predict, evaluate and optimize take.
+    The result is an ordinary checkpoint, which predict, evaluate and optimize accept.
 
     Args:
         checkpoint: Folder of a dual encoder, such as runs/contrastive/last.
-        names: File of class names, one a line or with indices; or a manifest that names its classes.
-        templates: Text file of sentences with {} in place of the class. By default 16 of the package's are
-            used.
-        average: What is averaged over the templates.
+        names: Text file of class names, one on each line, with or without their indices; or a manifest with
+            class names.
+        templates: Text file of sentences, in which {} stands for the class. By default 16 sentences of the
+            package are used.
+        average: What is averaged over the sentences of a class: their embeddings, or their scores.
         out: Checkpoint folder to write.
     """
 
@@ -177,31 +182,26 @@ class ZeroShotConfig(DeviceOptions):
 
 
 @dataclass(frozen=True)
-class ChatConfig(DeviceOptions):
-    """Ask questions about a video in the terminal; an empty line ends it.
+class ChatConfig(PlanOptions):
+    """Ask questions about a video in the terminal. An empty line ends the conversation.
 
     Args:
         clip: Video file, or folder of frames.
         questions: Questions to answer. By default they are read from the keyboard.
-        checkpoint: Folder of a chat model.
-        budget: What a clip may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
-            that was trained is spent.
-        grid: Sampling grid, such as 16x224. By default the plan for the budget says it.
-        clips: Number of clips that a long video is looked at in.
-        language: Folder or file of the language model, if it has moved.
-        temperature: Randomness of the answers; 0 takes the likeliest words.
-        limit: Tokens of the longest answer.
+        checkpoint: Folder of a chat model, as fluxvit train-chat writes it.
+        clips: Number of equal parts of a long video; each part is sampled and encoded as a clip.
+        language: Folder or file of the language model, if it was moved after training.
+        temperature: Randomness of the answers; 0 always takes the most likely word.
+        limit: Largest number of tokens in an answer.
     """
 
     clip: str = field(metadata=POSITIONAL)
     questions: tuple[str, ...] = field(default=(), metadata=POSITIONAL)
     checkpoint: str = "runs/chat/last"
-    budget: Budget | None = None
-    grid: SamplingGrid | None = None
-    clips: Annotated[int, Meta(ge=1, le=1 << 20)] = 1
+    clips: ClipCount = 1
     language: str = ""
-    temperature: float = 0.0
-    limit: int = 256
+    temperature: Temperature = 0.0
+    limit: AnswerLimit = 256
 
     def __post_init__(self) -> None:
         check(self)
@@ -209,12 +209,14 @@ class ChatConfig(DeviceOptions):
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Show the parameters and the cost of a model at each budget, and the plan table of a checkpoint.
+    """Show the parameters of a model, its cost at each budget, and the plans of a checkpoint.
 
     Args:
-        model: Name of a size, such as fluxvit_small, or a checkpoint.
-        tokens: Budgets, such as 512,1024. By default those of the model and of its paper are shown.
-        grid: Sampling grid whose pool is embedded, such as 16x224. By default the pool is twice the budget.
+        model: Checkpoint folder, or the name of a size, such as fluxvit_small.
+        tokens: Budgets in tokens to show, such as 512,1024. By default they are those of the model and of its
+            paper.
+        grid: Sampling grid, such as 16x224, whose tokens are all embedded before most are dropped. By default
+            a pool of twice the budget is assumed.
     """
 
     model: str = field(metadata=POSITIONAL)

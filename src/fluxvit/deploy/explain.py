@@ -1,4 +1,4 @@
-"""Showing which tokens of a clip were kept."""
+"""Shows which tokens of a clip were kept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from fluxvit.deploy.predictor import Prediction
+from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
-from fluxvit.video.transforms import read_clips, resize_and_crop, to_tensor
+from fluxvit.video.transforms import read_clips
 from fluxvit.video.writer import write_video
 
-_DIM = 0.22  # Brightness left to dropped patches: dark enough to tell at a glance, light enough to follow.
+_DIM = 0.22  # Brightness of dropped patches: clearly darker, but still recognisable.
 _EDGE = np.array([255, 214, 10], np.float32)  # Outline of the kept region.
 
 
@@ -49,7 +50,7 @@ def dim_dropped(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _shifted(mask: np.ndarray, step: int, axis: int) -> np.ndarray:
-    """The mask moved by ``step`` pixels; what comes in at the border counts as kept: no outline there."""
+    """The mask moved by ``step`` pixels. The border counts as kept, so that it gets no outline."""
     moved = np.roll(mask, step, axis)
     border = [slice(None)] * mask.ndim
     border[axis] = slice(0, step) if step > 0 else slice(step, None)
@@ -57,34 +58,42 @@ def _shifted(mask: np.ndarray, step: int, axis: int) -> np.ndarray:
     return moved
 
 
-def shown_frames(prediction: Prediction, min_height: int = 336) -> np.ndarray:
-    """The sampled frames, cropped as the network saw them but from the original pixels.
+def shown_frames(
+    prediction: Prediction,
+    min_height: int = 336,
+    *,
+    video: VideoInput | None = None,
+    fps: float | None = None,
+) -> np.ndarray:
+    """The sampled frames, read again and cropped as the network saw them, but larger.
 
-    Frames that the prediction has not kept are read from its video again.
+    Args:
+        min_height: Smallest height of a frame in pixels.
+        video: The video, if it was given to the predictor in memory, with its ``fps``.
 
     Returns:
-        uint8 ``[T, H, W, 3]``; H and W are a whole multiple of the grid's, H at least ``min_height``.
+        uint8 ``[T, H, W, 3]``; H and W are a multiple of the grid's.
 
     Raises:
         VideoError: The video cannot be read again.
-        ValueError: The prediction has no frames, and its video was given in memory.
+        ValueError: The video was given in memory, and ``video`` is not given.
     """
     grid = prediction.plan.grid
     zoom = -(-min_height // grid.height)
-    size = (grid.height * zoom, grid.width * zoom)
-    if prediction.frames is not None:
-        return resize_and_crop(to_tensor(prediction.frames), size).permute(1, 2, 3, 0).contiguous().numpy()
-    if prediction.path is None:
-        raise ValueError(
-            "the frames of a video in memory were not kept; predict it by a Predictor(..., keep_frames=True)"
-        )
-    with open_video(prediction.path) as reader:
-        (frames,) = read_clips(reader, [(prediction.times, size)])
+    source = prediction.path if video is None else video
+    if source is None:
+        raise ValueError("the predicted video was given in memory; give it again, as video=...")
+    with open_video(source, fps=fps) as reader:
+        (frames,) = read_clips(reader, [(prediction.times, (grid.height * zoom, grid.width * zoom))])
     return frames
 
 
 def explain(prediction: Prediction, patch_size: int, tubelet_size: int) -> np.ndarray:
-    """The sampled frames beside the same with dropped patches dimmed, uint8 ``[T, H, 2 W + gap, 3]``."""
+    """The sampled frames, and beside them the same with dropped patches dimmed.
+
+    Returns:
+        uint8 ``[T, H, 2 W + gap, 3]``.
+    """
     frames = shown_frames(prediction)
     mask = kept_mask(
         prediction.kept, prediction.plan.grid.token_shape(patch_size, tubelet_size), tubelet_size
@@ -94,11 +103,10 @@ def explain(prediction: Prediction, patch_size: int, tubelet_size: int) -> np.nd
 
 
 def write_explanation(path: str | Path, prediction: Prediction, patch_size: int, tubelet_size: int) -> None:
-    """Write :func:`explain` as a video that plays at the clip's own pace, but at no less than two frames a
-    second: the frames sampled from a long video would stand still.
+    """Write :func:`explain` as a video at the pace of the clip, or at two frames a second if that is slower.
 
     Raises:
-        ValueError: The container that the file's suffix names is unknown.
+        ValueError: The suffix of the file names no known container.
     """
     fps = min(60.0, max(2.0, prediction.fps))
     write_video(path, explain(prediction, patch_size, tubelet_size), fps, gop=1, crf=18)

@@ -1,4 +1,4 @@
-"""One object that answers what is to be seen in a video, at a budget."""
+"""A predictor classifies videos at a budget."""
 
 from __future__ import annotations
 
@@ -33,43 +33,51 @@ class Sampled:
 
     Args:
         path: The video; None if it was given in memory.
-        times: For each grid, seconds of its frames, float64 ``[T]``.
+        times: For each grid, the seconds of its frames, float64 ``[T]``.
         frames: For each grid, frames of its size, uint8 ``[T, height, width, 3]``.
-        originals: The same frames at the video's own size, uint8 ``[T, H, W, 3]``, if they are to be kept.
     """
 
     path: Path | None
     times: Mapping[SamplingGrid, np.ndarray]
     frames: Mapping[SamplingGrid, np.ndarray]
-    originals: Mapping[SamplingGrid, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a clip.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model answers about one clip.
 
     Args:
-        path: The clip; None if it was given in memory.
         labels: Class names in the order of the logits.
-        probabilities: float64 ``[classes]``; they sum to 1, unless the checkpoint tells several classes of a
-            clip.
+        probabilities: float64 ``[classes]``. They sum to 1, unless a clip may have several classes.
         plan: How the budget was spent.
-        frames: The sampled frames at the video's own size, uint8 ``[T, H, W, 3]``, if the predictor was asked
-            to keep them, else None.
-        times: Seconds of the sampled frames, float64 ``[T]``.
         kept: int64 ``[K]`` indices of the kept tokens in the pool; None when nothing was dropped.
         embedding: float32 ``[P]``, the clip's pooled vector.
-        spent: What the clip has cost.
     """
 
-    path: Path | None
     labels: Sequence[str]
     probabilities: np.ndarray
     plan: Plan
-    frames: np.ndarray | None
-    times: np.ndarray
     kept: np.ndarray | None
     embedding: np.ndarray
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The ``count`` most likely classes with their probabilities, most likely first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.labels[i], float(self.probabilities[i])) for i in order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Answer):
+    """An answer about a video.
+
+    Args:
+        path: The video; None if it was given in memory.
+        times: Seconds of the sampled frames, float64 ``[T]``.
+        spent: What the answer has cost.
+    """
+
+    path: Path | None
+    times: np.ndarray
     spent: Spent
 
     @property
@@ -78,31 +86,19 @@ class Prediction:
         span = self.times[-1] - self.times[0]
         return float((len(self.times) - 1) / span) if span else 0.0
 
-    def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The ``count`` likeliest classes with their probabilities, likeliest first."""
-        return likeliest(self.labels, self.probabilities, count)
-
-
-def likeliest(labels: Sequence[str], probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:
-    """The ``count`` likeliest classes with their probabilities ``[classes]``, likeliest first."""
-    order = np.argsort(-probabilities, kind="stable")[:count]
-    return [(labels[i], float(probabilities[i])) for i in order]
-
 
 class Predictor:
     """``Predictor("runs/demo/best", budget=Budget(latency_ms=80))("clip.mp4").top(5)``.
 
     Args:
-        checkpoint: A checkpoint, which stays where it is; a checkpoint folder; or the name of one of the
-            package's. By default it is the package's own.
-        budget: What a clip may cost; a number is tokens. None: the largest trained budget. For one in
+        checkpoint: A checkpoint, which stays on its device; a checkpoint folder; or the name of a checkpoint
+            that comes with the package.
+        budget: What a clip may cost; a number means tokens. None is the largest trained budget. With
             milliseconds ``device`` is measured when the predictor is made
-            (:func:`~fluxvit.checkpoints.latency.plan_for`); ``plan.measured`` tells what the plan costs.
-        grid: Sampling grid; None: the checkpoint's plan for the budget, or one that it was trained on.
-        head: Head to read; None: the one trained nearest to the number of kept tokens.
-        device: Where to run a checkpoint that is read; None: the accelerator if there is one.
-        keep_frames: Keep the sampled frames in the predictions, at the video's own size: 25 MB for each frame
-            of a 4K video. Needed to explain predictions of videos that are given in memory.
+            (:func:`~fluxvit.checkpoints.latency.plan_for`), and ``plan.measured`` holds the cost of the plan.
+        grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
+        head: Index of the head to read. None is the one trained nearest to the number of kept tokens.
+        device: Device to run on if the checkpoint is read from disk. None is the accelerator if there is one.
 
     Raises:
         ValueError: The checkpoint, the budget, the grid or the head cannot be used; the message says why.
@@ -116,10 +112,8 @@ class Predictor:
         grid: SamplingGrid | None = None,
         head: int | None = None,
         device: str | torch.device | None = None,
-        keep_frames: bool = False,
     ) -> None:
         _prepare_forks()
-        self.keep_frames = keep_frames
         name = "the checkpoint" if isinstance(checkpoint, Checkpoint) else checkpoint
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.load(checkpoint, usable_device(device))
@@ -135,7 +129,7 @@ class Predictor:
         self.labels = checkpoint.class_names
         plan = checkpoint.plan(budget, grid)
         if head is not None and head != plan.head:
-            # The accuracy was the other head's; the cost is the same.
+            # The measured accuracy belongs to the other head; the cost is the same.
             measured = plan.measured and replace(plan.measured, correct=None, total=None)
             plan = replace(plan, head=head, measured=measured)
         self.plan = plan
@@ -147,10 +141,10 @@ class Predictor:
         Args:
             video: The path of a video file or of a folder of frames, the bytes of a file, a file opened in
                 binary mode, or frames; see :func:`~fluxvit.video.reader.open_video`.
-            fps: Frames per second of a folder of frames or of frames in memory; None: 25.
+            fps: Frames per second of a folder of frames or of frames in memory. None means 25.
 
         Raises:
-            VideoError: It cannot be read.
+            VideoError: The video cannot be read.
             ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
         plan = self.plan
@@ -164,32 +158,18 @@ class Predictor:
     def sample(self, video: VideoInput, grids: Sequence[SamplingGrid], fps: float | None = None) -> Sampled:
         """Frames of a video on each of ``grids``, at the times that the checkpoint was trained for.
 
-        Args:
-            video: As in a call.
-            fps: As in a call.
-
-        Raises:
-            VideoError: It cannot be read.
-            ValueError: Frames have another shape or type, or ``fps`` cannot be used.
+        The other arguments and the errors are those of a call.
         """
         with open_video(video, fps=fps) as reader:
             sampling, end = self.checkpoint.sampling, reader.end
             times = {grid: sampling.times(0, end, grid.frames, reader.fps) for grid in grids}
-            requests: list[tuple[np.ndarray, tuple[int, int] | None]] = [
-                (moments, (grid.height, grid.width)) for grid, moments in times.items()
-            ]
-            if self.keep_frames:
-                requests += [(moments, None) for moments in times.values()]
-            clips = read_clips(reader, requests)
-        originals = dict(zip(times, clips[len(times) :], strict=True)) if self.keep_frames else {}
-        return Sampled(
-            given_path(video), times, dict(zip(times, clips[: len(times)], strict=True)), originals
-        )
+            clips = read_clips(reader, [(times[grid], (grid.height, grid.width)) for grid in grids])
+        return Sampled(given_path(video), times, dict(zip(grids, clips, strict=True)))
 
     def prediction(
         self, sampled: Sampled, plan: Plan, probabilities: Tensor, out: FluxViTOutput, spent: Spent
     ) -> Prediction:
-        """What the network gave for one clip, with ``probabilities`` ``[1, classes]``, as a prediction.
+        """A prediction from the output of the network for one clip and ``probabilities`` ``[1, classes]``.
 
         Raises:
             NotFiniteError: The probabilities or the embedding are not finite.
@@ -202,7 +182,6 @@ class Predictor:
             labels=self.labels,
             probabilities=probabilities[0].numpy(),
             plan=plan,
-            frames=sampled.originals.get(plan.grid),
             times=sampled.times[plan.grid],
             kept=None if out.kept is None else out.kept[0].cpu().numpy(),
             embedding=embedding,
@@ -214,7 +193,7 @@ class Predictor:
 def _prepare_forks() -> None:
     """Let processes that are forked from this one compute in one thread.
 
-    The threads of a parent that has computed do not exist in its children, which would wait for them forever.
+    The threads of the parent do not exist in its children, which would wait for them forever.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))

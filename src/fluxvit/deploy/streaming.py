@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import Condition, Thread
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxvit.deploy.predictor import Predictor, likeliest
+from fluxvit.deploy.predictor import Answer, Predictor
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import get_selector
@@ -35,33 +35,19 @@ _MOST_TOKENS = 1e9  # A second: more than any grid has.
 DEFAULT_HOPS = 8  # Hops in a window, where no hop is given.
 
 
-@dataclass(frozen=True)
-class StreamAnswer:
-    """What a model says of one window of a stream.
+@dataclass(frozen=True, kw_only=True)
+class StreamAnswer(Answer):
+    """An answer about one window of a stream.
 
     Args:
-        start: Where the window begins, in seconds from the first frame.
-        end: Where it ends.
-        labels: Class names in the order of the logits.
-        probabilities: float64 ``[classes]``.
-        plan: Grid, tokens and selector of a window.
-        kept: int64 ``[K]`` indices of the kept tokens in the window's pool; None when nothing was dropped.
-        embedding: float32 ``[P]``, the window's pooled vector.
-        dropped: Steps left out just before this one, since the network was too slow for a live stream.
+        start: Start of the window, in seconds from the first frame.
+        end: End of the window.
+        dropped: Windows left out just before this one, because the network was too slow for a live stream.
     """
 
     start: float
     end: float
-    labels: Sequence[str]
-    probabilities: np.ndarray
-    plan: Plan
-    kept: np.ndarray | None
-    embedding: np.ndarray
     dropped: int
-
-    def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The ``count`` likeliest classes with their probabilities, likeliest first."""
-        return likeliest(self.labels, self.probabilities, count)
 
 
 def check_rates(window_s: float, hop_s: float | None, token_rate: float | None) -> None:
