@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.manifest import read_motionworld
+from fluxvit.data.manifest import read_manifest
 from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
@@ -50,23 +50,24 @@ def main() -> None:
     dense, one = Plan(SamplingGrid(32, 40, 40), 96), Plan(SamplingGrid(2, 40, 40), 25)
     rows = []
     for target, order, plan in (
-        ("motion", "normal", dense),
-        ("motion", "shuffled", dense),
-        ("motion", "single", one),
+        ("label", "normal", dense),
+        ("label", "shuffled", dense),
+        ("label", "single", one),
         ("object", "single", one),
     ):
-        run = args.out / f"{target}-{order}"
+        name = "motion" if target == "label" else target
+        run = args.out / f"{name}-{order}"
         start = time.monotonic()
         checkpoint = _train(folder, run, target, order, plan, args)
         seconds = time.monotonic() - start
         info = Checkpoint.load(checkpoint)
         model = info.model
-        clips = ClipDataset(read_motionworld(folder, "test", target), order=order)
+        clips = ClipDataset(read_manifest(folder / "test.jsonl", target), order=order)
         (result,) = predict_plans(info, clips, [Plan(plan.grid, plan.keep)], workers=1)
         score, chance = result.score, 1 / model.num_classes
         rows.append(
             {
-                "target": target,
+                "target": name,
                 "frames": order,
                 "grid": str(plan.grid),
                 "tokens": plan.keep,
@@ -77,7 +78,7 @@ def main() -> None:
             }
         )
         print(
-            f"{target:7} {order:9} {plan.grid}:{plan.keep:<4} {score}  chance {100 * chance:.1f} %",
+            f"{name:7} {order:9} {plan.grid}:{plan.keep:<4} {score}  chance {100 * chance:.1f} %",
             flush=True,
         )
     result = {
@@ -95,7 +96,7 @@ def _train(folder: Path, run: Path, target: str, order: str, plan: Plan, args: a
     recipe = Recipe(
         DataSettings(
             str(folder / "train.jsonl"),
-            target={"motion": "label", "object": "object"}[target],
+            target=target,
             workers=1,
             cache=str(folder / "cache"),
             cache_side=56,

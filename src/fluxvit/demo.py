@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.manifest import read_motionworld
+from fluxvit.data.manifest import read_manifest
 from fluxvit.demo_config import BATCH, DemoConfig
 from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.config import EvaluateConfig
@@ -189,7 +189,7 @@ def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
     """The report of an evaluation, with a section on the order of frames."""
     out = Path(config.out)
     checkpoint = Checkpoint.load(out / "best", world.device)
-    manifest, plan = read_motionworld(out / "data", "test"), checkpoint.plans[0]
+    manifest, plan = read_manifest(out / "data" / "test.jsonl"), checkpoint.plans[0]
     (usual,) = (p for p in results["points"] if p["kind"] == "optimised" and p["budget"] == plan.keep)
     rows = [("in order", Score(usual["correct"], usual["total"]))]
     for order, name in (("shuffled", "in random order"), ("single", "one frame, repeated")):

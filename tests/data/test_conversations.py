@@ -187,11 +187,3 @@ def test_whatever_a_row_holds_the_others_are_read(folder: Path, rows: list[Any])
     videos = read_source(dump(folder / "train.json", [*rows, PLAIN]), "conversations")
     assert ("What falls?", "A cup.") in asked(videos)
     assert all(each.question and each.answer for entry in videos.entries for each in questions_of(entry))
-
-
-def test_videos_as_the_api_of_openai_has_them(folder: Path) -> None:
-    shown = [{"type": "video_url", "video_url": {"url": "a.mp4"}}, {"type": "text", "text": "What falls?"}]
-    turns = [{"role": "user", "content": shown}, {"role": "assistant", "content": "A cup."}]
-    (entry,) = read(folder, {"messages": turns}).entries
-    assert entry.path == folder / "a.mp4"
-    assert [(asked.question, asked.answer) for asked in questions_of(entry)] == [("What falls?", "A cup.")]

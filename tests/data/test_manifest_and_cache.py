@@ -17,7 +17,6 @@ from fluxvit.data.manifest import (
     Manifest,
     content_digest,
     read_manifest,
-    read_motionworld,
     write_manifest,
 )
 from fluxvit.flux.grid import SamplingGrid
@@ -181,8 +180,6 @@ def test_only_readable_videos(tmp_path: Path) -> None:
 def test_missing_manifests(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such manifest"):
         read_manifest(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="not a complete MotionWorld"):
-        read_motionworld(tmp_path, "train")
 
 
 def test_cache_holds_what_the_files_show(videos: Path) -> None:

@@ -11,7 +11,7 @@ from fluxvit import Predictor
 from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, PRETRAINED, Checkpoint, pretrained_names
 from fluxvit.cli import main
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.manifest import read_motionworld
+from fluxvit.data.manifest import read_manifest
 from fluxvit.evaluation.classification import predict_plans
 from fluxvit.synthetic.builder import make_dataset
 from fluxvit.synthetic.motionworld import MotionWorldConfig
@@ -40,7 +40,7 @@ def test_shipped_checkpoints_are_small_and_have_a_card(name: str) -> None:
 def test_the_default_tells_motions_at_every_budget(clips: Path) -> None:
     info = Checkpoint.load(DEFAULT_CHECKPOINT)
     model = info.model
-    data = ClipDataset(read_motionworld(clips, "train"))
+    data = ClipDataset(read_manifest(clips / "train.jsonl"))
     assert [plan.keep for plan in info.plans] == list(model.config.budgets)
     for plan in info.plans:
         (result,) = predict_plans(info, data, [plan])

@@ -254,26 +254,6 @@ def shared_videos(one: Manifest, other: Manifest) -> list[str]:
     return sorted(path for path, *_ in videos(one) & videos(other))
 
 
-def read_motionworld(folder: str | Path, split: str, target: str = "motion") -> Manifest:
-    """A split of a MotionWorld.
-
-    Args:
-        target: ``motion``, which only time shows, or ``object``, which only appearance shows.
-
-    Raises:
-        ValueError: The folder is not a complete MotionWorld, or the target is unknown.
-    """
-    folder = Path(folder)
-    keys = {"motion": "label", "object": "object"}
-    if target not in keys:
-        raise ValueError(f"target {target!r}: a MotionWorld has {' and '.join(keys)}")
-    if not (folder / "dataset.json").is_file():
-        raise ValueError(
-            f"{folder} is not a complete MotionWorld; make it with: fluxvit data make motionworld"
-        )
-    return read_manifest(folder / f"{split}.jsonl", keys[target])
-
-
 def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
     """Class names from the ``dataset.json`` of a generated data set; empty if there is none."""
     facts = folder / "dataset.json"

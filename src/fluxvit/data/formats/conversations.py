@@ -30,38 +30,23 @@ _PLACE = re.compile(
     r"<\|?/?(?:vision_start|vision_end|(?:video|image|vid|img)s?(?:here|[-_\d][\w-]*)?)\|?>", re.IGNORECASE
 )
 
-# What is left out of conversations.
-SYSTEM = "turns of the system"
-UNASKED = "answers without a question"
-UNANSWERED = "questions without an answer"
-
-
-def has_turns(row: Mapping[str, Any]) -> bool:
-    """Whether a row is a conversation."""
-    return any(key in row for key in TURN_KEYS)
-
 
 def video_of_turns(row: Mapping[str, Any]) -> str:
     """The video that a conversation is about, as a key of the row or in the content of a turn.
 
     Raises:
-        OddRowError: The row has no value, or several.
+        OddRowError: The row has no video, or several.
     """
-    named: list[str] = []
+    if any(key in row for key in VIDEO_KEYS):
+        return video_of(row)
     turns = value_of(row, *TURN_KEYS)
+    named = []
     for turn in turns if isinstance(turns, list) else ():
         content = turn.get("content") if isinstance(turn, dict) else None
         for part in content if isinstance(content, list) else ():
             if isinstance(part, dict):
                 named += [part[key] for key in ("video", "image") if isinstance(part.get(key), str)]
-                # As OpenAI's API has them.
-                urls = [part.get(key) for key in ("video_url", "image_url")]
-                named += [
-                    url["url"] for url in urls if isinstance(url, dict) and isinstance(url.get("url"), str)
-                ]
-    if named and not any(key in row for key in VIDEO_KEYS):
-        return video_of({"video": list(dict.fromkeys(named))})
-    return video_of(row)
+    return video_of({"video": list(dict.fromkeys(named))} if named else row)
 
 
 def questions_of_turns(row: Mapping[str, Any], left_out: Counter[str]) -> list[dict[str, Any]]:
@@ -87,7 +72,7 @@ def questions_of_turns(row: Mapping[str, Any], left_out: Counter[str]) -> list[d
         except OddRowError as error:
             raise OddRowError(f"turn {number}: {error}") from None
         if kind == "system":
-            skipped[SYSTEM] += 1
+            skipped["turns of the system"] += 1
         elif joined and joined[-1][0] == kind:
             joined[-1][1].append(text)
         else:
@@ -102,8 +87,8 @@ def questions_of_turns(row: Mapping[str, Any], left_out: Counter[str]) -> list[d
             rows.append({"question": question, "answer": text})
             question = ""
         else:
-            skipped[UNASKED] += 1
-    skipped[UNANSWERED] += bool(question)
+            skipped["answers without a question"] += 1
+    skipped["questions without an answer"] += bool(question)
     left_out += skipped
     return rows
 
@@ -139,6 +124,6 @@ def _part(part: Any) -> str:
     part = as_object(part)
     if "text" in part:
         return as_text(part["text"], "its text")
-    if part.get("type") in ("video", "image", "video_url", "image_url") or {"video", "image"} & part.keys():
+    if part.get("type") in ("video", "image") or {"video", "image"} & part.keys():
         return ""
     raise OddRowError(f"a part of it is {described(part)}, neither a text nor a video")

@@ -206,7 +206,8 @@ def _paths(names: Sequence[str], root: Path) -> tuple[list[Path], Path]:
     if ids:
         videos = VideoFinder(root)
         for at in ids:
-            paths[at] = videos.find(Path(names[at]).name, expected=root / f"{names[at]}.mp4")
+            expected = paths[at] if paths[at].suffix else paths[at].with_name(f"{paths[at].name}.mp4")
+            paths[at] = videos.find(paths[at].name, expected=expected)
     return paths, root
 
 

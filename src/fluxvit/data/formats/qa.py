@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from fluxvit.data.formats.conversations import (
     TURN_KEYS,
-    has_turns,
     questions_of_turns,
     video_of_turns,
     without_places,
@@ -95,7 +94,7 @@ def read_conversations(source: Path, root: Path | None, split: str | None) -> Vi
 
     def parse(row: Any) -> tuple[str, list[dict[str, Any]]]:
         row = as_object(row)
-        if has_turns(row):
+        if any(key in row for key in TURN_KEYS):
             return video_of_turns(row), questions_of_turns(row, left_out)
         return video_of(row), _questions(row)
 
