@@ -18,9 +18,6 @@ def test_vectors_are_unit_and_the_head_is_the_budgets_own() -> None:
         assert out.head == head
         by_hand = encoder.language.video_proj(encoder.video.head_norm(out.embedding))
         torch.testing.assert_close(vectors, F.normalize(by_hand, dim=-1))
-    several = encoder.embed_video_at(video, [24, 6], [None, 0])
-    torch.testing.assert_close(several[0], encoder.embed_video(video, 24))
-    torch.testing.assert_close(several[1], encoder.embed_video(video, 6, head=0))
     words = encoder.embed_text(*texts(SENTENCES))
     torch.testing.assert_close(words.norm(dim=1), torch.ones(len(SENTENCES)))
 

@@ -168,10 +168,10 @@ def test_image_networks(name: str, size: int, saved: Callable[[str], tuple[Any, 
     frames = normalised(video).transpose(1, 2).flatten(0, 1)
     expected = CASES[name].expected(model, frames)
     own = (grid[0], grid[1] // PATCH, grid[2] // PATCH)
-    layers = [resample_maps(maps(x, *own), SHAPE) for x in expected.layers]
+    layers = [resample_maps(maps(x, *own), SHAPE[1:]) for x in expected.layers]
     # All frames count alike.
     attention = maps(expected.attention / expected.attention.sum(1, keepdim=True), *own)
-    attention = resample_maps(attention[..., None], SHAPE)
+    attention = resample_maps(attention[..., None], SHAPE[1:])
     check(found, layers, maps(expected.pooled[:, None], 3).mean(1), attention)
 
 

@@ -139,21 +139,19 @@ def test_every_frame_has_the_same_share_of_the_attention() -> None:
 
 def test_other_lattices_are_interpolated() -> None:
     """A brightness that rises evenly along every axis does so on any lattice."""
-    axes = torch.meshgrid(
-        torch.linspace(0, 1, 8), torch.linspace(0, 1, 6), torch.linspace(0, 1, 6), indexing="ij"
-    )
-    maps = torch.stack(axes, dim=-1)[None]
-    assert resample_maps(maps, (8, 6, 6)) is maps
-    for shape in ((4, 3, 3), (16, 12, 9), (3, 6, 4)):
-        found = resample_maps(maps, shape)
-        assert found.shape == (1, *shape, 3)
-        for axis, steps in enumerate(shape):
-            values = found[0, ..., axis].movedim(axis, 0).flatten(1)
+    axes = torch.meshgrid(torch.linspace(0, 1, 6), torch.linspace(0, 1, 6), indexing="ij")
+    maps = torch.stack(axes, dim=-1)[None, None].expand(1, 2, -1, -1, -1)
+    assert resample_maps(maps, (6, 6)) is maps
+    for size in ((3, 3), (12, 9), (6, 4)):
+        found = resample_maps(maps, size)
+        assert found.shape == (1, 2, *size, 2)
+        for axis, steps in enumerate(size):
+            values = found[0, 0, ..., axis].movedim(axis, 0)
             assert (values - values.mean(1, keepdim=True)).abs().max() < 1e-5
             middle = (torch.arange(steps) + 0.5) / steps
             inner = (middle > 0.2) & (middle < 0.8)
-            wanted = (middle * maps.shape[1 + axis] - 0.5) / (maps.shape[1 + axis] - 1)
-            torch.testing.assert_close(values.mean(1)[inner], wanted[inner], atol=0.04, rtol=0)
+            expected = (middle * 6 - 0.5) / 5
+            torch.testing.assert_close(values.mean(1)[inner], expected[inner], atol=0.04, rtol=0)
 
 
 def test_clips_are_fitted() -> None:

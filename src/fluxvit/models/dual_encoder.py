@@ -1,8 +1,8 @@
-"""Videos and texts in one space: a FluxViT, a text tower, and what brings both together.
+"""A dual encoder: a FluxViT and a text tower with projections into one space.
 
-A video's vector is its pooled vector through ``head_norm``, as for a classifier, and a projection; a text's
-is the tower's through another. Both are unit vectors, compared by their cosine. One projection serves all
-token budgets.
+The vector of a video is its pooled vector after ``head_norm``, as for a classifier, and a projection. The
+vector of a text is that of the tower after another projection. Both are unit vectors, compared by their
+cosine. One projection serves all token budgets.
 
 Shapes: B clips or texts, P width of a pooled vector, D of the shared space.
 """
@@ -10,7 +10,6 @@ Shapes: B clips or texts, P width of a pooled vector, D of the shared space.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,14 @@ class LanguageSide(nn.Module):
     """Everything in a dual encoder except its FluxViT.
 
     Args:
-        text: The text tower. It is always in eval mode: no dropout while it is trained, as CLIP's.
+        text: The text tower. It is always in eval mode: like CLIP's, it is trained without dropout.
         pool_dim: Width P of the pooled vector.
         dim: Width D of the shared space.
         temperature: Temperature at the start of training; cosines are divided by it.
         least_temperature: Lower bound, which training cannot reach.
 
     Raises:
-        ValueError: The temperatures are not 0 < least <= first.
+        ValueError: The temperatures are not 0 < ``least_temperature`` < ``temperature``.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class LanguageSide(nn.Module):
         self.text, self.dim, self.least_temperature = text, dim, least_temperature
         self.video_proj = nn.Linear(pool_dim, dim)
         self.text_proj = nn.Linear(text.out_dim, dim)
-        # Vectors of one axis: parameters without one cannot be shared out between processes.
+        # A vector of one axis: FSDP cannot shard parameters without an axis.
         self.sharpness = nn.Parameter(torch.tensor([-math.log(temperature / least_temperature - 1)]))
         for projection in (self.video_proj, self.text_proj):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
@@ -64,9 +63,9 @@ class LanguageSide(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by, a scalar: one over the temperature."""
-        # Far below its bound it grows as the exponential that CLIP learns; it can always come back, which a
-        # clamped one cannot.
+        """The factor of the cosines, a scalar: one over the temperature."""
+        # Far below its bound it grows like the exponential that CLIP learns. Unlike a clamped one, it always
+        # has a gradient.
         return self.sharpness[0].sigmoid() / self.least_temperature
 
     def embed_video(self, model: FluxViT, pooled: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ class LanguageSide(nn.Module):
         return F.normalize(self.video_proj(model.head_norm(pooled)).float(), dim=-1)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Texts, as :class:`TextTower` takes them, to unit vectors ``[B, D]``."""
+        """Texts, in the form that :class:`TextTower` takes, to unit vectors ``[B, D]``."""
         return F.normalize(self.text_proj(self.text(ids, lengths)).float(), dim=-1)
 
     def no_weight_decay(self) -> set[str]:
@@ -88,19 +87,19 @@ class DualEncoder(nn.Module):
     ``encoder.embed_video(video, budget=1024) @ encoder.embed_text(ids, lengths).t()`` are cosines.
 
     Args:
-        video: Its classifier, if it has one, is not used.
-        language: The rest.
+        video: The video tower; its classifier, if it has one, is not used.
+        language: The text tower and the projections.
 
     Raises:
-        ValueError: The two do not fit.
+        ValueError: The widths of the two do not fit.
     """
 
     def __init__(self, video: FluxViT, language: LanguageSide) -> None:
         super().__init__()
-        width, wanted = video.config.pool_dim, language.video_proj.in_features
-        if width != wanted:
+        width, expected = video.config.pool_dim, language.video_proj.in_features
+        if width != expected:
             raise ValueError(
-                f"the video side pools to {width} channels, and the language side reads {wanted}"
+                f"the video side pools to {width} channels, and the language side reads {expected}"
             )
         self.video, self.language = video, language
 
@@ -119,24 +118,9 @@ class DualEncoder(nn.Module):
         Raises:
             ValueError: See :meth:`FluxViT.forward`.
         """
-        return self.embed_video_at(video, [budget], [head], selector)[0]
-
-    def embed_video_at(
-        self,
-        video: Tensor,
-        budgets: Sequence[int | None],
-        heads: Sequence[int | None],
-        selector: str | Selector = "group_dynamic",
-    ) -> list[Tensor]:
-        """The same at several budgets and heads; the pool is embedded once."""
-        samples, _ = self.video.select_tokens(video, budgets, selector)
-        return [
-            self.language.embed_video(
-                self.video, self.video.forward_head(self.video.encode(tokens), head, pre_logits=True)
-            )
-            for (tokens, _), head in zip(samples, heads, strict=True)
-        ]
+        pooled = self.video(video, budget, head, selector).embedding
+        return self.language.embed_video(self.video, pooled)
 
     def embed_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Unit vectors ``[B, D]`` of texts; ids ``[B, N]`` and lengths ``[B]`` as `TextTower` takes them."""
+        """Unit vectors ``[B, D]`` of texts, in the form that :class:`TextTower` takes."""
         return self.language.embed_text(ids, lengths)

@@ -33,9 +33,9 @@ TokenShape = tuple[int, int, int]
 class TeacherFeatures(NamedTuple):
     """The features of clips.
 
-    ``layers``: of each asked layer ``[B, K, D]``, or ``[B, 1 + K, D]``, class token first, if the teacher has
-    one for the clip. ``pooled`` ``[B, P]``: its vector of the whole clip. ``attention`` fp32 ``[B, K]``: how
-    much each kept token counts in that vector; rows sum to 1.
+    ``layers``: ``[B, K, D]`` for each requested layer, or ``[B, 1 + K, D]``, class token first, if the
+    teacher has one for the clip. ``pooled`` ``[B, P]``: the vector of the clip. ``attention`` fp32 ``[B,
+    K]``: the weight of each kept token in that vector; rows sum to 1.
     """
 
     layers: list[Tensor]
@@ -44,16 +44,16 @@ class TeacherFeatures(NamedTuple):
 
 
 class Teacher(ABC):
-    """A frozen network in eval mode. It takes part in no gradient, and stochastic depth is off (the release
-    of InternVideo2 leaves its teacher in training mode, with noisy targets).
+    """A frozen network in eval mode. It has no gradients and no stochastic depth (the official code of
+    InternVideo2 leaves its teacher in training mode, with noisy targets).
 
     Args:
-        network: Frozen, moved and cast in place.
+        network: The network; frozen, moved and cast in place.
         widths: Channels of each layer that it can give, the first one first.
         pooled_width: Channels of the pooled vector.
-        class_token: Whether its layers have a class token of the clip in front.
+        class_token: Whether its layers begin with a class token of the clip.
         mean, std: Normalisation of RGB values in 0..1.
-        dtype: Type that it computes in.
+        dtype: Number format in which it computes.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class Teacher(ABC):
         mean, std = (torch.tensor(x, device=video.device).view(3, 1, 1, 1) for x in (self.mean, self.std))
         video = ((video - mean) / std).to(self.dtype)
         with torch.autocast(video.device.type, enabled=False):
-            found = self._features(video, shape, kept, [layer % self.depth for layer in layers])
-        attention = found.attention.float()
-        return found._replace(attention=attention / attention.sum(1, keepdim=True))
+            features = self._features(video, shape, kept, [layer % self.depth for layer in layers])
+        attention = features.attention.float()
+        return features._replace(attention=attention / attention.sum(1, keepdim=True))
 
     @abstractmethod
     def grid(self, shape: TokenShape) -> tuple[int, int, int]:
@@ -122,13 +122,13 @@ class Teacher(ABC):
 class FluxViTTeacher(Teacher):
     """A FluxViT, or an InternVideo2, which is one without dual norms and GLPE.
 
-    Its class token, and the attention of the head that was trained nearest to the number of kept tokens, are
-    those of the clip. Tokens that are not kept never enter its blocks, so that its cost is that of the kept
-    ones, whatever the grid (paper section 3: 2048 tokens).
+    Its layers have a class token, and the attention is that of the head trained nearest to the number of kept
+    tokens. Only the kept tokens enter its blocks, so that its cost does not depend on the grid (paper section
+    3: 2048 tokens).
 
     Args:
         model: The network; frozen in place.
-        mean, std: Normalisation of its pixels.
+        mean, std: Normalisation of RGB values in 0..1.
     """
 
     network: FluxViT
@@ -207,8 +207,8 @@ class ImageTeacher(Teacher):
 def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
     """Fit a clip ``[B, 3, T, H, W]``, floating RGB in 0..1, to ``frames`` of ``size`` = (height, width).
 
-    Frames are picked, or repeated, evenly: of a tubelet's the middle one. Sizes change by bicubic resampling
-    with antialiasing, as in Unmasked Teacher.
+    Frames are picked, or repeated, evenly; of a tubelet the middle one is picked. Sizes change by bicubic
+    resampling with antialiasing, as in Unmasked Teacher.
     """
     count = video.shape[2]
     if frames != count:
@@ -221,47 +221,35 @@ def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
     return images.unflatten(0, (video.shape[0], frames)).transpose(1, 2)
 
 
-def resample_maps(maps: Tensor, shape: TokenShape) -> Tensor:
-    """Feature maps ``[B, t0, h0, w0, D]`` on another grid (t, h, w): linear in time, bilinear with
-    antialiasing in space. On the same grid it is the map itself.
-    """
-    frames, height, width = maps.shape[1:4]
-    t, h, w = shape
-    # As products with few weights: what interpolation does to images of a thousand channels takes longer.
-    if (h, w) != (height, width):
-        weights = _space_weights((height, width), (h, w)).to(maps.device, maps.dtype)
-        maps = (weights @ maps.flatten(2, 3)).unflatten(2, (h, w))
-    if t != frames:
-        weights = _time_weights(frames, t).to(maps.device, maps.dtype)
-        maps = (weights @ maps.flatten(2)).unflatten(2, (h, w, -1))
-    return maps
+def resample_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Feature maps ``[B, t, h0, w0, D]`` on another grid (h, w) in space, bilinear with antialiasing."""
+    former = (maps.shape[2], maps.shape[3])
+    if size == former:
+        return maps
+    # A product with few weights is faster than interpolating images of a thousand channels.
+    weights = _space_weights(former, size).to(maps.device, maps.dtype)
+    return (weights @ maps.flatten(2, 3)).unflatten(2, size)
 
 
 @lru_cache(maxsize=256)
 def _space_weights(source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """What each source pixel counts in each target pixel, ``[h * w, h0 * w0]``."""
+    """The weight of each source pixel in each target pixel, ``[h * w, h0 * w0]``."""
     pixels = torch.eye(source[0] * source[1]).view(-1, 1, *source)
     return F.interpolate(pixels, size=target, mode="bilinear", antialias=True).flatten(1).t()
 
 
-@lru_cache(maxsize=256)
-def _time_weights(source: int, target: int) -> Tensor:
-    """The same of frames, ``[t, t0]``."""
-    return F.interpolate(torch.eye(source)[:, None], size=target, mode="linear")[:, 0].t()
-
-
 def tokens_of_maps(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tensor:
-    """Maps ``[B, t0, h0, w0, D]`` at the kept tokens of a pool (None: all): ``[B, K, D]``."""
-    tokens = resample_maps(maps, shape).flatten(1, 3)
+    """Maps ``[B, t, h0, w0, D]`` at the kept tokens of a pool (None: all): ``[B, K, D]``."""
+    tokens = resample_maps(maps, shape[1:]).flatten(1, 3)
     return tokens if kept is None else gather_tokens(tokens, kept)
 
 
 def spread_layers(student_depth: int, teacher_depth: int, count: int) -> tuple[list[int], list[int]]:
     """Pair layers of a student with the layers of a teacher that they learn, both ascending.
 
-    The student's are its last ones. The teacher's lie as far apart as the depths' ratio, the last one with
-    the student's last: for 6 of 12 that is 23, 26, 29, 33, 36, 39 of 40, InternVideo2's distillation, and the
-    last six of 12, UMT's. No teacher's layer is used twice, and no more layers than either network has.
+    The student's layers are its last ones. The teacher's layers are spaced by the ratio of the depths, and
+    the last layers form a pair. For 6 layers of 12 these are 23, 26, 29, 33, 36, 39 of 40, as in
+    InternVideo2's distillation, or the last six of 12, as in UMT. No layer of the teacher is used twice.
     """
     count = min(count, student_depth, teacher_depth)
     steps = [i * max(teacher_depth, student_depth) // student_depth for i in range(count)]
