@@ -9,7 +9,7 @@ from torch import Tensor
 from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.data.questions import pack_turns
-from fluxvit.models.chat import Connector, ConnectorConfig, token_places
+from fluxvit.models.chat import Connector, ConnectorConfig, token_positions
 from talking import WORDS, saved_chat, tiny_language_model
 
 pytest.importorskip("transformers")
@@ -22,10 +22,10 @@ def connector(kind: str) -> Connector:
 
 def test_places_are_the_middles_of_tokens() -> None:
     kept = torch.tensor([[0, 7, 23]])
-    places = token_places(kept, (2, 3, 4), 1)
+    places = token_positions(kept, (2, 3, 4), 1)
     expected = torch.tensor([[[0.25, 1 / 6, 1 / 8], [0.25, 3 / 6, 7 / 8], [0.75, 5 / 6, 7 / 8]]])
     torch.testing.assert_close(places, expected)
-    everything = token_places(None, (2, 3, 4), 2)
+    everything = token_positions(None, (2, 3, 4), 2)
     assert everything.shape == (2, 24, 3)
     torch.testing.assert_close(everything[1, [0, 7, 23]], expected[0])
 

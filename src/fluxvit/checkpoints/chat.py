@@ -1,6 +1,7 @@
-"""Checkpoints of chat models: video side, connector, and the name of the language model, in a folder.
+"""Checkpoints of chat models.
 
-The language model itself is not copied: it stays where it is, and is named.
+The folder has ``connector.safetensors``, and ``chat.json`` with the shape of the connector and the source of
+the language model, which is not copied. Its folder ``video`` is an ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ _CONNECTOR, _ADAPTERS = "connector.", "adapters."
 
 @dataclass
 class ChatCheckpoint(FolderCheckpoint):
-    """A chat model, and what it must be used with.
+    """A chat model and everything that is needed to use it.
 
     Args:
         model: The network, which shares its FluxViT with ``video`` and its language model with ``language``.
         language: The language model and its tokenizer. A folder holds its source only.
         video: The video side, a checkpoint of its own.
         instruction: The system message of training.
-        provenance: Where the weights come from; free-form.
+        provenance: Origin of the weights; free-form.
         adapters: Adapters of the language model, as :func:`~fluxvit.models.adapters.merge_adapters` takes
             them. They are merged into the language model when a folder is read.
     """
@@ -83,8 +84,8 @@ class ChatCheckpoint(FolderCheckpoint):
         """Read a checkpoint folder, and the language model that it names; all in eval mode.
 
         Args:
-            device: Where the model goes; None: the accelerator if there is one.
-            language: Where the language model is now, if not where the folder says.
+            device: Device of the model; None: the accelerator if there is one.
+            language: Source of the language model, if it is not the one in the folder.
 
         Raises:
             ValueError: The folder is missing, incomplete or damaged, the language model cannot be loaded, or
@@ -129,10 +130,11 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> None:
-    """Give a connector the weights of a chat model's.
+    """Copy the weights of the connector in a chat model's folder.
 
     Args:
-        video: What it is to read, which must be what it has been trained to read.
+        connector: The connector that gets the weights.
+        video: The FluxViT that it reads; the one in the folder must have the same weights.
 
     Raises:
         ValueError: It is not the folder of a chat model, its connector has another shape, or its video side
@@ -161,7 +163,7 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
 
 
 class _ChatFile(msgspec.Struct):
-    """``chat.json``. Keys of later versions are passed over."""
+    """``chat.json``. Unknown keys, as later versions may add them, are ignored."""
 
     connector: dict[str, Any]
     language: Name

@@ -1,9 +1,8 @@
-"""A checkpoint: a FluxViT and what it must be used with, and the folder that holds both.
+"""A checkpoint: a FluxViT with everything that is needed to use it, and the folder that holds both.
 
-The folder has ``model.safetensors``, and ``config.json`` with the architecture and everything that is needed
-to use the weights (class names, normalisation, sampling, training grids). A plan table, ``plans.json``, may
-lie beside them, and ``optimize.json``, the account of the search that it comes from. (Files of others are
-read by :mod:`fluxvit.checkpoints.official`.)
+The folder has ``model.safetensors``, and ``config.json`` with the architecture, class names, normalisation,
+sampling and training grids. It may also have a plan table, ``plans.json``, and ``optimize.json``, the results
+of the search for it. :mod:`fluxvit.checkpoints.official` reads the official checkpoints of the authors.
 """
 
 from __future__ import annotations
@@ -48,27 +47,27 @@ WEIGHTS, CONFIG, PLANS = "model.safetensors", "config.json", "plans.json"
 SEARCH = "optimize.json"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 DEFAULT_CHECKPOINT = "fluxvit_nano_motionworld"
-"""The checkpoint that answers when none is named: it comes with the package."""
-# Without a plan table: published searches end at pools of 1.3 to 4 times the budget (paper tables 1 and 11).
+"""The checkpoint that commands use by default; it comes with the package."""
+# Pool over budget without a plan table; published searches end at 1.3 to 4 (paper tables 1 and 11).
 _USUAL_POOL = 2.5
 
 
 @dataclass
 class Checkpoint(FolderCheckpoint):
-    """A FluxViT, with a classifier or without one (pre-trained), and what it must be used with.
+    """A FluxViT, with a classifier or without one (pre-trained), and everything that is needed to use it.
 
     Args:
-        model: The network. In a wrapper of ``torch.compile`` (as a whole or of single blocks),
-            DistributedDataParallel, DataParallel, or a moving average, it can be saved, too.
+        model: The network. It can also be saved in a wrapper of ``torch.compile`` (around the network or
+            around single blocks), DistributedDataParallel, DataParallel, or a moving average.
         labels: Class names in the order of the logits; empty if unknown.
         mean: Mean of the RGB values in 0..1, which is subtracted.
         std: Standard deviation of the RGB values, by which they are divided.
-        grids: Sampling grids seen in training; empty if unknown.
-        provenance: Where the weights come from; free-form.
-        plans: Best known sampling per budget; may be empty.
+        grids: Sampling grids of training; empty if unknown.
+        provenance: Origin of the weights; free-form.
+        plans: Best known plan of each budget; may be empty.
         cascades: Cascades for mean budgets; may be empty.
-        multi_label: Whether a clip may show several classes at once: each logit is then a class's own, and
-            its sigmoid is the class's probability.
+        multi_label: Whether a clip may show several classes at once. The sigmoid of each logit is then the
+            probability of its class.
         sampling: How the frames of a clip were spread over a video in training.
     """
 
@@ -90,12 +89,12 @@ class Checkpoint(FolderCheckpoint):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def class_names(self) -> list[str]:
-        """The labels, or the numbers of the classes if these have no names."""
+        """The labels, or numbers for classes without names."""
         return self.labels or [f"class {i}" for i in range(self.model.num_classes)]
 
     def pool(self, grid: SamplingGrid) -> int:
@@ -110,11 +109,11 @@ class Checkpoint(FolderCheckpoint):
         """The plan that a budget leads to, on the device of the model.
 
         Args:
-            budget: What a clip may cost; a number is tokens. None: the largest trained budget.
+            budget: Maximum cost of a clip; a number is a number of tokens. None: the largest trained budget.
             grid: Sampling grid; None: that of the plan table, or one of training.
 
         Raises:
-            ValueError: The budget or the grid cannot be used, or the checkpoint names no training grids.
+            ValueError: The budget or the grid cannot be used, or the checkpoint has no training grids.
         """
         budget = Budget.of(self.model.config.budgets[0] if budget is None else budget)
         if grid:
@@ -124,14 +123,14 @@ class Checkpoint(FolderCheckpoint):
         return plan_for(self.model, budget, known)
 
     def default_plans(self, tokens: int | None = None) -> list[Plan]:
-        """Plans for use without a plan table: for each budget the training grid whose pool is nearest to 2.5
-        times the budget; of equals, the one with more frames.
+        """Plans for use without a plan table: each budget gets the training grid whose pool is nearest to 2.5
+        times the budget, and of several such grids the one with the most frames.
 
         Args:
-            tokens: The only budget that gets a plan; None: those of the model.
+            tokens: The only budget that gets a plan; None: the budgets of the model.
 
         Raises:
-            ValueError: The checkpoint names no training grids either.
+            ValueError: The checkpoint has no training grids either.
         """
         if not self.grids:
             raise ValueError(
@@ -148,8 +147,8 @@ class Checkpoint(FolderCheckpoint):
         return [plan(budget) for budget in ([tokens] if tokens else self.model.config.budgets)]
 
     def clip(self, frames: np.ndarray, grid: SamplingGrid) -> Tensor:
-        """Frames uint8 ``[T, H, W, 3]`` resized, cut and normalised as in evaluation, ``[1, 3, T, height,
-        width]`` on the model's device.
+        """A clip ``[1, 3, T, height, width]`` on the model's device, of frames uint8 ``[T, H, W, 3]`` that
+        are resized, cropped and normalised as in evaluation.
         """
         return self.normalize(resize_and_crop(to_tensor(frames), (grid.height, grid.width)))[None]
 
@@ -158,12 +157,12 @@ class Checkpoint(FolderCheckpoint):
         return normalize(video.to(self.device), self.mean, self.std)
 
     def digest(self) -> str:
-        """16 hexadecimal digits of what features depend on: weights, architecture and normalisation."""
+        """16 hexadecimal digits that identify weights, architecture and normalisation."""
         facts = json.dumps([self.model.config.to_dict(), list(self.mean), list(self.std)], sort_keys=True)
         return state_digest(self.model.state_dict(), facts)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The probability of each class, float64 like ``logits`` ``[..., classes]``."""
+        """The probability of each class, float64, in the shape of ``logits`` ``[..., classes]``."""
         return logits.double().sigmoid() if self.multi_label else logits.double().softmax(-1)
 
     def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -181,7 +180,7 @@ class Checkpoint(FolderCheckpoint):
             "multi_label": self.multi_label,
             "normalization": {"mean": list(self.mean), "std": list(self.std)},
             "grids": [str(grid) for grid in self.grids],
-            "sampling": _without_nothing(asdict(self.sampling)),
+            "sampling": _without_none(asdict(self.sampling)),
             "provenance": self.provenance,
         }
         _read_facts(convert(facts, _ConfigFile, what), what)
@@ -198,8 +197,7 @@ class Checkpoint(FolderCheckpoint):
             {
                 "plans": list(map(_plan_row, self.plans)),
                 "cascades": [
-                    _without_nothing(asdict(cascade))
-                    | {"stages": [_plan_row(plan) for plan in cascade.stages]}
+                    _without_none(asdict(cascade)) | {"stages": [_plan_row(plan) for plan in cascade.stages]}
                     for cascade in self.cascades
                 ],
             },
@@ -211,11 +209,11 @@ class Checkpoint(FolderCheckpoint):
 
         Args:
             folder: A folder, or the name of a checkpoint of the package (:func:`pretrained_names`).
-            device: Where the model goes; None: the accelerator if there is one.
+            device: Device of the model; None: the accelerator if there is one.
 
         Raises:
             ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message
-                says which.
+                names the problem.
         """
         folder, device = checkpoint_folder(folder), usable_device(device)
         if folder.suffix in (".pth", ".pt", ".bin"):
@@ -241,7 +239,8 @@ class Checkpoint(FolderCheckpoint):
         config, facts = _read_facts(read_format(load_json(folder / CONFIG), _ConfigFile, where), where)
         if (folder / PLANS).exists():
             facts |= _read_plans(load_json(folder / PLANS), str(folder / PLANS), config)
-        # The header alone, so that a configuration cannot ask for a network far larger than its weights.
+        # Only the header is read, so that a configuration cannot ask for a network far larger than its
+        # weights.
         check_size(config.parameters, tensor_shapes(folder / WEIGHTS), f"{folder}: {WEIGHTS} and {CONFIG}")
         with torch.device("meta"):
             model = FluxViT(config)
@@ -250,12 +249,12 @@ class Checkpoint(FolderCheckpoint):
 
 
 def _plan_row(plan: Plan) -> dict[str, Any]:
-    return _without_nothing(asdict(plan) | {"grid": str(plan.grid)})
+    return _without_none(asdict(plan) | {"grid": str(plan.grid)})
 
 
-def _without_nothing(row: dict[str, Any]) -> dict[str, Any]:
+def _without_none(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _without_nothing(value) if isinstance(value, dict) else value
+        name: _without_none(value) if isinstance(value, dict) else value
         for name, value in row.items()
         if value is not None
     }
@@ -267,7 +266,8 @@ class _Normalization(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _ConfigFile(msgspec.Struct):
-    """``config.json``. Keys of later versions are passed over; the model's are not."""
+    """``config.json``. Unknown keys, as later versions may add them, are ignored, except those of the
+    model."""
 
     model: dict[str, Any]
     labels: list[str]
@@ -351,6 +351,6 @@ def pretrained_names() -> list[str]:
 
 
 def checkpoint_folder(folder: str | Path) -> Path:
-    """Where a checkpoint lies: a folder of that name comes first, then the package's own."""
+    """The folder of a checkpoint: a folder of that name, or else one of the package."""
     packaged = PRETRAINED / folder
     return packaged if str(folder) in pretrained_names() and not Path(folder).exists() else Path(folder)

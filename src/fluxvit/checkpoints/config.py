@@ -14,12 +14,12 @@ class ConvertConfig:
     """Turn a .pth file, the authors' (FluxViT small or base) or InternVideo2's, into a checkpoint folder.
 
     Args:
-        source: The .pth file. Its tensors tell which kind it is.
+        source: The .pth file. Its tensors determine its kind.
         out: Checkpoint folder to write.
         activation: Activation of the MLPs. The published weights were trained with ``gelu_tanh``.
         labels: File of class names in the order of the classes, one per line or with indices.
-        exact: Leave out what would change what an InternVideo2 computes.
-        budgets: Tokens that get a head each in a converted InternVideo2. The default is 3072,2048,1024.
+        exact: Leave out the parts of a FluxViT that would change the output of an InternVideo2.
+        budgets: Token budgets that get a head each in a converted InternVideo2 (default: 3072,2048,1024).
     """
 
     source: str = field(metadata=POSITIONAL)

@@ -1,8 +1,8 @@
-"""Checkpoints of dual encoders: a folder around that of the video side.
+"""Checkpoints of dual encoders.
 
-``video`` is an ordinary checkpoint folder, plans and all, that every command for videos alone takes, too.
-Beside it lie ``language.safetensors``, ``tokenizer.json`` and ``language.json``, which tells what the text
-tower is.
+The folder has ``language.safetensors``, ``tokenizer.json``, and ``language.json`` with a description of the
+text tower. Its folder ``video`` is an ordinary checkpoint with its plans, which every command for videos
+accepts.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _AT_ONCE = 256  # Texts that are embedded in one batch.
 
 @dataclass
 class DualEncoderCheckpoint(FolderCheckpoint):
-    """A dual encoder, and what it must be used with.
+    """A dual encoder and everything that is needed to use it.
 
     Args:
-        model: The network, which shares its FluxViT with ``video``. It can be saved in a wrapper, too, as in
-            :class:`~fluxvit.Checkpoint`.
-        texts: Its tokenizer.
-        video: Its video side, a checkpoint of its own.
-        provenance: Where the weights come from; free-form.
+        model: The network, which shares its FluxViT with ``video``. It can also be saved in the wrappers that
+            :class:`~fluxvit.Checkpoint` lists.
+        texts: The tokenizer.
+        video: The video side, a checkpoint of its own.
+        provenance: Origin of the weights; free-form.
     """
 
     KIND: ClassVar[str] = "dual encoder"
@@ -83,7 +83,7 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         """The video side with a class for each of ``vectors`` ``[N, D]``; logits are cosines over the
         temperature.
 
-        It shares its weights with the encoder, but for the classifiers. In eval mode.
+        It is in eval mode, and shares all weights except the classifiers with the encoder.
         """
         video, language = self.model.video, self.model.language
         count, dim = vectors.shape
@@ -104,7 +104,7 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         return replace(self.video, model=made.eval().requires_grad_(False), labels=list(labels))
 
     def digest(self) -> str:
-        """16 hexadecimal digits of what vectors depend on: weights, normalisation and tokenizer."""
+        """16 hexadecimal digits that identify weights, normalisation and tokenizer."""
         facts = [self.video.mean, self.video.std, self.texts.to_json(), self.model.video.config.to_dict()]
         return state_digest(self.model.state_dict(), repr(facts))
 
@@ -127,11 +127,11 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         """Read a checkpoint folder; the encoder is in eval mode.
 
         Args:
-            device: Where the model goes; None: the accelerator if there is one.
+            device: Device of the model; None: the accelerator if there is one.
 
         Raises:
             ValueError: The folder is missing, incomplete or damaged, or there is no such device; the message
-                says which.
+                names the problem.
         """
         folder = Path(folder)
         if not cls.is_in(folder):
@@ -171,7 +171,7 @@ class DualEncoderCheckpoint(FolderCheckpoint):
 
 
 class _LanguageFile(msgspec.Struct):
-    """``language.json``. Keys of later versions are passed over."""
+    """``language.json``. Unknown keys, as later versions may add them, are ignored."""
 
     dim: Width
     least_temperature: Annotated[float, Meta(gt=0, le=100)]
@@ -201,7 +201,7 @@ def _text_config(description: dict[str, Any]) -> TextConfig:
 
 
 def _parameters(description: dict[str, Any]) -> int:
-    """Parameters of a text tower, counted before it takes memory."""
+    """The number of parameters of a text tower, counted before it takes memory."""
     if description.get("kind") != "huggingface":
         return _text_config(description).parameters
     convert(description, _HuggingFaceText)
@@ -210,7 +210,7 @@ def _parameters(description: dict[str, Any]) -> int:
 
 
 def copy_language(language: LanguageSide, state: dict[str, Tensor]) -> LanguageSide:
-    """Another one of the same shape, with the weights of ``state``."""
+    """A language side of the same shape with the weights of ``state``."""
     least = language.least_temperature
     made = LanguageSide(
         _remake(language.text.describe()), language.video_proj.in_features, language.dim, 2 * least, least

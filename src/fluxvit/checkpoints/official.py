@@ -26,7 +26,7 @@ from fluxvit.utils.schema import located
 # The authors' FluxViTs -----------------------------------------------------------------------------------
 
 # Their names and ours. {i} stands for a number, {qkv} for one of the letters, {x} for any rest; the first
-# line that fits decides. The patch projection and the position table, whose layout changes, follow below.
+# line that fits decides. `from_official` handles the patch projection and the position table.
 _NAMES = [
     ("cls_token", "cls_token"),
     ("gpe_proj.depthwise_conv.weight", "pos_embed.scale"),
@@ -45,7 +45,7 @@ _NAMES = [
     ("final_clip_decoder_for_projs.{i}.norm.{x}", "aligners.{i}.norm.{x}"),
 ]
 _WILDCARDS = {"{i}": r"(?P<i>\d+)", "{qkv}": "(?P<qkv>[qkv])", "{x}": "(?P<x>.+)"}
-# The released sizes' position tables: rows without the class token's -> (time, height, width).
+# Position tables of the official sizes: rows without the class token -> (time, height, width).
 _TABLES = {24 * 18 * 18: (24, 18, 18), 32 * 20 * 20: (32, 20, 20)}
 
 
@@ -59,7 +59,7 @@ def from_official(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[st
             ours["pos_embed.cls"] = value[0, :1]
             ours["pos_embed.grid"] = value[0, 1:].unflatten(0, config.table_shape)
         else:
-            # What is a vector here is a depth-wise convolution of kernel one there.
+            # A vector of ours is a depth-wise convolution of kernel one in their code.
             affine = name.endswith("depthwise_conv.weight")
             ours[_rename(name, _NAMES)] = value.flatten() if affine else value
     return {name: value.contiguous() for name, value in ours.items()}
@@ -93,7 +93,7 @@ def infer_official_config(state: Mapping[str, Tensor], activation: str = "gelu_t
     visible, rows = _visible(state, "a FluxViT of the authors")
     if rows not in _TABLES:
         raise ValueError(
-            f"pos_embed has {rows} grid rows; the released sizes have {' or '.join(map(str, _TABLES))}"
+            f"pos_embed has {rows} grid rows; the official sizes have {' or '.join(map(str, _TABLES))}"
         )
     return FluxViTConfig(
         num_heads=visible["embed_dim"] // 64, table_shape=_TABLES[rows], activation=activation, **visible
@@ -101,10 +101,10 @@ def infer_official_config(state: Mapping[str, Tensor], activation: str = "gelu_t
 
 
 def _visible(state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Any], int]:
-    """The settings that shapes tell, of a state dict with the authors' names, and the grid rows of its table.
+    """The settings that are visible in a state dict with the authors' names, and the grid rows of its table.
 
     Raises:
-        ValueError: Names or axes are missing: this is not ``what``.
+        ValueError: Names or axes are missing, so that this is not ``what``.
     """
     try:
         dim, chans, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
@@ -178,7 +178,7 @@ def _build(
 
 # InternVideo2's towers -----------------------------------------------------------------------------------
 
-# What pre-training hangs on a tower: decoders towards its teachers, with position tables of their own.
+# Parts of pre-training: decoders towards the teachers, with position tables of their own.
 _BESIDE = re.compile(
     r"(clip_decoder|final_clip_decoder|mae_decoder)\..+"
     r"|(clip|mae)_pos_embed(_cls|_spatial|_temporal)?|(clip_)?img_pos_embed"
@@ -191,7 +191,7 @@ _FLUX_TABLES = {384: (24, 18, 18), 768: (32, 20, 20)}
 
 
 def is_internvideo2(state: Mapping[str, Tensor]) -> bool:
-    """Whether a file's state dict holds an InternVideo2 tower: its pooling bears no number."""
+    """Whether the state dict of a file holds an InternVideo2 tower, whose pooling has no number."""
     names = _vision_tower(state)[0]
     return any(name.startswith(("clip_projector.cross_attn.", "clip_projector.norm1_")) for name in names)
 
@@ -362,7 +362,7 @@ def _by(shape: tuple[int, int, int]) -> str:
 
 @torch.no_grad()
 def _with_flux_parts(tower: FluxViT) -> FluxViT:
-    """A FluxViT with a tower's weights, which it takes over: all that it adds but the patch norms is idle."""
+    """A FluxViT with a tower's weights; of its other parts only the patch norms change the output."""
     config = replace(
         tower.config,
         table_shape=_FLUX_TABLES.get(tower.config.embed_dim, tower.config.table_shape),
@@ -377,7 +377,7 @@ def _with_flux_parts(tower: FluxViT) -> FluxViT:
     state["pos_embed.grid"] = rows.unflatten(0, config.table_shape).clone()
     for name, wanted in model.state_dict().items():
         if name not in state:
-            # The local term is added to the attention's output: a scale of 1, the usual start, would add V.
+            # The local term is added to the attention's output; the usual scale of 1 would add the values.
             value = 0.0 if name.endswith((".local_scale", ".local_shift", "pos_embed.shift")) else 1.0
             state[name] = torch.full(wanted.shape, value)
     model.load_state_dict(state, assign=True)
@@ -403,7 +403,7 @@ _TEXT_NAMES = [
 def text_tower(state: Mapping[str, Tensor]) -> TextTransformer:
     """The text tower in a state dict of MobileCLIP-B, or of an InternVideo2-CLIP that contains one.
 
-    Its shape is read off the tensors; heads are 64 wide, as theirs are.
+    The tensors determine its shape; as in MobileCLIP, heads are 64 wide.
 
     Raises:
         ValueError: A tensor is missing, left over, or of another shape.

@@ -96,17 +96,17 @@ def _name_of(content: Any) -> str:
 
 
 def bare(model: nn.Module, kind: type[M]) -> M:
-    """The network in a wrapper: of ``torch.compile``, DistributedDataParallel, DataParallel, or an average.
+    """The network in a wrapper of ``torch.compile``, DistributedDataParallel, DataParallel, or an average.
 
     Raises:
-        ValueError: There is no network of that kind within, or its weights are shared out between processes.
+        ValueError: There is no network of that kind inside, or its weights are sharded.
     """
     inner: Any = model
     while not isinstance(inner, kind):
         name = type(inner).__name__
         if name == "FullyShardedDataParallel":
             raise ValueError(
-                "the weights of this model are shared out between processes (FSDP); gather them with "
+                "the weights of this model are sharded between processes (FSDP); gather them with "
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict, and save a plain model"
             )
         inner = next(
@@ -123,17 +123,17 @@ def bare(model: nn.Module, kind: type[M]) -> M:
 
 
 def savable(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Tensors as a file can hold them: on the CPU, contiguous, each with a memory of its own, and without
-    what wrappers of single layers put into their names.
+    """Tensors in the form that a file can hold: on the CPU, contiguous, each with its own memory, and named
+    without wrappers.
 
     Args:
-        what: Is saved; errors begin with it.
+        what: Beginning of error messages.
 
     Raises:
-        ValueError: A tensor has no content (meta device), is shared out between processes, is sparse or
-            quantized, or holds NaN or infinite numbers.
+        ValueError: A tensor has no content (meta device), is sharded, sparse or quantized, or holds NaN or
+            infinite numbers.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     seen: set[tuple[int, int]] = set()
     for name, value in strip_prefixes(state).items():
         if not isinstance(value, Tensor):  # Packed weights of quantized layers, and other extra states.
@@ -141,7 +141,7 @@ def savable(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
                 f"{what}: {name} is {_name_of(value)}, no tensor; save the network before it is quantized"
             )
         if type(value).__name__ == "DTensor":
-            raise ValueError(f"{what}: {name} is shared out between processes; gather the weights first")
+            raise ValueError(f"{what}: {name} is sharded between processes; gather the weights first")
         if value.is_meta:
             raise ValueError(f"{what}: {name} has no content (it is on the meta device); load weights first")
         if value.layout is not torch.strided or value.is_quantized:
@@ -152,10 +152,10 @@ def savable(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
             raise ValueError(
                 f"{what}: {name} holds {count} numbers that are not finite; the training has diverged"
             )
-        place = (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
-        if place in seen or place[1] != tensor.numel() * tensor.element_size():
+        memory = (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        if memory in seen or memory[1] != tensor.numel() * tensor.element_size():
             tensor = tensor.clone()  # Tied to another one, or a part of a larger one.
         else:
-            seen.add(place)
-        found[name] = tensor
-    return found
+            seen.add(memory)
+        result[name] = tensor
+    return result

@@ -28,8 +28,8 @@ def add_adapters(network: nn.Module, rank: int, alpha: int, layers: Sequence[str
         layers: Last parts of the paths of the layers, such as ``q_proj`` or ``attn.qkv``.
 
     Returns:
-        ``down`` and ``up`` of each adapter, by the path of its layer with ``/`` in place of ``.``. They are
-        the modules that the network uses.
+        The modules ``down`` and ``up`` of each adapter, by the path of its layer with ``/`` in place of
+        ``.``.
 
     Raises:
         ValueError: The network has no linear layers of these names, or ``peft`` is not installed.
@@ -68,7 +68,7 @@ def merged_state(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
 
     Args:
         network: The network with its adapters.
-        state: Weights of it, named as in its state dict. They stay as they are.
+        state: Weights named as in its state dict. They are not modified.
     """
     merged = {
         name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name
@@ -85,7 +85,7 @@ def merge_adapters(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Args:
         state: ``down.weight`` and ``up.weight`` of each adapter, under the path of its layer as
-            :func:`add_adapters` gives it. Their product is added as it is.
+            :func:`add_adapters` gives it. Their product is added without a factor.
 
     Raises:
         ValueError: The network has no such layer, or an adapter does not fit its layer.

@@ -3,8 +3,9 @@
 The connector turns the tokens of a video into vectors that take the place of words in a prompt. Tokens carry
 their positions in the video, since their number varies with grid and budget.
 
-Shapes: B videos, K kept tokens, C channels of the FluxViT, P of its pooled vector, N what the language model
-sees of a video, D its width, L tokens of text.
+Shapes: B videos, K kept tokens, C channels of the FluxViT, P of its pooled vector, N vectors of a video for
+    the
+language model, D its width, L tokens of text.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class ConnectorConfig:
         dim: Width C of the tokens.
         pooled_dim: Width P of the pooled vector.
         out_dim: Width D of the language model.
-        kind: ``mlp``: a vector for each token, and one ahead of them for the pooled vector, N = K + 1.
-            ``query``: N queries, made of the pooled vector, that attend to the tokens.
+        kind: ``mlp`` gives one vector for the pooled vector, followed by one for each token, N = K + 1.
+            ``query`` makes N queries of the pooled vector, which attend to the tokens.
         queries: Number of queries N of the kind ``query``.
         width: Hidden width.
         num_heads: Attention heads of the kind ``query``.
-        scale: Initial standard deviation of the output, which should be that of the language model's words.
+        scale: Initial standard deviation of the output, which should be that of the word embeddings.
 
     Raises:
         ValueError: A value has another type, is out of range, or does not fit the others.
@@ -68,18 +69,16 @@ class ConnectorConfig:
 
     @property
     def parameters(self) -> int:
-        """About the parameters of the connector, counted without building it."""
+        """Approximate number of parameters of the connector, counted without building it."""
         pooled = self.pooled_dim * self.width * (self.queries if self.kind == "query" else 1)
         return pooled + self.width * (self.dim + 36 + 8 * self.width + 4 * self.out_dim)
 
 
 class Connector(nn.Module):
-    """Turns a FluxViT's tokens, any number of them, into what a language model reads.
-
-    It also gets the pooled vector, which the FluxViT's own training has made informative.
+    """Turns any number of tokens of a FluxViT, and its pooled vector, into input of a language model.
 
     Args:
-        config: Its shape.
+        config: Shape of the connector.
     """
 
     def __init__(self, config: ConnectorConfig) -> None:
@@ -102,21 +101,21 @@ class Connector(nn.Module):
         self.norm_out = nn.LayerNorm(config.out_dim)
         nn.init.constant_(self.norm_out.weight, config.scale)
 
-    def forward(self, tokens: Tensor, places: Tensor, pooled: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, pooled: Tensor) -> Tensor:
         """Tokens to ``[B, N, D]``.
 
         Args:
             tokens: ``[B, K, C]``, without class token.
-            places: ``[B, K, 3]``, of each the middle in time, height and width, from 0 to 1.
+            positions: ``[B, K, 3]``, the middle of each token in time, height and width, from 0 to 1.
             pooled: ``[B, P]``.
         """
-        x = self.embed(self.norm(tokens)) + self.place(fourier(places).to(tokens.dtype))
-        whole = self.pooled(self.norm_pooled(pooled)).unflatten(1, (-1, self.config.width))
+        x = self.embed(self.norm(tokens)) + self.place(fourier(positions).to(tokens.dtype))
+        summary = self.pooled(self.norm_pooled(pooled)).unflatten(1, (-1, self.config.width))
         if self.config.kind == "mlp":
-            x = torch.cat([whole.to(x.dtype), x], dim=1)
+            x = torch.cat([summary.to(x.dtype), x], dim=1)
         else:
             x = self.norm_tokens(x)
-            queries = whole.to(x.dtype) + self.queries
+            queries = summary.to(x.dtype) + self.queries
             x = queries + self.attend(self.norm_queries(queries), x, x, need_weights=False)[0]
         return self.norm_out(self.fc2(F.gelu(self.fc1(self.norm_hidden(x)))))
 
@@ -125,13 +124,13 @@ class Connector(nn.Module):
         return {"queries"}
 
 
-def fourier(places: Tensor) -> Tensor:
-    """Sines and cosines of places ``[..., 3]`` from 0 to 1, of 1/2, 1, 2, ... periods: ``[..., 36]``."""
-    angles = places[..., None] * torch.pi * 2.0 ** torch.arange(_FREQUENCIES, device=places.device)
+def fourier(positions: Tensor) -> Tensor:
+    """Sines and cosines with 1/2, 1, 2, ... periods of positions ``[..., 3]`` from 0 to 1: ``[..., 36]``."""
+    angles = positions[..., None] * torch.pi * 2.0 ** torch.arange(_FREQUENCIES, device=positions.device)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def token_places(kept: Tensor | None, shape: tuple[int, int, int], batch: int) -> Tensor:
+def token_positions(kept: Tensor | None, shape: tuple[int, int, int], batch: int) -> Tensor:
     """Positions of tokens for a `Connector`, fp32 ``[B, K, 3]``.
 
     Args:
@@ -175,17 +174,17 @@ class VideoChat(nn.Module):
         Raises:
             ValueError: See :meth:`FluxViT.forward`.
         """
-        tokens, places, pooled = [], [], []
+        tokens, positions, pooled = [], [], []
         for number, clip in enumerate(clips):
             ((sample, kept),), shape = self.video.select_tokens(clip, [budget], selector)
             encoded = self.video.encode(sample)
             tokens.append(encoded[:, 1:])
             pooled.append(self.video.forward_head(encoded, pre_logits=True))
-            place = token_places(kept, shape, len(clip)).to(clip.device)
-            place[..., 0] = (number + place[..., 0]) / len(clips)
-            places.append(place)
+            position = token_positions(kept, shape, len(clip)).to(clip.device)
+            position[..., 0] = (number + position[..., 0]) / len(clips)
+            positions.append(position)
         mean = torch.stack(pooled).mean(0)
-        return self.connector(torch.cat(tokens, dim=1), torch.cat(places, dim=1), mean)
+        return self.connector(torch.cat(tokens, dim=1), torch.cat(positions, dim=1), mean)
 
     def embed_words(self, ids: Tensor) -> Tensor:
         """Token ids ``[...]`` as the language model embeds them, ``[..., D]``."""
@@ -218,8 +217,8 @@ class VideoChat(nn.Module):
         # A token is predicted at the position before it.
         with _only_at(self.language.get_output_embeddings(), (start + positions - 1).clamp(min=0)):
             logits = self.language(inputs_embeds=x, use_cache=False, **options).logits
-        found = logits.float().log_softmax(-1).gather(2, ids.gather(1, positions)[..., None])[..., 0]
-        return found.new_zeros(batch, length).scatter(1, positions, found).masked_fill(~target, 0)
+        likely = logits.float().log_softmax(-1).gather(2, ids.gather(1, positions)[..., None])[..., 0]
+        return likely.new_zeros(batch, length).scatter(1, positions, likely).masked_fill(~target, 0)
 
     @torch.no_grad()
     def generate(
@@ -250,7 +249,7 @@ class VideoChat(nn.Module):
             if token.item() in stop:
                 break
             yield int(token)
-        # The last token belongs to the conversation, too.
+        # The last token also belongs to the conversation.
         self.extend(embeddings, cache)
 
     def extend(self, embeddings: Tensor, cache: Any) -> Tensor:
@@ -283,7 +282,7 @@ def _independent(groups: Tensor, start: int, dtype: torch.dtype) -> dict[str, Te
 
 
 @contextmanager
-def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
+def _only_at(layer: nn.Module, positions: Tensor) -> Iterator[None]:
     """Apply a layer over ``[B, L, D]`` at some positions ``[B, A]`` only.
 
     The logits of a large vocabulary take most of the time and memory of a small language model.
@@ -291,7 +290,7 @@ def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
 
     def pick(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         (x,) = inputs
-        return (x.gather(1, places[..., None].expand(-1, -1, x.shape[-1])),)
+        return (x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1])),)
 
     hook = layer.register_forward_pre_hook(pick)
     try:
@@ -301,5 +300,5 @@ def _only_at(layer: nn.Module, places: Tensor) -> Iterator[None]:
 
 
 def _cache_option(network: Any) -> str:
-    """The name that the forward pass of a language model has for the keys and values of earlier tokens."""
+    """The argument name of earlier keys and values in the forward pass of a language model."""
     return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"

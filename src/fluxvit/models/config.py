@@ -14,10 +14,10 @@ from fluxvit.utils.schema import check, convert, plain
 
 ACTIVATIONS = ("gelu_tanh", "gelu")
 MAX_PARAMETERS = 100_000_000_000
-"""Parameters that a network may have: several times those of the largest vision transformers (22e9)."""
+"""Maximum number of parameters, several times that of the largest vision transformers (22e9)."""
 
 # Ranges are far beyond the largest published networks. They stop typing errors and hostile files before
-# anything is allocated; `MAX_PARAMETERS` bounds the whole.
+# anything is allocated; `MAX_PARAMETERS` bounds all of them together.
 Width = Annotated[int, Meta(ge=1, le=1 << 16)]
 Heads = Annotated[int, Meta(ge=1, le=1024)]
 Depth = Annotated[int, Meta(ge=1, le=1024)]
@@ -36,7 +36,7 @@ Budgets = Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 24)], ...], Meta(min
 class FluxViTConfig:
     """Architecture of a FluxViT.
 
-    All values are checked by type and range when a configuration is made; ``128.0`` and ``"128"`` are no
+    All values are checked by type and range when a configuration is made; ``128.0`` and ``"128"`` are not
     integers.
 
     Args:
@@ -140,7 +140,7 @@ class FluxViTConfig:
 
     @property
     def size(self) -> NetworkSize:
-        """What the cost model needs to know."""
+        """The part of the configuration that the cost model reads."""
         return NetworkSize(**{field.name: getattr(self, field.name) for field in fields(NetworkSize)})
 
     def pool(self, grid: SamplingGrid) -> int:
@@ -148,9 +148,9 @@ class FluxViTConfig:
         return grid.tokens(self.patch_size, self.tubelet_size)
 
     def nearest_head(self, keep: int) -> int:
-        """Index of the head that was trained nearest to ``keep`` tokens; of two, the larger budget's."""
+        """Index of the head with the budget nearest to ``keep`` tokens; of two, the larger budget's."""
         gaps = [abs(budget - keep) for budget in self.budgets]
-        return gaps.index(min(gaps))  # No key for min: torch.export of PyTorch 2.6 does not take it.
+        return gaps.index(min(gaps))  # torch.export of PyTorch 2.6 does not support min with a key.
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -162,7 +162,7 @@ class FluxViTConfig:
 
         Args:
             where: The file that the values come from; errors begin with it.
-            key: Their place in that file.
+            key: Path of the values in that file.
 
         Raises:
             ValueError: There are unknown keys, or a value has another type or range.
@@ -186,7 +186,7 @@ PRESETS: dict[str, FluxViTConfig] = {
     ),
     # Ours, between nano and small.
     "fluxvit_tiny": FluxViTConfig(embed_dim=192, num_heads=3, pool_dim=384, pool_heads=8),
-    # The two sizes that the authors released (their S and B).
+    # The two sizes of the official checkpoints (S and B).
     "fluxvit_small": FluxViTConfig(),
     "fluxvit_base": FluxViTConfig(embed_dim=768, num_heads=12, table_shape=(32, 20, 20)),
     # The paper's L has no published definition; these are the proportions of InternVideo2-L.

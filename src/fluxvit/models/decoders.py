@@ -1,4 +1,4 @@
-"""From a student's features to its teacher's: trained beside the student, and thrown away afterwards."""
+"""Decoders from a student's features to its teacher's, which are used in pre-training only."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Decoder(nn.Module):
 
 
 class DistillationDecoders(nn.Module):
-    """A decoder for each aligned layer, with positions of its own, and one for the pooled vector.
+    """A decoder for each aligned layer, with its own positions, and one for the pooled vector.
 
     All budgets share them, so that a token means the same at every budget.
 
     Args:
         config: The student's configuration.
-        widths: Channels of the teacher's layer that each aligned layer learns.
-        pooled_width: Channels of its pooled vector.
+        widths: Channels of the teacher's layer for each aligned layer.
+        pooled_width: Channels of the teacher's pooled vector.
     """
 
     def __init__(self, config: FluxViTConfig, widths: Sequence[int], pooled_width: int) -> None:
@@ -48,18 +48,18 @@ class DistillationDecoders(nn.Module):
     def decode_layers(
         self, layers: Sequence[Tensor], shape: tuple[int, int, int], kept: Tensor | None, class_token: bool
     ) -> list[Tensor]:
-        """Unit vectors to compare with the teacher's, fp32 ``[B, K, D]`` of each aligned layer.
+        """Unit vectors to compare with the teacher's, fp32 ``[B, K, D]`` for each aligned layer.
 
         Args:
             layers: Layers of the student, ``[B, 1 + K, C]`` each, class token first.
             shape: Tokens (t, h, w) of the pool.
             kept: Indices ``[B, K]`` into it; None: all.
-            class_token: Whether the teacher has one; then ``[B, 1 + K, D]``.
+            class_token: Whether the teacher has a class token; then the result is ``[B, 1 + K, D]``.
         """
         cls_row, rows = self.positions(shape)
-        places = rows.expand(layers[0].shape[0], -1, -1) if kept is None else rows[kept]
-        cls = cls_row.expand(len(places), -1, -1)
-        positions = torch.cat([cls, places], dim=1)[:, 0 if class_token else 1 :]
+        rows = rows.expand(layers[0].shape[0], -1, -1) if kept is None else rows[kept]
+        cls = cls_row.expand(len(rows), -1, -1)
+        positions = torch.cat([cls, rows], dim=1)[:, 0 if class_token else 1 :]
         return [
             decoder(layer[:, -positions.shape[1] :] + positions.to(layer.dtype))
             for decoder, layer in zip(self.layers, layers, strict=True)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fluxvit.models.norm import RMSNorm
 
-_CACHED_GRIDS = 16  # A deployment uses a few; a search over grids must not fill the memory.
+_CACHED_GRIDS = 16  # Enough for a deployment; a search over grids must not fill the memory.
 
 
 class PatchEmbed(nn.Module):
@@ -48,10 +48,11 @@ class PatchEmbed(nn.Module):
             dtype: Type of the result; None: the video's.
 
         Returns:
-            The pixels of each ``[B, t, h * w, V]``, V values a tubelet, and the token shape (t, h, w).
+            The pixels of each tubelet ``[B, t, h * w, V]``, V values a tubelet, and the token shape (t, h,
+            w).
 
         Raises:
-            ValueError: The video is no whole number of tubelets, or not floating-point.
+            ValueError: The video does not divide into tubelets, or is not floating-point.
         """
         if video.ndim != 5 or video.shape[1] != self.in_chans:
             raise ValueError(f"expected a video [B, {self.in_chans}, T, H, W], got {list(video.shape)}")
@@ -114,15 +115,15 @@ class PositionTable(nn.Module):
     def forward(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Rows for the class token ``[1, C]`` and for a grid of tokens ``[t * h * w, C]``, fp32.
 
-        Without gradients the rows of each grid are computed once and kept, until a parameter changes. Only
-        changes behind autograd's back, through ``parameter.data``, go unseen.
+        Without gradients the rows of each grid are computed once and kept until a parameter changes. A change
+        through ``parameter.data`` is not noticed.
         """
         parameters = [p for p in (self.grid, self.scale, self.shift) if p is not None]
-        # Parameters made in inference mode have no version to tell a change by.
+        # Parameters made in inference mode have no version that would reveal a change.
         unversioned = any(p.is_inference() for p in parameters)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or unversioned:
             return self.cls.float(), self._resample(shape)
-        # In-place changes (an optimiser's, a loaded checkpoint's) raise the version; moves change the rest.
+        # In-place changes (by an optimiser or a loaded checkpoint) raise the version; moves change the rest.
         state = tuple((p._version, p.data_ptr(), p.device, p.dtype) for p in parameters)
         former, rows = self._cache.get(shape, ((), self.cls))
         if former != state:

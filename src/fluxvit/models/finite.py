@@ -1,4 +1,4 @@
-"""A check that what a network gives are numbers."""
+"""A check for NaN and infinity in the output of a network."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 class NotFiniteError(ValueError):
-    """A network gave NaN or infinity. The message is one line, and names the cause's cure."""
+    """The output of a network has NaN or infinity. The message is one line and names possible cures."""
 
 
 def check_finite(values: Tensor, where: object) -> Tensor:
-    """The values themselves, if all of them are finite.
+    """Return the values if all of them are finite.
 
-    It waits for the device that computes them; so it belongs where results are fetched, not inside a network.
+    The check waits for the device, so that it belongs where results are fetched, not inside a network.
 
     Args:
-        values: Whatever a network gave.
-        where: What they were computed for, such as the path of a video; the message begins with it.
+        values: Output of a network.
+        where: The input, such as the path of a video; the message begins with it.
 
     Raises:
         NotFiniteError: A value is NaN or infinite.

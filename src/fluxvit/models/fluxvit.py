@@ -29,10 +29,11 @@ from fluxvit.utils.system import memory_bytes
 
 
 class FluxViTOutput(NamedTuple):
-    """What one budget yields.
+    """The output at one budget.
 
     ``logits`` [B, classes]; ``embedding`` [B, P], the pooled vector, not normalised; ``kept`` int64 [B, K],
-    ascending indices into the pool of T * L tokens, or None when nothing was dropped; ``head``, its index.
+    ascending indices into the pool of T * L tokens, or None if no token was dropped; ``head``, the index of
+    the head.
     """
 
     logits: Tensor
@@ -85,7 +86,7 @@ class FluxViT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Normal weights of std 0.02 but for the patch projection, residual branches scaled by depth."""
+        """Initialise with std 0.02 except in the patch projection; residual branches are scaled by depth."""
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear) and name != "patch_embed.proj":
@@ -126,14 +127,14 @@ class FluxViT(nn.Module):
 
         Args:
             video: Normalised clips ``[B, C, T, H, W]``.
-            budget: Tokens to keep; at or above the pool's size, or None, all are kept. A sequence embeds and
-                scores the pool once and gives one output per budget, in its order.
+            budget: Tokens to keep. None, or a budget of at least the size of the pool, keeps all. A sequence
+                embeds and scores the pool once and gives one output per budget, in its order.
             head: Index of the head to read; None: the one trained nearest to the number of kept tokens.
-            selector: Which tokens to keep.
+            selector: A selector or its name, which chooses the kept tokens.
 
         Raises:
-            ValueError: A budget is no positive integer, there is no such head, or the video does not divide
-                into tubelets.
+            ValueError: A budget is not a positive integer, there is no such head, or the video does not
+                divide into tubelets.
         """
         budgets = list(budget) if isinstance(budget, Sequence) else [budget]
         samples, _ = self.select_tokens(video, budgets, selector)
@@ -222,14 +223,14 @@ class FluxViT(nn.Module):
     ) -> tuple[list[tuple[Tensor, Tensor | None]], tuple[int, int, int]]:
         """Select the tokens that enter the blocks at each budget; see :meth:`forward` for the arguments.
 
-        No token is embedded twice, and none that is dropped if the selector reads no embeddings.
+        No token is embedded twice. Dropped tokens are not embedded if the selector reads no embeddings.
 
         Returns:
             For each budget the kept tokens with their positions, class token first, ``[B, 1 + K, C]``, and
-            their indices ``[B, K]``, or None where all stay; and the pool's shape (t, h, w).
+            their indices ``[B, K]``, or None if all are kept; and the pool's shape (t, h, w).
 
         Raises:
-            ValueError: A budget is no positive integer, or the video does not divide into tubelets.
+            ValueError: A budget is not a positive integer, or the video does not divide into tubelets.
         """
         if not torch.compiler.is_compiling():
             self._check_pool(video)
@@ -240,15 +241,15 @@ class FluxViT(nn.Module):
             return [(self.add_positions(embeddings, shape, kept), kept) for kept in choices], shape
         patches, shape = self.patch_embed.patchify(video)
         choices = self.select_indices(patches, budgets, chooser)
-        # Smaller budgets keep subsets, so that the largest choice holds all of them.
+        # Smaller budgets keep subsets, so that the largest choice contains all of them.
         pool = patches.shape[1] * patches.shape[2]
         largest = max(choices, key=lambda kept: pool if kept is None else kept.shape[1], default=None)
         patches = patches.flatten(1, 2)
         embeddings = self.patch_embed.embed(patches if largest is None else gather_tokens(patches, largest))
         samples = []
         for kept in choices:
-            places = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
-            samples.append((self._with_positions(embeddings, shape, kept, places), kept))
+            columns = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
+            samples.append((self._with_positions(embeddings, shape, kept, columns), kept))
         return samples, shape
 
     def _check_pool(self, video: Tensor) -> None:
@@ -268,13 +269,13 @@ class FluxViT(nn.Module):
         budgets: Sequence[int | None],
         selector: str | Selector = "group_dynamic",
     ) -> list[Tensor | None]:
-        """Select the indices ``[B, K]`` to keep for each budget; None where all tokens stay.
+        """Select the indices ``[B, K]`` to keep for each budget; None if all tokens are kept.
 
         Args:
-            tokens: What the selector reads, ``[B, T, L, C]``.
+            tokens: Input of the selector, ``[B, T, L, C]``.
 
         Raises:
-            ValueError: A budget is no positive integer.
+            ValueError: A budget is not a positive integer.
         """
         pool = tokens.shape[1] * tokens.shape[2]
         budgets = [None if budget is None else _token_budget(budget) for budget in budgets]
@@ -291,12 +292,12 @@ class FluxViT(nn.Module):
         return self._with_positions(embeddings.flatten(1, 2), shape, kept, kept)
 
     def _with_positions(
-        self, x: Tensor, shape: tuple[int, int, int], kept: Tensor | None, places: Tensor | None
+        self, x: Tensor, shape: tuple[int, int, int], kept: Tensor | None, columns: Tensor | None
     ) -> Tensor:
-        """:meth:`add_positions` for embeddings ``[B, N, C]`` in which the kept ones are at ``places``."""
+        """:meth:`add_positions` for embeddings ``[B, N, C]`` in which the kept ones are at ``columns``."""
         cls_row, rows = self.pos_embed(shape)
-        if kept is not None and places is not None:
-            x, rows = gather_tokens(x, places), rows[kept]
+        if kept is not None and columns is not None:
+            x, rows = gather_tokens(x, columns), rows[kept]
         cls = (self.cls_token + cls_row).to(x.dtype).expand(x.shape[0], -1, -1)
         return torch.cat([cls, x + rows.to(x.dtype)], dim=1)
 
@@ -317,10 +318,10 @@ class FluxViT(nn.Module):
         return x, [outputs[i] for i in indices]
 
     def align(self, embedding: Tensor, head: int) -> Tensor:
-        """Unit vectors ``[B, P]`` to compare a smaller budget's pooled vector with head 0's.
+        """Unit vectors ``[B, P]`` that compare the pooled vector of a smaller budget with that of head 0.
 
         Raises:
-            ValueError: Head 0, or one that does not exist: it has no aligner.
+            ValueError: The head is 0 or does not exist, so that it has no aligner.
         """
         if not 1 <= head < len(self.heads):
             raise ValueError(f"head {head} has no aligner; heads 1 to {len(self.heads) - 1} do")
@@ -371,7 +372,7 @@ class FluxViT(nn.Module):
 
     @torch.no_grad()
     def reorder_classes(self, order: Sequence[int]) -> None:
-        """Renumber the classes: class ``i`` becomes what class ``order[i]`` was.
+        """Renumber the classes: the new class ``i`` is the former class ``order[i]``.
 
         Raises:
             ValueError: ``order`` does not hold every class once.
@@ -391,7 +392,7 @@ class FluxViT(nn.Module):
         Aligners are initialised again, unless the budgets stay as they are.
 
         Raises:
-            ValueError: The budgets do not fall, or are none.
+            ValueError: There are no budgets, or they do not fall.
         """
         former = self.config
         self.config = FluxViTConfig.from_dict({**former.to_dict(), "budgets": tuple(budgets)})
@@ -423,7 +424,9 @@ class FluxViT(nn.Module):
 
 
 def _check_memory(config: FluxViTConfig) -> None:
-    """Refuse to build on the CPU what its memory cannot hold: the system would kill the process."""
+    """Raise a ValueError for a network that the memory of the CPU cannot hold: the system would kill the
+    process.
+    """
     memory = memory_bytes()
     needed = config.parameters * torch.get_default_dtype().itemsize
     if memory is not None and needed > memory and torch.empty(0).device.type == "cpu":
@@ -434,10 +437,10 @@ def _check_memory(config: FluxViTConfig) -> None:
 
 
 def _token_budget(budget: Any) -> int:
-    """A budget of the caller as a number of tokens.
+    """A budget as a number of tokens.
 
     Raises:
-        ValueError: It is no positive integer, or a budget in another unit.
+        ValueError: It is not a positive integer, or has another unit.
     """
     if type(budget) is int and 1 <= budget < 1 << 40:
         return budget

@@ -39,7 +39,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Skip the branch of a clip with probability ``rate`` in training; scale the others up."""
+    """Stochastic depth: in training, skip the branch of a clip with probability ``rate``; scale up others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -99,8 +99,8 @@ class AttentionPool(nn.Module):
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(1))
 
     def attention(self, x: Tensor) -> Tensor:
-        """How much each token ``[B, N, C]`` counts in the pooled vector, averaged over heads: fp32
-        ``[B, N]``; rows sum to 1.
+        """The weight of each token ``[B, N, C]`` in the pooled vector, averaged over heads: fp32 ``[B, N]``;
+        rows sum to 1.
         """
         q, k = self._queries_and_keys(x)
         scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
@@ -115,8 +115,8 @@ class AttentionPool(nn.Module):
 
 
 class CosineClassifier(nn.Module):
-    """Scaled cosines between a projected vector and a vector for each class, rows of ``classes``; these keep
-    their lengths, so that one may be the mean of several.
+    """Scaled cosines between a projected vector and the vector of each class, a row of ``classes``. The rows
+    are not normalised, so that one may be the mean of several unit vectors.
     """
 
     def __init__(self, dim: int, class_dim: int, num_classes: int) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """``x / rms(x) * weight`` over the last axis, the quotient computed in fp32 and rounded to x's dtype.
 
-    ``nn.RMSNorm`` multiplies by the weight before it rounds, which is not what the published weights saw.
+    The published weights were trained with this order; ``nn.RMSNorm`` multiplies by the weight before it
+    rounds.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:

@@ -1,4 +1,4 @@
-"""Text towers: token ids in, one vector a text out."""
+"""Text towers, which turn the token ids of a text into a vector."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TextConfig:
     """Shape of a `TextTransformer`; the defaults are MobileCLIP-B's, 63 428 096 parameters.
 
     Args:
-        vocab_size: Token ids.
-        context: Most tokens of a text.
-        embed_dim: Width.
-        depth: Blocks.
+        vocab_size: Number of token ids.
+        context: Maximum number of tokens of a text.
+        embed_dim: Width of the tokens.
+        depth: Transformer blocks.
         num_heads: Attention heads.
-        out_dim: Width of the vectors that come out.
+        out_dim: Width of the output vectors.
 
     Raises:
         ValueError: A value has another type, is out of range, or does not fit the others.
@@ -55,11 +55,11 @@ class TextConfig:
 
 
 class TextTower(nn.Module):
-    """What turns texts into vectors.
+    """A network that turns texts into vectors.
 
     Attributes:
         out_dim: Width of the vectors.
-        context: Most tokens of a text.
+        context: Maximum number of tokens of a text.
     """
 
     out_dim: int
@@ -71,7 +71,7 @@ class TextTower(nn.Module):
 
         Args:
             ids: int64 ``[B, N]``, N at most the context; ids after the end of a text are ignored.
-            lengths: int64 ``[B]``, tokens of each.
+            lengths: int64 ``[B]``, the number of tokens of each text.
 
         Raises:
             ValueError: A text is longer than the context.
@@ -79,28 +79,30 @@ class TextTower(nn.Module):
 
     @abstractmethod
     def blocks_in_order(self) -> list[nn.Module]:
-        """The transformer blocks, the first first."""
+        """The transformer blocks in order."""
 
     @abstractmethod
     def stem(self) -> list[Tensor]:
-        """What comes before the blocks: embeddings, and what belongs to them."""
+        """The parameters before the blocks, such as embeddings."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Token ids that it knows, from 0."""
+        """Number of token ids."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Plain values from which a tower of this shape can be made again."""
+        """Plain values from which a tower of this shape can be built."""
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more axes that must not decay."""
 
     def train_last(self, blocks: int) -> None:
-        """Train this many of the last blocks and what follows them; 0 freezes everything, the stem is trained
-        only with all blocks.
+        """Train only the last blocks and the layers after them. The stem is trained only with all blocks.
+
+        Args:
+            blocks: Number of blocks to train; 0 freezes the whole tower.
 
         Raises:
             ValueError: There are fewer blocks.
@@ -115,7 +117,7 @@ class TextTower(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """Pre-norm block in which a token sees itself and those before it."""
+    """Pre-norm block in which a token attends to itself and to the tokens before it."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -132,12 +134,12 @@ class TextBlock(nn.Module):
 
 
 class TextTransformer(TextTower):
-    """CLIP's kind of text tower: causal, and read at the end of the text.
+    """A text tower like CLIP's: causal, and read at the end of the text.
 
-    As no token sees a later one, what follows the end does not count: padding needs no mask.
+    No token attends to a later one, so that padding after the end needs no mask.
 
     Args:
-        config: Its shape.
+        config: Shape of the tower.
     """
 
     def __init__(self, config: TextConfig) -> None:
