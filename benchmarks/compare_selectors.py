@@ -1,15 +1,15 @@
-"""What is the choice of tokens worth, and what does it cost? All selectors side by side at equal K.
+"""What does the choice of tokens gain, and what does it cost? Compares all selectors at equal K.
 
-Beside the selectors stand `merging` (tokens merged instead of dropped, before the first block) and `plain`
-(nothing to choose: the largest frames, and as many of them, that K tokens pay for whole).
+Two more methods are compared: `merging` (tokens are merged instead of dropped, before the first block) and
+`plain` (no choice: the largest frames, and as many of them, of which K tokens are all).
 
     python benchmarks/compare_selectors.py CHECKPOINT [CHECKPOINT ...] --data DATA/test.jsonl --grid 32x40 \
       --budgets 50,25 --cache runs/cache --json runs/selectors.json
 
-Checkpoints are seeds of one recipe: of one the accuracy is printed with its 95 % interval (Wilson), of
-several the mean and the standard deviation over them. Differences from group_dynamic are paired: of the same
-clips, with the 95 % interval over clips. Milliseconds are medians, taken in turns so that all methods share
-the machine's moods, of one clip and of eight at once; "choose" is the choice alone, "all" the whole forward
+Checkpoints are seeds of one recipe. For one checkpoint the accuracy is printed with its 95 % interval
+(Wilson), for several the mean and the standard deviation. Differences from group_dynamic are paired by clip,
+with the 95 % interval over clips. Milliseconds are medians for one clip and for eight at once; all methods
+take turns, so that they share the load of the machine. "choose" is the choice alone, "all" the whole forward
 pass of the first checkpoint. With --json the same command goes on after the last checkpoint that was done.
 """
 
@@ -129,7 +129,7 @@ def _dataset(args: argparse.Namespace, manifest: Manifest) -> ClipDataset:
 
 
 def _answers(model: FluxViT, video: Tensor, budgets: Sequence[int], method: str) -> list[Tensor]:
-    """Logits at each budget. Of ``plain`` the video must be of the grid that one budget pays for."""
+    """Logits at each budget. For ``plain`` the video must have the grid of its one budget."""
     if method == PLAIN:
         return [model(video).logits]
     if method == MERGING:
@@ -148,7 +148,7 @@ def _correct(
     setting: dict[str, Any],
     title: str,
 ) -> dict[str, dict[str, str]]:
-    """Of each method and budget a digit for every clip: 1 where the answer was right."""
+    """For each method and budget a digit per clip: 1 if the prediction is right."""
     model, budgets, clips = checkpoint.model, setting["budgets"], range(setting["clips"])
     passes: list[tuple[SamplingGrid, list[int], list[str]]] = [
         (args.grid, budgets, [method for method in setting["methods"] if method != PLAIN])
@@ -170,7 +170,7 @@ def _correct(
 
 
 def _plain(model: FluxViT, budget: int, grid: SamplingGrid) -> SamplingGrid:
-    """The largest square frames, up to the grid's height, of which the budget pays for a tubelet or more."""
+    """The largest square frames, up to the grid's height, of which a tubelet or more fits into the budget."""
     config = model.config
     for size in range(grid.height, 0, -config.patch_size):
         plain = plain_grid(model, budget, size)
@@ -225,7 +225,7 @@ def _milliseconds(model: FluxViT, args: argparse.Namespace, setting: dict[str, A
 
 
 def _track(rounds: Iterable[Any], title: str, count: int) -> Iterable[Any]:
-    console = Console(stderr=True)  # What is printed may go to a file.
+    console = Console(stderr=True)  # Standard output may go to a file.
     return track(rounds, title, count, console=console, transient=True, disable=not console.is_terminal)
 
 
@@ -287,7 +287,7 @@ def _report(
 
 
 def _accuracy(marks: Tensor) -> str:
-    """Of ``[checkpoints, clips]``."""
+    """The accuracy of marks ``[checkpoints, clips]`` in words."""
     if len(marks) == 1:
         return str(Score(int(marks.sum()), marks.shape[1]))
     rows = [100 * row.double().mean().item() for row in marks]

@@ -1,15 +1,15 @@
-"""What does one multi-budget step cost, against a step for each budget?
+"""What does one multi-budget step cost, compared with a step for each budget?
 
-All budgets of a Flux-UMT step share the teacher's pass, the embedding and the optimiser's update. So where
-a teacher takes T seconds, embedding, selection and update E, and the student's passes with their decoders S,
-one step takes T + E + S, and three steps of one budget each take 3 T + 3 E + S: with a teacher as expensive
-as the three passes together, twice as long. This measures the parts, both kinds of step, and the memory of
-each, in processes of their own.
+All budgets of a Flux-UMT step share the teacher's pass, the embedding and the optimiser's update. If the
+teacher takes T seconds, embedding, selection and update take E, and the student's passes with their decoders
+take S, then one step takes T + E + S, and three steps of one budget each take 3 T + 3 E + S: about twice as
+long with a teacher as expensive as the three passes together. This script measures the parts, both kinds of
+step and the memory of each, in separate processes.
 
     python benchmarks/distillation_step.py
 
-Teachers are FluxViTs at random weights, of several depths; one is made as deep as it takes to cost what the
-student's passes do.
+Teachers are FluxViTs of several depths with random weights. The depth of the last one is chosen so that it
+costs as much as the student's passes.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Videos found by sentences: a dual encoder is trained on MotionWorld's captions, on a CPU, and tested.
+"""How well does a dual encoder find videos by sentences, trained on MotionWorld's captions on a CPU?
 
-With the real text tower that a package brings along, or with a small one from nothing; the video side starts
-from the checkpoint of the package, which has learned the motions of these videos as classes, or from nothing.
-Tested on videos that neither has seen, at the full and a quarter of the token budget, with plain sampling and
-with plans that were searched on the validation videos.
+The text tower is a pretrained one or a small one from scratch. The video tower starts from the packaged
+checkpoint, which has learned the motions of these videos as classes, or from scratch. The dual encoder is
+tested on new videos at the full token budget and at a quarter of it, with plain sampling and with plans that
+were searched on the validation videos.
 
-Captions that differ in one motion only are counted apart: is a video nearer to its caption than to the same
-caption with left for right (up for down, closer for away)? Chance is 50 %.
+Captions that differ in one motion only are counted separately: is a video nearer to its caption than to the
+same caption with left for right (up for down, closer for away)? Chance is 50 %.
 
     fluxvit data make motionworld data/mw --videos 3000 --val 200 --test 800 --difficulty demo --seed 7
     python benchmarks/dual_encoder.py --data data/mw --seeds 0,1,2
 
-Every part resumes or is skipped when it is done, so that the command can be stopped and given again; of a
-part that was cut off, the seconds are those of its last go.
+Every part resumes or is skipped when it is done, so that the command can be interrupted and repeated. The
+seconds of a part that was interrupted are those of its last run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     add("--out", type=Path, default=Path("runs/dual_encoder"))
     add("--seeds", default="0,1,2")
     add("--text", default="minilm", choices=("minilm", "words"))
-    add("--start", default="package", choices=("package", "nothing"), help="of the video side")
+    add("--start", default="package", choices=("package", "nothing"), help="of the video tower")
     add("--epochs", type=float, help="default: the recipe's")
     args = parser.parse_args()
     recipe = _recipe(args)
@@ -98,7 +98,7 @@ def _recipe(args: argparse.Namespace) -> ContrastiveRecipe:
     if args.text == "words":
         text = TextSettings("words", context=64)
     epochs = args.epochs or recipe.epochs
-    # The last checkpoint is tested: the validation videos choose plans.
+    # The last checkpoint is tested, because the validation videos choose plans.
     return replace(recipe, data=data, model=model, text=text, epochs=epochs, val="")
 
 
@@ -111,8 +111,8 @@ def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict
     budgets = (full, full // 4)
     optimize = OptimizeConfig(encoder, str(args.data / "val.jsonl"), budgets, out=str(out / "search"))
     searched = _timed(out / "searched.json", lambda: optimize_dual(optimize))
-    asked = tuple(Budget(tokens=budget) for budget in budgets)
-    found = run_retrieval(RetrievalConfig(encoder, test, asked, out=str(out)))
+    requested = tuple(Budget(tokens=budget) for budget in budgets)
+    found = run_retrieval(RetrievalConfig(encoder, test, requested, out=str(out)))
     print(found)
     rows = [row for row in found.results["rows"] if not row["dual_softmax"]]
     opposites = _Opposites(encoder, Path(test))
@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict
 
 
 def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds on the clock and of the processor of some work, which is not done again."""
+    """Seconds on the clock and of the processor of some work, which is not repeated."""
     if not done.exists():
         clock, processor = time.perf_counter(), time.process_time()
         work()
@@ -135,21 +135,21 @@ def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
 
 
 class _Opposites:
-    """Counts captions that are nearer to their video than the same with an act reversed."""
+    """Counts captions that are nearer to their video than the same caption with an act reversed."""
 
     def __init__(self, checkpoint: str, test: Path) -> None:
         self._dual = DualEncoderCheckpoint.load(checkpoint)
         self._manifest = read_manifest(test, None)
         self._pairs = {}
         for act in ACTS:
-            told = [(i, entry.captions[0]) for i, entry in enumerate(self._manifest.entries)]
-            pairs = [(i, text, other) for i, text in told if (other := mirrored(text, act)) is not None]
+            captions = [(i, entry.captions[0]) for i, entry in enumerate(self._manifest.entries)]
+            pairs = [(i, text, other) for i, text in captions if (other := mirrored(text, act)) is not None]
             sides = [self._dual.embed_texts([p[side] for p in pairs]) for side in (1, 2)]
             self._pairs[act] = [i for i, _, _ in pairs], *sides
 
     @torch.inference_mode()
     def __call__(self, row: dict[str, Any]) -> dict[str, float]:
-        """Percent of the captions that tell of an act, at the plan of a row."""
+        """Per cent of the captions that mention an act, at the plan of a row."""
         batches = epoch_batches(len(self._manifest), SamplingGrid.parse(row["grid"]), 32)
         vectors = []
         for clip in loader(ClipDataset(self._manifest), batches):

@@ -1,27 +1,27 @@
 """Does pre-training on a frozen teacher pay? The paper's tables 3 and 5 at the scale of a CPU.
 
-Pre-trains a network on unlabelled videos in several ways, tunes each on some that have labels, and trains one
-from scratch for as many CPU seconds as the first way took for everything: the teacher,
-pre-training and tuning.
+Pre-trains a network on unlabelled videos in several ways and tunes each on labelled videos. Another network
+is trained from scratch for as many CPU seconds as `multi` took for everything: the teacher, pre-training and
+tuning.
 
-    scratch        Flux-Multi tuning alone, as long as multi took altogether
+    scratch        Flux-Multi tuning alone, as long as multi took in total
     short          the same for as many epochs as the others are tuned
     multi          Flux-UMT at three budgets, then the same tuning
     single         Flux-UMT at the largest budget, then the same tuning
     no_glpe        multi, of a network without global and local positions (paper table 3)
     no_dpn         multi, of a network without dual patch norm
-    scratch_no_dpn scratch, of such a network, for as long as no_dpn took altogether
+    scratch_no_dpn scratch, of such a network, for as long as no_dpn took in total
 
 The teacher is a larger FluxViT that is trained here first, on the labels of all videos.
 
-Each is tested at the full, half and quarter budget, and a linear probe on the pre-trained network, before
-tuning, at the full one. The probe is trained on the same labels, chosen on the validation videos and scored
-on the test videos like all others.
+Each is tested at the full, half and quarter budget. A linear probe of the pre-trained network, before tuning,
+is tested at the full one. It is trained on the same labels, chosen on the validation videos and scored on the
+test videos.
 
     python benchmarks/flux_pretraining.py --data data/metaworld --labels 250
 
-Every run resumes, so the command can be stopped and given again; but of a part that was cut off, the seconds
-are those of its last go. They are CPU seconds of the process, whatever else the machine does.
+Every run resumes, so the command can be interrupted and repeated; the seconds of a part that was interrupted
+are those of its last run. Seconds are CPU seconds of the process, so that other work hardly changes them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from fluxvit.video.augment_settings import AugmentSettings
 Videos = TypeVar("Videos", bound=VideoSettings)
 
 WAYS = ("multi", "scratch", "short", "single", "no_glpe", "no_dpn", "scratch_no_dpn")
-# From nothing, for as long as this way took for everything.
+# Ways from scratch, and the way whose total time each is given.
 SCRATCH = {"scratch": "multi", "scratch_no_dpn": "no_dpn"}
 # Few tokens, for a CPU, each of four frames of 8x8 pixels.
 TUBELET, FRAMES, SIDE = 4, 16, 56
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def _settle() -> None:
-    """In a worker process."""
+    """Prepare a worker process."""
     follow_parent()
     torch.set_num_threads(1)
 
@@ -180,7 +180,7 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
 
 
 def _timed(done: Path, work: Callable[[], Any]) -> dict[str, float]:
-    """CPU seconds of some work, which is not done again."""
+    """CPU seconds of some work, which is not repeated."""
     if not done.exists():
         start = time.process_time()
         work()
@@ -195,7 +195,7 @@ def _train_teacher(args: argparse.Namespace) -> None:
 
 
 def _write_splits(args: argparse.Namespace) -> None:
-    """Manifests with the labels that are asked for; of the training videos the first of each class."""
+    """Write manifests with the requested labels: of the training videos, the first of each class."""
     for name, source in SPLITS.items():
         manifest = read_manifest(args.data / f"{source}.jsonl", args.target)
         entries, seen = [], Counter[int]()
@@ -284,8 +284,8 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = [_cell([100 * run["probe"] / run["total"] for run in runs if run["probe"] is not None])]
         cells += [_cell(list(column)) for column in zip(*rows, strict=True)]
         parts = {name: mean(run["seconds"][name] for run in runs) for name in runs[0]["seconds"]}
-        told = " + ".join(f"{name} {value:.0f}" for name, value in parts.items())
-        lines.append(f"{way:14}" + "".join(cells) + f"   {told} = {sum(parts.values()):.0f}")
+        terms = " + ".join(f"{name} {value:.0f}" for name, value in parts.items())
+        lines.append(f"{way:14}" + "".join(cells) + f"   {terms} = {sum(parts.values()):.0f}")
     return "\n".join(lines)
 
 

@@ -1,22 +1,22 @@
 """Does training on flexible grids and several budgets pay? The paper's tables 1 and 5 at the scale of a CPU.
 
-Trains a network on one grid, all tokens, and tunes it further in four ways, for equally many steps of
-equally many clips (table 1 tunes a model that was trained so, too):
+Trains a network on all tokens of one grid, and tunes it further in four ways for the same number of steps and
+clips (table 1 also tunes a model that was trained in this way):
 
-    fixed          as before: on one grid, all tokens, how video transformers are trained
+    fixed          all tokens of one grid, as video transformers are usually trained
     single         Flux-Single: grids of one to two budgets of tokens, selected down to one budget
     multi          Flux-Multi: the same grids; full, half and quarter budget in each step
     multi+align    Flux-Multi with the smaller budgets aligned to the largest
 
-and tests each at the full, half, quarter and eighth budget (no way trains the last) by three samplings:
+and tests each at the full, half, quarter and eighth budget (the last is never trained) with three samplings:
 
-    plain          the grid that has just so many tokens: fewer frames
+    plain          the grid with exactly this number of tokens: fewer frames
     cut            the fixed grid, selected down (table 5)
     dense          larger frames, selected down
 
     python benchmarks/flux_tuning.py --train DATA/train.jsonl --test DATA/test.jsonl --out runs/flux_tuning
 
-Every run resumes, so the command can be stopped and given again.
+Every run resumes, so the command can be interrupted and repeated.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _run(job: tuple[argparse.Namespace, str, int]) -> dict[str, Any]:
     scores["plain"] = []
     for part, keep in enumerate(keeps):
         frames = args.frames >> part
-        if frames % args.tubelet == 0:  # Smaller budgets do not pay for one tubelet of whole frames.
+        if frames % args.tubelet == 0:  # Smaller budgets have less than one tubelet of frames.
             grid = SamplingGrid(frames, args.size, args.size)
             scores["plain"] += [r.score for r in predict_plans(info, dataset, [Plan(grid, keep)])]
     scores["cut"] = [r.score for r in predict_plans(info, dataset, [Plan(fixed, k) for k in keeps])]

@@ -1,16 +1,16 @@
 """Does a budget in milliseconds give a plan that takes that long, and what does a quarter of the tokens save?
 
-Budgets. Five latencies are spread evenly, as ratios, between the cheapest plan of the table as it stands and
-the one that a budget without bounds leads to. For each a plan is chosen as `Budget(latency_ms=...)` chooses
-it, with an empty table of measurements. When all are chosen, their plans are measured afresh, in turns:
-"again" is that median, and "of asked" should lie within 95 to 100 %.
+Budgets: five latencies are spread evenly, as ratios, between the cheapest plan of the table and the plan that
+an unlimited budget gives. For each latency a plan is chosen as `Budget(latency_ms=...)` chooses it, with an
+empty table of measurements. Then all chosen plans are measured again, in turns: "again" is that median, and
+"of asked" should lie within 95 to 100 %.
 
-Speed-up. The plan of the largest budget against that of a quarter of it, in turns, in batches of one and of
-eight clips, beside what multiply-accumulates promise: of everything, and of the kept tokens alone, as papers
-count.
+Speed-up: the plan of the largest budget is compared with that of a quarter of it, in turns, in batches of one
+and of eight clips. Beside it stand the ratios of multiply-accumulates, of everything and of the kept tokens
+alone, as papers count.
 
-A named size has random weights and plans of its own: the largest budget's frames whole, and a half, a quarter
-and an eighth of its tokens out of grids about 2.5 times as large. A checkpoint has its plan table.
+A named size has random weights and four plans: all tokens of the largest budget's frames, and a half, a
+quarter and an eighth of them out of grids about 2.5 times as large. A checkpoint has its plan table.
 
     python benchmarks/latency_budgets.py fluxvit_nano fluxvit_tiny fluxvit_small --json latency_budgets.json
 """
@@ -97,7 +97,7 @@ def model_and_plans(name: str, size: int | None, device: torch.device) -> tuple[
 
 
 def try_budgets(model: FluxViT, plans: list[Plan], runs: int) -> list[dict[str, Any]]:
-    """Ask for latencies, and measure what was given for them."""
+    """Choose plans for latencies and measure them."""
     ends = min(plans, key=lambda plan: _cost(model, plan).total), plan_for(model, Budget(gflops=1e9), plans)
     cheapest, dearest = measure_latencies(model, ends)
     spread = dearest.p50 / cheapest.p50

@@ -1,14 +1,14 @@
-"""How much of the bare reader's speed is left when the loader delivers augmented training clips?
+"""How fast does the loader deliver augmented training clips, compared with decoding alone?
 
-Makes H.264 videos like a copy of Kinetics (340x256, 10 seconds), and measures in turns, several times over:
-decoding alone, in one and in two processes (`open_video` and `read` at the times of training clips, nothing
-kept), and the loader with two workers, which decodes the same frames, crops, resizes, augments and hands over
-batches; with the default augmentation (random resized crop) and with that of configs/k400.yaml.
+Makes H.264 videos like a copy of Kinetics (340x256, 10 seconds) and measures several times, in turns:
+decoding alone in one and in two processes (`open_video` and `read` at the times of training clips), and the
+loader with two workers, which decodes the same frames, crops, resizes, augments and collates batches. The
+loader is measured with the default augmentation (random resized crop) and with that of configs/k400.yaml.
 
-Rates are medians over the turns; a ratio is the median of the ratios within each turn, so that a change of
-the machine's load during the run moves both sides. Starting processes is not timed. The same ratio of
-processor time, of the bare processes to the loader's workers for one clip, is told besides: others on the
-machine hardly move it, but it leaves out what the receiving process does and any waiting.
+Rates are medians over the turns. A ratio is the median of the ratios within each turn, so that a change of
+the machine's load affects both sides. Starting processes is not timed. The same ratio of processor time for a
+clip is also printed: other work on the machine hardly changes it, but it excludes the receiving process and
+any waiting.
 
     python benchmarks/loader_throughput.py --out benchmarks/results/loader_throughput.json
 """
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def make_videos(folder: Path, count: int, gop: int) -> tuple[Manifest, int]:
-    """Videos of a textured scene that pans, with things that move across it and sensor noise; kbit/s."""
+    """Videos of a panning textured scene with moving objects and sensor noise, and their mean kbit/s."""
     entries = []
     for n in range(count):
         path = folder / f"{n}.mp4"
@@ -139,13 +139,13 @@ def measure(
         for name, augmentation in AUGMENTATIONS.items():
             data = _Clips(manifest, augmentation=augmentation)
             ways[f"loader {name}"] = lambda r, d=data: loader_rate(d, r, batch, workers)
-        # Forwards and backwards in turn: a load that rises or falls favours nobody.
+        # The order alternates, so that a rising or falling load favours none.
         for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
             start = _children_seconds()
             ways[name]([])
             middle = _children_seconds()
             rates.setdefault(name, []).append(ways[name](requests))
-            # Without what starting and ending the processes costs.
+            # The cost of starting and ending the processes is subtracted.
             cost = _children_seconds() - middle - (middle - start)
             costs.setdefault(name, []).append(cost / clips)
 
@@ -195,7 +195,7 @@ _NOTHING = SamplingGrid(1, 1, 1)
 
 
 class _Clips(ClipDataset):
-    """Clips of files, and empty ones that cost nothing."""
+    """Clips of files, and empty clips that cost nothing."""
 
     def __getitem__(self, request: ClipRequest) -> Clip:
         if request.grid == _NOTHING:
@@ -205,9 +205,9 @@ class _Clips(ClipDataset):
 
 
 def loader_rate(data: ClipDataset, requests: list[ClipRequest], batch: int, workers: int) -> float:
-    """Clips per second of the loader, from when all workers have started."""
+    """Clips per second of the loader, timed after all workers have started."""
     batches = [requests[first : first + batch] for first in range(0, len(requests), batch)]
-    # As many empty batches as are asked for in advance, so that no clip is made before the clock runs.
+    # The loader requests so many batches in advance. They are empty, so that no clip is made before timing.
     ahead = 4 * workers
     starters = [[ClipRequest(0, _NOTHING)] for _ in range(ahead)]
     seconds = 0.0

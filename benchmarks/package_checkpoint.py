@@ -1,7 +1,7 @@
-"""Makes a trained checkpoint ready to ship: chooses its plans, tests it, writes its model card.
+"""Prepares a trained checkpoint for the package: chooses its plans, tests it and writes its model card.
 
-For each budget the best of the grids that it was trained on is chosen on the validation videos; the card has
-the accuracy of that plan on the test videos.
+For each budget the best grid of those it was trained on is chosen on the validation videos. The card has the
+accuracy of that plan on the test videos.
 
     python benchmarks/package_checkpoint.py runs/flux_tuning/multi+align-0/last \
       src/fluxvit/pretrained/fluxvit_nano_motionworld --data data/mw --made_by "..."
@@ -72,7 +72,7 @@ def main() -> None:
         raise SystemExit(f"{args.checkpoint} was trained on other videos than those of {args.data}")
     info.labels = list(train.labels)
     recipe = info.provenance["recipe"]
-    # The settings of the recipe, not the folders of the machine that ran it.
+    # The card keeps the settings of the recipe without the folders of the machine that ran it.
     recipe["data"] = {key: recipe["data"][key] for key in ("target", "cache_frames", "cache_side")}
     recipe["model"] = {key: recipe["model"][key] for key in ("name", "settings")}
     del recipe["out"]
@@ -85,7 +85,7 @@ def main() -> None:
             str(folder), str(args.data / "val.jsonl"), frames=frames, sizes=sizes, device="cpu", out=log
         )
         best = run_optimize(search).best
-    (folder / SEARCH).unlink()  # It names folders, too.
+    (folder / SEARCH).unlink()  # The record of the search names folders as well.
     rows = []
     for budget, plan in ((budget, tried.plan) for budget, tried in best.items()):
         (result,) = predict_plans(info, ClipDataset(test), [plan])

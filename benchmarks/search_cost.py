@@ -1,9 +1,9 @@
-"""What the search for the best sampling costs and misses, beside trying every candidate on every clip.
+"""What does the search for the best sampling cost and miss, compared with trying all candidates on all clips?
 
-For each seed the clips are drawn and ordered anew. Both ways run on the same clips; the plan that the search
-finds is scored by what the exhaustive search measured of it. Of many candidates that are about equal one is
-always lucky on the clips at hand, and the exhaustive search finds it; so with ``--fresh`` the plans of both
-are compared on other videos, too.
+For each seed the clips are drawn and ordered again. Both searches run on the same clips; the plan that the
+fast search finds is scored by the accuracy that the exhaustive search measured for it. Among many candidates
+of about equal accuracy, one is always lucky on these clips, and the exhaustive search finds it. So with
+``--fresh`` the plans of both are also compared on other videos.
 
     python benchmarks/search_cost.py fluxvit_nano_motionworld data/held/val.jsonl --clips 400 \\
         --seeds 0,1,2,3 --fresh data/test.jsonl
@@ -37,7 +37,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def accuracies(exhaustive: OptimizeResult, budget: int) -> dict[tuple, float]:
-    """Of every sampling the accuracy of its best head, in per cent."""
+    """The accuracy of the best head of each sampling, in per cent."""
     return {
         (tried.plan.grid, tried.plan.selector): 100 * tried.score.accuracy
         for tried in exhaustive.tried[budget]

@@ -1,11 +1,11 @@
-"""How fast are questions to a database of windows answered? Beside an approximate index, if one is installed.
+"""How fast is a search in a database of windows, compared with usearch and LanceDB if they are installed?
 
 Fills a database with random unit vectors, a hundred windows to a file, and asks for the ten nearest: first
-with nothing in memory, as the command does, then again and again, as a server does; then with filters. Every
-answer is compared with products of all vectors in fp64.
+with nothing in memory, as the command does, then repeatedly, as a server does, then with filters. Every
+result is compared with products of all vectors in fp64.
 
     python benchmarks/search_speed.py --windows 100000 --dim 512
-    pip install usearch lancedb   # To see them, too.
+    pip install usearch lancedb   # Compares with these as well.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _ours(path: Path, vectors: np.ndarray, queries: np.ndarray, truth: list[set[
         "seconds to write": round(made, 1),
         "MB": round(path.stat().st_size / 1e6, 1),
         "ms, nothing in memory": round(cold, 1),
-        **_told(found, times, truth),
+        **_figures(found, times, truth),
         "ms, another filter": round(filtered_cold, 1),
         "ms, the same filter again": round(median(filtered), 2),
     }
@@ -102,7 +102,7 @@ def _usearch(path: Path, vectors: np.ndarray, queries: np.ndarray, truth: list[s
     made = time.perf_counter() - start
     found, times = _ask(lambda query: set(index.search(query, COUNT).keys.tolist()), queries)
     size = round(path.stat().st_size / 1e6, 1)
-    return {"seconds to write": round(made, 1), "MB": size, **_told(found, times, truth)}
+    return {"seconds to write": round(made, 1), "MB": size, **_figures(found, times, truth)}
 
 
 def _lancedb(path: Path, vectors: np.ndarray, queries: np.ndarray, truth: list[set[int]]) -> dict[str, float]:
@@ -121,7 +121,7 @@ def _lancedb(path: Path, vectors: np.ndarray, queries: np.ndarray, truth: list[s
 
     found, times = _ask(ask, queries)
     size = round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6, 1)
-    return {"seconds to write": round(made, 1), "MB": size, **_told(found, times, truth)}
+    return {"seconds to write": round(made, 1), "MB": size, **_figures(found, times, truth)}
 
 
 def _ask(ask: Callable[[np.ndarray], set[int]], queries: np.ndarray) -> tuple[list[set[int]], list[float]]:
@@ -134,7 +134,7 @@ def _ask(ask: Callable[[np.ndarray], set[int]], queries: np.ndarray) -> tuple[li
     return found, times
 
 
-def _told(found: list[set[int]], times: list[float], truth: list[set[int]]) -> dict[str, float]:
+def _figures(found: list[set[int]], times: list[float], truth: list[set[int]]) -> dict[str, float]:
     right = sum(len(one & other) for one, other in zip(found, truth, strict=True)) / (COUNT * len(truth))
     ordered = sorted(times)
     return {

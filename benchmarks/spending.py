@@ -1,13 +1,12 @@
-"""Do cascades pay? Cascades against fixed plans at equal mean cost.
+"""Do cascades pay? Compares cascades with fixed plans at equal mean cost.
 
 Cascades are tuned on one set of videos and tested on another. Each is compared with the fixed plans at the
-mean cost that it turns out to have in the test: with the plan of that cost or, between two, with clips given
-to either by lot so that the mean cost is the same. Which plans that comparison uses is also decided on the
+mean cost that it has in the test: with the plan of that cost or, between two plans, with clips assigned to
+either at random so that the mean cost is the same. The plans of that comparison are also chosen on the
 tuning set.
 
-Differences are paired, clip by clip, with 95 % intervals of a bootstrap over the test clips. Costs are GMACs
-of the network, everything counted, and milliseconds of one clip at a time on this device, in which reading
-the video is not counted.
+Differences are paired by clip, with 95 % intervals of a bootstrap over the test clips. Costs are all GMACs of
+the network, and milliseconds of one clip at a time on this device without reading the video.
 
     python benchmarks/spending.py runs/demo/best --tune DATA/val.jsonl --test DATA/test.jsonl --json out.json
 """
@@ -109,7 +108,7 @@ def _plan(text: str) -> Plan:
 
 
 Rows = dict[str, tuple[list[Tensor], Tensor]]
-"""Of each set the logits ``[N, classes]`` of every plan, and the labels ``[N]``."""
+"""For each set of videos, the logits ``[N, classes]`` of every plan and the labels ``[N]``."""
 
 
 def fixed_plans(model: FluxViT, plans: Sequence[Plan], rows: Rows, runs: int) -> list[dict[str, Any]]:
@@ -184,14 +183,14 @@ def _retuned(
     targets: list[float],
     runs: int,
 ) -> tuple[list[Cascade], Callable[[Sequence[Plan]], list[float]]]:
-    """Thresholds by the latency of whole cascades, which are measured in turns with their first stages."""
+    """Tune thresholds by the latency of whole cascades, measured in turns with their first stages."""
     chains = list(
         dict.fromkeys(stages for cascade in tuned for stages in map(tuple, prefixes(cascade.stages)))
     )
     whole = dict(zip(chains, measure_chains(model, chains, runs), strict=True))
 
     def costs(stages: Sequence[Plan]) -> list[float]:
-        # By how much the device was slower or faster than when the plans were timed alone.
+        # Ratio of the device's speed now to that when the plans were timed alone.
         pace = single[stages[0]] / whole[(stages[0],)]
         return [pace * whole[tuple(first)] for first in prefixes(stages)]
 
@@ -208,7 +207,7 @@ def _right(rows: tuple[list[Tensor], Tensor], i: int) -> Tensor:
 
 
 def _hull(points: Sequence[tuple[float, int, Tensor]]) -> list[tuple[float, int]]:
-    """Costs and numbers of the plans that are worth it: the upper hull of accuracy against cost."""
+    """Costs and numbers of the plans on the upper hull of accuracy against cost."""
     hull: list[tuple[float, int, float]] = []
     for cost, i, right in sorted(points, key=lambda point: point[0]):
         accuracy = right.mean().item()

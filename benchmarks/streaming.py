@@ -1,10 +1,11 @@
-"""What a step of a stream costs, beside answering for the whole window anew.
+"""What does a step of a stream cost, compared with predicting the whole window again?
 
-Medians over the steps after the first, streaming and recomputing in turns, so that a load that comes and
-goes favours neither. First the network alone, from frames that are already resized and normalised; then
-everything, from an H.264 file of 340x256 at 25 frames a second: decoding, resizing, normalising, network.
-Recomputing reads the window from an open file, seeking. Weights are random but for the package's own model.
-The largest difference of a probability between the two is told besides.
+Prints medians over the steps after the first. Streaming and recomputing take turns, so that a changing load
+favours neither. The first columns measure the network alone, from frames that are already resized and
+normalised. The next ones measure everything from an H.264 file of 340x256 at 25 frames a second: decoding,
+resizing, normalising, network. Recomputing reads the window from an open file by seeking. Weights are random
+except those of the packaged checkpoint. The last column is the largest difference of a probability between
+the two.
 
     python benchmarks/streaming.py --out benchmarks/results/streaming.json
 """
@@ -65,7 +66,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each case")
-    parser.add_argument("--models", default="", help="only these, separated by commas")
+    parser.add_argument("--models", default="", help="measure only these models, separated by commas")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -89,10 +90,10 @@ def main() -> None:
         + f" {'stream':>8} {'anew':>8}" * 2
         + f" {'stream':>7} {'anew':>7}"
     )
-    wanted = args.models.split(",") if args.models else [case.model for case in CASES]
+    requested = args.models.split(",") if args.models else [case.model for case in CASES]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        cases = [case for case in CASES if case.model in wanted]
+        cases = [case for case in CASES if case.model in requested]
         seconds = max((case.window_s + (args.steps + 1) * case.hop_s for case in cases), default=1)
         video = make_video(Path(folder) / "video.mp4", seconds)
         for case in cases:
@@ -111,7 +112,7 @@ def main() -> None:
 
 
 def make_video(path: Path, seconds: float) -> Path:
-    """Noise of many sizes that drifts over other noise."""
+    """Write a video of noise of two scales that moves over other noise."""
     rng = np.random.default_rng(0)
 
     def texture() -> np.ndarray:
@@ -165,7 +166,7 @@ def measure(case: Case, video: Path, steps: int, device: str, folder: Path) -> d
         return out.logits[0].double().softmax(-1).cpu().numpy()
 
     class Ready(StreamingPredictor):
-        """Without the work on pixels: tubelets of the clip that was made before."""
+        """Skips the work on pixels: yields tubelets of the clip that was made before."""
 
         def tubelets(self, source: Any) -> Any:
             yield from clip.split(size.tubelet_size, dim=2)
@@ -194,9 +195,9 @@ def measure(case: Case, video: Path, steps: int, device: str, folder: Path) -> d
 def in_turns(
     answers: Iterator[StreamAnswer], anew: Callable[[int], np.ndarray], steps: int
 ) -> tuple[float, float, float]:
-    """Median milliseconds of a step of the stream and of the same anew, and how far the answers differ.
+    """Median milliseconds of a step of the stream and of recomputing, and the largest difference.
 
-    The first step embeds a whole window, and both warm up in it; it is not counted.
+    The first step is not counted, because it embeds a whole window and warms up both.
     """
     streamed, recomputed, difference = [], [], 0.0
     for step in range(steps + 1):

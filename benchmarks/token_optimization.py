@@ -1,21 +1,21 @@
-"""Token Optimization against plain sampling, and against models trained on one grid: the paper's headline.
+"""Is Token Optimization better than plain sampling, and than models trained on one grid (the headline)?
 
-For each pair of checkpoints (a flexible model and one trained on a single grid, by the same seed; see
-`benchmarks/flux_tuning.py`) the best sampling for each budget is searched on held-out videos, then tested on
+For each pair of checkpoints (a flexible model and one trained on a single grid with the same seed; see
+`benchmarks/flux_tuning.py`) the best sampling for each budget is searched on held-out videos and tested on
 others:
 
-    whole       as many whole frames as the budget pays for
+    whole       as many whole frames as fit into the budget
     cut         the fixed grid, selected down by group-dynamic selection
     optimised   what the search found
 
-and the fixed-grid model with all its tokens, on its own grid. Differences are of the same test videos, with
-paired 95 % intervals.
+The fixed-grid model is also tested with all tokens of its grid. Differences are paired by test video, with
+95 % intervals.
 
     python benchmarks/token_optimization.py --flexible runs/multi-0,runs/multi-1 \\
         --fixed runs/fixed-0,runs/fixed-1 --held held/val.jsonl --test data/test.jsonl \\
         --grid 16x24 --budgets 36,18,9,4
 
-What was done before is not done again.
+An interrupted command goes on where it stopped when it is repeated.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _evaluate(
     out: Path,
     grid: SamplingGrid | None,
 ) -> dict[str, list[Row]]:
-    """For each kind of sampling a row a budget."""
+    """For each kind of sampling, one row per budget."""
     config = EvaluateConfig(
         checkpoint,
         args.test,

@@ -43,8 +43,8 @@ def modules() -> dict[str, Path]:
 
 
 def room(module: str) -> str:
-    """The room of a module; the demo is a room of its own."""
-    return module.split(".")[0].removesuffix("_config")
+    """The room of a module; the files of the demo are a room of their own."""
+    return module.split(".")[0].split("_")[0]
 
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:

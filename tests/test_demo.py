@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fluxvit import Predictor, demo
+from fluxvit import Predictor, demo, demo_pace
 from fluxvit.cli import main
 from fluxvit.synthetic.motionworld import MotionWorldConfig
 from fluxvit.training.recipes import Recipe
-from fluxvit.utils.distributed import World
 from fluxvit.utils.files import append_json, write_json
 from fluxvit.utils.system import Stopped
 
@@ -80,41 +79,37 @@ def test_demo_checks_sizes_before_it_works(
 def test_epochs_fit_into_the_time(
     rate: float, left: float, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_clips_per_second", lambda *_: rate)
-    monkeypatch.setattr(demo.time, "monotonic", lambda: 900 - left)
+    monkeypatch.setattr(demo_pace.time, "monotonic", lambda: 900 - left)
     config = demo.DemoConfig(str(tmp_path))
-    pace = demo._pace(config, demo.join_world("cpu"), started=0)
+    pace = demo_pace.choose_pace(config, 0, lambda: rate)
     assert pace.epochs == pytest.approx(share * config.epochs)
     assert 2 * pace.epochs * config.videos / rate < left or share == 0.3
     assert f"{pace.epochs:g} of 13 epochs" in pace.note
 
 
-def test_what_was_decided_holds_when_the_demo_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, world, now = demo.DemoConfig(str(tmp_path)), demo.join_world("cpu"), time.monotonic()
-    monkeypatch.setattr(demo, "_clips_per_second", lambda *_: 70.0)
-    pace = demo._pace(config, world, now)
+def test_what_was_decided_holds_when_the_demo_goes_on(tmp_path: Path) -> None:
+    config, now = demo.DemoConfig(str(tmp_path)), time.monotonic()
+    pace = demo_pace.choose_pace(config, now, lambda: 70.0)
     assert pace.epochs < 13
-    monkeypatch.setattr(demo, "_clips_per_second", lambda *_: 1000.0)
-    assert demo._pace(config, world, now) == pace
+    assert demo_pace.choose_pace(config, now, lambda: 1000.0) == pace
     with pytest.raises(ValueError, match=r"holds a demo with minutes and epochs \[15.0, 13.0\]"):
-        demo._pace(replace(config, minutes=30), world, now)
+        demo_pace.choose_pace(replace(config, minutes=30), now, lambda: 70.0)
     (tmp_path / "other").mkdir()
-    assert demo._pace(replace(config, out=str(tmp_path / "other"), minutes=0), world, 0).epochs == 13
+    unlimited = replace(config, out=str(tmp_path / "other"), minutes=0)
+    assert demo_pace.choose_pace(unlimited, 0, lambda: 1 / 0).epochs == 13
 
 
 def test_the_set_up_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     seconds = []
 
-    def stop(config: demo.DemoConfig, world: World, started: float) -> None:
+    def stop(config: demo.DemoConfig, started: float, measure: object) -> None:
         seconds.append(time.monotonic() - started)
         raise Stopped
 
     monkeypatch.setenv("FLUXVIT_SETUP_SECONDS", "95")
     monkeypatch.setattr(demo, "make_dataset", lambda *_, **__: None)
-    monkeypatch.setattr(demo, "_pace", stop)
+    monkeypatch.setattr(demo, "choose_pace", stop)
     with pytest.raises(Stopped):
         demo.run_demo(demo.DemoConfig(str(tmp_path), device="cpu"))
     assert seconds == [pytest.approx(95, abs=5)]
@@ -123,19 +118,11 @@ def test_the_set_up_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_speed_is_that_of_the_last_steps_of_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = []
-
     def train(recipe: Recipe, *_: object, **__: object) -> None:
-        folders.append(Path(recipe.out))
+        Path(recipe.out).mkdir()
         for rate in (1.0, 40.0, 120.0):
             append_json(Path(recipe.out) / "log.jsonl", {"clips_per_s": rate})
-        if len(folders) == 2:
-            raise Stopped("the weights so far are in a folder that will be gone")
 
     monkeypatch.setattr(demo, "train_recipe", train)
-    config, world = demo.DemoConfig(str(tmp_path)), demo.join_world("cpu")
-    assert demo._clips_per_second(config, world) == 120
-    with pytest.raises(Stopped, match="while measuring the speed; the same command goes on"):
-        demo._clips_per_second(config, world)
-    assert not any(folder.exists() for folder in folders)
+    assert demo._clips_per_second(demo.DemoConfig(str(tmp_path)), demo.join_world("cpu")) == 120
     assert not list(tmp_path.iterdir())

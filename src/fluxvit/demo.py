@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
+import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit import Checkpoint, SamplingGrid
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.demo_config import BATCH, DemoConfig
+from fluxvit.demo_pace import Pace, choose_pace
 from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.evaluate import RESULTS, Evaluation, run_evaluation
 from fluxvit.evaluation.metrics import Score
 from fluxvit.evaluation.report.filmstrips import make_filmstrips
 from fluxvit.evaluation.report.page import Section, require_report_packages, write_report
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.optimize import run_optimize
 from fluxvit.synthetic.builder import make_dataset
@@ -38,38 +38,33 @@ from fluxvit.training.recipes import DataSettings, Recipe
 from fluxvit.training.runs.train import train_recipe
 from fluxvit.utils.distributed import World, join_world
 from fluxvit.utils.files import lock_folder, read_json_lines, write_json
-from fluxvit.utils.schema import read
-from fluxvit.utils.system import Stopped
 from fluxvit.video.augment_settings import AugmentSettings
 
-BUDGETS, ONE_GRID = (100, 50, 25), SamplingGrid(32, 32, 32)
+BUDGETS = (100, 50, 25)
+ONE_GRID = SamplingGrid(32, 32, 32)
 GRIDS = {
     "flexible": GridSettings((16, 33, 8), (32, 41, 8), min_tokens=192, max_tokens=400),
     "fixed": GridSettings((32, 33, 8), (32, 33, 8), min_tokens=192, max_tokens=400),
 }
 """The training grids of the model, and of the second one, which is trained on ``ONE_GRID`` alone."""
 
-# Clips of training that take as long as the tests of one video; the part of the time left that is planned,
-# for rates vary; the smallest part of the epochs, since a model that has hardly learned shows nothing.
-_TESTS, _PLANNED, _LEAST = 10, 0.9, 0.3
-
 
 def run_demo(config: DemoConfig) -> Evaluation:
     """Run the demo, or the rest of it, and write the report.
 
     Raises:
-        Stopped: Interrupted while training; the message says where the weights so far are.
+        Stopped: Interrupted while training; the message names the weights so far.
         ValueError: ``config.out`` holds a demo of other settings, or another run is writing into it.
     """
     started = time.monotonic() - float(os.environ.get("FLUXVIT_SETUP_SECONDS", 0))
-    require_report_packages()  # Now, not after minutes of training.
+    require_report_packages()  # A missing package is reported now, not after minutes of training.
     out, world, console = Path(config.out), join_world(config.device), Console()
     val, test = (str(out / "data" / f"{split}.jsonl") for split in ("val", "test"))
     with lock_folder(out):
         console.rule("data")
         videos = MotionWorldConfig(config.videos, config.seed, "demo", val=config.val, test=config.test)
         make_dataset(out / "data", videos, workers=config.workers)
-        pace = _pace(config, world, started)
+        pace = choose_pace(config, started, lambda: _clips_per_second(config, world))
         console.print(pace.note)
 
         console.rule("training: one model, three budgets, several grids")
@@ -91,7 +86,7 @@ def run_demo(config: DemoConfig) -> Evaluation:
         assert compared is not None
         results = _joined(tested.results, compared.results, pace)
         write_json(out / RESULTS, results)
-        return Evaluation(results, tested.warning, [_report(config, results, world), best])
+        return replace(tested, results=results, wrote=[_report(config, results, world), best])
 
 
 def _recipe(config: DemoConfig, name: str, epochs: float) -> Recipe:
@@ -104,67 +99,24 @@ def _recipe(config: DemoConfig, name: str, epochs: float) -> Recipe:
         optim=TrainConfig(batch_size=BATCH, seed=config.seed),
         epochs=epochs,
         warmup_epochs=epochs / 10,
-        # Little cropping: an object that leaves the frame is part of what happens.
+        # Crops are large, because an object that leaves the frame is part of the motion.
         augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
         device=config.device,
     )
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How long to train. It is decided once and kept in ``pace.json``, so that a demo goes on as it began.
-
-    Args:
-        asked: Minutes and epochs of the settings.
-        epochs: Epochs that are trained.
-        note: The decision in a sentence.
-    """
-
-    asked: tuple[float, float]
-    epochs: float
-    note: str
-
-
-def _pace(config: DemoConfig, world: World, started: float) -> Pace:
-    path, asked, epochs = Path(config.out, "pace.json"), (config.minutes, config.epochs), config.epochs
-    if path.exists():
-        pace = read(path, Pace)
-        if pace.asked != asked:
-            raise ValueError(
-                f"{config.out} holds a demo with minutes and epochs {list(pace.asked)}, not {list(asked)}; "
-                "choose another folder or remove it"
-            )
-        return pace
-    note = f"All {epochs:g} epochs are trained, without a limit of time."
-    if config.minutes:
-        rate = _clips_per_second(config, world)
-        left = 60 * config.minutes - (time.monotonic() - started)
-        tests = _TESTS * (config.val + config.test)
-        share = (_PLANNED * left * rate - tests) / (2 * epochs * config.videos)
-        # In steps of 5 %, so that noise changes nothing.
-        epochs *= min(1.0, max(_LEAST, int(20 * share) / 20))
-        note = (
-            f"{epochs:g} of {config.epochs:g} epochs are trained, to end within {config.minutes:g} minutes; "
-            f"the speed before was {rate:.0f} clips a second."
-        )
-    pace = Pace(asked, epochs, note)
-    write_json(path, asdict(pace))
-    return pace
-
-
 def _clips_per_second(config: DemoConfig, world: World) -> float:
-    """The speed of training after the first steps, measured with a model that is thrown away."""
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = replace(_recipe(config, "flexible", 21 * BATCH / config.videos), out=folder)
-        try:
-            train_recipe(recipe, world, progress=False)
-        except Stopped:
-            raise Stopped("stopped while measuring the speed; the same command goes on") from None
-        return float(read_json_lines(Path(folder, LOG))[-1]["clips_per_s"])
+    """The speed of training after the first steps, measured with a model that is deleted afterwards."""
+    folder = Path(config.out, "speed")
+    recipe = replace(_recipe(config, "flexible", 21 * BATCH / config.videos), out=str(folder))
+    train_recipe(recipe, world, progress=False)
+    rate = float(read_json_lines(folder / LOG)[-1]["clips_per_s"])
+    shutil.rmtree(folder)
+    return rate
 
 
 def _joined(tested: dict[str, Any], compared: dict[str, Any], pace: Pace) -> dict[str, Any]:
-    """The results of the model, with the points of the second model beside them."""
+    """The results of the model together with the points of the second model."""
     others = [{**point, "kind": "one grid"} for point in compared["points"] if point["kind"] != "plain"]
     points = sorted([*tested["points"], *others], key=lambda point: -point["budget"])
     least = BUDGETS[-1]
@@ -197,17 +149,15 @@ def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
         tested = [replace(plan, head=None)]
         (result,) = predict_plans(checkpoint, clips, tested, workers=1, progress=f"Testing {name}")
         rows.append((name, result.score))
-    sections = [
-        Section(
-            "Does the model see motion?",
-            f"The same model and clips, {plan.keep} tokens of {plan.grid}, with frames in another order. "
-            "Classes differ in the order of events alone: without it, guessing is the best that any model "
-            f"can do ({100 * results['chance']:.1f} %).",
-            columns=("Frames", "Top-1 (95 %)"),
-            rows=rows,
-        ),
-    ]
+    section = Section(
+        "Does the model see motion?",
+        f"The same model and clips, {plan.keep} tokens of {plan.grid}, with frames in another order. "
+        "Classes differ in the order of events alone: without it, guessing is the best that any model "
+        f"can do ({100 * results['chance']:.1f} %).",
+        columns=("Frames", "Top-1 (95 %)"),
+        rows=rows,
+    )
     chosen = random.Random(config.seed).sample(manifest.entries, min(3, len(manifest)))
     titled = [(entry.path.stem, entry) for entry in chosen]
     filmstrips = make_filmstrips(checkpoint, BUDGETS, plan.grid, titled, manifest.labels)
-    return write_report(out / "report", results, filmstrips, sections)
+    return write_report(out / "report", results, filmstrips, [section])

@@ -11,6 +11,7 @@ from fluxvit.utils.options import DeviceOptions
 from fluxvit.utils.schema import Seed, check
 
 BATCH = 32
+"""Clips of a training batch, so the least number of training videos."""
 _MOST_VIDEOS = 10_000_000
 
 
@@ -25,10 +26,10 @@ class DemoConfig(DeviceOptions):
         videos: Training videos.
         val: Validation videos, on which the sampling grids are chosen.
         test: Test videos.
-        epochs: Passes over the training videos, for the model and again for the one it is compared with.
-        minutes: Minutes that the demo may take. Where all epochs would take longer, which is measured, fewer
-            are taken, though not fewer than 30 %. With 0 there is no limit. ``bash run demo`` counts the
-            set-up, too.
+        epochs: Epochs of training, for the model and again for the one it is compared with.
+        minutes: Minutes that the demo may take. The speed of training is measured, and if all epochs would
+            take longer, fewer are trained, but at least 30 %. 0 means no limit. ``bash run demo`` includes
+            the time of the set-up.
         seed: Seed of data, initialisation and order.
         workers: Processes that make videos. By default there is one per core.
     """
