@@ -114,7 +114,7 @@ def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict
     requested = tuple(Budget(tokens=budget) for budget in budgets)
     found = run_retrieval(RetrievalConfig(encoder, test, requested, out=str(out)))
     print(found)
-    rows = [row for row in found.results["rows"] if not row["dual_softmax"]]
+    rows = found.results["rows"]
     opposites = _Opposites(encoder, Path(test))
     return {
         "seed": seed,

@@ -47,7 +47,7 @@ def test_probe(
     [
         (["--lrs", "fast"], "--lrs is 'fast', expected values separated by commas, each a finite number"),
         (["--weight_decays", "0.1,,"], "--weight_decays '0.1,,': there is nothing between two commas"),
-        (["--grid", "8x16", "--budget", "99"], "grid 8x16 has 16 tokens; keep at most these"),
+        (["--budget", "0"], "budget is 0, expected an integer of at least 1"),
         (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such manifest"),
         (["--device", "banana"], "device 'banana' is unknown"),
     ],

@@ -49,16 +49,6 @@ def test_top5_needs_six_classes() -> None:
     assert measure(torch.zeros(1, 6), labels).top5 is not None
 
 
-def test_calibration() -> None:
-    # Sure to 0.8, right in four of five: calibrated. Sure to 0.8, never right: off by 0.8.
-    sure = rows(*[[0.8, 0.2]] * 5)
-    assert measure(sure, torch.tensor([0, 0, 0, 0, 1])).ece == pytest.approx(0, abs=1e-6)
-    assert measure(sure, torch.tensor([1, 1, 1, 1, 1])).ece == pytest.approx(0.8, abs=1e-6)
-    # Bins do not cancel: 0.9 always right, 0.6 never.
-    mixed = rows([0.9, 0.1], [0.6, 0.4])
-    assert measure(mixed, torch.tensor([0, 1])).ece == pytest.approx((0.1 + 0.6) / 2, abs=1e-6)
-
-
 def test_logits_do_as_well() -> None:
     logits = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)) * 5 + 3
     labels = torch.arange(50) % 8
@@ -73,7 +63,6 @@ def test_no_answers_at_all() -> None:
     assert found.top1.correct == 0
     assert found.mean_class == 0
     assert found.nll == pytest.approx(math.log(4))
-    assert found.ece == pytest.approx(0.25)
 
 
 def test_average_precision_by_hand() -> None:

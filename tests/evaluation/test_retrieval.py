@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from statistics import mean, median
 
 import pytest
 import torch
 
-from fluxvit.evaluation.language.recall import answers_of, dual_softmax, recall, right_videos
+from fluxvit.evaluation.language.recall import answers_of, recall, right_videos
 
 
 def plain_rank(row: list[float], right: set[int]) -> int:
@@ -46,17 +45,6 @@ def test_several_captions_of_a_video_do_not_stand_in_each_others_way() -> None:
     assert videos == [[0, 1], [2]]
     found = recall(torch.tensor([[0.7, 0.9, 0.8], [0.5, 0.6, 0.6]]), videos)
     assert found.ranks.tolist() == [1, 2]
-
-
-def test_dual_softmax_is_its_formula_and_calls_off_what_is_near_to_everything() -> None:
-    similarity = torch.tensor([[0.6, 0.58], [0.7, 0.1]])
-    for j in range(2):
-        total = sum(math.exp(similarity[i, j].item()) for i in range(2))
-        for i in range(2):
-            value = similarity[i, j].item()
-            assert dual_softmax(similarity)[i, j].item() == pytest.approx(value * math.exp(value) / total)
-    assert recall(similarity, [[1], [0]]).at(1) == 0.5
-    assert recall(dual_softmax(similarity), [[1], [0]]).at(1) == 1
 
 
 @pytest.mark.parametrize(

@@ -276,11 +276,7 @@ def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
     )
     kept = max(rows, key=lambda row: row["mean"])
     for budget in best.video.config.budgets:
-        (row,) = (
-            row
-            for row in found.results["rows"]
-            if row["budget"] == budget and row["kind"] != "plain" and not row["dual_softmax"]
-        )
+        (row,) = (row for row in found.results["rows"] if row["budget"] == budget and row["kind"] != "plain")
         assert row["grid"] == "4x16"
         mean = (row["text_to_video"]["r1"] + row["video_to_text"]["r1"]) / 200
         assert kept[f"recall@{budget}"] == pytest.approx(mean, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Metrics of predictions: accuracies, likelihood and calibration.
+"""Metrics of predictions.
 
 A clip without an answer (its row is NaN, because it could not be read) is wrong in every figure. Its
 probability is the same for each class. N clips, C classes.
@@ -13,9 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-# Of the expected calibration error; as many as the paper that made it common (Guo et al. 2017) took.
-_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,6 @@ class Metrics:
         confusion: int64 ``[C, C]``: clips of a class (row) that were taken for another (column). A row lacks
             the clips without an answer.
         nll: Mean negative log-likelihood of the true class, in nats.
-        ece: Expected calibration error: how far accuracy and probability of the answers differ, in 15 equal
-            bins of the probability, weighted by clips.
     """
 
     top1: Score
@@ -69,7 +64,6 @@ class Metrics:
     per_class: list[float | None]
     confusion: Tensor
     nll: float
-    ece: float
 
     @property
     def mean_class(self) -> float:
@@ -89,7 +83,6 @@ class Metrics:
             "top5": None if self.top5 is None else self.top5.accuracy,
             "mean_class": self.mean_class,
             "nll": self.nll,
-            "ece": self.ece,
             "per_class": self.per_class,
         }
 
@@ -126,7 +119,6 @@ def measure(log_probabilities: Tensor, labels: Tensor) -> Metrics:
         per_class=[h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)],
         confusion=confusion,
         nll=float(-true.mean()),
-        ece=_calibration_error(rows.exp().amax(1), right),
     )
 
 
@@ -167,11 +159,3 @@ def mean_of_classes(per_class: Sequence[float | None]) -> float:
     """The mean of what classes have, without those that have nothing; 0 if none has."""
     present = [value for value in per_class if value is not None]
     return sum(present) / len(present) if present else 0.0
-
-
-def _calibration_error(confidence: Tensor, right: Tensor) -> float:
-    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    # The sum of a bin's differences is its clips times the difference of its means.
-    gaps = torch.zeros(_BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins, confidence - right.double())
-    return float(gaps.abs().sum() / len(right))

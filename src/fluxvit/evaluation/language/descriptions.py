@@ -12,9 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import torch
 
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
@@ -39,18 +40,6 @@ class _Row(msgspec.Struct):
     told: str = ""
 
 
-class Judge(Protocol):
-    """Compares texts by what happens in them."""
-
-    def events(self, description: str) -> list[str]:
-        """The events in a text, one sentence each."""
-        ...
-
-    def entailed(self, description: str, events: Sequence[str]) -> list[bool]:
-        """Whether a text mentions each event."""
-        ...
-
-
 @dataclass(frozen=True)
 class Described:
     """A description, its reference, and the reference's events; without events the judge finds them."""
@@ -60,42 +49,8 @@ class Described:
     events: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class DescriptionScore:
-    """Means over videos, 0 to 1."""
-
-    recall: float
-    precision: float
-
-    @property
-    def f1(self) -> float:
-        """The harmonic mean of both; 0 if both are."""
-        total = self.recall + self.precision
-        return 2 * self.recall * self.precision / total if total else 0.0
-
-
-def score_descriptions(described: Sequence[Described], judge: Judge) -> DescriptionScore:
-    """Judge descriptions. A text without events has nothing to leave out and nothing wrong: it scores 1.
-
-    Raises:
-        ValueError: There are no descriptions.
-    """
-    if not described:
-        raise ValueError("no descriptions to judge")
-    recalls, precisions = [], []
-    for one in described:
-        expected = list(one.events) or judge.events(one.reference)
-        recalls.append(_share(judge.entailed(one.description, expected)))
-        precisions.append(_share(judge.entailed(one.reference, judge.events(one.description))))
-    return DescriptionScore(sum(recalls) / len(recalls), sum(precisions) / len(precisions))
-
-
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 1.0
-
-
 class LanguageModelJudge:
-    """A causal language model as a judge; larger models judge better."""
+    """A causal language model that compares texts by what happens in them; larger models judge better."""
 
     def __init__(self, language: LanguageModel) -> None:
         self._language = language
@@ -136,6 +91,33 @@ class LanguageModelJudge:
     def _ids(self, prompt: str) -> torch.Tensor:
         before, behind = self._language.first_turn(prompt)
         return torch.cat([before, behind])[None].to(next(self._language.network.parameters()).device)
+
+
+class DescriptionScore(NamedTuple):
+    """Means over videos, 0 to 1, and their harmonic mean."""
+
+    recall: float
+    precision: float
+    f1: float
+
+
+def score_descriptions(described: Sequence[Described], judge: LanguageModelJudge) -> DescriptionScore:
+    """Judge descriptions. A text without events has nothing to leave out and nothing wrong: it scores 1.
+
+    Raises:
+        ValueError: There are no descriptions.
+    """
+    if not described:
+        raise ValueError("no descriptions to judge")
+    shares = []
+    for one in described:
+        expected = list(one.events) or judge.events(one.reference)
+        mentioned = judge.entailed(one.description, expected)
+        right = judge.entailed(one.reference, judge.events(one.description))
+        shares.append([sum(flags) / len(flags) if flags else 1.0 for flags in (mentioned, right)])
+    recall, precision = np.mean(shares, axis=0).tolist()
+    f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
+    return DescriptionScore(recall, precision, f1)
 
 
 def describe_videos(

@@ -101,13 +101,3 @@ def answers_of(belongs: Sequence[Sequence[int]], candidates: int) -> list[list[i
         for index in indices:
             queries[index].append(query)
     return queries
-
-
-def dual_softmax(similarity: Tensor) -> Tensor:
-    """Similarities ``[Q, N]`` times each candidate's softmax over all queries (Cheng et al. 2021,
-    arXiv 2109.04290): a candidate that is near to every query counts less for each.
-
-    It uses all queries at once, which are not known to anyone who searches, so its figures are reported
-    separately. As in InternVideo2, cosines are used as they are.
-    """
-    return similarity * similarity.softmax(0)

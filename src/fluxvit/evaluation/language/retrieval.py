@@ -21,7 +21,7 @@ from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.evaluation.classification import predict_plans
 from fluxvit.evaluation.config import RetrievalConfig
 from fluxvit.evaluation.evaluate import RESIZE
-from fluxvit.evaluation.language.recall import answers_of, dual_softmax, recall, right_videos
+from fluxvit.evaluation.language.recall import answers_of, recall, right_videos
 from fluxvit.evaluation.tested_plans import plans_to_test
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Plan
@@ -48,7 +48,7 @@ class Retrieval:
     def __str__(self) -> str:
         results = self.results
         names = ("R@1", "R@5", "R@10", "MdR", "MnR")
-        head = ("budget", "sampling", "grid", "kept", "GMACs", "dual softmax")
+        head = ("budget", "sampling", "grid", "kept", "GMACs")
         rows = [(*head, *(f"t2v {name}" for name in names), *(f"v2t {name}" for name in names))]
         for row in results["rows"]:
             figures = [*row["text_to_video"].values(), *row["video_to_text"].values()]
@@ -59,7 +59,6 @@ class Retrieval:
                     row["grid"],
                     f"{row['keep']} of {row['pool']}",
                     f"{row['gmacs']:.3g}",
-                    "yes" if row["dual_softmax"] else "no",
                     *(f"{value:.1f}" for value in figures),
                 )
             )
@@ -70,7 +69,6 @@ class Retrieval:
         if shared := results["shared_captions"]:
             lines.append(f"{shared} captions belong to several videos, each of which counts as right")
         lines += table(rows)
-        lines.append("Dual softmax compares with all other queries at once, which nobody has who searches.")
         if results["unreadable"]:
             lines.append(f"{len(results['unreadable'])} videos cannot be read and rank last")
         return "\n".join([*lines, f"wrote   {self.path}"])
@@ -117,11 +115,9 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> Retrieval:
             "pool": checkpoint.pool(row.plan.grid),
             "selector": row.plan.selector,
             "gmacs": grid_cost(size, row.plan.grid, row.plan.keep, row.plan.selector).total / 1e9,
-            "dual_softmax": dual,
-            **both_directions(similarity, belongs, dual),
+            **both_directions(similarity, belongs),
         }
         for row, similarity in zip(tested, similarities, strict=True)
-        for dual in (False, True)
     ]
     results = {
         "checkpoint": config.checkpoint,
@@ -177,23 +173,15 @@ def cosines(
     return [result.logits / head.scale.item() for result in results], unreadable
 
 
-def both_directions(similarity: Tensor, belongs: Sequence[Sequence[int]], dual: bool) -> dict[str, Any]:
+def both_directions(similarity: Tensor, belongs: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Recall and ranks of both directions; unreadable videos rank last.
 
     Args:
         similarity: Cosines ``[N, Q]`` of videos and captions; rows of NaN are unreadable videos.
         belongs: The right videos of each caption.
-        dual: Apply :func:`dual_softmax`.
     """
-    lost = similarity.isnan().any(1, keepdim=True)
-    to_texts = similarity.masked_fill(lost, -1)  # The smallest possible cosine.
-    to_videos = to_texts.t()
-    if dual:
-        to_videos, to_texts = dual_softmax(to_videos), dual_softmax(to_texts)
-    worst = torch.finfo(similarity.dtype).min
+    similarity = similarity.nan_to_num(torch.finfo(similarity.dtype).min)
     return {
-        "text_to_video": recall(to_videos.masked_fill(lost.t(), worst), belongs).record,
-        "video_to_text": recall(
-            to_texts.masked_fill(lost, worst), answers_of(belongs, len(similarity))
-        ).record,
+        "text_to_video": recall(similarity.t(), belongs).record,
+        "video_to_text": recall(similarity, answers_of(belongs, len(similarity))).record,
     }

@@ -9,12 +9,9 @@ ordinary checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from fluxvit import __version__
 from fluxvit.checkpoints.checkpoint import Checkpoint
@@ -31,7 +28,7 @@ from fluxvit.evaluation.probing.linear import (
     train_probes,
 )
 from fluxvit.evaluation.probing.splits import Split, read_splits
-from fluxvit.flux.plan import Plan, nearest_plan
+from fluxvit.flux.plan import Plan
 from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.system import environment, log_device, usable_device
 from fluxvit.utils.terminal import table
@@ -65,10 +62,8 @@ class Trial:
     @property
     def record(self) -> dict[str, Any]:
         """What ``probe.json`` holds of it."""
-        facts = {"readout": self.readout, **asdict(self.setting)}
-        if self.diverged:
-            return {**facts, "diverged": True}
-        return {**facts, "val_loss": self.val_loss, "val": self.val.record}
+        loss = None if self.diverged else self.val_loss
+        return {"readout": self.readout, **asdict(self.setting), "val_loss": loss, "val": self.val.record}
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,6 @@ class ProbeResult:
         trials: Every probe.
         best: The probe with the best validation accuracy; of equals, the one with the lower loss.
         test: Score of the best on the test videos; None without test videos.
-        commonest: Score on the validation videos of always answering the commonest training class.
         checkpoint: Folder of the merged model.
         lines: Conditions of the run, for people.
     """
@@ -88,7 +82,6 @@ class ProbeResult:
     trials: list[Trial]
     best: Trial
     test: Score | None
-    commonest: Score
     checkpoint: Path
     lines: list[str]
 
@@ -168,7 +161,7 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     choice = max(range(len(trials)), key=lambda i: trials[i].rank)
     best, (standardizer, probes, number) = trials[choice], trained[choice]
     if best.diverged:
-        raise ValueError(f"every setting diverged; use smaller learning rates than {_listed(config.lrs)}")
+        raise ValueError(f"every setting diverged; use learning rates below {min(config.lrs):g}")
     test = None
     if "test" in splits:
         vectors = standardizer(features["test"][best.readout]).to(device)
@@ -189,9 +182,10 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
             "backbone": {"digest": backbone.digest, **checkpoint.provenance},
         },
     ).save(out / "best")
-    commonest = _commonest(labels["train"], labels["val"], splits["val"].total)
+    hits = labels["val"] == labels["train"].bincount().argmax()
+    commonest = Score(int(hits.sum()), splits["val"].total)
     lines = _conditions(config, backbone, splits, commonest)
-    result = ProbeResult(config, trials, best, test, commonest, folder, lines)
+    result = ProbeResult(config, trials, best, test, folder, lines)
     record = {
         "config": asdict(config),
         "backbone": backbone.facts,
@@ -212,27 +206,10 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
 
 
 def _plan(checkpoint: Checkpoint, config: ProbeConfig) -> Plan:
-    model = checkpoint.model
-    budget = model.config.budgets[0] if config.budget is None else config.budget
-    if not config.grid and not checkpoint.plans:
-        raise ValueError(f"{config.checkpoint} has no plan table; give a grid, such as 16x224")
-    plan = Plan(config.grid, budget) if config.grid else nearest_plan(checkpoint.plans, budget)
-    pool = checkpoint.pool(plan.grid)
-    if config.budget is not None and budget > pool:
-        raise ValueError(
-            f"budget {budget}: grid {plan.grid} has {pool} tokens; keep at most these, or use a larger grid"
-        )
-    keep = min(budget, pool)
+    plan = checkpoint.plan(config.budget, config.grid)
     # The merged model selects tokens by the default selector, and so must its features.
-    return Plan(plan.grid, keep, model.config.nearest_head(keep) if plan.head is None else plan.head)
-
-
-def _commonest(train: Tensor, val: Tensor, total: int) -> Score:
-    return Score(int((val == train.bincount().argmax()).sum()), total)
-
-
-def _listed(values: Sequence[float]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+    head = checkpoint.model.config.nearest_head(plan.keep) if plan.head is None else plan.head
+    return Plan(plan.grid, plan.keep, head)
 
 
 def _conditions(

@@ -32,23 +32,12 @@ class Filmstrip:
         predictions: Budget, predicted class, its probability, and whether it is right, for each budget.
         rows: Title and frames, uint8 ``[T, H, W, 3]``, of each row. All rows cover the same time, so that
             their frames line up.
-
-    Raises:
-        ValueError: The frames of a row are of another type or shape.
     """
 
     title: str
     label: str
     predictions: Sequence[tuple[int, str, float, bool]]
     rows: Sequence[tuple[str, np.ndarray]]
-
-    def __post_init__(self) -> None:
-        for title, frames in self.rows:
-            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-                raise ValueError(
-                    f"row {title!r} of {self.title!r} is {frames.dtype} {list(frames.shape)}; "
-                    "expected uint8 [T, H, W, 3]"
-                )
 
 
 def best_and_worst(
@@ -113,18 +102,20 @@ def make_filmstrips(
 
 
 def encode(filmstrips: Sequence[Filmstrip]) -> list[list[tuple[str, list[str]]]]:
-    """Title and frames, as data URIs, of each row of each filmstrip; small enough for one page together."""
-    count = sum(min(len(frames), _FRAMES) for strip in filmstrips for _, frames in strip.rows)
-    side = min(_SIDE, math.isqrt(_PIXELS // max(count, 1)))
-    return [
-        [(title, [_jpeg(frame, side) for frame in _spread(frames)]) for title, frames in strip.rows]
+    """Title and frames, as data URIs, of each row of each filmstrip; small enough for one page together.
+
+    At most twelve frames of a row are shown, evenly spaced, the first and the last among them.
+    """
+    shown = [
+        [
+            (title, frames[np.linspace(0, len(frames) - 1, min(len(frames), _FRAMES)).round().astype(int)])
+            for title, frames in strip.rows
+        ]
         for strip in filmstrips
     ]
-
-
-def _spread(frames: np.ndarray) -> np.ndarray:
-    """At most twelve frames, evenly spaced, the first and the last among them."""
-    return frames[np.linspace(0, len(frames) - 1, min(len(frames), _FRAMES)).round().astype(int)]
+    count = sum(len(frames) for rows in shown for _, frames in rows)
+    side = min(_SIDE, math.isqrt(_PIXELS // max(count, 1)))
+    return [[(title, [_jpeg(frame, side) for frame in frames]) for title, frames in rows] for rows in shown]
 
 
 def _jpeg(frame: np.ndarray, side: int) -> str:
