@@ -88,12 +88,6 @@ _GROUPS: dict[str, dict[str, Command]] = {
             "fluxvit.evaluation.config:VideoQAConfig",
             "fluxvit.evaluation.language.video_qa:run_video_qa",
         ),
-        "evaluate-descriptions": Command(
-            "let a chat model describe videos, and judge how much of what happens it tells",
-            "fluxvit.evaluation.config:DescriptionsConfig",
-            "fluxvit.evaluation.language.descriptions:run_descriptions",
-            resumes=True,
-        ),
         "optimize": Command(
             "find the best sampling for each budget, and write it beside the weights",
             "fluxvit.optimization.config:OptimizeConfig",

@@ -175,41 +175,6 @@ class VideoQAConfig(DeviceOptions):
         check(self)
 
 
-@dataclass(frozen=True)
-class DescriptionsConfig(DeviceOptions):
-    """Let a chat model describe videos, and judge how much of what happens it tells, as DREAM-1K does.
-
-    An interrupted run goes on where it was.
-
-    Args:
-        checkpoint: Folder of a chat model, such as runs/chat/last.
-        data: Manifest of the videos; a caption says what should be told.
-        judge: Language model that judges: a folder, a .gguf file, a name of the Hugging Face hub, or
-            ``smollm2``. By default nothing is judged.
-        budget: What a clip may cost, such as 1024 (tokens), 20gflops or 50ms. By default the largest budget
-            that was trained is spent.
-        grid: Sampling grid, such as 16x224. By default the plan for the budget says it.
-        limit: Tokens of the longest description.
-        language: Folder or file of the language model, if it has moved.
-        out: Folder to write.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-
-    checkpoint: str = field(metadata=POSITIONAL)
-    data: str = field(metadata=POSITIONAL)
-    judge: str = ""
-    budget: Budget | None = None
-    grid: SamplingGrid | None = None
-    limit: Count = 256
-    language: str = ""
-    out: str = "runs/evaluate-descriptions"
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
 _LearningRates = Annotated[tuple[Annotated[float, Meta(gt=0, le=1e37)], ...], Meta(min_length=1)]
 _Decays = Annotated[tuple[Annotated[float, Meta(ge=0, le=1000)], ...], Meta(min_length=1)]
 _Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]

@@ -1,1 +1,1 @@
-"""Tests of models that know language: retrieval, zero-shot classification, video QA and descriptions."""
+"""Tests of models that know language: retrieval, zero-shot classification and video QA."""

@@ -1,13 +1,18 @@
-"""``fluxvit evaluate-descriptions``: how much of what happens in a video is described (DREAM-1K's AutoDQ).
+"""How much of what happens in a video does a chat model describe? DREAM-1K's AutoDQ with a judge of your own.
 
 A *judge* splits texts into events and decides which events a text mentions. Recall is the share of the
 reference's events that the description mentions, precision the share of the description's events that the
 reference mentions. Both are averaged over videos, and F1 is computed from these means (Wang et al. 2024,
 arXiv 2407.00634). Scores of different judges cannot be compared.
+
+    python benchmarks/dream1k.py runs/chat/last DREAM-1K/test.jsonl --judge smollm2
+
+An interrupted run continues where it was.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +27,9 @@ from fluxvit.checkpoints.language_model import LanguageModel, load_language_mode
 from fluxvit.data.manifest import Entry, Manifest, read_manifest, to_record
 from fluxvit.data.questions import questions_of
 from fluxvit.deploy.chat import Chat, check_answer
-from fluxvit.evaluation.config import DescriptionsConfig
+from fluxvit.flux.budget import Budget
 from fluxvit.utils.files import append_json, lock_file, read_json_lines
 from fluxvit.utils.progress import tracked
-from fluxvit.utils.system import log_device
 from fluxvit.video.base import VideoError
 
 DESCRIPTIONS = "descriptions.jsonl"
@@ -165,27 +169,33 @@ def _describe(chat: Chat, entry: Entry, limit: int) -> dict[str, str]:
     return {"told": "".join(chat.ask(question, limit=limit)).strip()}
 
 
-def run_descriptions(config: DescriptionsConfig) -> str:
-    """Describe the videos of a manifest and judge the descriptions; returns the figures, for people.
-
-    Raises:
-        ValueError: The chat model, the manifest or the judge cannot be used.
-    """
-    check_answer(config.limit)
-    manifest = read_manifest(config.data, None)
-    chat = Chat(
-        config.checkpoint, config.budget, grid=config.grid, language=config.language, device=config.device
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    log_device(chat.device)
-    described = describe_videos(chat, manifest, config.out, limit=config.limit)
-    lost = len(manifest) - len(described)
-    lines = [f"{len(described)} videos described" + (f", {lost} cannot be read" if lost else "")]
-    if config.judge:
-        model = load_language_model(config.judge)
-        model.network.to(chat.device)
-        score = score_descriptions(described, LanguageModelJudge(model))
-        lines.append(
-            f"F1 {100 * score.f1:.1f} %, recall {100 * score.recall:.1f} %, precision "
-            f"{100 * score.precision:.1f} %, judged by {config.judge}"
-        )
-    return "\n".join([*lines, f"wrote   {Path(config.out) / DESCRIPTIONS}"])
+    add = parser.add_argument
+    add("checkpoint", help="folder of a chat model")
+    add("data", help="manifest of the videos; a caption says what a description should say")
+    add("--judge", required=True, help="language model: a folder, a .gguf file, a name of the hub, smollm2")
+    add("--budget", type=Budget.parse, help="what a clip may cost; default: the largest trained budget")
+    add("--limit", type=int, default=256, help="tokens of the longest description")
+    add("--language", default="", help="folder or file of the chat model's language model, if it has moved")
+    add("--device", default="auto")
+    add("--out", default="runs/dream1k", help="folder of the descriptions")
+    args = parser.parse_args()
+
+    manifest = read_manifest(args.data, None)
+    chat = Chat(args.checkpoint, args.budget, language=args.language, device=args.device)
+    described = describe_videos(chat, manifest, args.out, limit=args.limit)
+    print(f"{len(described)} videos described, {len(manifest) - len(described)} cannot be read")
+    judge = load_language_model(args.judge)
+    judge.network.to(chat.device)
+    score = score_descriptions(described, LanguageModelJudge(judge))
+    print(
+        f"F1 {100 * score.f1:.1f} %, recall {100 * score.recall:.1f} %, precision "
+        f"{100 * score.precision:.1f} %, judged by {args.judge}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -7,16 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dream1k import Described, LanguageModelJudge, describe_videos, main, score_descriptions
 from fluxvit.checkpoints.language_model import load_language_model
-from fluxvit.cli import main
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.chat import Chat
-from fluxvit.evaluation.language.descriptions import (
-    Described,
-    LanguageModelJudge,
-    describe_videos,
-    score_descriptions,
-)
 from fluxvit.video.writer import write_video
 from talking import saved_chat, tiny_language_model
 
@@ -105,12 +99,11 @@ def test_descriptions_are_kept_as_they_are_said(videos: Path, tmp_path: Path, mo
         describe_videos(chat, read_manifest(other, None), tmp_path / "out", progress=False)
 
 
-def test_the_command(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    checkpoint = saved_chat(tmp_path)
-    command = ["evaluate-descriptions", str(checkpoint), str(videos), "--budget", "6", "--limit", "4"]
-    judged = [*command, "--judge", str(tmp_path / "lm"), "--out", str(tmp_path / "out")]
-    assert main(judged) == 0
+def test_the_script(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    command = [str(saved_chat(tmp_path)), str(videos), "--budget", "6", "--limit", "4", "--device", "cpu"]
+    command += ["--judge", str(tmp_path / "lm"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["dream1k.py", *command])
+    main()
     out = capsys.readouterr().out
     assert "2 videos described, 1 cannot be read" in out
     assert "judged by" in out
-    assert main([*command, "--limit", "0"]) == 2
