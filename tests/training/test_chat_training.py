@@ -228,7 +228,7 @@ def test_every_recipe_parses_builds_and_runs(
     assert (model.source, chat.connector.config.queries) == (language, 3)
     assert chat.connector.config.scale == pytest.approx(model.word_scale)
     assert loaded.provenance["recipe"]["task"]["width"] == 32
-    assert find_state(out).about["step"] == 2
+    assert find_state(out).about.step == 2
     assert train_chat(recipe, world, checkpoint, language, out) == 0
     assert train_chat(recipe, world, checkpoint, language, out, "--task.queries", "4") == 2
 

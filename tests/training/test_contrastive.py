@@ -158,7 +158,7 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
     assert loaded.provenance["recipe"]["text"]["kind"] == "words"
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {"recall@12", "recall@4", "temperature"} < set(rows[0])
-    assert find_state(out).about["step"] == 2
+    assert find_state(out).about.step == 2
     # The same command has nothing left to do; another recipe is refused.
     assert train_contrastive(recipe, world, out) == 0
     assert train_contrastive(recipe, world, out, "--task.dim", "7") == 2

@@ -110,11 +110,11 @@ def validate(folder: Path, world: World, **settings) -> dict[str, Any]:
     run = make(folder, world, validate=data, **settings)
     run.run(progress=False)
     model = run.task.network(run.gather_state())
-    logits = torch.stack([p.logits for p in run.after_step._predict(run, model, [24, 6])])
+    logits = torch.stack([p.logits for p in run.after_step._predict(run, model).values()])
     data.source = Broken()
     message = ""
     try:
-        run.after_step._predict(run, model, [24])
+        run.after_step._predict(run, model)
     except ValueError as error:
         message = str(error)
     rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]

@@ -107,7 +107,7 @@ def test_from_training_to_prediction(folder: Path, capsys: pytest.CaptureFixture
             command[0] = "optimize"
             command = [*command[:3], "--budgets", "8", "--out", str(folder / "search"), "--device", "cpu"]
         assert main([*command, *more]) == 2
-        assert "tells several classes of a video" in capsys.readouterr().err
+        assert "several classes of a video" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_refused(

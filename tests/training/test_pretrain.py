@@ -50,7 +50,7 @@ def test_every_recipe_parses_builds_and_runs(
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {f"{kind}@{budget}" for kind in ("layers", "pooled") for budget in (12, 8, 4)} < set(rows[0])
     assert json.loads((out / "run.json").read_text())["recipe"]["teacher"]["kind"] == "fluxvit"
-    assert find_state(out).about["step"] == 2
+    assert find_state(out).about.step == 2
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -144,7 +144,7 @@ def test_more_epochs_go_on_with_the_optimiser(world: Path, tmp_path: Path, capsy
     recipe, out = CONFIGS[-1], tmp_path / "run"
     assert train(recipe, world, out) == 0
     assert train(recipe, world, out, "--epochs", "3") == 0
-    assert find_state(out).about["step"] == 6
+    assert find_state(out).about.step == 6
     rows = [json.loads(line) for line in (out / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted({2, *(row["step"] for row in rows), 6})
     assert train(recipe, world, out, "--epochs", "2") == 2
@@ -209,7 +209,7 @@ def test_a_termination_does_not_wait_for_the_validation(world: Path, tmp_path: P
             assert run.wait(60) == 130  # The whole validation would take minutes.
         finally:
             run.kill()
-    assert find_state(out).about["step"] == 2
+    assert find_state(out).about.step == 2
     assert not (out / "validation.jsonl").exists()
     assert fluxvit.load(out / "last").model.num_classes == 16
 

@@ -217,7 +217,7 @@ def test_a_run_can_be_made_longer_but_not_shorter_than_it_is(tmp_path: Path) -> 
     trainer(tmp_path, steps=7).run(progress=False)
     state = find_state(tmp_path)
     assert state is not None
-    assert state.about["step"] == 7
+    assert state.about.step == 7
     # The optimiser went on: its count of steps is that of the whole run.
     counts = [name for name in state.layout if name.endswith("/step")]
     target = {counts[0]: torch.zeros(state.layout[counts[0]][0])}

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import GRIDS, MEAN, STD, Colours, dataset, small_model, trainer
 
-from fluxvit.checkpoints import checkpoint as checkpoints
+from fluxvit.checkpoints import folder as checkpoints
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.training import validation
 from fluxvit.training.state import find_state
@@ -94,7 +94,7 @@ def test_a_signal_ends_a_validation_after_its_batch(at: int, calm: Path, tmp_pat
     with pytest.raises(Stopped, match=f"stopped after step {at} of 6"):
         validated(tmp_path, source).run(progress=False)
     assert source.videos == (at // 2 - 1) * VIDEOS + 32
-    assert find_state(tmp_path).about["step"] == at
+    assert find_state(tmp_path).about.step == at
     assert not (tmp_path / "validation.jsonl").exists() or rows(tmp_path)[-1]["step"] < at
     if at == 2:  # And once more, in the validation that is done again first.
         with pytest.raises(Stopped):
@@ -130,7 +130,7 @@ def test_a_kill_loses_and_repeats_nothing(
     with pytest.raises(Killed):
         run.run(progress=False)
     monkeypatch.undo()
-    assert find_state(tmp_path).about["step"] < 6
+    assert find_state(tmp_path).about.step < 6
     validated(tmp_path).run(progress=False)
     assert_same(tmp_path, calm)
 

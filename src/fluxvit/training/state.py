@@ -1,8 +1,8 @@
 """The saved state of a run, from which it goes on: a folder in the format of `torch.distributed.checkpoint`.
 
-It can be read by any number of processes, sharded or not: tensors go by the names of the parameters they
-belong to. There is always one complete state: a new one gets its name when it is written, and only then the
-former one is removed.
+Any number of processes can read it, sharded or not: tensors go by the names of the parameters they belong to.
+There is always one complete state: a new one gets its name when it is written, and only then the former one
+is removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,29 +24,32 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from fluxvit.training.config import NetworkSettings
 from fluxvit.training.ema import Ema
-from fluxvit.training.recipes import MixingSettings
 from fluxvit.training.sharded_state import StateReader, read_metadata
 from fluxvit.utils.distributed import World
 from fluxvit.utils.files import clear_leftovers, flush_to_disk, write_json
-from fluxvit.utils.schema import Natural, convert, located
-from fluxvit.utils.schema import load as load_json
-from fluxvit.video.augment_settings import AugmentSettings
+from fluxvit.utils.schema import Natural, read
 
-FORMER_STATE = "state.pt"  # Of former versions.
 ABOUT = "about.json"
-# Groups of settings of which former versions saved only those that were given.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "model.settings": asdict(NetworkSettings()),
-    "augment": asdict(AugmentSettings()),
-    "mixing": asdict(MixingSettings()),
-}
-_DIGESTS = {"data": "the digest of the training videos", "validation": "the digest of the validation videos"}
 _FOLDER = re.compile(r"state-(\d+)")
 _PARTIAL_FOLDER = re.compile(r"\.state-\d+\.partial")
+
+
+class About(msgspec.Struct):
+    """Everything in a state but the tensors.
+
+    Attributes:
+        step: Steps taken.
+        fingerprint: Identifies the run, in values that JSON knows.
+        precision: Number format of the run; a run that goes on does not choose it again.
+        skipped: Steps that were skipped.
+    """
+
+    step: Natural
+    fingerprint: dict[str, Any] = {}
+    precision: Literal["fp32", "bf16"] = "fp32"
+    skipped: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,18 @@ class Saved:
     """A saved state.
 
     Attributes:
-        path: Its file or folder.
-        about: All but the tensors: ``step`` and what else was saved with it.
+        path: Its folder.
+        about: Everything but the tensors.
         layout: Shape and type of each tensor.
     """
 
     path: Path
-    about: dict[str, Any]
+    about: About
     layout: dict[str, tuple[torch.Size, torch.dtype]]
 
     @torch.no_grad()
     def read(self, targets: Mapping[str, Tensor]) -> None:
-        """Read tensors into others of their shapes, shared out or not; all processes together.
+        """Read tensors into others of their shapes, sharded or not; all processes together.
 
         Raises:
             ValueError: There are others in the state, or it is damaged.
@@ -80,7 +83,7 @@ class Saved:
         try:
             with _alone_or_not():
                 dcp.load(dict(targets), storage_reader=StateReader(self.path))
-        except CheckpointException as error:  # No Exception: `except Exception` would miss it.
+        except CheckpointException as error:  # It is no Exception: `except Exception` would miss it.
             reason = " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
             raise ValueError(f"{self.path} is damaged ({reason}); remove it to start anew") from error
 
@@ -97,90 +100,52 @@ def find_state(folder: Path) -> Saved | None:
     """The newest state in a folder, or None.
 
     Raises:
-        ValueError: It is damaged, or of another version.
+        ValueError: It is damaged.
     """
-    if (old := folder / FORMER_STATE).exists():
-        raise ValueError(f"{old} is of another version of fluxvit; choose another folder or remove it")
     # There are two when a crash came between writing one and removing the other.
     folders = _folders(folder)
-    return _open_folder(folders[-1]) if folders else None
-
-
-class _About(msgspec.Struct):
-    """What is saved beside the tensors, as far as it is read again."""
-
-    step: Natural
-    fingerprint: dict[str, Any] = {}
-    precision: Literal["fp32", "bf16"] = "fp32"
-    skipped: Natural = 0
-
-
-def _about(values: Any, path: Path) -> dict[str, Any]:
-    with located(str(path)):
-        convert(values, _About)
-    return values
+    if not folders:
+        return None
+    path = folders[-1]
+    about = read(path / ABOUT, About)
+    tensors: Any = read_metadata(path).state_dict_metadata
+    layout = {name: (entry.size, entry.properties.dtype) for name, entry in tensors.items()}
+    return Saved(path, about, layout)
 
 
 def _folders(folder: Path) -> list[Path]:
     """Folders of states, the newest last."""
     found = [path for path in folder.glob("state-*") if _FOLDER.fullmatch(path.name)]
-    return sorted(found, key=_step)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("state-"))
-
-
-def _open_folder(path: Path) -> Saved:
-    about = _about(load_json(path / ABOUT), path / ABOUT)
-    tensors = read_metadata(path).state_dict_metadata
-    layout = {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in tensors.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    return Saved(path, about, layout)
+    return sorted(found, key=lambda path: int(path.name.removeprefix("state-")))
 
 
 def changed_settings(
     saved: Mapping[str, Any], given: Mapping[str, Any], *, free: Collection[str] = ()
 ) -> list[str]:
-    """Which settings of two runs differ, in words: ``optim.batch_size was 32, is 64``.
+    """The settings of two runs that differ, in words: ``optim.batch_size was 32, is 64``.
 
-    Settings that only one of them knows are not compared, for versions of fluxvit add some and drop some;
-    but in the groups of `_DEFAULTS` a missing one has its default, and that may differ.
+    Settings that only one of them knows are not compared, because versions of fluxvit add some and drop some.
 
     Args:
         saved: Fingerprint of a saved run.
         given: Fingerprint of the run that continues from there.
         free: Names of settings that may differ.
     """
-    return [text for name, text in _differences(_unpacked(saved), _unpacked(given)) if name not in free]
-
-
-def _unpacked(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """A fingerprint with the settings themselves in place of texts of JSON that hold them."""
-    found: dict[str, Any] = {}
-    # Through JSON, which makes lists of tuples: that is how the state of a sharded run keeps them.
-    for name, value in json.loads(json.dumps(fingerprint)).items():
-        packed = isinstance(value, str) and value.startswith("{")
-        name = _DIGESTS.get(name, name) if isinstance(value, str) else name
-        found |= json.loads(value) if packed else {name: value}
-    return found
+    # Through JSON, which makes lists of tuples, as in the state.
+    pairs = _differences(saved, json.loads(json.dumps(given)))
+    return [f"{name} was {_shown(was)}, is {_shown(now)}" for name, was, now in pairs if name not in free]
 
 
 def _differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, str]]:
-    """Names and descriptions of the settings that differ."""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, old and new value of the settings that differ."""
     for key in sorted(old.keys() & new.keys()):
-        name = prefix + key
-        was, now = (_DEFAULTS.get(name) if group is None else group for group in (old[key], new[key]))
+        was, now = old[key], new[key]
         if isinstance(was, dict) and isinstance(now, dict):
-            defaults = _DEFAULTS.get(name, {})
-            yield from _differences(defaults | was, defaults | now, f"{name}.")
+            yield from _differences(was, now, f"{prefix}{key}.")
         elif was != now:
-            yield name, f"{name} was {_shown(was)}, is {_shown(now)}"
+            yield prefix + key, was, now
 
 
 def _shown(value: Any) -> str:
@@ -190,30 +155,30 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def save_state(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], world: World) -> None:
+def save_state(folder: Path, about: About, tensors: dict[str, Tensor], world: World) -> None:
     """Save a state; the former one is removed afterwards. All processes together, and each writes its part.
 
     Args:
-        about: Plain values; ``step`` among them.
-        tensors: Tensors by name, shared out or not.
+        about: Everything but the tensors.
+        tensors: Tensors by name, sharded or not.
 
     Raises:
-        OSError: It could not be written, in whatever process; raised in all. The former state is as it was.
+        OSError: A process could not write its part; raised in all. The former state is as it was.
     """
     failure: tuple[int, str] | None = None
-    final = folder / f"state-{about['step']}"
+    final = folder / f"state-{about.step}"
     partial = final.with_name(f".{final.name}.partial")
     try:
         with _alone_or_not():
             dcp.save(tensors, checkpoint_id=partial)  # Makes the folder, and flushes its files to the disk.
         if world.is_main:
-            read_metadata(partial)  # Whether it can be read is seen now, not when it is needed.
-            write_json(partial / ABOUT, about)
+            read_metadata(partial)  # A state that cannot be read must show now, not when it is needed.
+            write_json(partial / ABOUT, msgspec.to_builtins(about))
             former = [path for path in _folders(folder) if path != final]
             os.replace(partial, final)
             flush_to_disk(folder)
             _remove(former)
-    except CheckpointException as error:  # No Exception: `except Exception` would miss it.
+    except CheckpointException as error:  # It is no Exception: `except Exception` would miss it.
         failure = max(_reason(reason) for reason, _ in error.failures.values())
     except ValueError as error:
         failure = errno.EIO, str(error)
@@ -225,7 +190,7 @@ def save_state(folder: Path, about: dict[str, Any], tensors: dict[str, Tensor], 
     failures = [found for found in world.gather(failure) if found]
     if failures:
         number, reason = failures[0]
-        raise OSError(number, f"the state of step {about['step']} could not be saved: {reason}", str(folder))
+        raise OSError(number, f"the state of step {about.step} could not be saved: {reason}", str(folder))
 
 
 def _reason(error: BaseException) -> tuple[int, str]:
@@ -246,15 +211,12 @@ def _remove(folders: list[Path]) -> None:
 def tidy(folder: Path) -> None:
     """Clear what a killed run left of unfinished writes in its folder, which this process has locked."""
     clear_leftovers(folder, locked=True)
-    # All processes of a run write it together, so that its name tells of none.
+    # All processes of a run write such a folder together, so that no process is in its name.
     _remove([path for path in folder.glob(".state-*.partial") if _PARTIAL_FOLDER.fullmatch(path.name)])
 
 
-# Tensors of a run ----------------------------------------------------------------------------------------
-
-
 def run_tensors(task: nn.Module, ema: Ema | None, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors that make up a run, by name, in the memory in which they are."""
+    """All tensors that make up a run, by name. They are not copied."""
     tensors = {f"task/{name}": value for name, value in task.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.weights.items()}
@@ -281,7 +243,7 @@ def restore_tensors(saved: Saved, task: nn.Module, ema: Ema | None, optimizer: t
                     "anew, or choose another folder"
                 )
             like = parameters[name].detach()
-            # Moments are shared out like their parameter; the count of steps is not.
+            # Moments are sharded like their parameter; the count of steps is not.
             moment = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, dtype=dtype)
             optimizer.state[parameters[name]][kind] = targets[key] = moment
     saved.read(targets)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.utils.deterministic
@@ -23,6 +23,7 @@ from fluxvit.training.logs import Logs, Meter, progress_line, require_tensorboar
 from fluxvit.training.optim import cosine_schedule, parameter_groups
 from fluxvit.training.parallel import accumulating, forget_step, parallelize, whole
 from fluxvit.training.state import (
+    About,
     Saved,
     changed_settings,
     find_state,
@@ -46,8 +47,8 @@ _MOST_SKIPPED = 0.5
 _log = logging.getLogger(__name__)
 
 
-def faster_precision(device: torch.device) -> str:
-    """``bf16`` or ``fp32``: on a CPU, what multiplies matrices faster, for CPUs differ widely in bf16."""
+def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+    """The number format to train in: on a CPU the one that multiplies matrices faster."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     if device.type != "cpu":
@@ -64,16 +65,6 @@ def faster_precision(device: torch.device) -> str:
             seconds.append(time.perf_counter() - start)
     bf16, fp32 = map(min, times)
     return "bf16" if bf16 < 0.8 * fp32 else "fp32"
-
-
-class StepResult(NamedTuple):
-    """Of a step: the task's ``metrics``, averaged over processes, the learning rate ``lr``, and the norm of
-    the gradient before it was clipped, ``grad_norm``.
-    """
-
-    metrics: dict[str, float]
-    lr: float
-    grad_norm: float
 
 
 @dataclass
@@ -108,7 +99,7 @@ class Trainer:
     fingerprint: dict[str, Any]
     world: World = ALONE
     after_step: Callable[[Trainer, int], None] | None = None
-    precision: str = field(default="", init=False)
+    precision: Literal["fp32", "bf16"] = field(default="fp32", init=False)
     ema: Ema | None = field(default=None, init=False)
     skipped: int = field(default=0, init=False)
     replaced: int = field(default=0, init=False)
@@ -211,12 +202,12 @@ class Trainer:
                         f"the loss or its gradient was not finite {bad_in_a_row} times in a row, up to step "
                         f"{step}; lower the learning rate or train in fp32"
                     )
-                for name, value in result.metrics.items() if result else ():
+                metrics, rates = result or ({}, {})
+                for name, value in metrics.items():
                     smooth[name] = value + 0.95 * (smooth.get(name, value) - value)
                 if step % config.log_every == 0 and result and self._logs is not None:
                     figures = meter.figures()
-                    rates = {"lr": result.lr, "grad_norm": result.grad_norm}
-                    self._logs.write_step(step, {**result.metrics, **rates, **figures})
+                    self._logs.write_step(step, {**metrics, **rates, **figures})
                 advance(smooth, figures)
                 stop = self._call_after_step(step + 1) or world.any(self.stopping())
                 if stop or world.any(time.monotonic() - saved > config.save_seconds):
@@ -238,8 +229,13 @@ class Trainer:
 
     def _step(
         self, step_module: nn.Module, batch: Clip, step: int, optimizer: torch.optim.Optimizer
-    ) -> StepResult | None:
-        """Take a step; None if it was skipped."""
+    ) -> tuple[dict[str, float], dict[str, float]] | None:
+        """Take a step; None if it was skipped.
+
+        Returns:
+            The metrics of the task, averaged over processes; and ``lr``, the learning rate, and
+            ``grad_norm``, the norm of the gradient before it was clipped.
+        """
         config, world = self.config, self.world
         self.task.train()
         # Dropout and drop path must not depend on what ran before: a resumed run takes the same steps.
@@ -276,7 +272,8 @@ class Trainer:
         optimizer.step()
         if self.ema is not None:
             self.ema.update(self.task, step)
-        return StepResult({name: world.mean(value).item() for name, value in totals.items()}, rate, norm)
+        metrics = {name: world.mean(value).item() for name, value in totals.items()}
+        return metrics, {"lr": rate, "grad_norm": norm}
 
     def _skip(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -286,13 +283,7 @@ class Trainer:
         """Save the state, or say why it cannot be saved and that the run goes on."""
         if step == self._saved_step:
             return
-        about = {
-            "fingerprint": self.fingerprint,
-            "step": step,
-            # Not to be chosen again: a resumed run takes the steps that it would have taken.
-            "precision": self.precision,
-            "skipped": self.skipped,
-        }
+        about = About(step, self.fingerprint, self.precision, self.skipped)
         tensors = run_tensors(self.task, self.ema, optimizer)
         try:
             save_state(self.folder, about, tensors, self.world)
@@ -313,37 +304,30 @@ class Trainer:
         """Go back to the newest saved state, if there is one; returns the steps taken."""
         saved = self._find_saved()
         if saved is None:
-            chosen: str = self.config.precision
-            if chosen == "auto":
-                chosen = self.world.main_value(faster_precision(self.world.device))
-            self.precision = chosen
+            precision, device = self.config.precision, self.world.device
+            self.precision = (
+                self.world.main_value(faster_precision(device)) if precision == "auto" else precision
+            )
             return 0
-        about = saved.about
         restore_tensors(saved, self.task, self.ema, optimizer)
-        self.precision, self.skipped = about["precision"], about["skipped"]
-        self._saved_step = about["step"]
-        return about["step"]
+        self.precision, self.skipped = saved.about.precision, saved.about.skipped
+        self._saved_step = saved.about.step
+        return saved.about.step
 
     def _find_saved(self) -> Saved | None:
         """The newest saved state, if it is of this run."""
         saved = find_state(self.folder)
         if saved is None:
             return None
-        known = {"fingerprint", "precision", "skipped"} <= saved.about.keys()
-        # Former versions saved the model beside the task.
-        if not known or any(name.startswith("model/") for name in saved.layout):
-            raise ValueError(
-                f"{saved.path} is of another version of fluxvit; choose another folder or remove it"
-            )
-        changed = changed_settings(saved.about["fingerprint"], self.fingerprint, free=_FREE)
+        changed = changed_settings(saved.about.fingerprint, self.fingerprint, free=_FREE)
         if changed:
             raise ValueError(
                 f"{saved.path} is of a run with other settings: {'; '.join(changed)}; give them as they were "
                 "to go on with it, or choose another folder for a new run"
             )
-        if saved.about["step"] > self.config.steps:
+        if saved.about.step > self.config.steps:
             raise ValueError(
-                f"{saved.path} is of a run that has taken {saved.about['step']} steps, and this one would "
+                f"{saved.path} is of a run that has taken {saved.about.step} steps, and this one would "
                 f"end after {self.config.steps}; train for more epochs, or choose another folder"
             )
         return saved

@@ -1,4 +1,4 @@
-"""Validation while training: all processes share the videos, the main one keeps the best model."""
+"""Validation while training: the processes share the videos, and the main one keeps the best model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import msgspec
 import torch
 from torch import Tensor
 
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.classes import multi_hot
 from fluxvit.data.dataset import ClipDataset
-from fluxvit.data.manifest import Entry
+from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.evaluation.classification import Predictions, predict_plans
+from fluxvit.evaluation.language.recall import answers_of, recall, right_videos
 from fluxvit.evaluation.metrics import average_precision, mean_of_classes
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.training.tasks.base import Task
+from fluxvit.training.tasks.contrastive import ContrastiveTask
 from fluxvit.training.trainer import Trainer
 from fluxvit.utils.distributed import fail_together
 from fluxvit.utils.files import append_json, read_json_lines, write_json_lines
@@ -38,21 +41,21 @@ class _Row(msgspec.Struct):
 
 
 class Validation:
-    """Scores a trainer's model every so often and keeps the best, by accuracy or, where videos have several
-    classes, by mean average precision.
+    """Scores the model of a trainer every so often and keeps the best, by accuracy or, where videos have
+    several classes, by mean average precision.
 
     Each video is predicted once, by one of the processes. A validation that was cut off leaves no trace and
-    is done again when the run goes on; one that is in ``validation.jsonl`` is not, and ``best`` is the first
-    of the highest mean accuracy there.
+    is repeated when the run goes on; one that is in ``validation.jsonl`` is not. ``best`` is the first one of
+    the highest mean there.
 
     Args:
         task: The task that is trained.
         dataset: The videos.
-        grid: Sampling of each.
-        broken: Further videos that cannot be read; they count as wrong, and are never found.
-        every: Steps between two; the last step is validated too.
+        grid: Sampling grid of the videos.
+        every: Steps between two validations; the last step is validated, too.
+        broken: Further videos that cannot be read; they count as wrong.
         workers: Processes that prepare clips, for each process.
-        progress: Show a bar.
+        progress: Show a progress bar.
 
     Raises:
         ValueError: The grid does not fit the model.
@@ -95,9 +98,8 @@ class Validation:
             self._keep(trainer, taken, state, {"mean": sum(scores.values()) / len(scores), **scores})
 
     def _score(self, trainer: Trainer, model: Any) -> dict[str, float]:
-        """A figure for each budget of the task's network, in all processes; the larger, the better."""
-        budgets = model.config.budgets
-        results = self._predict(trainer, model, budgets)
+        """A figure for each budget of the task's network, in all processes; larger is better."""
+        results = self._predict(trainer, model)
         if self._checkpoint.multi_label:
             missed = torch.from_numpy(multi_hot(self._broken, model.num_classes))
             lost = torch.full(missed.shape, torch.nan)
@@ -105,16 +107,13 @@ class Validation:
                 f"map@{budget}": mean_of_classes(
                     average_precision(torch.cat([result.logits, lost]), torch.cat([result.labels, missed]))
                 )
-                for budget, result in zip(budgets, results, strict=True)
+                for budget, result in results.items()
             }
         videos = len(self._dataset) + len(self._broken)
-        return {
-            f"accuracy@{budget}": result.score.correct / videos
-            for budget, result in zip(budgets, results, strict=True)
-        }
+        return {f"accuracy@{budget}": result.score.correct / videos for budget, result in results.items()}
 
     def _begin(self, trainer: Trainer, taken: int) -> None:
-        """Take up what former runs did; a run from the start forgets what another left in the folder."""
+        """Continue what former runs did. A run from the start removes what another left in the folder."""
         world, path = trainer.world, trainer.folder / VALIDATION
         if world.is_main:
             rows = read_json_lines(path, _Row) if taken else []
@@ -138,47 +137,66 @@ class Validation:
         self._best = max(self._best, scores["mean"])
         trainer.log(taken, {f"val/{name}": value for name, value in scores.items()})
 
-    def _predict(self, trainer: Trainer, model: Any, budgets: Sequence[int]) -> list[Predictions]:
-        """Predictions for the whole data set, in all processes."""
-        world = trainer.world
-        part: list[Tensor] = []
+    def _predict(self, trainer: Trainer, model: Any) -> dict[int, Predictions]:
+        """Predictions for the whole data set at each budget, in all processes."""
+        world, budgets, total = trainer.world, model.config.budgets, len(self._dataset)
+        share = range(world.rank, total, world.size)
+        results: list[Predictions] = []
         trouble: Exception | None = None
+
+        def stop_if_asked() -> None:
+            if trainer.stopping():
+                raise Stopped("stopped while validating")
+
         try:
-            part = self._predict_share(trainer, model, budgets)
+            if share:
+                results = predict_plans(
+                    replace(self._checkpoint, model=model),
+                    self._dataset,
+                    [Plan(self._grid, budget) for budget in budgets],
+                    workers=self._workers,
+                    progress="Validating" if self._progress and world.is_main else None,
+                    indices=share,
+                    after_batch=stop_if_asked,
+                )
         except Exception as error:  # Whatever it is: the others must hear of it, or they wait for ever.
             trouble = error
         stopped = isinstance(trouble, Stopped)
         fail_together(None if stopped else trouble, world, "validation")
         if world.any(stopped):
             raise Stopped("stopped while validating")
-        parts = world.gather(part)
-        labels = torch.stack([self._dataset.label(i) for i in range(len(self._dataset))])
-        return [
-            Predictions(_interleave([p[i] for p in parts if p], len(self._dataset)), labels)
-            for i in range(len(budgets))
-        ]
+        parts = [part for part in world.gather([result.logits for result in results]) if part]
+        labels = torch.stack([self._dataset.label(i) for i in range(total)])
+        return {
+            budget: Predictions(_interleave([part[i] for part in parts], total), labels)
+            for i, budget in enumerate(budgets)
+        }
 
-    def _predict_share(self, trainer: Trainer, model: Any, budgets: Sequence[int]) -> list[Tensor]:
-        """Logits of this process's videos for each budget; nothing if it has none."""
-        world = trainer.world
 
-        def stop_if_asked() -> None:
-            if trainer.stopping():
-                raise Stopped("stopped while validating")
+class RetrievalValidation(Validation):
+    """Scores a dual encoder by R@1, the mean of both directions, and keeps the best.
 
-        share = range(world.rank, len(self._dataset), world.size)
-        if not share:
-            return []
-        results = predict_plans(
-            replace(self._checkpoint, model=model),
-            self._dataset,
-            [Plan(self._grid, budget) for budget in budgets],
-            workers=self._workers,
-            progress="Validating" if self._progress and world.is_main else None,
-            indices=share,
-            after_batch=stop_if_asked,
-        )
-        return [result.logits for result in results]
+    Args:
+        task: The task that is trained.
+        manifest: The videos, each with captions; all of them are candidates.
+        options: Options of `Validation`.
+    """
+
+    def __init__(self, task: ContrastiveTask, manifest: Manifest, **options: Any) -> None:
+        super().__init__(task, ClipDataset(manifest, sampling=task.checkpoint.sampling), **options)
+        self._texts = task.captions.texts
+        self._captions = [text for entry in manifest.entries for text in entry.captions]
+        self._belongs = right_videos([entry.captions for entry in manifest.entries])
+
+    def _score(self, trainer: Trainer, model: Any) -> dict[str, float]:
+        dual = DualEncoderCheckpoint(model, self._texts, self._checkpoint)
+        classifier = dual.classifier(dual.embed_texts(self._captions))
+        figures = {}
+        for budget, result in self._predict(trainer, classifier.model).items():
+            to_texts = recall(result.logits, answers_of(self._belongs, len(result.logits)))
+            to_videos = recall(result.logits.t(), self._belongs)
+            figures[f"recall@{budget}"] = (to_texts.at(1) + to_videos.at(1)) / 2
+        return figures
 
 
 def _interleave(parts: list[Tensor], total: int) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -16,23 +16,21 @@ from fluxvit import __version__
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.folder import compare_keys
 from fluxvit.data.cache import FrameCache
-from fluxvit.data.classes import (
-    match_names,
-)
+from fluxvit.data.classes import match_names
 from fluxvit.data.dataset import Augmentation, Clip, ClipDataset
 from fluxvit.data.loader import TrainingBatches, loader
 from fluxvit.data.manifest import Entry, Manifest, read_manifest
 from fluxvit.data.prepare import prepare_manifests
 from fluxvit.flux.cost import NetworkSize
-from fluxvit.flux.grid import legal_grids
+from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
-from fluxvit.training.config import AdapterSettings, RunRecipe, VideoSettings
+from fluxvit.training.config import AdapterSettings, EvalSettings, RunRecipe, VideoSettings
 from fluxvit.training.recipes import DataSettings
 from fluxvit.training.tasks.base import Task
 from fluxvit.training.trainer import Trainer
-from fluxvit.utils.distributed import World, lock_run
+from fluxvit.utils.distributed import World, fail_together, lock_run
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import Stopped, environment
 from fluxvit.video.sampling import ClipSampling
@@ -43,34 +41,28 @@ AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
 _log = logging.getLogger(__name__)
 
 
-class Course:
-    """What a run of a recipe goes through: grids, batches and steps.
+class Schedule:
+    """The grids, batches and steps of a run of a recipe, and the way through it.
 
     Args:
-        recipe: Any kind.
+        recipe: A recipe of any kind.
         videos: Number of training videos.
         size: Size of the network.
         world: The processes.
-        streams: Kinds of batches that take turns; epochs are those of the videos, one of them.
+        streams: Kinds of batches that take turns. Epochs are those of the videos, which are one kind.
 
     Attributes:
         grids: Grids that batches draw from.
         steps: Steps of the run.
-        steps_per_epoch: On average.
 
     Raises:
-        ValueError: No grid is legal, or a batch cannot be filled or shared out.
+        ValueError: No grid is legal, or a batch cannot be filled or shared evenly.
     """
 
     def __init__(
-        self,
-        recipe: RunRecipe,
-        videos: int,
-        size: NetworkSize,
-        world: World,
-        streams: int = 1,
+        self, recipe: RunRecipe, videos: int, size: NetworkSize, world: World, streams: int = 1
     ) -> None:
-        self._recipe, self._world = recipe, world
+        self._recipe, self._world, self._out = recipe, world, Path(recipe.out)
         self.grids = legal_grids(
             range(*recipe.grids.frames),
             range(*recipe.grids.sizes),
@@ -90,12 +82,12 @@ class Course:
             processes=world.size,
         )
         self.steps = streams * self._requests_from(steps=1).steps_in(recipe.epochs)
-        self.steps_per_epoch = self.steps / recipe.epochs
-        warmup = round(recipe.warmup_epochs * self.steps_per_epoch)
+        self._steps_per_epoch = self.steps / recipe.epochs
+        warmup = round(recipe.warmup_epochs * self._steps_per_epoch)
         self._optim = replace(recipe.optim, steps=self.steps, warmup=warmup)
 
     def describe(self, start: Checkpoint, train: Manifest, command: str) -> Checkpoint:
-        """What goes with the models of this run: ``start`` is what it starts from."""
+        """The model ``start``, with the metadata of the checkpoints of this run."""
         provenance = {
             "made_by": f"fluxvit {__version__} {command}",
             "recipe": asdict(self._recipe),
@@ -103,6 +95,7 @@ class Course:
         }
         return replace(
             start,
+            labels=[],
             grids=list(self.grids),
             provenance=provenance,
             plans=[],
@@ -113,128 +106,119 @@ class Course:
 
     def batches(self, dataset: ClipDataset, steps: int) -> Callable[[int], Iterable[Clip]]:
         """This process's batches of a run of ``steps``, from a first step on."""
-        out, world = Path(self._recipe.out), self._world
 
         def start(first: int) -> Iterable[Clip]:
             requests = self._requests_from(steps=steps, start_step=first)
-            report = out / ("replaced.jsonl" if world.is_main else f"replaced-{world.rank}.jsonl")
-            return loader(dataset, requests, self._recipe.data.workers, report)
+            rank = "" if self._world.is_main else f"-{self._world.rank}"
+            return loader(dataset, requests, self._recipe.data.workers, self._out / f"replaced{rank}.jsonl")
 
         return start
 
-    def trainer(
+    def validation(self, settings: EvalSettings, progress: bool) -> dict[str, Any]:
+        """Options of `Validation`."""
+        return {
+            "grid": SamplingGrid.parse(settings.grid),
+            "every": max(1, round(settings.every_epochs * self._steps_per_epoch)),
+            "workers": self._recipe.data.workers,
+            "progress": progress,
+        }
+
+    def run(
         self,
         task: Task,
         dataset: ClipDataset,
+        progress: bool,
         *,
         batches: Callable[[int], Iterable[Clip]] | None = None,
         after_step: Callable[[Trainer, int], None] | None = None,
-        **facts: Any,
-    ) -> Trainer:
-        """A trainer that takes this course.
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Path:
+        """Train to the end, report what went wrong on the way, and keep the last weights.
 
         Args:
             task: What is trained.
             dataset: The training clips.
+            progress: Show a progress bar.
             batches: Batches instead of those of ``dataset`` alone.
             after_step: See `Trainer`.
             facts: What identifies the run besides the recipe and the data set.
+
+        Returns:
+            The folder of the last checkpoint.
+
+        Raises:
+            Stopped: A signal asked to stop; the state and the checkpoint are saved.
+            OSError: The last state or checkpoint could not be saved.
+            ValueError: See :meth:`Trainer.run`; or another run is writing into the folder.
         """
-        recipe = self._recipe
-        return Trainer(
+        recipe, world, out = self._recipe, self._world, self._out
+        digest = {"the digest of the training videos": dataset.manifest.digest}
+        trainer = Trainer(
             task,
             self._optim,
             batches or self.batches(dataset, self.steps),
-            Path(recipe.out),
-            {"recipe": json.dumps(_identity(recipe)), "data": dataset.manifest.digest, **facts},
-            self._world,
+            out,
+            {**_identity(recipe), **digest, **facts},
+            world,
             after_step,
         )
 
+        def keep_last() -> None:
+            state = trainer.gather_state()
+            if world.is_main:
+                task.export(out / LAST, state)
 
-def run_trainer(trainer: Trainer, recipe: RunRecipe, progress: bool) -> Path:
-    """Run to the end, tell what went wrong on the way, and keep the last weights.
-
-    Returns:
-        The folder of the last checkpoint.
-
-    Raises:
-        Stopped: A signal asked to stop; the state and the checkpoint are saved.
-        OSError: The last state or checkpoint could not be saved.
-        ValueError: See :meth:`Trainer.run`; or another run is writing into the folder.
-    """
-    with lock_run(trainer.folder, trainer.world):
-        trainer.check_saved()
-        return _run_trainer(trainer, recipe, progress)
-
-
-def _run_trainer(trainer: Trainer, recipe: RunRecipe, progress: bool) -> Path:
-    world, out = trainer.world, trainer.folder
-
-    def keep_last() -> None:
-        state = trainer.gather_state()
-        if world.is_main:
-            trainer.task.export(out / LAST, state)
-
-    if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(
-            out / "run.json",
-            {"recipe": asdict(recipe), "processes": world.size, **environment(world.device)},
-        )
-    world.barrier()
-    try:
-        trainer.run(progress=progress)
-    except Stopped as stop:
-        keep_last()
-        raise Stopped(f"{stop}; the weights so far are in {out / LAST}; the same command goes on") from None
-    keep_last()
-    replaced = sum(world.gather(trainer.replaced))
-    if world.is_main and (replaced or trainer.skipped):
-        _log.warning(
-            "%d clips could not be read and were replaced, %d steps were skipped%s",
-            replaced,
-            trainer.skipped,
-            f"; the files are named in {out / 'replaced.jsonl'}" if replaced else "",
-        )
-    return out / LAST
-
-
-def readable(path: str, target: str | None) -> Manifest:
-    """The videos of a manifest that are not known to be broken; it is said how many are.
-
-    Args:
-        target: Key of the class index; None: labels are not asked for.
-
-    Raises:
-        ValueError: The manifest cannot be read, or all of its videos are broken.
-    """
-    return without_broken(path, read_manifest(path, target))
+        with lock_run(out, world):
+            trainer.check_saved()
+            if world.is_main:
+                out.mkdir(parents=True, exist_ok=True)
+                facts_of_run = {"recipe": asdict(recipe), "processes": world.size}
+                write_json(out / "run.json", {**facts_of_run, **environment(world.device)})
+            world.barrier()
+            try:
+                trainer.run(progress=progress)
+            except Stopped as stop:
+                keep_last()
+                raise Stopped(
+                    f"{stop}; the weights so far are in {out / LAST}; the same command goes on"
+                ) from None
+            keep_last()
+            replaced = sum(world.gather(trainer.replaced))
+            if world.is_main and (replaced or trainer.skipped):
+                _log.warning(
+                    "%d clips could not be read and were replaced, %d steps were skipped%s",
+                    replaced,
+                    trainer.skipped,
+                    f"; the files are named in {out / 'replaced.jsonl'}" if replaced else "",
+                )
+        return out / LAST
 
 
 def without_broken(path: str, manifest: Manifest) -> Manifest:
+    """The videos of a manifest that are not known to be broken.
+
+    Raises:
+        ValueError: All of its videos are broken.
+    """
     rest = manifest.readable()
     if len(rest) < len(manifest):
-        _log.warning(
-            "%s: %d of %d videos cannot be read and are left out; it says why",
-            path,
-            len(manifest) - len(rest),
-            len(manifest),
-        )
+        broken = len(manifest) - len(rest)
+        text = "%s: %d of %d videos cannot be read and are left out; it says why"
+        _log.warning(text, path, broken, len(manifest))
     return rest
 
 
 def readable_with(path: str, what: str, has: Callable[[Entry], bool]) -> Manifest:
-    """The readable videos of a manifest that have something; it is said how many have not.
+    """The readable videos of a manifest that have something, such as a caption.
 
     Args:
-        what: They must have.
-        has: Tells whether a video does.
+        what: The name of what they must have.
+        has: Whether a video has it.
 
     Raises:
         ValueError: None has it, or the manifest cannot be read.
     """
-    manifest = readable(path, None)
+    manifest = without_broken(path, read_manifest(path, None))
     entries = tuple(entry for entry in manifest.entries if has(entry))
     if not entries:
         raise ValueError(f"{path}: none of its {len(manifest)} videos has a {what}")
@@ -245,26 +229,23 @@ def readable_with(path: str, what: str, has: Callable[[Entry], bool]) -> Manifes
 
 
 def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe:
-    """The recipe with manifests in place of a data set that is yet to be checked.
+    """The recipe with manifests in place of a data set that is not checked yet.
 
     Raises:
         ValueError: There is no data, or it cannot be used.
     """
-    # Before a data set is gone through.
-    Augmentation(**asdict(recipe.augment))
+    Augmentation(**asdict(recipe.augment))  # A wrong setting must show before a data set is checked.
     if not recipe.data.root:
         if not recipe.data.train:
             raise ValueError("no data: give data.train, a manifest, or data.root, a folder of videos")
         return recipe
-    failure = ""
+    trouble: Exception | None = None
     if world.is_main:
         try:
             prepare_manifests(recipe.data.root, recipe.out, progress=progress)
         except ValueError as error:
-            failure = str(error)
-    failure = world.main_value(failure)
-    if failure:
-        raise ValueError(failure)
+            trouble = error
+    fail_together(trouble, world, "checking the videos")
     train, val = (str(Path(recipe.out) / f"{split}.jsonl") for split in ("train", "val"))
     data = replace(recipe.data, train=train, root="")
     if isinstance(data, DataSettings):
@@ -273,15 +254,15 @@ def with_manifests(recipe: AnyRecipe, world: World, progress: bool) -> AnyRecipe
 
 
 def _identity(recipe: RunRecipe) -> dict[str, Any]:
-    """The settings that a run cannot change halfway: all but those of how the work is done and told.
+    """The settings that a run cannot change halfway: all but those of how the work is done and reported.
 
-    Manifests may be moved: their digests are compared.
+    Manifests may be moved, because their digests are compared.
     """
     settings = asdict(recipe)
     del settings["out"], settings["device"]
     for name in ("train", "val", "workers"):
         settings["data"].pop(name, None)
-    settings["data"]["cache"] = bool(recipe.data.cache)  # Not where it lies.
+    settings["data"]["cache"] = bool(recipe.data.cache)  # A cache may be moved.
     for name in (
         *("accumulate", "checkpoint_blocks", "compile_blocks", "shard"),
         *("save_seconds", "log_every", "tensorboard"),
@@ -291,13 +272,11 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
 
 
 def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> Checkpoint:
-    """The model to train and what goes with it, new or from a checkpoint.
-
-    The classifiers are new if the classes differ.
+    """The model to train, new or from a checkpoint; its classifiers are new if the classes differ.
 
     Args:
-        classes: How many classes the data have; 0: no classifier.
-        names: The names of the classes; empty if they are unknown.
+        classes: Number of classes of the data; 0 for no classifier.
+        names: Names of the classes; empty if they are unknown.
 
     Raises:
         ValueError: The checkpoint cannot be read, or the settings do not fit it.
@@ -325,24 +304,24 @@ def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ())
 
 
 def adapt_model(model: FluxViT, settings: AdapterSettings) -> None:
-    """If settings ask for adapters: freeze the model but for adapters of its blocks, and its heads."""
+    """If settings ask for adapters, freeze the model except for adapters of its blocks, and its heads."""
     if settings.rank:
         add_adapters(model, settings.rank, settings.alpha or settings.rank, settings.layers)
         train_heads(model)
 
 
 def train_heads(model: FluxViT) -> None:
-    """Have the poolings, the classifiers and what else follows the blocks trained."""
+    """Train the poolings, the classifiers and everything else that follows the blocks."""
     for part in (model.heads, model.head_norm, model.aligners):
         part.requires_grad_(True)
 
 
 def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], checkpoint: str) -> None:
-    """Keep a checkpoint's classifiers if its classes are those of the data, whatever their order."""
+    """Keep the classifiers of a checkpoint if its classes are those of the data, in any order."""
     model = start.model
     if model.num_classes != classes:
         if model.num_classes and classes:
-            text = "%s: the classifier starts anew, since it tells %d classes and the data have %d"
+            text = "%s: the classifier starts anew, since it has %d classes and the data have %d"
             _log.info(text, checkpoint, model.num_classes, classes)
         model.reset_classifier(classes)
     elif not start.labels or not names:
@@ -383,5 +362,5 @@ def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> Clip
 
 
 def sampling_of(data: VideoSettings) -> ClipSampling:
-    """How the settings of a recipe sample clips."""
+    """The way in which a recipe samples clips."""
     return ClipSampling(data.sampling, data.stride, data.stride_fps or None)

@@ -14,10 +14,9 @@ from fluxvit.models.adapters import add_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig
 from fluxvit.training.recipes import ChatRecipe
 from fluxvit.training.runs.base import (
-    Course,
+    Schedule,
     clip_dataset,
     readable_with,
-    run_trainer,
     start_checkpoint,
     with_manifests,
 )
@@ -74,9 +73,9 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
         alpha = words.alpha or words.rank
         scale = alpha / words.rank
         adapters = add_adapters(language.network, words.rank, alpha, words.layers)
-    course = Course(recipe, len(train), model.config.size, world)
+    schedule = Schedule(recipe, len(train), model.config.size, world)
     # Where the video side stays as it is, so do its plans.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
-    checkpoint = replace(course.describe(start, train, "train-chat"), labels=[], plans=plans)
+    checkpoint = replace(schedule.describe(start, train, "train-chat"), plans=plans)
     chat = ChatTask(checkpoint, connector, Questions(train, language, task), adapters, scale)
-    return run_trainer(course.trainer(chat, clip_dataset(recipe, train)), recipe, progress)
+    return schedule.run(chat, clip_dataset(recipe, train), progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.checkpoints.folder import VIDEO
@@ -16,25 +15,22 @@ from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.data.texts import Texts
 from fluxvit.flux.cost import NetworkSize
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import LanguageSide
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
 from fluxvit.training.config import GridSettings
 from fluxvit.training.recipes import ContrastiveRecipe, TextSettings
-from fluxvit.training.retrieval_validation import RetrievalValidation
 from fluxvit.training.runs.base import (
-    Course,
+    Schedule,
     adapt_model,
     clip_dataset,
     readable_with,
-    run_trainer,
     start_checkpoint,
     train_heads,
     with_manifests,
 )
 from fluxvit.training.tasks.contrastive import Captions, ContrastiveTask
-from fluxvit.training.validation import BEST
+from fluxvit.training.validation import BEST, RetrievalValidation
 from fluxvit.utils.distributed import World
 
 
@@ -70,16 +66,16 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
     _freeze(recipe, model, language)
     model.to(world.device)
     language.to(world.device)
-    course = Course(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
-    checkpoint = replace(course.describe(start, train, "train-contrastive"), labels=[])
+    schedule = Schedule(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
+    checkpoint = schedule.describe(start, train, "train-contrastive")
     dataset = clip_dataset(recipe, train)
     shown = train
-    facts: dict[str, Any] = {}
+    facts, batches, validation = {}, None, None
     if recipe.images:
         images = readable_with(recipe.images, "caption", _has_caption)
         shown = replace(train, entries=(*train.entries, *images.entries))
-        facts["batches"] = _alternate(recipe, course, dataset, images, model.config.size, world)
-        facts["images"] = images.digest
+        batches = _alternate(recipe, schedule, dataset, images, model.config.size, world)
+        facts["the digest of the images"] = images.digest
     task = ContrastiveTask(
         checkpoint,
         language,
@@ -89,15 +85,9 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
         recipe.text.lr_scale,
     )
     if recipe.val:
-        facts["after_step"] = RetrievalValidation(
-            task,
-            readable_with(recipe.val, "caption", _has_caption),
-            SamplingGrid.parse(recipe.evaluation.grid),
-            every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
-            workers=recipe.data.workers,
-            progress=progress,
-        )
-    last = run_trainer(course.trainer(task, dataset, **facts), recipe, progress)
+        videos = readable_with(recipe.val, "caption", _has_caption)
+        validation = RetrievalValidation(task, videos, **schedule.validation(recipe.evaluation, progress))
+    last = schedule.run(task, dataset, progress, batches=batches, after_step=validation, facts=facts)
     return last.with_name(BEST) if recipe.val else last
 
 
@@ -152,7 +142,7 @@ def _freeze(recipe: ContrastiveRecipe, model: FluxViT, language: LanguageSide) -
 
 def _alternate(
     recipe: ContrastiveRecipe,
-    course: Course,
+    schedule: Schedule,
     videos: ClipDataset,
     images: Manifest,
     size: NetworkSize,
@@ -166,13 +156,13 @@ def _alternate(
     # An image is one file, whatever the videos' sampling and cache.
     data = replace(recipe.data, cache="", sampling="sparse")
     still = replace(recipe, grids=grids, data=data)
-    stills = Course(still, len(images), size, world)
-    turns = course.steps // 2
-    streams = course.batches(videos, turns), stills.batches(clip_dataset(still, images), turns)
+    stills = Schedule(still, len(images), size, world)
+    turns = schedule.steps // 2
+    streams = schedule.batches(videos, turns), stills.batches(clip_dataset(still, images), turns)
 
     def batches(first: int) -> Iterator[Clip]:
         of_videos, of_images = iter(streams[0]((first + 1) // 2)), iter(streams[1](first // 2))
-        for step in range(first, course.steps):
+        for step in range(first, schedule.steps):
             if step % 2 == 0:
                 yield next(of_videos)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,17 +13,16 @@ from fluxvit.checkpoints.huggingface_vision import huggingface_teacher
 from fluxvit.checkpoints.official import load_internvideo2
 from fluxvit.data.dataset import Augmentation, ClipDataset, ClipRequest
 from fluxvit.data.loader import loader
-from fluxvit.data.manifest import Manifest
+from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.teachers import FluxViTTeacher, Teacher, TokenShape
 from fluxvit.training.recipes import PretrainRecipe, TeacherSettings
 from fluxvit.training.runs.base import (
-    Course,
+    Schedule,
     clip_dataset,
-    readable,
-    run_trainer,
     start_checkpoint,
     with_manifests,
+    without_broken,
 )
 from fluxvit.training.tasks.distill import DistillTask
 from fluxvit.utils.distributed import World
@@ -46,22 +44,22 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
         ValueError: The recipe, the teacher, the data or the folder cannot be used; the message says why.
     """
     recipe = with_manifests(recipe, world, progress)
-    train = readable(recipe.data.train, None)
+    train = without_broken(recipe.data.train, read_manifest(recipe.data.train, None))
     start = start_checkpoint(recipe, classes=0)
     model = start.model
     # They are of no use before there are classes, and data parallelism waits for every trained gradient.
     model.head_norm.requires_grad_(False)
     model.aligners.requires_grad_(False)
     model.to(world.device)
-    course = Course(recipe, len(train), model.config.size, world)
-    checkpoint = replace(course.describe(start, train, "pretrain"), labels=[])
+    schedule = Schedule(recipe, len(train), model.config.size, world)
+    checkpoint = schedule.describe(start, train, "pretrain")
     teacher = open_teacher(recipe.teacher).to(world.device)
     # Loading a teacher may draw random numbers; decoders must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)
     task = DistillTask(checkpoint, teacher, recipe.task).to(world.device)
     if recipe.task.standardize:
-        task.standardize(_samples(train, recipe.task.standardize, course.grids[0], checkpoint))
-    return run_trainer(course.trainer(task, clip_dataset(recipe, train)), recipe, progress)
+        task.standardize(_samples(train, recipe.task.standardize, schedule.grids[0], checkpoint))
+    return schedule.run(task, clip_dataset(recipe, train), progress)
 
 
 def _samples(

@@ -15,14 +15,11 @@ from fluxvit.data.classes import (
 )
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.recipes import DataSettings, Recipe
 from fluxvit.training.runs.base import (
-    Course,
+    Schedule,
     adapt_model,
     clip_dataset,
-    readable,
-    run_trainer,
     start_checkpoint,
     with_manifests,
     without_broken,
@@ -50,7 +47,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     """
     recipe = with_manifests(recipe, world, progress)
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
-    train = readable(recipe.data.train, recipe.data.target)
+    train = without_broken(recipe.data.train, read_manifest(recipe.data.train, recipe.data.target))
     val = read_manifest(recipe.data.val, recipe.data.target) if recipe.data.val else None
     multi_label = recipe.task.loss == "bce"
     classes, val = _shared_classes(recipe.data, train, val, multi_label)
@@ -58,28 +55,26 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     model = start.model
     adapt_model(model, recipe.model.adapters)
     model.to(world.device)
-    course = Course(recipe, len(train), model.config.size, world)
+    schedule = Schedule(recipe, len(train), model.config.size, world)
     checkpoint = replace(
-        course.describe(start, train, "train"), labels=list(train.labels), multi_label=multi_label
+        schedule.describe(start, train, "train"), labels=list(train.labels), multi_label=multi_label
     )
     task = ClassifyTask(checkpoint, recipe.task, recipe.mixing)
     width = classes if multi_label else None
     # The digest of the data knows indices only: other names would be other classes.
     facts: dict[str, Any] = {"classes": list(train.labels)}
+    validation = None
     if val is not None:
         shown = without_broken(recipe.data.val, val)
-        facts["validation"] = shown.digest
-        facts["after_step"] = Validation(
+        facts["the digest of the validation videos"] = shown.digest
+        validation = Validation(
             task,
             ClipDataset(shown, classes=width, sampling=checkpoint.sampling),
-            SamplingGrid.parse(recipe.evaluation.grid),
             broken=[entry for entry in val.entries if not entry.ok],
-            every=max(1, round(recipe.evaluation.every_epochs * course.steps_per_epoch)),
-            workers=recipe.data.workers,
-            progress=progress,
+            **schedule.validation(recipe.evaluation, progress),
         )
-    trainer = course.trainer(task, clip_dataset(recipe, train, classes=width), **facts)
-    last = run_trainer(trainer, recipe, progress)
+    dataset = clip_dataset(recipe, train, classes=width)
+    last = schedule.run(task, dataset, progress, after_step=validation, facts=facts)
     return last if val is None else last.with_name(BEST)
 
 
