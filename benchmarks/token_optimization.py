@@ -36,7 +36,7 @@ from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.halving import paired_interval
 from fluxvit.optimization.optimize import run_optimize
 from fluxvit.utils.files import write_json
-from fluxvit.utils.system import default_device, environment
+from fluxvit.utils.system import environment, usable_device
 
 Row = tuple[dict[str, Any], np.ndarray]
 """A point of an evaluation, and whether each video was right, ``[N]``."""
@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
 
     print("python benchmarks/token_optimization.py", *sys.argv[1:])
-    print(environment(default_device()))
+    print(environment(usable_device()))
     budgets = _numbers(args.budgets)
     runs = []
     pairs = zip(args.flexible.split(","), args.fixed.split(","), strict=True)

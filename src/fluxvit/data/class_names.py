@@ -10,7 +10,7 @@ from typing import Any
 from fluxvit.data.formats.tables import read_table
 from fluxvit.data.formats.text_files import read_text
 from fluxvit.data.manifest import read_manifest
-from fluxvit.utils.files import read_json
+from fluxvit.utils.schema import load
 
 _INDEXED = re.compile(r'(\d{1,9})\s*[\s,:;]\s*"?([^\s"].*?)"?')
 _INDEX_COLUMNS = ("id", "index", "idx", "classid", "labelid", "classindex", "labelindex", "number")
@@ -48,7 +48,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         if not names:
             raise ValueError(f"{path}: this manifest does not name its classes; give a text file of names")
     elif suffix == ".json":
-        names = _from_json(read_json(path), path)
+        names = _from_json(load(path), path)
     else:
         names = (_from_table(path) if suffix in (".csv", ".tsv") else None) or _from_lines(path)
     if not names:

@@ -1,1 +1,1 @@
-"""What every room uses: files, the system, validation, the terminal."""
+"""Files, the system, validation and the terminal, for all other rooms."""

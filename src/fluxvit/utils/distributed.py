@@ -1,4 +1,4 @@
-"""Several processes as one run: joining them, talking to each other, failing together."""
+"""The processes of a run: joining them, exchanging values, and failing together."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and this one's place: ``rank`` of ``size``, on ``device``.
+    """The processes of a run, of which this one is number ``rank`` of ``size``, on ``device``.
 
-    All methods but ``is_main`` must be called by all processes, in the same order.
+    All processes must call the methods, except ``is_main``, in the same order.
     """
 
     rank: int
@@ -32,11 +32,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over all processes; gradients do not pass."""
+        """The mean over all processes, without gradients."""
         return self._reduce(value.detach().clone(), dist.ReduceOp.SUM) / self.size
 
     def any(self, flag: bool) -> bool:
@@ -44,7 +44,7 @@ class World:
         return bool(self._reduce(torch.tensor(float(flag), device=self.device), dist.ReduceOp.MAX))
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank; any that can be pickled."""
+        """The values of all processes by rank; they must be picklable."""
         if self.size == 1:
             return [value]
         values: list[T | None] = [None] * self.size
@@ -52,7 +52,7 @@ class World:
         return values  # type: ignore[return-value]
 
     def main_value(self, value: T) -> T:
-        """The main process's value, in all."""
+        """The value of the main process, in all processes."""
         if self.size == 1:
             return value
         box = [value]
@@ -75,7 +75,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def join_world(device: str | None = None) -> World:
-    """This process's world: that of ``torchrun`` if it started the process, else a world of one.
+    """Join the processes that ``torchrun`` started, or make a world of one process.
 
     Args:
         device: Such as ``cpu`` or ``cuda``; None: the accelerator if there is one. With several processes on
@@ -84,40 +84,39 @@ def join_world(device: str | None = None) -> World:
     Raises:
         ValueError: There is no such device, or there are fewer CUDA devices than processes.
     """
-    place = usable_device(device)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return World(0, 1, place)
-    if place.type == "cuda" and place.index is None:
-        place = usable_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(place)
+    own = usable_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(0, 1, own)
+    if own.type == "cuda" and own.index is None:
+        own = usable_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(own)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    return World(dist.get_rank(), dist.get_world_size(), place)
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size(), own)
 
 
 def fail_together(trouble: Exception | None, world: World, what: str) -> None:
-    """Raise in all processes what happened in any, or they wait for it for ever; all must call this.
+    """Raise in all processes if one has failed, for which the others would wait for ever; all must call this.
 
     Args:
-        trouble: What happened in this process.
-        what: What failed, for the others' message.
+        trouble: The error of this process, None if there is none.
+        what: The step that failed, for the message in the other processes.
 
     Raises:
         Exception: ``trouble``.
-        ValueError: Something happened in another process; the message says what, and in which.
+        ValueError: Another process failed; the message gives its rank and its error.
     """
-    told = world.gather(None if trouble is None else f"{trouble}" or repr(trouble))
+    messages = world.gather(None if trouble is None else f"{trouble}" or repr(trouble))
     if trouble is not None:
         raise trouble
-    for rank, text in enumerate(told):
+    for rank, text in enumerate(messages):
         if text is not None:
             raise ValueError(f"{what} failed in process {rank}: {text}")
 
 
 @contextmanager
 def lock_run(folder: str | Path, world: World) -> Iterator[None]:
-    """Lock the folder that a run writes, in its main process; all must call this.
+    """Lock the folder of a run in its main process; all processes must call this.
 
     Raises:
         ValueError: Another run holds the lock; raised in all processes.

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, plain lines anywhere else."""
+"""Progress as a bar on a terminal, and as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def report(label: str, total: int, done: int = 0, *, enabled: bool = True) -> It
     """Report the progress of work on standard error.
 
     Args:
-        label: What is being done.
+        label: Name of the work.
         total: Number of items.
         done: Number of items that are finished already.
 
     Yields:
         A function ``advance(count, note="")`` that takes the number of items just finished, and a note to
-        show behind them.
+        show after them.
     """
     console = Console(stderr=True, quiet=not enabled)
     if console.is_terminal:

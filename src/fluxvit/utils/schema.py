@@ -1,12 +1,12 @@
-"""Types and ranges of values that come from files or from callers, checked in one place.
+"""Checks the types and ranges of values from files and callers.
 
 A dataclass states the type and the range of each field in its annotations, and calls :func:`check` in
-``__post_init__``; so Python code and files get the same errors. :func:`read` and :func:`convert` turn JSON
-into such dataclasses, or into :class:`msgspec.Struct` types where a file looks different from the object.
+``__post_init__``, so that Python code and files get the same errors. :func:`read` and :func:`convert` turn
+JSON into such dataclasses, or into :class:`msgspec.Struct` types where a file differs from the object.
 
 Nothing is coerced silently: ``"4"``, ``4.0`` and ``true`` are not integers. There are three exceptions, which
-lose nothing: an integer is taken where a float is expected, a list where a tuple is, and in Python code
-scalars of NumPy and PyTorch count as plain numbers.
+lose nothing: an integer is accepted as a float and a list as a tuple, and in Python code scalars of NumPy and
+PyTorch are accepted as plain numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _NONSENSE = 1 << 40
 
 MAX_BYTES = 1 << 28
-"""Largest JSON file that :func:`read` opens; the largest of ours hold plan tables and class names."""
+"""Bytes of the largest JSON file that :func:`read` opens."""
 
 Finite = Annotated[float, Meta(ge=-1.7e308, le=1.7e308)]
 """A float that is neither NaN nor infinite."""
@@ -43,36 +43,36 @@ Count = Annotated[int, Meta(ge=1, le=_NONSENSE)]
 Natural = Annotated[int, Meta(ge=0, le=_NONSENSE)]
 """An integer of at least 0, such as an index."""
 Size = Annotated[int, Meta(ge=1, le=1 << 16)]
-"""An integer of at least 1 that sizes what is allocated, such as pixels of a side or the width of a layer."""
+"""An integer of at least 1 that memory depends on, such as pixels of a side or the width of a layer."""
 Frames = Annotated[int, Meta(ge=1, le=1 << 20)]
 """Frames of a clip."""
 Batch = Annotated[int, Meta(ge=1, le=1 << 20)]
-"""A number of clips that are held at once."""
+"""A number of clips in memory at once."""
 Workers = Annotated[int, Meta(ge=0, le=1024)]
-"""Processes that are started; 0 stands for this one."""
+"""A number of processes to start; 0 means that this one does the work."""
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 """Frames per second."""
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-"""A seed of random numbers, as PyTorch takes them."""
+"""A seed of random numbers."""
 Name = Annotated[str, Meta(min_length=1, max_length=1 << 16)]
 """A string that is not empty."""
 
 
 def read(path: str | Path, kind: type[T]) -> T:
-    """The content of a JSON file, as a value of a type.
+    """Read a JSON file as a value of a type.
 
     Args:
         kind: A dataclass, a ``msgspec.Struct``, or any other type that msgspec knows.
 
     Raises:
-        ValueError: The file cannot be read as JSON, or a value has another type or range; one line that names
-            the file, the key, what stands there and what is expected.
+        ValueError: The file cannot be read as JSON, or a value has another type or range. The message is one
+            line that names the file, the key, the value and what is expected.
     """
     return convert(load(path), kind, str(path))
 
 
 def load(path: str | Path) -> Any:
-    """The content of a JSON file whose form is still to be checked.
+    """Read a JSON file as plain values, whose types are not checked.
 
     Raises:
         ValueError: It is missing, larger than `MAX_BYTES`, not UTF-8, not JSON, nested too deeply, or holds
@@ -91,13 +91,13 @@ def load(path: str | Path) -> Any:
 
 
 def parse(text: str | bytes, *, surrogates: bool = False) -> Any:
-    """JSON text as plain values.
+    """Read JSON text as plain values.
 
     Args:
-        surrogates: Take text that is not Unicode, as the names of some files are not.
+        surrogates: Accept text that is not Unicode, such as the names of some files.
 
     Raises:
-        ValueError: As :func:`load`, without a file's name.
+        ValueError: See :func:`load`; the message names no file.
     """
     try:
         if isinstance(text, bytes):
@@ -115,18 +115,18 @@ def parse(text: str | bytes, *, surrogates: bool = False) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(str(error)) from None
     except ValueError as error:
-        # Python's own words on integers of more than 4300 digits speak of a setting of Python.
+        # Python's message about integers of more than 4300 digits names a setting of Python.
         reason = "an integer has too many digits" if "integer string conversion" in str(error) else error
         raise ValueError(str(reason)) from None
 
 
 def convert(value: Any, kind: type[T], where: str = "", key: str = "") -> T:
-    """A plain value, as JSON has them, as a value of a type.
+    """Convert a plain value, such as JSON gives, to a value of a type.
 
     Args:
-        kind: As in :func:`read`.
-        where: What the value comes from, such as a file; errors begin with it.
-        key: Path of the value in there, such as ``model``.
+        kind: See :func:`read`.
+        where: Source of the value, such as a file; errors begin with it.
+        key: Path of the value in the source, such as ``model``.
 
     Raises:
         ValueError: The value, or something in it, has another type or range.
@@ -148,7 +148,7 @@ def convert(value: Any, kind: type[T], where: str = "", key: str = "") -> T:
 
 @contextmanager
 def located(where: str, key: str = "") -> Iterator[None]:
-    """Begin the message of a ValueError that is raised within by the place it is about."""
+    """Begin the message of a ValueError that is raised inside by its source and key."""
     try:
         yield
     except ValueError as error:
@@ -172,27 +172,27 @@ def check(instance: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value for an error message: on one line, and short."""
+    """A value for an error message, on one short line."""
     if isinstance(value, int) and abs(value) >= 10**40:
         return f"an integer of {value.bit_length()} bits"
     try:
         text = repr(value)
-    except ValueError:  # Python writes no integers of more than 4300 digits.
+    except ValueError:  # Python does not print integers of more than 4300 digits.
         return f"a {type(value).__name__} of very large numbers"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @cache
 def _struct(kind: type) -> Any:
-    """A Struct with the fields of a dataclass: msgspec keeps what it knows of a Struct's types."""
+    """A Struct with the fields of a dataclass; msgspec caches its knowledge of a Struct's types."""
     hints = get_type_hints(kind, include_extras=True)
     return msgspec.defstruct(kind.__name__, [(field.name, hints[field.name]) for field in fields(kind)])
 
 
 def plain(value: Any) -> Any:
-    """A caller's value as JSON would hold it: scalars of NumPy and PyTorch as numbers, sequences as lists.
+    """A caller's value in the types of JSON: scalars of NumPy and PyTorch as numbers, sequences as lists.
 
-    Objects of other kinds are left as they are.
+    Objects of other types are not changed.
     """
     for kind in (bool, int, float, str):  # Subclasses, such as NumPy's float64, become the plain type.
         if isinstance(value, kind):
@@ -211,9 +211,9 @@ def plain(value: Any) -> Any:
 
 
 def _nearest(names: Sequence[str], known: Sequence[str]) -> str:
-    """What the first of these names may have been meant to be; empty if nothing is like it."""
-    found = get_close_matches(min(names)[:100], known, n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """A hint at the known name that is most like the first of these names; empty if there is none."""
+    matches = get_close_matches(min(names)[:100], known, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -221,14 +221,13 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose keys must differ: which of two values counts is not said anywhere."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the key {shown(next(name for name in names if names.count(name) > 1))} stands twice"
-        )
-    return found
+    """An object of JSON, whose keys must differ."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {shown(name)} stands twice")
+        values[name] = value
+    return values
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_once)
@@ -238,14 +237,14 @@ def _fail(where: str, reason: str) -> NoReturn:
     raise ValueError(f"{where}: {reason}" if where else reason) from None
 
 
-# msgspec's messages ----------------------------------------------------------------------------------------
+# Messages of msgspec ---------------------------------------------------------------------------------------
 
 _PATH = re.compile(r"(?P<reason>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*)`)?", re.S)
 _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 
 
 def _explained(message: str, value: Any, kind: Any, key: str) -> str:
-    """A message of msgspec with the value that is meant, and all that is expected of it."""
+    """A message of msgspec, with the value that is wrong and all that is expected of it."""
     match = _PATH.fullmatch(message)
     assert match is not None
     reason, path = match["reason"], match["path"] or ""
@@ -260,39 +259,36 @@ def _explained(message: str, value: Any, kind: Any, key: str) -> str:
     node: Any = inspect.type_info(kind)
     for step in _STEP.finditer(path):
         if step["name"] is None and step["index"] is None:
-            # Which entry of a mapping it is, msgspec does not tell.
+            # msgspec does not tell which entry of a mapping is wrong.
             return f"{here}: {reason[:1].lower()}{reason[1:]}"
-        value = _inner(value, step)
-        node = _inner_type(node, step)
+        place = step["name"] if step["name"] is not None else int(step["index"])
+        value, node = value[place], _inner_type(node, place)
     return f"{here or 'it'} is {shown(value)}, expected {_expected(node, value)}"
 
 
-def _inner(value: Any, step: re.Match[str]) -> Any:
-    return value[step["name"]] if step["name"] is not None else value[int(step["index"])]
-
-
-def _inner_type(node: Any, step: re.Match[str]) -> Any:
-    node = node.type if isinstance(node, inspect.Metadata) else node
+def _inner_type(node: Any, place: str | int) -> Any:
+    """The type of a field, an entry or an item of a type."""
+    if isinstance(node, inspect.Metadata):
+        return _inner_type(node.type, place)
     if isinstance(node, inspect.UnionType):
-        node = next(kind for kind in node.types if not isinstance(kind, inspect.NoneType))
-        return _inner_type(node, step)
-    if step["name"] is not None:
-        if isinstance(node, inspect.DictType):
-            return node.value_type
-        return next(field.type for field in node.fields if field.encode_name == step["name"])
+        return _inner_type(next(kind for kind in node.types if not isinstance(kind, inspect.NoneType)), place)
+    if isinstance(node, inspect.DictType):
+        return node.value_type
     if isinstance(node, inspect.TupleType):
-        return node.item_types[int(step["index"])]
+        return node.item_types[place]
     if isinstance(node, inspect.NamedTupleType):
-        return node.fields[int(step["index"])].type
-    return node.item_type
+        return node.fields[place].type
+    if isinstance(place, int):
+        return node.item_type
+    return next(field.type for field in node.fields if field.encode_name == place)
 
 
 def _expected(node: Any, value: Any = None) -> str:
-    """What a type takes, in words. A bound that only stops nonsense is named where ``value`` exceeds it."""
+    """The values that a type accepts, in words. A bound against nonsense is named if ``value`` exceeds it."""
     if isinstance(node, inspect.Metadata):
         return _expected(node.type, value)
     if isinstance(node, inspect.UnionType):
-        # Null is never what is wrong where it is allowed.
+        # Null is never wrong where it is allowed.
         kinds = [kind for kind in node.types if not isinstance(kind, inspect.NoneType)]
         return " or ".join(_expected(kind, value) for kind in kinds)
     if isinstance(node, (inspect.IntType, inspect.FloatType)):

@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on; containers and schedulers often grant fewer than there are."""
+    """CPU cores that this process may use; containers and schedulers often grant fewer than there are."""
     if hasattr(os, "sched_getaffinity"):  # Not on macOS and Windows.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -49,7 +49,7 @@ def processes(workers: int | None) -> int:
 
 
 def memory_bytes() -> int | None:
-    """Memory that this process may use, within the limit of its container; None if that is unknown."""
+    """Bytes of memory that this process may use, within the limit of its container; None if unknown."""
     limits = []
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -62,7 +62,7 @@ def memory_bytes() -> int | None:
 
 
 def processor_name() -> str:
-    """The CPU's name, as far as the system tells it."""
+    """The CPU's name, or its architecture if the system does not give the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # Not on macOS and Windows.
@@ -81,7 +81,7 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(device: torch.device | str) -> dict[str, str]:
-    """Versions of the software, and the device, that a result comes from."""
+    """The versions of the software and the device, to store with a result."""
     import torch
 
     from fluxvit import __version__
@@ -94,18 +94,12 @@ def environment(device: torch.device | str) -> dict[str, str]:
     }
 
 
-def default_device() -> torch.device:
-    """The accelerator (CUDA, ROCm, XPU, MPS) if PyTorch can use one, else the CPU."""
-    import torch
-
-    return torch.device(_accelerator()[0])
-
-
 def usable_device(name: str | int | torch.device | None = None) -> torch.device:
     """The device of a name such as ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
 
     Args:
-        name: None and ``auto`` stand for :func:`default_device`.
+        name: None and ``auto`` mean the accelerator (CUDA, ROCm, XPU, MPS) if PyTorch can use one, else the
+            CPU.
 
     Raises:
         ValueError: There is no such device on this machine; the message says what there is.
@@ -113,7 +107,7 @@ def usable_device(name: str | int | torch.device | None = None) -> torch.device:
     import torch
 
     if name in (None, "auto"):
-        return default_device()
+        return torch.device(_accelerator()[0])
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -136,7 +130,7 @@ def usable_device(name: str | int | torch.device | None = None) -> torch.device:
 
 @functools.cache
 def log_device(device: torch.device) -> None:
-    """Log which device does the work, once, and why it is the CPU where one would expect an accelerator."""
+    """Log once which device is used, and why it is the CPU if an accelerator is expected."""
     why = _accelerator()[1]
     reason = f" ({why})" if why and device.type == "cpu" else ""
     _log.info("running on %s, %s%s", device, device_name(device), reason)
@@ -144,8 +138,8 @@ def log_device(device: torch.device) -> None:
 
 @functools.cache
 def _accelerator() -> tuple[str, str]:
-    """Type of the accelerator, and an empty string. If there is none: ``cpu``, and the reason why one that
-    should be there cannot be used, if there is such a reason.
+    """The type of the accelerator, and an empty string. Without one: ``cpu``, and the reason why an
+    accelerator that should be there cannot be used, if there is one.
     """
     import torch
 
@@ -158,8 +152,8 @@ def _accelerator() -> tuple[str, str]:
             return device.type, ""
     built = (torch.version.cuda and f"CUDA {torch.version.cuda}") or (torch.version.hip and "ROCm")
     if built:
-        said = [str(warning.message).removeprefix("CUDA initialization: ") for warning in caught]
-        reason = said[0].split(" (")[0].split(". ")[0] if said else "it finds no GPU"
+        messages = [str(warning.message).removeprefix("CUDA initialization: ") for warning in caught]
+        reason = messages[0].split(" (")[0].split(". ")[0] if messages else "it finds no GPU"
         return "cpu", f"PyTorch {torch.__version__} is built for {built}, but {reason}"
     if _NVIDIA_DRIVER.exists():
         return "cpu", f"PyTorch {torch.__version__} is built without CUDA, though there is an NVIDIA GPU"
@@ -171,9 +165,9 @@ HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Worker processes that are started within are not interrupted before they have chosen how to answer.
+    """Start worker processes inside, which are not interrupted before they are ready for signals.
 
-    They inherit that signals wait. Each calls :func:`let_signals_in` when it is ready for them.
+    They inherit the blocked signals. Each calls :func:`let_signals_in` when it is ready.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where there are no such signals.
         yield
@@ -186,13 +180,13 @@ def signals_held_back() -> Iterator[None]:
 
 
 def let_signals_in() -> None:
-    """In a worker process: the signals that were held back may come."""
+    """In a worker process: receive the signals that were held back."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
 
 def follow_parent() -> None:
-    """In a worker process: leave Ctrl-C to the parent, and end with it even if it is killed."""
+    """In a worker process: leave Ctrl-C to the parent, and end when it ends, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     let_signals_in()
     parent = multiprocessing.parent_process()

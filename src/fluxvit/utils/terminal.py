@@ -1,7 +1,8 @@
-"""Text that comes from files, for people to read: labels, names and captions cannot command a terminal.
+"""Prints text from files, such as labels, names and captions, without letting it command a terminal.
 
-A name may hold escape sequences that clear the screen or set the title of a window, characters that turn the
-direction of what follows, line breaks, and bytes that are no Unicode. They are shown, not sent.
+A name may hold escape sequences that clear the screen or set the title of a window, characters that reverse
+the direction of text, line breaks, and bytes that are not Unicode. They are printed as escapes such as
+``\\x1b``.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""Text in which characters that a terminal would obey, or could not show, are written as ``\x1b``.
+    r"""Write the characters that a terminal would obey, or could not show, as escapes such as ``\x1b``.
 
     Args:
-        text: Anything; its ``str`` is taken.
-        keep: Characters that stay as they are, such as line breaks.
+        text: Any object; its ``str`` is used.
+        keep: Characters that are not changed, such as line breaks.
     """
 
     def shown(match: re.Match[str]) -> str:
@@ -33,7 +34,7 @@ def printable(text: object, keep: str = "") -> str:
         if character in keep:
             return character
         number = ord(character)
-        if 0xDC80 <= number <= 0xDCFF:  # A byte that is no UTF-8.
+        if 0xDC80 <= number <= 0xDCFF:  # A byte that is not UTF-8.
             number -= 0xDC00
         return _SHORT.get(character, f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
 
@@ -41,19 +42,19 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:
-    """Print text of one or more lines with nothing in it that a terminal would obey.
+    """Print text of one or more lines, made `printable`.
 
     Args:
-        error: To standard error.
-        end: Printed behind it.
-        flush: At once.
+        error: Print to standard error.
+        end: Text to print after it.
+        flush: Print at once.
     """
     file = sys.stderr if error else sys.stdout
     print(printable(text, keep="\n\t"), end=end, file=file, flush=flush)
 
 
 def json_line(value: Any) -> str:
-    """A value as one line of JSON; what a terminal would obey is written as JSON's own escapes."""
+    """A value as one line of JSON, in which characters that a terminal would obey are escaped."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
