@@ -266,7 +266,7 @@ def _explained(message: str, value: Any, kind: Any, key: str) -> str:
     return f"{here or 'it'} is {shown(value)}, expected {_expected(node, value)}"
 
 
-def _inner_type(node: Any, place: str | int) -> Any:
+def _inner_type(node: Any, place: Any) -> Any:
     """The type of a field, an entry or an item of a type."""
     if isinstance(node, inspect.Metadata):
         return _inner_type(node.type, place)

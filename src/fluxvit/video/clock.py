@@ -1,20 +1,20 @@
-"""One clock for a recording whose own clock is not continuous.
+"""A continuous clock for recordings whose time stamps jump.
 
-Joined transport streams, DVD cells and recorders that start again in the same file have time stamps that
-jump between their parts. FFmpeg's program lays such parts end to end, and so does :class:`Clock`, for reading
-files and streams alike.
+The time stamps of joined transport streams, DVD cells and recorders that start again in the same file jump
+between the parts. The ffmpeg program lays such parts end to end. :class:`Clock` does the same for files and
+streams.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-# FFmpeg's program takes a longer gap for a jump of the clock: 10 s in formats made for broadcasts
+# The ffmpeg program takes a longer gap for a jump of the clock: 10 s in formats for broadcasts
 # (dts_delta_threshold), 30 h in others (dts_error_threshold), where a long gap may be a still picture.
 _BROADCAST_GAP_S, _LONGEST_GAP_S = 10.0, 30 * 3600.0
-# Stored order never goes back in time; a little is tolerated, as rounding does it.
+# Stored order never goes back in time, except a little, by rounding.
 _BACK_S = 0.1
-# FFmpeg's AVFMT_TS_DISCONT, which PyAV does not name.
+# FFmpeg's AVFMT_TS_DISCONT, for which PyAV has no name.
 _MAY_JUMP = 0x0200
 _LARGEST_TICK = 1 << 61
 
@@ -26,11 +26,11 @@ class _Timed(Protocol):
 
 
 class Clock:
-    """Rewrites the time stamps of packets, in stored order, so that they go on where the clock jumps.
+    """Rewrites the time stamps of packets, in stored order, so that they continue where the clock jumps.
 
     Args:
         time_base: Seconds of a tick.
-        fps: Frames per second, for packets that do not say how long they last; None if unknown.
+        fps: Frames per second, for packets without a duration; None if unknown.
         format_flags: Flags of the container's format.
 
     Attributes:
@@ -40,11 +40,7 @@ class Clock:
     def __init__(self, time_base: float, fps: float | None, format_flags: int) -> None:
         gap = _BROADCAST_GAP_S if format_flags & _MAY_JUMP else _LONGEST_GAP_S
         self.jumps = 0
-        self._gap, self._longest, self._back = (
-            gap / time_base,
-            _LONGEST_GAP_S / time_base,
-            _BACK_S / time_base,
-        )
+        self._gap, self._longest, self._back = (s / time_base for s in (gap, _LONGEST_GAP_S, _BACK_S))
         if not fps or 1 / fps > gap:
             fps = 25.0
         self._usual = max(1, round(1 / (time_base * fps)))
@@ -57,14 +53,14 @@ class Clock:
         """Rewrite the time stamps of the next packet in place."""
         pts, dts = _possible(packet.pts), _possible(packet.dts)
         if pts is not None and dts is not None and abs(pts - dts) > self._longest:
-            pts = dts  # One of them is damaged, and stored order speaks for this one.
+            pts = dts  # One of them is damaged; stored order makes dts more likely.
         if dts is not None:
             moved = dts + self._offset
             if self._last is not None and not -self._back <= moved - self._last <= self._gap + self._usual:
                 self.jumps += 1
                 self._offset = self._next - dts
                 if pts is not None and self._latest is not None and pts + self._offset <= self._latest:
-                    # Frames of the former part are shown later than they are stored, and may not be so here.
+                    # In this part, frames may be shown sooner after they are stored than in the former.
                     self._offset = self._latest + self._usual - pts
                 moved = dts + self._offset
             duration = packet.duration or 0
@@ -80,5 +76,5 @@ class Clock:
 
 
 def _possible(ticks: int | None) -> int | None:
-    """Ticks that arithmetic on them cannot overflow."""
+    """The ticks, or None if arithmetic on them may overflow."""
     return None if ticks is None or abs(ticks) > _LARGEST_TICK else ticks

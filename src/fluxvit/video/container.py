@@ -1,9 +1,8 @@
-"""Opening files, shards, uploads and streams with FFmpeg: the one place where that happens.
+"""Opens files, shards, uploads and streams with FFmpeg; no other module does.
 
 FFmpeg reads far more than videos. Playlists, session descriptions and scripts make it open other files or
-sockets, so that a file from a stranger could read what its receiver may read. What is opened here as a file
-is therefore limited to containers that hold their pictures themselves. Only what the user names as a stream
-may be anything.
+sockets, so that a file from a stranger could read whatever its receiver may read. Files are therefore limited
+to containers that hold their pictures themselves. Only streams that the user names may have any format.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from av.container import InputContainer
 
 from fluxvit.video.limits import VideoLimits
 
-# Demuxers, by FFmpeg's names, of files that hold their pictures themselves. Sound is among them, so that a
-# song is told to be one.
+# FFmpeg's names of the demuxers of files that hold their pictures themselves. Sound is included, so that the
+# error about a song says what it is.
 _CONTAINERS = """
     mov mp4 m4a 3gp 3g2 mj2 matroska webm avi mpegts mpeg flv live_flv kux gif apng webp webp_anim asf asf_o
     ogg mxf nut dv rm nsv nuv gxf lxf wtv ty pva dhav film_cpk amv ivf obu av1 avif
@@ -28,7 +27,7 @@ _CONTAINERS = """
     pgm_pipe pbm_pipe pam_pipe qoi_pipe image2
 """
 
-# Without pattern_type a % in the name of an image is taken for the pattern of a numbered sequence.
+# Without pattern_type, a % in the name of an image is taken for the pattern of a numbered sequence.
 _LIMITED = {
     "format_whitelist": ",".join(_CONTAINERS.split()),
     "protocol_whitelist": "file",
@@ -38,14 +37,14 @@ _LIMITED = {
 # FFmpeg's own bound on pixels.
 _LARGEST_OPTION = (1 << 31) - 1
 
-# PyAV 19 leaves text that is not UTF-8 alone; before it, the text of titles had to be told to be harmless.
+# Before PyAV 19, titles that are not UTF-8 raise an error by default.
 _PYAV = int(av.__version__.partition(".")[0])
 _METADATA: dict[str, Any] = {"metadata_errors": "replace"} if _PYAV < 19 else {}
 
-# How files begin whose header names all of their streams.
+# The first bytes of files whose header names all of their streams.
 _HEADERS = (b"GIF8", b"\x89PNG", b"\xff\xd8\xff", b"\x1a\x45\xdf\xa3")
 
-# How files begin that name other files or addresses instead of holding pictures.
+# The first bytes of files that name other files or addresses instead of holding pictures.
 _SCRIPTS = (
     (b"#EXTM3U", "an HLS playlist (m3u8)"),
     (b"ffconcat", "an ffconcat script"),
@@ -59,25 +58,21 @@ _SCRIPTS = (
     (b"rtsptext", "an RTSP link"),
 )
 
-# How files begin that are often found under the names of videos.
+# The first bytes of files that are often found under the names of videos.
 _OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the video itself: git lfs pull"),
     (b"<!doctype html", "a web page, which a server may send in place of a file; download it again"),
     (b"<html", "a web page, which a server may send in place of a file; download it again"),
     (b"PK\x03\x04", "a zip archive; unpack it"),
     (b"\x1f\x8b", "a gzip archive; unpack it"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
-    (b"Rar!\x1a\x07", "a rar archive; unpack it"),
-    (b"\xfd7zXZ", "an xz archive; unpack it"),
-    (b"%PDF-", "a PDF document"),
 )
 
 
 def open_container(source: Path | IO[bytes]) -> InputContainer:
-    """Open a file or a pipe, which may not make FFmpeg open anything else.
+    """Open a file or a pipe, without letting it make FFmpeg open anything else.
 
     Args:
-        source: A path or a binary file. One that can be sought in is read from its beginning.
+        source: A path or a binary file. A seekable file is read from its beginning.
 
     Raises:
         av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
@@ -120,23 +115,23 @@ def open_address(
     options: dict[str, str] | None = None,
     timeout: float | None = None,
 ) -> InputContainer:
-    """Open what the user has named as a stream: a camera, an address, or a playlist with all that it names.
+    """Open a stream that the user names: a camera, an address, or a playlist with the files that it names.
 
     Args:
         format: FFmpeg's input device of a camera.
         options: Options of FFmpeg's demuxer or protocol.
-        timeout: Seconds after which an address that sends nothing is given up.
+        timeout: Seconds to wait for an address that sends nothing.
 
     Raises:
         av.error.FFmpegError, OSError, ValueError: FFmpeg does not open it.
     """
-    # Not as options of decoders, too; see _limits.
+    # These are not options of decoders, too; see _limits.
     how: dict[str, Any] = {"format": format, "container_options": options or {}, "timeout": timeout}
     return av.open(address, "r", **how, **_METADATA)
 
 
 def script_kind(start: bytes) -> str | None:
-    """What kind of playlist or script a file is that begins with ``start``; None if it does not look so."""
+    """The kind of a playlist or script that begins with ``start``; None if it is neither."""
     return _kind(start, _SCRIPTS)
 
 
@@ -146,7 +141,7 @@ def is_animated_webp(start: bytes) -> bool:
 
 
 def other_kind(start: bytes) -> str | None:
-    """What a file is that begins with ``start``, and is known to be no video; else None."""
+    """The kind of a file that begins with ``start`` and is known not to be a video; None if unknown."""
     return _kind(start, _OTHERS)
 
 

@@ -31,8 +31,8 @@ VideoInput: TypeAlias = (
 """
 
 # A Path keeps one of the two slashes. A single letter would be a drive of Windows.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
-_LONGEST_NAME = 4096  # Longer bytes are no path of any system.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+.*", re.DOTALL)
+_LONGEST_NAME = 4096  # No system has longer paths.
 
 
 def given_path(video: VideoInput) -> Path | None:
@@ -48,10 +48,8 @@ def given_path(video: VideoInput) -> Path | None:
         raise VideoError("the path of the video is empty")
     address = _ADDRESS.fullmatch(text)
     if address and TarMember.parse(text) is None and not os.path.exists(text):
-        if address[1].lower() == "file":
-            raise VideoError.of(text, f"give the path alone: /{address[2]}")
         raise VideoError.of(
-            text, "this is an address, not a file; download it first, or open it with: fluxvit stream"
+            text, "this is an address, not a path; download it first, or open it with: fluxvit stream"
         )
     return Path(text)
 

@@ -1,8 +1,8 @@
-"""Exact frames from any file FFmpeg can read, decoding as little as possible.
+"""Reads exact frames from any file that FFmpeg can read, and decodes as little as possible.
 
-A file is demuxed once without decoding (well under a millisecond for a hundred frames), which tells every
-frame's time and from which key frame it can be reached. A read then walks through the wanted frames in order
-and, at each, either decodes on or seeks, whichever is nearer.
+A file is demuxed once without decoding (well under a millisecond for a hundred frames), which gives every
+frame's time and the key frame from which it can be reached. A read then visits the requested frames in order
+and, for each, either decodes on or seeks, whichever is nearer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LONGEST_LAST_FRAME_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class _Packet:
-    """What a demuxed packet says about its frame; times in ticks of the stream's clock."""
+    """The facts of a demuxed packet about its frame; times are in ticks of the stream's clock."""
 
     pts: int | None
     dts: int | None
@@ -57,14 +57,12 @@ class _Packet:
 class _Contents:
     """The position of every frame of a file, from its packets in decoding order.
 
-    Frames are known to the decoder by a *tick*: the presentation time or, in files that store none, the
-    frame's number.
+    The *tick* of a frame is its presentation time or, in files that store none, its number.
 
     Attributes:
         ticks: int64 ``[N]``, rising; entry i belongs to frame i in display order.
         times: float64 ``[N]`` seconds from the first frame.
         end: Seconds at which the last frame stops being shown.
-        origin: Seconds on the stream's own clock at which the first frame is shown.
         counts: Ticks are frame numbers, so frames must be counted from the beginning of the file.
         repeats: Several packets claim the same presentation time.
         key_times: Presentation times of the key frames, in the stream's time base.
@@ -90,7 +88,6 @@ class _Contents:
         self.repeats = len(starts) < len(clock)
         self.ticks = np.arange(len(starts)) if self.counts else starts
         self.times = (starts - starts[0]) * time_base
-        self.origin = float(starts[0] * time_base)
         self._position = np.array(shown)[first_seen]
         self._keys = [i for i, packet in enumerate(packets) if packet.is_key]
         self.key_times = {packets[i].pts for i in self._keys}
@@ -104,7 +101,7 @@ class _Contents:
         self.end = float(self.times[-1]) + shown_for
 
     def next_run(self, frames: list[int]) -> tuple[int, list[int]]:
-        """The packet to start decoding at for ``frames[0]``, and the ``frames`` to go on to from there."""
+        """The packet at which decoding starts for ``frames[0]``, and the ``frames`` to decode from there."""
         start = self._key_before(frames[0])
         run = frames[:1]
         for frame in frames[1:]:
@@ -132,8 +129,8 @@ class PyAVReader(VideoReader):
         file: The content of the video, if it is open already; ``path`` is then its name in messages.
 
     Raises:
-        VideoError: The file is missing, empty, cut short before its index, no video, sound only, larger than
-            `fluxvit.video.limits` allows, or holds no frame that can be decoded.
+        VideoError: The file is missing, empty, cut short before its index, not a video, sound only, larger
+            than `fluxvit.video.limits` allows, or no frame of it can be decoded.
     """
 
     def __init__(
@@ -147,14 +144,14 @@ class PyAVReader(VideoReader):
         member = TarMember.parse(path) if file is None else None
         self._file = file if member is None else member.open()
         self._packets: list[_Packet] = []
-        # Random access is given up for good where it may give other frames than reading in stored order.
+        # False for good once random access may give other frames than reading in stored order.
         self._seeks = True
         self._cut_off = False
         self._container: InputContainer | None = None
         try:
             with decoding(self._path):
                 self._open()
-                # One demuxing pass serves both the first frame, now, and the table of contents, if wanted.
+                # One demuxing pass gives the first frame, now, and the table of contents, if it is needed.
                 self._first_pass = self._recorded(self._demux())
                 first = next(self._frames(self._first_pass), None)
                 if first is None:
@@ -183,7 +180,7 @@ class PyAVReader(VideoReader):
         with decoding(self._path):
             for _ in self._first_pass:
                 pass
-            # AVI has no presentation times: FFmpeg numbers its packets as if they were shown in stored order.
+            # AVI has no presentation times; FFmpeg numbers its packets as if they were shown in stored order.
             is_avi = self.container.format.name == "avi"
             reorders_silently = is_avi and bool(self._stream.codec_context.has_b_frames)
             self._leave_out_leading()
@@ -193,14 +190,14 @@ class PyAVReader(VideoReader):
             return found
 
     def _leave_out_leading(self) -> None:
-        """Take frames before the first that can be decoded for not shown: recordings start at any packet, and
-        frames that depend on those before it are lost. As FFmpeg's program does, time starts behind them.
+        """Leave out the frames before the first one that can be decoded: a recording may start at any packet,
+        and frames that depend on earlier packets are lost. As in the ffmpeg program, time starts after them.
         """
         first = self._first_tick
         if first is None or (not self._stream.codec_context.has_b_frames and self._packets[0].is_key):
             return
         if 2 * len({packet.pts for packet in self._packets}) < len(self._packets):
-            return  # The clock stands still, and does not tell which frames come first.
+            return  # The clock stands still, and does not show which frames come first.
         for number, packet in enumerate(self._packets[: self._read_for_first]):
             if packet.pts is not None and packet.pts < first:
                 self._packets[number] = replace(packet, is_shown=False)
@@ -229,7 +226,7 @@ class PyAVReader(VideoReader):
                 yield self._convert(frame)
                 done += 1
             if done < len(run):
-                # Damage, or timestamps that change with the entry point: only a full pass is to be trusted.
+                # Damage, or time stamps that depend on where reading starts: only a full pass is reliable.
                 self._give_up_seeking()
             pending = pending[done:]
 
@@ -273,9 +270,9 @@ class PyAVReader(VideoReader):
     def _frames(
         self, packets: Iterator[av.Packet], skip_unless: set[int] | None = None
     ) -> Iterator[av.VideoFrame]:
-        """Decode ``packets``, passing over what is damaged.
+        """Decode ``packets`` and skip the damaged ones.
 
-        With ``skip_unless``, frames at other ticks may be left out when no frame depends on them.
+        With ``skip_unless``, frames at other ticks may be left out if no frame depends on them.
         """
         codec = self._stream.codec_context
         for packet in packets:
@@ -285,7 +282,7 @@ class PyAVReader(VideoReader):
         yield from self._decoded(None, skip_unless is not None)
 
     def _decoded(self, packet: av.Packet | None, after_jump: bool) -> list[av.VideoFrame]:
-        """Frames that come out when ``packet`` goes in; None asks for those still held back."""
+        """The frames that the decoder gives for ``packet``; for None, those that it still holds."""
         try:
             return self._stream.decode(packet)
         except (FFmpegError, ValueError) as error:
@@ -307,7 +304,7 @@ class PyAVReader(VideoReader):
     def _packets_from(self, start: int) -> Iterator[av.Packet]:
         """Packets from number ``start`` or, where seeking is coarse, from a key frame before it."""
         target = self.contents.packets[start]
-        # Some containers are indexed by display time, some by decoding time; the wrong one may land too late.
+        # Containers are indexed by display time or by decoding time; the wrong one may land too late.
         for timestamp in (target.pts, target.dts) if self._seeks else ():
             if timestamp is None:
                 continue
@@ -320,17 +317,17 @@ class PyAVReader(VideoReader):
             if landed is None or landed.pts is None or target.pts is None:
                 break
             if landed.pts not in self.contents.key_times:
-                break  # FFmpeg 7 numbers the frames of MPEG-PS files in another way after a jump.
+                break  # FFmpeg 7 numbers the frames of MPEG-PS files differently after a jump.
             if landed.pts <= target.pts:
                 return chain([landed], packets)
-        # Reopening costs a few milliseconds and, unlike seeking, is sure to find the first packet.
+        # Reopening costs a few milliseconds but, unlike seeking, always finds the first packet.
         self._open()
         return self._demux()
 
     def _open(self) -> None:
         if self._container is not None:
             self._container.close()
-        # Before FFmpeg reads, since it does not expect the file to be sought in by others.
+        # Seek before FFmpeg reads, which expects that nothing else moves in the file.
         size = None if self._file is None else self._file.seek(0, os.SEEK_END)
         self._container, self._stream = open_main_stream(self._path, self._file, self._limits)
         self._bytes = self._path.stat().st_size if size is None else size
@@ -347,10 +344,10 @@ class PyAVReader(VideoReader):
         return self._container
 
     def _demux(self) -> Iterator[av.Packet]:
-        """Packets up to the end of the file, or to the point where it is too damaged to go on.
+        """Packets up to the end of the file, or to the point where damage prevents reading on.
 
-        Where the clock has jumped, random access is given up, so that packets always come in stored order
-        from the first on, and the clock's parts add up.
+        Random access ends where the clock has jumped: its parts only add up if all packets are read in stored
+        order.
         """
         fps = float(self._stream.average_rate) if self._stream.average_rate else None
         clock = Clock(self._time_base, fps, int(self.container.format.flags))
@@ -370,7 +367,7 @@ class PyAVReader(VideoReader):
             self._cut_off = True
 
     def _expect_small_image(self, packet: av.Packet) -> None:
-        """Raise if an image in a video is too large, which its decoder would take for damage."""
+        """Raise if an image in a video is too large; its decoder would report damage."""
         size = image_size(io.BytesIO(memoryview(packet)[:_IMAGE_HEADER_BYTES]))
         if size is not None and (reason := self._limits.too_large(*size)):
             raise VideoError.of(self._path, reason)

@@ -1,4 +1,4 @@
-"""Chooses the times of a video to sample, in seconds; readers turn them into frames.
+"""Chooses the times at which a video is sampled, in seconds; readers turn them into frames.
 
 With a generator the choice is random, for training. Without one it is fixed, and ``view`` chooses one of
 ``views`` evenly spread samples, whose scores are averaged at test time. ``views=1`` gives the central one.
@@ -21,12 +21,12 @@ class ClipSampling:
     """How the frames of a clip are spread over a video.
 
     Args:
-        kind: ``sparse`` takes a frame of each of equal segments of the video. ``dense`` takes every
-            ``stride``-th frame of a window, which lies at random in training and in the middle in tests; the
-            last frame of a video shorter than the window is repeated.
+        kind: ``sparse`` takes one frame from each of several equal segments of the video. ``dense`` takes
+            every ``stride``-th frame of a window, whose position is random in training and the middle in
+            tests; the last frame of a video shorter than the window is repeated.
         stride: Frames from one sampled frame to the next in dense sampling.
-        fps: Frame rate at which the stride counts. By default it is the rate of each video. With one rate for
-            all videos a stride is a time: 2 at 10 frames per second is 0.2 seconds.
+        fps: Frame rate at which the stride counts; by default the rate of each video. With one rate for all
+            videos a stride is a time: 2 at 10 frames per second is 0.2 seconds.
 
     Raises:
         ValueError: A value is unknown or out of its range.
@@ -75,7 +75,7 @@ class ClipSampling:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What results depend on; nothing for sparse sampling, the only one that older results know."""
+        """The setting to store with results; empty for sparse sampling, as in older results."""
         return {} if self.kind == "sparse" else {"sampling": str(self)}
 
     def __str__(self) -> str:
@@ -99,8 +99,8 @@ def segment_times(
 ) -> np.ndarray:
     """One time from each of ``frames`` equal segments of ``[start, end)``.
 
-    Random within each segment if there is a generator, else ``(view + 1) / (views + 1)`` of the way through
-    it: the middle for one view.
+    With a generator it is random within each segment. Otherwise it lies ``(view + 1) / (views + 1)`` of the
+    way through the segment, which is the middle for one view.
 
     Returns:
         float64 ``[frames]`` seconds, rising, within ``[start, end)``.
@@ -108,8 +108,7 @@ def segment_times(
     Raises:
         ValueError: The span is empty, or ``frames``, ``view`` or ``views`` is out of range.
     """
-    _check(frames, generator, view, views)
-    _check_span(start, end)
+    _check(start, end, frames, generator, view, views)
     part = (view + 1) / (views + 1) if generator is None else generator.random(frames)
     times = start + (np.arange(frames) + part) * ((end - start) / frames)
     return _within(times, start, end)
@@ -133,7 +132,7 @@ def dense_times(
     than the window is played from its start, and its last frame is repeated.
 
     Args:
-        fps: Frames per second that ``stride`` counts: the video's own rate, or one rate for a whole data set.
+        fps: Frame rate at which ``stride`` counts: the video's own, or one rate for a whole data set.
 
     Returns:
         float64 ``[frames]`` seconds, never falling, within ``[start, end)``.
@@ -141,8 +140,7 @@ def dense_times(
     Raises:
         ValueError: The span is empty, or a number is out of range.
     """
-    _check(frames, generator, view, views)
-    _check_span(start, end)
+    _check(start, end, frames, generator, view, views)
     if not 0 < fps < np.inf or stride < 1:
         raise ValueError(f"fps must be above 0 and stride at least 1, got fps={fps}, stride={stride}")
     room = max(0.0, end - start - frames * stride / fps)
@@ -150,20 +148,24 @@ def dense_times(
         offset = generator.uniform(0, room)
     else:
         offset = room / 2 if views == 1 else room * view / (views - 1)
-    # Half a frame in: at a border between two frames rounding would choose.
+    # Times lie in the middle of frames; at a border, rounding would choose the frame.
     times = start + offset + (np.arange(frames) * stride + 0.5) / fps
     return _within(times, start, end)
 
 
 def check_window(seconds: float, name: str = "window") -> None:
-    """Raise a ValueError unless windows of a video may be so long: from a hundredth of a second to a day."""
+    """Raise a ValueError unless a window lasts from a hundredth of a second to a day."""
     if not SHORTEST_WINDOW_S <= seconds <= LONGEST_WINDOW_S:
         raise ValueError(
             f"{name} {seconds:g}: it must be from {SHORTEST_WINDOW_S:g} to {LONGEST_WINDOW_S:g} seconds"
         )
 
 
-def _check(frames: int, generator: np.random.Generator | None, view: int, views: int) -> None:
+def _check(
+    start: float, end: float, frames: int, generator: np.random.Generator | None, view: int, views: int
+) -> None:
+    if not -np.inf < start < end < np.inf:
+        raise ValueError(f"a span of video must end after it starts, got {start} to {end} seconds")
     if frames < 1:
         raise ValueError(f"frames must be at least 1, got {frames}")
     if not 0 <= view < views:
@@ -172,11 +174,6 @@ def _check(frames: int, generator: np.random.Generator | None, view: int, views:
         raise ValueError("a random draw has no views; give either a generator or view and views")
 
 
-def _check_span(start: float, end: float) -> None:
-    if not -np.inf < start < end < np.inf:
-        raise ValueError(f"a span of video must end after it starts, got {start} to {end} seconds")
-
-
 def _within(times: np.ndarray, start: float, end: float) -> np.ndarray:
-    """Clamp to the half-open span; rounding can touch its end."""
+    """Clip times to the half-open span, whose end rounding can reach."""
     return np.clip(times, start, np.nextafter(end, start))

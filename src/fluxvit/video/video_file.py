@@ -20,14 +20,14 @@ from fluxvit.video.rgb import display_width
 
 _SCRIPT_BYTES = 1024
 
-# Pixels of real videos are at most about twice as wide as high, or the reverse.
+# The pixels of real videos are at most about twice as wide as high, or the reverse.
 _LARGEST_ASPECT = 8.0
 _STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 IMAGE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpegls"}
 
 
 def pixel_aspect(stream: VideoStream) -> float:
-    """Width of a stored pixel over its height, 1 where the file does not say or says nonsense."""
+    """Width of a stored pixel over its height; 1 if the file gives none, or one that is impossible."""
     aspect = float(stream.sample_aspect_ratio or 0)
     return aspect if 1 / _LARGEST_ASPECT <= aspect <= _LARGEST_ASPECT else 1.0
 
@@ -99,7 +99,7 @@ def _choose_stream(path: Path, container: InputContainer) -> VideoStream:
 
 
 def _looks_still(stream: VideoStream) -> bool:
-    # An animation in AVIF has a still beside it. Matroska does not say how many frames there are (0).
+    # An animation in AVIF comes with a still. Matroska does not give the number of frames (0).
     return stream.frames == 1 or (stream.codec_context.name in IMAGE_CODECS and not stream.frames)
 
 
@@ -111,7 +111,7 @@ def _preference(stream: VideoStream) -> tuple[bool, int, int]:
 
 @contextmanager
 def bytes_of(path: Path, file: IO[bytes] | None) -> Iterator[IO[bytes]]:
-    """The bytes of a video, from the first on."""
+    """The bytes of a video, from the first one on."""
     with nullcontext(file) if file is not None else path.open("rb") as opened:
         opened.seek(0)
         yield opened
