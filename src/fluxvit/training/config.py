@@ -141,8 +141,10 @@ class VideoSettings:
 
     def __post_init__(self) -> None:
         check_section(self, "data")
-        if self.root and self.train:
-            raise ValueError("give data.root or data.train; '' takes one back that a recipe gives")
+        if self.root and (self.train or getattr(self, "val", "")):
+            raise ValueError(
+                "give data.root, or data.train and data.val; '' takes one back that a recipe gives"
+            )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ class Ema:
     """Exponential moving average of parameters and buffers, which is evaluated and exported.
 
     Args:
-        module: The module to follow. The average starts at its weights, and is shared out between processes
-            as they are.
+        module: The module to follow. The average starts at its weights, and is sharded as they are.
         decay: Decay per step, such as 0.9999. While few steps have been taken it is (1 + step) / (10 + step),
             so that the average does not remember the initialisation.
 

@@ -44,7 +44,7 @@ class Meter:
         self._clips = self._tokens = 0
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches; a step starts when it asks for its batch."""
+        """The same batches. A step starts when its batch is asked for."""
         batches = iter(batches)
         while True:
             self._start = time.perf_counter()
@@ -56,7 +56,7 @@ class Meter:
             yield batch
 
     def finish_step(self, clips: int, tokens: int) -> None:
-        """A step over so many clips and tokens has ended; what follows until the next is not counted."""
+        """Count a step over so many clips and tokens; the time until the next step is not counted."""
         self._busy += time.perf_counter() - self._start
         self._clips += clips
         self._tokens += tokens
@@ -64,23 +64,23 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """The figures of the steps since the last call.
 
-        ``clips_per_s`` and ``tokens_per_s`` (only if tokens are counted); ``data_wait``, the part of the time
-        that steps waited for their batch, 0 to 1; ``memory_gib``, the most memory so far: that of tensors on
-        a CUDA device, else the resident memory of this process.
+        ``clips_per_s``, ``tokens_per_s``; ``data_wait``, the part of the time that steps waited for their
+        batch, 0 to 1; ``memory_gib``, the most memory so far (see :func:`peak_memory`).
         """
         busy = max(self._busy, 1e-9)
-        figures = {"clips_per_s": self._clips / busy}
-        if self._tokens:
-            figures["tokens_per_s"] = self._tokens / busy
-        figures |= {"data_wait": self._waited / busy, "memory_gib": peak_memory(self._device) / 2**30}
+        figures = {
+            "clips_per_s": self._clips / busy,
+            "tokens_per_s": self._tokens / busy,
+            "data_wait": self._waited / busy,
+            "memory_gib": peak_memory(self._device) / 2**30,
+        }
         self._reset()
         return figures
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use, in bytes: of tensors on a CUDA device, else resident in this process.
-
-    NaN where the system does not tell.
+    """The most memory that was in use, in bytes: that of tensors on a CUDA device, otherwise the resident
+    memory of this process; NaN where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -92,11 +92,8 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-# The screen ----------------------------------------------------------------------------------------------
-
-
 class _Lines(Progress):
-    """A progress bar, and below it how fast it goes: together they do not fit a usual terminal's width."""
+    """A progress bar with the speed on a second line, because both do not fit the width of a terminal."""
 
     speed = ""
 
@@ -113,8 +110,8 @@ def progress_line(
     """A bar with the metrics, the time left and the speed.
 
     Yields:
-        To be called after each step with its metrics and the latest figures of a :class:`Meter`. Where the
-        output is no terminal it prints a plain line every half minute.
+        A function to call after each step with its metrics and the latest figures of a :class:`Meter`. Where
+        the output is not a terminal it prints a plain line every half minute.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -135,7 +132,11 @@ def progress_line(
                 f"{name.removeprefix('accuracy').removeprefix('hit')} {value:.2f}"
                 for name, value in metrics.items()
             )
-            progress.speed = _speed(figures)
+            if figures:
+                progress.speed = (
+                    f"{figures['tokens_per_s']:,.0f} tokens/s, {figures['clips_per_s']:.3g} clips/s, "
+                    f"{100 * figures['data_wait']:.0f} % waiting for data, {figures['memory_gib']:.1f} GiB"
+                )
             progress.update(task, advance=1, metrics=text)
             if plain and time.monotonic() - last > _PLAIN_LINE_SECONDS:
                 last = time.monotonic()
@@ -144,21 +145,6 @@ def progress_line(
                 print(f"{title} {now.completed:.0f}/{total}  {text}  {progress.speed}{left}", flush=True)
 
         yield advance
-
-
-def _speed(figures: dict[str, float]) -> str:
-    parts = []
-    if "tokens_per_s" in figures:
-        parts.append(f"{figures['tokens_per_s']:,.0f} tokens/s")
-    if "clips_per_s" in figures:
-        parts.append(
-            f"{figures['clips_per_s']:.3g} clips/s, {100 * figures['data_wait']:.0f} % waiting for data, "
-            f"{figures['memory_gib']:.1f} GiB"
-        )
-    return ", ".join(parts)
-
-
-# Files and services --------------------------------------------------------------------------------------
 
 
 def require_tensorboard() -> None:
@@ -170,7 +156,7 @@ def require_tensorboard() -> None:
 
 
 class _Row(msgspec.Struct):
-    """What a line of the file must have."""
+    """The keys that a line of the file must have."""
 
     step: int
 

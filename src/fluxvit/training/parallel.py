@@ -1,4 +1,4 @@
-"""Training in several processes: wrapping a model, and tensors that are shared out."""
+"""Training in several processes: wrapping a task, and tensors that are sharded."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def parallelize(
     wrapping, so that compiled code never contains communication.
 
     Args:
-        shard: Share parameters, gradients and optimiser state out between the processes (FSDP2) instead of
-            copying the model to each. It replaces the model's parameters: make the optimiser afterwards. A
-            world of one has nothing to share out.
+        shard: Shard parameters, gradients and optimiser state over the processes (FSDP2) instead of copying
+            the model to each. It replaces the parameters: make the optimiser afterwards. A world of one
+            process has nothing to shard.
 
     Raises:
         ValueError: This PyTorch cannot shard on the CPU.
@@ -49,8 +49,8 @@ def parallelize(
         mesh = init_device_mesh(world.device.type, (world.size,))
         for block in task.model.blocks:
             fully_shard(block, mesh=mesh)
-        # The root is the task, not the model: tasks call methods of the model one by one, and only within a
-        # call of the root are the parameters outside of blocks complete.
+        # The root is the task, not the model: tasks call methods of the model one by one, and the parameters
+        # outside of blocks are complete only within a call of the root.
         fully_shard(task, mesh=mesh)
         return task
     devices = [world.device.index] if world.device.type == "cuda" else None
@@ -58,25 +58,26 @@ def parallelize(
 
 
 def accumulating(step: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around forward and backward pass of a part of a batch: gradients travel once, with the last part.
+    """Context of the forward and backward pass of a part of a batch: gradients are exchanged once, with the
+    last part.
 
-    Not so when sharded: there they travel with every part, for to keep them until the last each process would
-    have to hold all of them.
+    Sharded gradients are exchanged with every part, because each process would otherwise have to hold all of
+    them until the last part.
     """
     return step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext()
 
 
 def forget_step(step: nn.Module) -> None:
-    """After a forward pass whose backward pass is left out."""
+    """Clean up after a forward pass whose backward pass is left out."""
     if isinstance(step, FSDPModule):
         step.reshard()  # Otherwise the backward pass does.
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be shared out between processes; then they must all call this."""
+    """All of a tensor that may be sharded over the processes, which must all call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be shared out between processes, in the same memory."""
+    """This process's part of a tensor that may be sharded over the processes, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -38,13 +38,6 @@ class DataSettings(VideoSettings):
     val: str = ""
     target: str = "label"
 
-    def __post_init__(self) -> None:
-        check_section(self, "data")
-        if self.root and (self.train or self.val):
-            raise ValueError(
-                "give data.root, or data.train and data.val; '' takes one back that a recipe gives"
-            )
-
 
 @dataclass(frozen=True)
 class TaskSettings:

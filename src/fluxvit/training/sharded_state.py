@@ -1,9 +1,9 @@
-"""Reading the folder of a state whose tensors are shared out between processes, without trusting it.
+"""Reading the folder of a state without trusting it.
 
-PyTorch's distributed checkpoints describe their files in ``.metadata``, a pickle, which PyTorch loads without
-limits: whoever writes that file could run code. Here it may name nothing but the few classes of such a
-description, must describe tensors alone (PyTorch unpickles everything else without limits, too), and may
-point only to files in its own folder.
+PyTorch's distributed checkpoints describe their files in ``.metadata``, a pickle that PyTorch loads without
+limits, so that whoever writes the file could run code. Here it may name only the few classes of such a
+description, must describe tensors only (PyTorch unpickles everything else without limits, too), and may point
+only to files in its own folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, Stora
 _METADATA = ".metadata"
 _MAX_BYTES = 1 << 30
 _DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
-# What descriptions consist of, in PyTorch 2.6 to 2.13.
+# The classes in descriptions by PyTorch 2.6 to 2.13.
 _CLASSES: dict[tuple[str, str], Any] = {
     **{
         (metadata.__name__, name): getattr(metadata, name)
@@ -42,7 +42,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
     ("collections", "OrderedDict"): dict,
-    # Where it was written, which nobody follows.
+    # The folder in which it was written, which is not used.
     **{
         (module, name): pathlib.PurePosixPath if "Posix" in name else pathlib.PureWindowsPath
         for module in ("pathlib", "pathlib._local")
@@ -52,25 +52,19 @@ _CLASSES: dict[tuple[str, str], Any] = {
 
 
 class StateReader(dcp.FileSystemReader):
-    """A reader of such folders that trusts nothing in them."""
+    """Reads such folders by the checked description of :func:`read_metadata`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The description of the files.
-
-        Raises:
-            ValueError: It is missing or damaged, holds anything but plain data, or does not fit the files.
-        """
-        folder = Path(self.path)
-        found = read_metadata(folder)
+        found = read_metadata(Path(self.path))
         found.storage_meta = StorageMeta(load_id=self.load_id)
         return found
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """The ``.metadata`` of a folder.
+    """The description of the files in a folder.
 
     Raises:
-        ValueError: As :meth:`StateReader.read_metadata`.
+        ValueError: It is missing or damaged, holds anything but plain data, or does not fit the files.
     """
     path = folder / _METADATA
     if not path.is_file():
@@ -95,7 +89,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 class _Refused(Exception):
-    """A name that no description of tensors holds."""
+    """The description names something else than its classes."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -111,7 +105,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _problem(found: Any, folder: Path) -> str:
-    """What is wrong with a description; empty if nothing is."""
+    """The fault of a description; empty if it has none."""
     try:
         if not isinstance(found, Metadata):
             return f"it is a {type(found).__name__}, not a description of tensors"

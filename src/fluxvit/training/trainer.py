@@ -36,12 +36,12 @@ from fluxvit.training.tasks.base import Task
 from fluxvit.utils.distributed import ALONE, World
 from fluxvit.utils.system import Stopped, log_device
 
-# What a run may change when it goes on: its length, and with it the schedule of the learning rate.
+# The settings that may change when a run goes on: its length, and with it the schedule of the learning rate.
 _FREE = frozenset(("epochs", "steps", "warmup"))
 
 MAX_BAD_STEPS = 20
-"""So many steps in a row whose loss is not finite end a run; each of them is skipped."""
-# A run of which a larger part was skipped has failed.
+"""Number of consecutive steps with a loss that is not finite that ends a run. Each of them is skipped."""
+# A run fails if a larger part of its steps was skipped.
 _MOST_SKIPPED = 0.5
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     types = (torch.bfloat16, torch.float32)
     pairs = [(torch.ones(2048, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)) for dtype in types]
     times: list[list[float]] = [[], []]
-    # In turns, so that whatever else the machine does slows both.
+    # The types take turns, so that other work on the machine slows both.
     for _ in range(16):
         for (a, b), seconds in zip(pairs, times, strict=True):
             start = time.perf_counter()
@@ -72,23 +72,23 @@ class Trainer:
     """Trains a task and saves what a later run needs to go on.
 
     Args:
-        task: What is trained, on ``world.device``, with its loss.
-        config: How to train.
-        batches: From a first step to an iterable of this process's batches from there on.
-        folder: Where the state and the log go.
-        fingerprint: Identifies the run, in values that JSON knows; a saved state of another run is refused,
-            unless it only had another number of steps.
+        task: The task, on ``world.device``.
+        config: The settings of the training.
+        batches: Gives this process's batches from a step on.
+        folder: Folder of the state and the log.
+        fingerprint: Identifies the run, in values that JSON knows. The saved state of another run is refused,
+            unless it differs in its number of steps only.
         world: The processes of the run.
-        after_step: Called with this trainer and the number of steps taken, for evaluation; in every process,
-            at the start of the run (0, or the steps of former runs) and after each step. To let itself be
-            interrupted it looks at ``stopping`` and raises :class:`Stopped`, in all processes or in none; it
-            is called again with the same number when the run goes on.
+        after_step: Called with this trainer and the number of steps taken, for evaluation: in every process,
+            at the start of the run (with 0, or the steps of former runs) and after each step. It can stop the
+            run by :class:`Stopped`, in all processes or in none, if ``stopping`` says so; it is called again
+            with the same number when the run goes on.
 
     Attributes:
-        precision: What :meth:`run` trained in: ``fp32`` or ``bf16``.
+        precision: The number format in which :meth:`run` trained.
         ema: The moving average of the task's weights, if the configuration asks for one.
-        skipped: Steps left out because the loss or the gradient was not finite.
-        replaced: Clips that could not be read, and others taken for them, in this process.
+        skipped: Steps that were skipped because the loss or the gradient was not finite.
+        replaced: Clips of this process that could not be read and were replaced.
         stopping: Whether this process was asked to stop.
     """
 
@@ -108,11 +108,11 @@ class Trainer:
     _saved_step: int = field(default=0, init=False)
 
     def gather_state(self) -> dict[str, Tensor]:
-        """The weights to evaluate and to keep, named as in the task's state dict: their moving average if
+        """The weights to evaluate and to keep, named as in the task's state dict; their moving average if
         there is one.
 
-        All processes must call this together, and each gets all weights, even if they are shared out: four
-        bytes a parameter. Use it before the next step, which may or may not change it.
+        All processes must call this together, and each gets all weights, even if they are sharded: four bytes
+        a parameter. They may share the memory of the task: use them before the next step.
         """
         weights = self.task.state_dict() if self.ema is None else self.ema.weights
         return {name: whole(value) for name, value in weights.items()}
@@ -121,8 +121,8 @@ class Trainer:
         """Check that the folder holds no state, or one that this run can go on from.
 
         Raises:
-            ValueError: It is of a run with other settings, which are named; of more steps than this run has;
-                or damaged; or a logger is not installed.
+            ValueError: The state is of a run with other settings, which are named, or with more steps than
+                this run has; or it is damaged; or TensorBoard is not installed.
         """
         if self.config.tensorboard:
             require_tensorboard()
@@ -138,10 +138,10 @@ class Trainer:
 
         Raises:
             Stopped: A signal asked to stop; the state is saved.
-            ValueError: The folder holds the state of another run (see :meth:`check_saved`), the loss stays
-                not finite, or a logger is not installed.
-            OSError: The last state could not be saved. If an earlier one cannot be, the run says so, goes on
-                and tries again after ``save_seconds``.
+            ValueError: The folder holds the state of another run (see :meth:`check_saved`), or the loss stays
+                not finite.
+            OSError: The last state could not be saved. If an earlier one cannot be saved, the run warns, goes
+                on and tries again after ``save_seconds``.
         """
         config, world = self.config, self.world
         step_module = parallelize(
@@ -218,7 +218,7 @@ class Trainer:
         self._save(optimizer, config.steps)
 
     def _call_after_step(self, taken: int) -> bool:
-        """Whether it was interrupted: then all processes were."""
+        """Call ``after_step``; returns whether it was interrupted, as it then was in all processes."""
         if self.after_step is None:
             return False
         try:
@@ -280,7 +280,7 @@ class Trainer:
         self.skipped += 1
 
     def _save(self, optimizer: torch.optim.Optimizer, step: int, *, or_warn: bool = False) -> None:
-        """Save the state, or say why it cannot be saved and that the run goes on."""
+        """Save the state. If that fails, raise, or warn and go on."""
         if step == self._saved_step:
             return
         about = About(step, self.fingerprint, self.precision, self.skipped)
@@ -335,9 +335,9 @@ class Trainer:
 
 @contextmanager
 def _repeatable(device: torch.device) -> Iterator[None]:
-    """Have the same steps give the same weights to the last bit, which costs nothing on a CPU.
+    """Make steps on a CPU repeatable to the last bit, which costs nothing there.
 
-    There, some backward passes otherwise add in whatever order the threads come.
+    Some backward passes otherwise add in the order in which threads happen to finish.
     """
     if device.type != "cpu":
         yield

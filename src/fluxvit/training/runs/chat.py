@@ -27,17 +27,15 @@ from fluxvit.utils.distributed import World
 def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path:
     """Train a connector by a recipe, or go on where a former run of it stopped.
 
-    Writes into ``recipe.out``: ``last``, a chat model's checkpoint folder; ``log.jsonl``; ``run.json``, the
-    recipe and what it ran on.
+    Writes into ``recipe.out``: ``last``, the checkpoint folder of a chat model; ``log.jsonl``; ``run.json``,
+    the recipe and the environment.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        Stopped: A signal asked to stop; the state and ``last`` are saved.
-        OSError: The last state or checkpoint could not be saved.
-        ValueError: The recipe, the language model, the data or the folder cannot be used; the message says
-            why.
+        Stopped, OSError: See :meth:`Schedule.run`.
+        ValueError: The recipe, the language model, the data or the folder cannot be used.
     """
     recipe = with_manifests(recipe, world, progress)
     train = readable_with(recipe.data.train, "question", lambda entry: bool(questions_of(entry)))

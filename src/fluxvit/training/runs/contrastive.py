@@ -38,16 +38,15 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
     """Train a dual encoder by a recipe, or go on where a former run of it stopped.
 
     Writes into ``recipe.out``: ``best`` (by R@1 on the validation videos, averaged over both directions and
-    all budgets) and ``last``, dual encoders' checkpoint folders; ``log.jsonl`` and ``validation.jsonl``;
-    ``run.json``, the recipe and what it ran on.
+    all budgets) and ``last``, checkpoint folders of dual encoders; ``log.jsonl`` and ``validation.jsonl``;
+    ``run.json``, the recipe and the environment.
 
     Returns:
-        The folder of the best checkpoint; of the last one if there is no validation.
+        The folder of the best checkpoint, or of the last one if there is no validation.
 
     Raises:
-        Stopped: A signal asked to stop; the state and ``last`` are saved.
-        OSError: The last state or checkpoint could not be saved.
-        ValueError: The recipe, the text tower, the data or the folder cannot be used; the message says why.
+        Stopped, OSError: See :meth:`Schedule.run`.
+        ValueError: The recipe, the text tower, the data or the folder cannot be used.
     """
     recipe = with_manifests(recipe, world, progress)
     train = readable_with(recipe.data.train, "caption", _has_caption)

@@ -32,16 +32,15 @@ from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True) -> Path:
     """Pre-train by a recipe, or go on where a former run of it stopped. Labels are neither needed nor read.
 
-    Writes into ``recipe.out``: ``last``, a checkpoint folder without classifier; ``log.jsonl``; ``run.json``,
-    the recipe and what it ran on.
+    Writes into ``recipe.out``: ``last``, a checkpoint folder without a classifier; ``log.jsonl``;
+    ``run.json``, the recipe and the environment.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        Stopped: A signal asked to stop; the state and ``last`` are saved.
-        OSError: The last state or checkpoint could not be saved.
-        ValueError: The recipe, the teacher, the data or the folder cannot be used; the message says why.
+        Stopped, OSError: See :meth:`Schedule.run`.
+        ValueError: The recipe, the teacher, the data or the folder cannot be used.
     """
     recipe = with_manifests(recipe, world, progress)
     train = without_broken(recipe.data.train, read_manifest(recipe.data.train, None))

@@ -35,15 +35,14 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     """Train by a recipe, or go on where a former run of it stopped.
 
     Writes into ``recipe.out``: ``best`` (by validation accuracy, averaged over budgets) and ``last``, both
-    checkpoint folders; ``log.jsonl`` and ``validation.jsonl``; ``run.json``, the recipe and what it ran on.
+    checkpoint folders; ``log.jsonl`` and ``validation.jsonl``; ``run.json``, the recipe and the environment.
 
     Returns:
-        The folder of the best checkpoint; of the last one if there is no validation.
+        The folder of the best checkpoint, or of the last one if there is no validation.
 
     Raises:
-        Stopped: A signal asked to stop; the state and ``last`` are saved.
-        OSError: The last state or checkpoint could not be saved.
-        ValueError: The recipe, the data or the folder cannot be used; the message says why.
+        Stopped, OSError: See :meth:`Schedule.run`.
+        ValueError: The recipe, the data or the folder cannot be used.
     """
     recipe = with_manifests(recipe, world, progress)
     # Videos that are known to be broken are left out of training; in validation they count as wrong.
@@ -61,7 +60,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     )
     task = ClassifyTask(checkpoint, recipe.task, recipe.mixing)
     width = classes if multi_label else None
-    # The digest of the data knows indices only: other names would be other classes.
+    # The digest of the data has only indices; other names would be other classes.
     facts: dict[str, Any] = {"classes": list(train.labels)}
     validation = None
     if val is not None:
@@ -81,7 +80,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
 def _shared_classes(
     data: DataSettings, train: Manifest, val: Manifest | None, multi_label: bool
 ) -> tuple[int, Manifest | None]:
-    """How many classes there are, and the validation videos with their classes numbered as in training.
+    """The number of classes, and the validation videos with their classes numbered as in training.
 
     Args:
         train: The training videos that can be read.
@@ -89,8 +88,8 @@ def _shared_classes(
         multi_label: Whether videos may show several classes, or none.
 
     Raises:
-        ValueError: Videos have no label, or several where one is expected; there is nothing to tell apart; or
-            validation videos are of classes that the training manifest does not name.
+        ValueError: Videos have no label, or several where one is expected; there are fewer than two classes;
+            or validation videos are of classes that the training manifest does not name.
     """
     for manifest, path in ((train, data.train), (val, data.val)):
         if manifest is None:
