@@ -13,7 +13,6 @@ import pytest
 from clips import numbered, numbers_of, save_image
 
 from fluxvit.data.check import inspect_video
-from fluxvit.data.manifest import Entry
 from fluxvit.video.reader import VideoError, open_video
 
 
@@ -93,17 +92,6 @@ def test_what_may_be_several_videos_is_refused(tmp_path: Path, files: list[str],
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_tells_which_images_are_meant(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "f", IMAGES + FLOW)
-    assert chosen(folder, count=11) == IMAGES
-    with pytest.raises(VideoError, match="several videos"):
-        open_video(folder, count=10)
-    assert inspect_video(folder, counts={folder: 11})["frames"] == 11
-    assert not inspect_video(folder)["ok"]
-    # One kind of image is read whatever a list says.
-    assert chosen(fill(tmp_path / "g", IMAGES), count=3) == IMAGES
-
-
 @pytest.mark.parametrize(
     "pattern", ["img_*.jpg", "img_%d.jpg", "img_%05d.jpg", "img_{:05d}.jpg", "img_{}.JPG"]
 )
@@ -175,15 +163,6 @@ def test_a_folder_of_videos_says_so(tmp_path: Path) -> None:
     (tmp_path / "b.webm").touch()
     with pytest.raises(VideoError, match=r"without images .*; give videos one by one"):
         open_video(tmp_path)
-
-
-def test_entries_of_a_list_are_read_by_their_number_of_frames(tmp_path: Path) -> None:
-    from fluxvit.data.dataset import VideoSource
-    from fluxvit.data.manifest import Manifest
-
-    folder = fill(tmp_path / "f", IMAGES + FLOW)
-    manifest = Manifest((Entry(folder, 0, frames=11),), ("a",), "", "", "", tmp_path)
-    assert len(VideoSource(manifest).read(0, np.array([0.1, 0.9]))) == 2
 
 
 # What EXIF's orientations do to a stored picture, from the standard: which stored row and column are shown

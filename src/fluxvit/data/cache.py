@@ -40,7 +40,7 @@ class FrameCache:
         self._starts: np.ndarray = np.zeros(0, np.int64)
 
     def build(self, *, workers: int | None = None, progress: bool = True) -> FrameCache:
-        """Decode what is not there yet. Written whole or not at all.
+        """Decode the videos, unless the cache exists already. It appears complete or not at all.
 
         Raises:
             VideoError: A video cannot be read.
@@ -86,5 +86,5 @@ class FrameCache:
 
 def _decode(job: tuple[Entry, int, int]) -> np.ndarray:
     entry, frames, short_side = job
-    with open_video(entry.path, short_side=short_side, count=entry.frames) as reader:
+    with open_video(entry.path, short_side=short_side) as reader:
         return reader.read(segment_times(*entry.span(reader.end), frames).tolist())

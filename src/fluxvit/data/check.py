@@ -1,4 +1,4 @@
-"""Check the files of a data set, in parallel, and write what they are into a manifest."""
+"""Checks the files of a data set in parallel and writes the results into a manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -124,8 +124,7 @@ def check_videos(
         known = _resume(log, deep)
         done = {path: known[str(path)] for path in paths if str(path) in known}
         left = [path for path in paths if path not in done]
-        counts = {entry.path: entry.frames for entry in videos.entries if entry.frames is not None}
-        look = partial(inspect_video, deep=deep, counts=counts)
+        look = partial(inspect_video, deep=deep)
         broken = 0
         with (
             log.open("a", encoding="utf-8") as results,
@@ -152,23 +151,19 @@ def check_videos(
         return manifest
 
 
-def inspect_video(
-    path: Path, *, deep: bool = False, counts: Mapping[Path, int] | None = None
-) -> dict[str, Any]:
-    """What a file is, as fields of `Entry`: facts, ``ok``, and ``error`` if it cannot be used. Never raises.
+def inspect_video(path: Path, *, deep: bool = False) -> dict[str, Any]:
+    """Read the facts about a file as fields of `Entry`, with ``error`` if it cannot be used. Never raises.
 
     The packets of the whole file are read, since a header does not know that its file was cut short; the
-    first frame is decoded and, if ``deep``, all others. Frames and duration are those that are there. A file
-    that has lost up to a tenth of its frames is usable; how many a deep look misses is in ``damaged_frames``.
-
-    Args:
-        counts: Numbers of frames by the list. They decide what to read in folders of several kinds of images.
+    first frame is decoded and, if ``deep``, all others. Frames and duration count what the file really holds.
+    A file that has lost up to a tenth of its frames is usable; a deep check stores their number as
+    ``damaged_frames``.
     """
     facts: dict[str, Any] = {"ok": True, "error": None}
     try:
         if not may_exist(path):
             return {"ok": False, "error": "missing"}
-        with open_video(path, count=(counts or {}).get(path)) as reader:
+        with open_video(path) as reader:
             info = reader.info
             facts |= {
                 "frames": len(reader.times),
@@ -200,7 +195,7 @@ def inspect_video(
             "error": str(error).removeprefix(f"{shown}: ").removeprefix(f"{shown}{os.sep}"),
         }
     except Exception as error:
-        # Whatever a decoder thinks of next: one file must not end the check of the others.
+        # Whatever error a decoder raises: one file must not end the check of the others.
         facts |= {"ok": False, "error": " ".join(f"{type(error).__name__}: {error}".split())}
     return facts
 
@@ -247,7 +242,7 @@ def guarded(
 
 
 class _Checked(msgspec.Struct):
-    """What a line of the log of an unfinished check must have."""
+    """A line of the log of an unfinished check."""
 
     path: str
     facts: dict[str, Any]
@@ -275,7 +270,7 @@ class _Worker:
 
     def give(self, job: Any) -> None:
         self.job, self.deadline = job, time.monotonic() + self._time_limit
-        # To a process that has died: its answer is then that it has.
+        # If the process has died, `answer` reports it.
         with suppress(ConnectionError):
             self.connection.send(job)
 
@@ -390,7 +385,7 @@ def _resume(log: Path, deep: bool) -> dict[str, dict[str, Any]]:
 
 
 def _state(path: Path) -> list[int] | None:
-    """Size and time of a file's last change; None of what is no file, such as a member of a tar."""
+    """Size and time of a file's last change; None for what is not a file, such as a member of a tar."""
     try:
         facts = path.stat()
     except (OSError, ValueError):  # A name with a null byte is the latter.

@@ -1,4 +1,4 @@
-"""Clips of a labelled set, on the sampling grid that is asked for."""
+"""Clips of a data set on the requested sampling grid."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class VideoSource:
 
     def read_times(self, index: int, times: TimesOf) -> np.ndarray:
         entry = self.manifest.entries[index]
-        with open_video(entry.path, count=entry.frames) as reader:
+        with open_video(entry.path) as reader:
             return reader.read(times(*entry.span(reader.end), reader.fps))
 
 
@@ -165,20 +165,20 @@ class ClipDataset(Dataset[Clip]):
         manifest: The videos.
         source: Gives the frames; by default they are decoded from the files.
         augmentation: Applied to training clips, which are requests with a seed.
-        order: What the model is shown of time: ``normal``; ``shuffled``, frames from random times in random
-            order; ``single``, one random frame throughout. The controls tell whether a data set needs
-            temporal understanding.
+        order: Which frames the model sees: ``normal``; ``shuffled``, frames from random times in random
+            order; ``single``, one random frame throughout. The last two are controls, which show whether a
+            data set needs temporal understanding.
         sampling: How frames are spread over a video.
         flip_allowed: False where labels tell left from right: clips are never mirrored, whatever the recipe.
-        jitter: Training clips take frames at random times; False: at those of test clips.
-        max_bad_clips: Unreadable training videos, one after the other, that are replaced before it is an
-            error. Test videos are never replaced.
-        classes: Give clips multi-hot labels, float32 ``[classes]``, for videos of several classes; None: give
-            class indices.
+        jitter: Training clips take frames at random times; if False, at the times of test clips.
+        max_bad_clips: Number of unreadable training videos in a row that are replaced; more are an error.
+            Test videos are never replaced.
+        classes: Number of classes of multi-hot labels, for videos of several classes each; None for class
+            indices.
 
     Raises:
-        ValueError: A setting is unknown or out of its range, or dense sampling is asked of cached frames or
-            for a control.
+        ValueError: A setting is unknown or out of its range, or dense sampling is combined with cached frames
+            or a control.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class ClipDataset(Dataset[Clip]):
         return torch.from_numpy(multi_hot([entry], self.classes)[0])
 
     def __getitem__(self, request: ClipRequest) -> Clip:
-        """The clip that is asked for; for more than one sample or view a batch of that many.
+        """The requested clip; for more than one sample or view a batch of that many.
 
         Raises:
             ValueError: Less than one sample or view, several samples of a test clip, or several views of a
@@ -282,7 +282,7 @@ class ClipDataset(Dataset[Clip]):
 
         if isinstance(self.source, TimedSource):  # Files are decoded once for all views.
             return [to_tensor(part) for part in np.split(read_frames(self.source, item, all_times), views)]
-        # Of a cache, which holds few frames, each view is read.
+        # A cache holds few frames, so each view is read separately.
         return [to_tensor(read_frames(self.source, item, partial(times, view))) for view in range(views)]
 
 

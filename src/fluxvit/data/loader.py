@@ -1,4 +1,4 @@
-"""Batches: which clips and which grid, a function of (seed, step) alone."""
+"""Batches of clips. Their clips and their grid depend on the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class TrainingBatches:
 
 
 class _Fault(msgspec.Struct):
-    """What a line of the report must have."""
+    """A line of the report."""
 
     error: str
 
@@ -169,7 +169,7 @@ def loader(
         workers: Processes that prepare batches; 0 prepares them in this one.
         report: A ``.jsonl`` file to which the error of each training file that cannot be read is added, once
             even if a run is interrupted and goes on. They are logged as warnings, too.
-        name_faults: Do so; a caller that looks at ``faults`` itself turns it off.
+        name_faults: Log and report these errors; a caller that handles ``faults`` itself turns it off.
 
     Raises:
         ValueError: The number of workers is negative, or more than any machine can start.

@@ -34,11 +34,11 @@ from fluxvit.video.tar_members import is_url, with_scheme
 VERSION = 1
 NO_LABEL = -1
 MOST_CLASSES = 10_000_000
-"""Class indices are below it."""
+"""All class indices are smaller."""
 MOST_SECONDS = 1e9
 """The largest time in a video, in seconds."""
 
-# Below 0 where a list says so: such videos are kept, and known as broken.
+# Negative times are kept, so that the check can call such videos broken.
 _Seconds = Annotated[float, Meta(ge=-MOST_SECONDS, le=MOST_SECONDS)]
 
 
@@ -58,11 +58,11 @@ class Entry:
         height: Pixels as displayed.
         duration: Seconds.
         rotation: Clockwise degrees that frames are turned for display.
-        codec: Such as ``h264``; the suffix of the images of a folder.
+        codec: Name of the codec, such as ``h264``; for a folder of images their suffix.
         ok: False if it is known to be unreadable.
-        error: Why.
-        noflip: Mirrored it would mean something else: never flip it.
-        source: The data set it comes from, in a mixture of several.
+        error: The reason, if ``ok`` is False.
+        noflip: True if it must never be mirrored, because left and right matter.
+        source: The data set that it comes from, in a mixture of several.
         original: Its path in the data set, if ``path`` is a place in a shard; the digest covers this one.
         labels: Indices, in ascending order, of all classes that it shows, which may be none; None: it has one
             class at most, ``label``.
@@ -153,11 +153,7 @@ class Manifest:
         return replace(self, entries=entries, digest=f"{self.digest}-readable")
 
 
-def read_manifest(
-    path: str | Path,
-    target: str | None = "label",
-    root: str | Path | None = None,
-) -> Manifest:
+def read_manifest(path: str | Path, target: str | None = "label", root: str | Path | None = None) -> Manifest:
     """Read a manifest.
 
     Args:
@@ -206,7 +202,7 @@ def read_manifest(
 
 
 def write_manifest(path: str | Path, manifest: Manifest) -> None:
-    """Write a manifest, whole or not at all.
+    """Write a manifest; it appears complete or not at all.
 
     Paths are written relative to ``manifest.root``. That is written relative to the manifest if it lies below
     its folder, so that both can be moved together, and else as an absolute path or URL.
@@ -248,7 +244,7 @@ def shared_videos(one: Manifest, other: Manifest) -> list[str]:
     """Files of the videos, or segments of videos, that two manifests both list, sorted."""
 
     def videos(manifest: Manifest) -> set[tuple[str, float | None, float | None]]:
-        # However their paths are written.
+        # Resolved, because the same path may be written in several ways.
         return {(os.path.realpath(entry.path), entry.start, entry.end) for entry in manifest.entries}
 
     return sorted(path for path, *_ in videos(one) & videos(other))
@@ -266,7 +262,7 @@ def _made_names(folder: Path, target: str | None) -> tuple[str, ...]:
 
 
 class _Header(msgspec.Struct):
-    """The first line, as far as it is read again."""
+    """The keys of the first line that are read."""
 
     name: str = ""
     split: str = ""

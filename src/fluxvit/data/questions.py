@@ -16,7 +16,7 @@ DESCRIBE = "What happens in the video?"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question about a video.
 
     Args:
@@ -37,7 +37,7 @@ class Asked:
         return f"{self.question} Choose: {'; '.join(self.choices)}." if self.choices else self.question
 
 
-def questions_of(entry: Entry) -> list[Asked]:
+def questions_of(entry: Entry) -> list[Question]:
     """The questions of a manifest's entry, from its key ``qa``.
 
     Raises:
@@ -46,7 +46,7 @@ def questions_of(entry: Entry) -> list[Asked]:
     rows: Any = entry.extra.get("qa", [])
     try:
         questions = [
-            Asked(row["question"], row["answer"], tuple(row.get("choices", ())), row.get("task", ""))
+            Question(row["question"], row["answer"], tuple(row.get("choices", ())), row.get("task", ""))
             for row in rows
         ]
     except (KeyError, TypeError, AttributeError):

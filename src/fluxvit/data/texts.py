@@ -1,4 +1,4 @@
-"""Sentences to token ids, by the ``tokenizers`` library."""
+"""Turns sentences into token ids with the ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Texts:
             raise ValueError("a text is empty; leave it out")
         try:
             rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        except Exception as error:  # The library raises nothing more special.
+        except Exception as error:  # The library raises plain exceptions.
             raise ValueError(f"the tokenizer cannot read the texts: {error}") from error
         if not all(rows):
             raise ValueError(f"the tokenizer makes no tokens of {texts[[*map(bool, rows)].index(False)]!r}")
@@ -73,7 +73,7 @@ class Texts:
         """
         try:
             return cls(_tokenizers().Tokenizer.from_str(text), context)
-        except Exception as error:  # The library raises nothing more special.
+        except Exception as error:  # The library raises plain exceptions.
             if isinstance(error, ValueError):
                 raise
             raise ValueError(f"the tokenizer cannot be read: {error}") from error
@@ -114,7 +114,7 @@ class Texts:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if not hasattr(tokenizer, "backend_tokenizer"):
                 raise ValueError("it is none of the tokenizers library.")
-            # A copy: cutting and padding are set.
+            # A copy, because truncation and padding are changed.
             return cls.from_json(tokenizer.backend_tokenizer.to_str(), context)
 
 

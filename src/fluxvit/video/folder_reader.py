@@ -30,7 +30,7 @@ class FolderReader(FixedRateReader):
     Hidden files and files that are not images are left out, and sub-folders are not entered. Images whose
     names differ in their numbers only form a series. If there is one series, it is the video, and single
     images such as ``cover.jpg`` are left out; if there is none, all images are the video. If several videos
-    are possible, ``count`` or ``pattern`` must choose one.
+    are possible, ``pattern`` must choose one.
 
     Each image is turned as its own EXIF orientation says.
 
@@ -38,7 +38,6 @@ class FolderReader(FixedRateReader):
         path: The folder.
         fps: Images per second.
         short_side: See `fluxvit.video.reader.open_video`.
-        count: Number of frames in a list of videos. Of several series, the one with this many images is read.
         pattern: Name of the images, with ``*`` for any text or ``%d``, ``%05d`` or ``{:05d}`` for a number.
             All images with such a name are read, in natural order.
 
@@ -54,7 +53,6 @@ class FolderReader(FixedRateReader):
         *,
         fps: float = DEFAULT_FPS,
         short_side: int | None = None,
-        count: int | None = None,
         pattern: str | None = None,
     ) -> None:
         path = Path(path)
@@ -65,7 +63,7 @@ class FolderReader(FixedRateReader):
             if not names:
                 raise VideoError.of(shown, "no image of the folder has such a name")
         else:
-            names = _choose(path, names, count)
+            names = _choose(path, names)
         if reason := VideoLimits.current().too_many(len(names)):
             raise VideoError.of(shown, reason)
         self._files = [path / name for name in names]
@@ -118,7 +116,7 @@ def _image_names(folder: Path) -> list[str]:
     return names
 
 
-def _choose(folder: Path, names: list[str], count: int | None) -> list[str]:
+def _choose(folder: Path, names: list[str]) -> list[str]:
     """The images that are the video, of all images in natural order.
 
     Raises:
@@ -130,11 +128,8 @@ def _choose(folder: Path, names: list[str], count: int | None) -> list[str]:
     series = sorted((alike for alike in by_text.values() if len(alike) > 1), key=len, reverse=True)
     if not series:
         return names
-    fitting = [alike for alike in series if len(alike) == count]
-    if len(series) == 1 and 2 * len(series[0]) > len(names):
-        fitting = series
-    if len(fitting) == 1 and _is_sequence(fitting[0]):
-        return fitting[0]
+    if len(series) == 1 and 2 * len(series[0]) > len(names) and _is_sequence(series[0]):
+        return series[0]
     examples = [f"{_pattern(alike)} ({len(alike)})" for alike in series]
     listed = ", ".join(examples[:_MOST_NAMED]) + ", ..." * (len(examples) > _MOST_NAMED)
     raise VideoError.of(

@@ -29,7 +29,6 @@ def open_video(
     *,
     short_side: int | None = None,
     fps: float | None = None,
-    count: int | None = None,
 ) -> VideoReader:
     """Open a video for reading frames by time.
 
@@ -50,8 +49,6 @@ def open_video(
             afterwards; use the same setting to train and to test.
         fps: Frames per second of a folder of images or of frames in memory, 25 by default. Video files know
             theirs.
-        count: Number of frames in a list of videos. In a folder with several series of images it chooses
-            the series to read; it has no effect otherwise.
 
     Raises:
         VideoError: The video cannot be read; the message is one line and names the file and the reason.
@@ -64,7 +61,7 @@ def open_video(
     if path is None and (frames := as_frames(video)) is not None:
         return ArrayReader(frames, fps=rate, short_side=short_side)
     if path is not None and os.path.isdir(path):
-        return FolderReader(path, fps=rate, short_side=short_side, count=count)
+        return FolderReader(path, fps=rate, short_side=short_side)
     if path is not None and not os.path.exists(path) and (split := split_pattern(path)) is not None:
         folder, pattern = split
         return FolderReader(folder, fps=rate, short_side=short_side, pattern=pattern)

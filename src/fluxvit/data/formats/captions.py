@@ -2,9 +2,8 @@
 pair lists of UMT and InternVideo2.
 
 The readers take the annotations (a file or a folder), the folder of the videos and the split; see
-`fluxvit.data.formats.registry`.
-Nothing has a class. A *paragraph* is all sentences about a video as one caption, in
-the order of their times: so DiDeMo and ActivityNet are searched.
+`fluxvit.data.formats.registry`. The videos have no classes. For DiDeMo and ActivityNet all sentences about a
+video are joined to one caption, a *paragraph*, because retrieval is reported so.
 """
 
 from __future__ import annotations

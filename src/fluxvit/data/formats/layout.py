@@ -71,7 +71,7 @@ def data_format(name: str, *marks: str) -> Callable[[Reader], Reader]:
 
     Args:
         name: Name of the format.
-        marks: Patterns of file names, such as ``activity_net*.json``. A folder that holds such a file is
+        marks: Patterns of file names, such as ``COIN.json``. A folder that holds such a file is
             recognised as this format.
     """
 
@@ -223,7 +223,7 @@ def videos_below(folder: Path, left_out: LeftOut, keep_broken: bool = False) -> 
     """Video files and folders of frames at and below a folder, sorted.
 
     Args:
-        left_out: Receives what is no video, or cannot be read.
+        left_out: Receives what is not a video, or cannot be read.
         keep_broken: List links that lead nowhere, too, if they are named like videos.
     """
     videos = []

@@ -19,7 +19,6 @@ from fluxvit.data.formats.layout import (
     VideoFinder,
     VideoList,
     data_format,
-    is_video,
     list_file,
     name_split,
     requested_split,
@@ -78,8 +77,8 @@ def read_csv(
 
     Labels are class indices (``3`` or ``3.0``), or else class names, which are numbered in alphabetical
     order over all rows, of which those of one split are taken if there is a column of splits. A table with
-    captions and no labels gives captions. A path without the suffix of a video is a folder of frames, or an
-    id that is looked up in all folders below ``root``.
+    captions and no labels gives captions. A path whose name has no dot is a folder of frames, or an id that
+    is looked up in all folders below ``root``.
 
     ``source`` is the list, or a folder with ``train.csv``, ``val.csv`` and so on. Paths are relative to
     ``root``, by default the folder of the list; of absolute paths the root is what they have in common.
@@ -202,12 +201,12 @@ def _paths(names: Sequence[str], root: Path) -> tuple[list[Path], Path]:
     if names and all(map(os.path.isabs, names)):
         root = Path(os.path.commonpath([os.path.dirname(name) for name in names]))
     paths = [root / name for name in names]
-    ids = [at for at, path in enumerate(paths) if not is_video(path.name) and not os.path.exists(path)]
+    ids = [at for at, path in enumerate(paths) if "." not in path.name and not os.path.exists(path)]
     if ids:
         videos = VideoFinder(root)
         for at in ids:
-            expected = paths[at] if paths[at].suffix else paths[at].with_name(f"{paths[at].name}.mp4")
-            paths[at] = videos.find(paths[at].name, expected=expected)
+            name = paths[at].name
+            paths[at] = videos.find(name, expected=paths[at].with_name(f"{name}.mp4"))
     return paths, root
 
 

@@ -1,5 +1,5 @@
 """Questions about videos as their authors ship them: conversations of LLaVA and VideoChat2, question lists of
-UMT, captions to choose from (MSRVTT-MC, SSv2-MC), MVBench and DREAM-1K.
+UMT, MVBench and DREAM-1K.
 
 The readers take the annotations (a file or a folder), the folder of the videos and the split; see
 `fluxvit.data.formats.registry`. Questions become the key ``qa`` of a manifest.

@@ -26,7 +26,7 @@ from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
-from fluxvit.data.questions import Asked, pack_turns, questions_of
+from fluxvit.data.questions import Question, pack_turns, questions_of
 from fluxvit.evaluation.classification import autocast
 from fluxvit.evaluation.config import RetrievalConfig, VideoQAConfig
 from fluxvit.evaluation.language.retrieval import cosines, unreadable_rows
@@ -139,7 +139,7 @@ def run_video_qa(config: VideoQAConfig, progress: bool = True) -> VideoQA:
     return VideoQA(results, path)
 
 
-def _with_choices(config: VideoQAConfig) -> tuple[Manifest, list[list[Asked]]]:
+def _with_choices(config: VideoQAConfig) -> tuple[Manifest, list[list[Question]]]:
     """The videos that have questions with choices, and these questions of each."""
     manifest = read_manifest(config.data, None)
     asked = []
@@ -179,7 +179,11 @@ class _ChatReader:
         self.unreadable: dict[int, str] = {}
 
     def answers(
-        self, manifest: Manifest, asked: Sequence[Sequence[Asked]], plans: Sequence[Plan], progress: bool
+        self,
+        manifest: Manifest,
+        asked: Sequence[Sequence[Question]],
+        plans: Sequence[Plan],
+        progress: bool,
     ) -> Iterator[tuple[Plan | None, list[str | None]]]:
         """The choices blind and at each plan; None if the video cannot be read."""
         dataset = ClipDataset(manifest, sampling=self.video.sampling)
@@ -202,7 +206,7 @@ class _ChatReader:
         return self._chat.look([video], plan.keep, plan.selector)
 
     @torch.inference_mode()
-    def _choose(self, seen: Tensor | None, questions: Sequence[Asked]) -> list[str]:
+    def _choose(self, seen: Tensor | None, questions: Sequence[Question]) -> list[str]:
         rows = []
         for question in questions:
             before, prompt = self._language.first_turn(question.with_choices, self._instruction)
@@ -231,7 +235,11 @@ class _DualReader:
         self.unreadable: dict[int, str] = {}
 
     def answers(
-        self, manifest: Manifest, asked: Sequence[Sequence[Asked]], plans: Sequence[Plan], progress: bool
+        self,
+        manifest: Manifest,
+        asked: Sequence[Sequence[Question]],
+        plans: Sequence[Plan],
+        progress: bool,
     ) -> Iterator[tuple[Plan | None, list[str | None]]]:
         """The choices at each plan; None if the video cannot be read."""
         choices = list(dict.fromkeys(text for one in chain(*asked) for text in one.choices))
