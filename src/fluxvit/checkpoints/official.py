@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,23 +144,19 @@ def convert_official(path: str | Path, *, activation: str = "gelu_tanh") -> tupl
     Raises:
         ValueError: The file cannot be read, or its tensors do not match; the message lists them.
     """
-    theirs = read_weights(path)
+    state = read_weights(path)
     with located(str(path)):
-        config = infer_official_config(theirs, activation)
-    return _build(path, config, theirs, from_official, "a FluxViT's")
+        config = infer_official_config(state, activation)
+    return _build(path, config, state, "a FluxViT's")
 
 
 def _build(
-    path: str | Path,
-    config: FluxViTConfig,
-    theirs: Mapping[str, Tensor],
-    translate: Callable[[Mapping[str, Tensor], FluxViTConfig], dict[str, Tensor]],
-    what: str,
+    path: str | Path, config: FluxViTConfig, state: Mapping[str, Tensor], what: str
 ) -> tuple[FluxViT, KeyReport]:
-    """A model of a configuration, in eval mode, with the tensors of a file, and how these fit."""
+    """A model in eval mode with the tensors of a file under the authors' names, and how these fit."""
     with located(str(path)):
-        check_size(config.parameters, {name: tuple(x.shape) for name, x in theirs.items()}, "the tensors")
-        state = translate(theirs, config)
+        check_size(config.parameters, {name: tuple(x.shape) for name, x in state.items()}, "the tensors")
+    state = from_official(state, config)
     with torch.device("meta"):
         model = FluxViT(config)
     report = compare_keys(state, model)
@@ -189,6 +185,11 @@ _HEADS = {384: 6, 768: 12, 1024: 16, 1408: 16, 3200: 25}  # S, B, L, 1B, 6B.
 # The table that the authors give a FluxViT of that width.
 _FLUX_TABLES = {384: (24, 18, 18), 768: (32, 20, 20)}
 
+_OTHER_FUNCTION = (
+    "THE MODEL DOES NOT COMPUTE THE SAME AS THE TOWER, since it has patch norms (--exact leaves them out): "
+    "it must be trained before use"
+)
+
 
 def is_internvideo2(state: Mapping[str, Tensor]) -> bool:
     """Whether the state dict of a file holds an InternVideo2 tower, whose pooling has no number."""
@@ -207,7 +208,7 @@ def infer_internvideo2_config(state: Mapping[str, Tensor], activation: str = "ge
     Raises:
         ValueError: The tensors are not an InternVideo2 tower's.
     """
-    visible, rows = _visible(_numbered(state), "an InternVideo2 tower")
+    visible, rows = _visible(numbered_tower(state), "an InternVideo2 tower")
     frames, rest = divmod(rows, _SIDE**2)
     if rest or not frames:
         raise ValueError(
@@ -226,21 +227,11 @@ def infer_internvideo2_config(state: Mapping[str, Tensor], activation: str = "ge
     )
 
 
-def from_internvideo2(state: Mapping[str, Tensor], config: FluxViTConfig) -> dict[str, Tensor]:
-    """Translate an InternVideo2 file's state dict to ours.
+def numbered_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower in an InternVideo2 file, under the authors' names for a FluxViT of one head.
 
-    From a file with several towers it takes the vision tower. Decoders of pre-training are left out; other
-    names that have no counterpart are left as they are.
-
-    Args:
-        state: The state dict of a file.
-        config: The tower's configuration, from :func:`infer_internvideo2_config`.
+    Other towers and the decoders of pre-training are left out; separate position tables become a joint one.
     """
-    return from_official(_numbered(state), config)
-
-
-def _numbered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tower under the names of a FluxViT of one head, with a joint position table."""
     tower = _joint_table(_vision_tower(state)[0])
     return {re.sub(r"^(clip_projector|head)\.", r"\1.0.", name): value for name, value in tower.items()}
 
@@ -293,7 +284,7 @@ def load_internvideo2(path: str | Path, *, activation: str = "gelu_tanh") -> Flu
 def _load_tower(path: str | Path, theirs: Mapping[str, Tensor], activation: str) -> tuple[FluxViT, KeyReport]:
     with located(str(path)):
         config = infer_internvideo2_config(theirs, activation)
-    return _build(path, config, theirs, from_internvideo2, "an InternVideo2 tower's")
+    return _build(path, config, numbered_tower(theirs), "an InternVideo2 tower's")
 
 
 def convert_internvideo2(
@@ -333,26 +324,16 @@ def convert_internvideo2(
     config = model.config
     counts = Counter(name.split(".")[0] for name in _vision_tower(theirs)[1])
     dropped = ", ".join(f"{name} ({count})" for name, count in counts.items()) or "nothing"
-    heads = ", ".join(map(str, config.budgets))
-    classifier = f" and classifier of {config.num_classes} classes" if config.num_classes else ""
     resampled = f"resampled, {table} to {_by(config.table_shape)} (linear in time, bicubic in space)"
     fresh = ["aligners"] * (len(config.budgets) > 1) + ["head_norm"] * (not config.num_classes)
     lines = [
         keys.summary,
-        f"dropped, no place for it here: {dropped}",
-        f"pooling{classifier}: copied to the heads of {heads} tokens",
+        f"dropped: {dropped}",
+        f"pooling and classifier: copied to the heads of {', '.join(map(str, config.budgets))} tokens",
         f"position table: {f'kept, {table}' if _by(config.table_shape) == table else resampled}",
         f"at their initial values: {' and '.join(fresh) or 'nothing'}",
+        "the model computes the same as the tower" if exact else _OTHER_FUNCTION,
     ]
-    if exact:
-        lines.append("the model computes what the tower does")
-    else:
-        lines += [
-            "global and local position: added so that they change nothing yet",
-            "patch norms: added; no weights make an RMS norm the identity, so",
-            "  THIS MODEL DOES NOT COMPUTE WHAT THE TOWER DOES: it must be trained before use",
-            "  (--exact leaves the norms out)",
-        ]
     return model.eval(), "\n".join(lines)
 
 
