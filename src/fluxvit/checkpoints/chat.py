@@ -18,16 +18,14 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.folder import (
     VIDEO,
     FolderCheckpoint,
-    check_numbers,
     check_size,
     compare_keys,
-    load_weights,
+    load_state,
     read_format,
-    read_weights,
+    read_state,
 )
 from fluxvit.checkpoints.language_model import LanguageModel, load_language_model
 from fluxvit.checkpoints.state_dicts import savable
-from fluxvit.checkpoints.weights import tensor_shapes
 from fluxvit.models.adapters import merge_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
@@ -93,10 +91,10 @@ class ChatCheckpoint(FolderCheckpoint):
         """
         folder = Path(folder)
         weights, where = folder / cls.WEIGHTS, str(folder / cls.CONFIG)
-        state = _read_weights(folder)
+        state = _read_state(folder)
         facts = read_format(load_json(folder / cls.CONFIG), _ChatFile, where)
         config = convert(facts.connector, ConnectorConfig, where, "connector")
-        check_size(config.parameters, tensor_shapes(weights), f"{folder}: {cls.WEIGHTS} and {cls.CONFIG}")
+        check_size(config.parameters, state, f"{folder}: {cls.WEIGHTS} and {cls.CONFIG}")
         connector = Connector(config)
         source = language or facts.language
         video = Checkpoint.load(folder / VIDEO, device)
@@ -108,7 +106,7 @@ class ChatCheckpoint(FolderCheckpoint):
             )
         adapters = {name: state.pop(name) for name in list(state) if name.startswith(_ADAPTERS)}
         adapters = {name.removeprefix(_ADAPTERS): value for name, value in adapters.items()}
-        load_weights(nn.ModuleDict({"connector": connector}), state, weights, cls.CONFIG)
+        load_state(nn.ModuleDict({"connector": connector}), state, weights, cls.CONFIG)
         with located(f"{folder}: {cls.WEIGHTS}"):
             merge_adapters(model.network, adapters)
         chat = VideoChat(video.model, connector, model.network).to(video.device)
@@ -116,7 +114,7 @@ class ChatCheckpoint(FolderCheckpoint):
         return cls(chat, model, video, facts.instruction, facts.provenance, adapters)
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def _read_state(folder: Path) -> dict[str, Tensor]:
     """The tensors of the connector and the adapters.
 
     Raises:
@@ -124,9 +122,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     """
     if not ChatCheckpoint.is_in(folder):
         raise ValueError(f"{folder}: no chat model, which `fluxvit train-chat` makes")
-    state = read_weights(folder / ChatCheckpoint.WEIGHTS)
-    check_numbers(state, folder / ChatCheckpoint.WEIGHTS)
-    return state
+    return read_state(folder / ChatCheckpoint.WEIGHTS)
 
 
 def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> None:
@@ -143,7 +139,7 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
     folder = Path(folder)
     state = {
         name.removeprefix(_CONNECTOR): value
-        for name, value in _read_weights(folder).items()
+        for name, value in _read_state(folder).items()
         if name.startswith(_CONNECTOR)
     }
     report = compare_keys(state, connector)
@@ -152,9 +148,11 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
             f"{folder}: its connector has another shape than task.connector, task.queries, task.width and "
             f"the networks ask for: {report.summary}"
         )
-    theirs = Checkpoint.load(folder / VIDEO).model.state_dict()
+    trained = Checkpoint.load(folder / VIDEO).model.state_dict()
     ours = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
-    if any(name not in theirs or not torch.equal(value.cpu(), theirs[name]) for name, value in ours.items()):
+    if any(
+        name not in trained or not torch.equal(value.cpu(), trained[name]) for name, value in ours.items()
+    ):
         raise ValueError(
             f"{folder}: its connector was trained to read another video side; model.init must be "
             f"{folder / VIDEO}"

@@ -23,14 +23,13 @@ from fluxvit.checkpoints.folder import (
     FolderCheckpoint,
     check_size,
     compare_keys,
-    load_weights,
+    load_state,
     read_format,
-    read_weights,
+    read_state,
     state_digest,
 )
 from fluxvit.checkpoints.latency import plan_for
 from fluxvit.checkpoints.state_dicts import bare, savable
-from fluxvit.checkpoints.weights import tensor_shapes
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
@@ -239,12 +238,11 @@ class Checkpoint(FolderCheckpoint):
         config, facts = _read_facts(read_format(load_json(folder / CONFIG), _ConfigFile, where), where)
         if (folder / PLANS).exists():
             facts |= _read_plans(load_json(folder / PLANS), str(folder / PLANS), config)
-        # Only the header is read, so that a configuration cannot ask for a network far larger than its
-        # weights.
-        check_size(config.parameters, tensor_shapes(folder / WEIGHTS), f"{folder}: {WEIGHTS} and {CONFIG}")
+        state = read_state(folder / WEIGHTS)
+        check_size(config.parameters, state, f"{folder}: {WEIGHTS} and {CONFIG}")
         with torch.device("meta"):
             model = FluxViT(config)
-        load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS, CONFIG, assign=True)
+        load_state(model, state, folder / WEIGHTS, CONFIG, assign=True)
         return cls(model.requires_grad_(True).to(device).eval(), **facts)
 
 

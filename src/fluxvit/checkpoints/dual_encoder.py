@@ -22,14 +22,13 @@ from fluxvit.checkpoints.folder import (
     VIDEO,
     FolderCheckpoint,
     check_size,
-    load_weights,
+    load_state,
     read_format,
-    read_weights,
+    read_state,
     state_digest,
 )
 from fluxvit.checkpoints.huggingface_text import remake_text
 from fluxvit.checkpoints.state_dicts import bare, savable
-from fluxvit.checkpoints.weights import tensor_shapes
 from fluxvit.data.texts import Texts
 from fluxvit.models.config import FluxViTConfig, Width
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
@@ -89,7 +88,7 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         count, dim = vectors.shape
         config = {**video.config.to_dict(), "num_classes": count, "class_dim": dim}
         with torch.device("meta"):
-            made = FluxViT(FluxViTConfig.from_dict(config))
+            model = FluxViT(FluxViTConfig.from_dict(config))
         state = {name: value for name, value in video.state_dict().items() if ".fc." not in name}
         for number in range(len(video.config.budgets)):
             prefix = f"heads.{number}.fc."
@@ -100,8 +99,8 @@ class DualEncoderCheckpoint(FolderCheckpoint):
                 f"{prefix}classes": vectors.to(video.cls_token.device, copy=True),
                 f"{prefix}scale": language.scale.detach().reshape(1),
             }
-        made.load_state_dict(state, assign=True)
-        return replace(self.video, model=made.eval().requires_grad_(False), labels=list(labels))
+        model.load_state_dict(state, assign=True)
+        return replace(self.video, model=model.eval().requires_grad_(False), labels=list(labels))
 
     def digest(self) -> str:
         """16 hexadecimal digits that identify weights, normalisation and tokenizer."""
@@ -146,16 +145,15 @@ class DualEncoderCheckpoint(FolderCheckpoint):
             raise ValueError(f"{folder} is not complete: {error.filename} cannot be read") from error
         except UnicodeDecodeError:
             raise ValueError(f"{folder / _TOKENIZER}: not UTF-8 text") from None
-        shapes = tensor_shapes(weights)
+        state = read_state(weights)
+        state.pop("bias", None)  # Former versions had the bias of a sigmoid loss.
         with located(where, "text"):
-            check_size(_parameters(facts.text), shapes, f"{cls.WEIGHTS} and {cls.CONFIG}")
+            check_size(_parameters(facts.text), state, f"{cls.WEIGHTS} and {cls.CONFIG}")
             tower = _remake(facts.text)
         least = facts.least_temperature
         # Not on the meta device: networks of transformers have buffers that no file holds.
         language = LanguageSide(tower, video.model.config.pool_dim, facts.dim, 2 * least, least)
-        tensors = read_weights(weights)
-        tensors.pop("bias", None)  # Former versions had the bias of a sigmoid loss.
-        load_weights(language, tensors, weights, cls.CONFIG)
+        load_state(language, state, weights, cls.CONFIG)
         language.to(video.device)
         try:
             texts = Texts.from_json(tokenizer, facts.context)
@@ -212,8 +210,8 @@ def _parameters(description: dict[str, Any]) -> int:
 def copy_language(language: LanguageSide, state: dict[str, Tensor]) -> LanguageSide:
     """A language side of the same shape with the weights of ``state``."""
     least = language.least_temperature
-    made = LanguageSide(
+    copied = LanguageSide(
         _remake(language.text.describe()), language.video_proj.in_features, language.dim, 2 * least, least
     )
-    made.load_state_dict(state)
-    return made
+    copied.load_state_dict(state)
+    return copied

@@ -7,7 +7,6 @@ also hold their video side, a checkpoint of its own, in the folder ``video``.
 from __future__ import annotations
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,24 +81,28 @@ def read_format(content: Any, kind: type[File], where: str) -> File:
     Raises:
         ValueError: The content is no object, has another ``format``, or its values do not fit ``kind``.
     """
-    found = convert(content, dict[str, Any], where)
-    if "format" not in found:
+    values = convert(content, dict[str, Any], where)
+    if "format" not in values:
         raise ValueError(f"{where}: format is missing")
-    if found["format"] != FORMAT or isinstance(found["format"], (bool, float)):
-        raise ValueError(f"{where}: format {shown(found['format'])}, this version of fluxvit reads {FORMAT}")
+    if values["format"] != FORMAT or isinstance(values["format"], (bool, float)):
+        raise ValueError(f"{where}: format {shown(values['format'])}, this version of fluxvit reads {FORMAT}")
     return convert(content, kind, where)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, without the prefixes of wrappers.
 
     Raises:
-        ValueError: The file cannot be read.
+        ValueError: The file cannot be read, or has integers or complex numbers, which are no weights.
     """
-    return strip_prefixes(read_tensors(path))
+    state = strip_prefixes(read_tensors(path))
+    for name, value in state.items():
+        if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise ValueError(f"{path}: {name} is {value.dtype}; weights must be floating-point numbers")
+    return state
 
 
-def load_weights(
+def load_state(
     module: nn.Module, state: dict[str, Tensor], path: Path, config: str, *, assign: bool = False
 ) -> None:
     """Load tensors into a module.
@@ -109,35 +112,27 @@ def load_weights(
         config: The name of the file that describes the module, for messages.
 
     Raises:
-        ValueError: The tensors do not fit the module, or are not floating-point numbers.
+        ValueError: The tensors do not fit the module.
     """
     report = compare_keys(state, module)
     if not report.matches:
         raise ValueError(f"{path.parent}: {path.name} and {config} disagree: {report.summary}")
-    check_numbers(state, path)
     module.load_state_dict(state, assign=assign)
 
 
-def check_size(parameters: int, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+def check_size(parameters: int, state: Mapping[str, Tensor], what: str) -> None:
     """Raise a ValueError if a network would be far larger than its weights.
 
     Args:
         parameters: Approximate number of parameters of the network.
-        shapes: Shapes of the tensors.
+        state: The weights.
         what: Subject of the message: the files that disagree.
     """
-    there = sum(math.prod(shape) for shape in shapes.values())
-    if parameters > 2 * there + 1_000_000:
+    count = sum(value.numel() for value in state.values())
+    if parameters > 2 * count + 1_000_000:
         raise ValueError(
-            f"{what} disagree: a network of {parameters:,} parameters, and weights of {there:,} numbers"
+            f"{what} disagree: a network of {parameters:,} parameters, and weights of {count:,} numbers"
         )
-
-
-def check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raise a ValueError if there are integers or complex numbers among weights."""
-    for name, value in state.items():
-        if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            raise ValueError(f"{path}: {name} is {value.dtype}; weights must be floating-point numbers")
 
 
 @dataclass
@@ -182,17 +177,17 @@ def state_digest(state: Mapping[str, Tensor], facts: str = "") -> str:
 
 def compare_keys(state: Mapping[str, Tensor], model: torch.nn.Module) -> KeyReport:
     """Compare names and shapes of a state dict with a model's."""
-    wanted = model.state_dict()
-    shared = [name for name in wanted if name in state]
+    expected = model.state_dict()
+    shared = [name for name in expected if name in state]
     mismatched = [
-        (name, tuple(state[name].shape), tuple(wanted[name].shape))
+        (name, tuple(state[name].shape), tuple(expected[name].shape))
         for name in shared
-        if state[name].shape != wanted[name].shape
+        if state[name].shape != expected[name].shape
     ]
     bad = {name for name, _, _ in mismatched}
     return KeyReport(
         used=[name for name in shared if name not in bad],
-        missing=[name for name in wanted if name not in state],
-        unexpected=[name for name in state if name not in wanted],
+        missing=[name for name in expected if name not in state],
+        unexpected=[name for name in state if name not in expected],
         mismatched=mismatched,
     )

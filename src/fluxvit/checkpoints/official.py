@@ -155,7 +155,7 @@ def _build(
 ) -> tuple[FluxViT, KeyReport]:
     """A model in eval mode with the tensors of a file under the authors' names, and how these fit."""
     with located(str(path)):
-        check_size(config.parameters, {name: tuple(x.shape) for name, x in state.items()}, "the tensors")
+        check_size(config.parameters, state, "the tensors")
     state = from_official(state, config)
     with torch.device("meta"):
         model = FluxViT(config)
@@ -356,11 +356,11 @@ def _with_flux_parts(tower: FluxViT) -> FluxViT:
     state = tower.state_dict()
     _, rows = tower.pos_embed(config.table_shape)
     state["pos_embed.grid"] = rows.unflatten(0, config.table_shape).clone()
-    for name, wanted in model.state_dict().items():
+    for name, tensor in model.state_dict().items():
         if name not in state:
             # The local term is added to the attention's output; the usual scale of 1 would add the values.
             value = 0.0 if name.endswith((".local_scale", ".local_shift", "pos_embed.shift")) else 1.0
-            state[name] = torch.full(wanted.shape, value)
+            state[name] = torch.full(tensor.shape, value)
     model.load_state_dict(state, assign=True)
     return model
 
@@ -395,8 +395,8 @@ def text_tower(state: Mapping[str, Tensor]) -> TextTransformer:
     ours = {_rename(name, _TEXT_NAMES): value for name, value in (theirs or state).items()}
     for name in ("tokens.weight", "positions", "proj.weight"):
         if name not in ours:
-            wanted = next(source for source, target in _TEXT_NAMES if target == name)
-            raise ValueError(f"no {wanted} among {len(state)} tensors: not a text tower of MobileCLIP's kind")
+            source = next(source for source, target in _TEXT_NAMES if target == name)
+            raise ValueError(f"no {source} among {len(state)} tensors: not a text tower of MobileCLIP's kind")
     if ours["tokens.weight"].ndim != 2 or ours["proj.weight"].ndim != 2 or ours["positions"].ndim < 2:
         raise ValueError("embeddings, positions or projection have other axes than MobileCLIP's")
     ours["positions"] = ours["positions"].flatten(0, -2)

@@ -61,14 +61,14 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {name: _COMPILED.sub("", name) for name in state}
     if len(set(names.values())) < len(state):  # Two tensors would get the same name.
         names = {name: name for name in state}
-    found = {names[name]: value for name, value in state.items()}
-    found.pop("n_averaged", None)  # A counter of torch.optim.swa_utils.AveragedModel.
+    stripped = {names[name]: value for name, value in state.items()}
+    stripped.pop("n_averaged", None)  # A counter of torch.optim.swa_utils.AveragedModel.
     for _ in range(8):
-        prefix = next(iter(found), "").partition(".")[0]
-        if prefix not in _PREFIXES or not all(name.startswith(f"{prefix}.") for name in found):
+        prefix = next(iter(stripped), "").partition(".")[0]
+        if prefix not in _PREFIXES or not all(name.startswith(f"{prefix}.") for name in stripped):
             break
-        found = {name.removeprefix(f"{prefix}."): value for name, value in found.items()}
-    return found
+        stripped = {name.removeprefix(f"{prefix}."): value for name, value in stripped.items()}
+    return stripped
 
 
 def _real(name: str, value: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def bare(model: nn.Module, kind: type[M]) -> M:
             )
         inner = next(
             (
-                found
+                wrapped
                 for part in ("_orig_mod", "module", "ema_model", "ema")
-                if isinstance(found := getattr(inner, part, None), nn.Module)
+                if isinstance(wrapped := getattr(inner, part, None), nn.Module)
             ),
             None,
         )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fluxvit.checkpoints.state_dicts import unwrap
@@ -33,19 +33,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _no_safetensors(Path(path), error) from error
-
-
-def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a safetensors file; the tensors are not read.
-
-    Raises:
-        ValueError: As :func:`read_tensors`.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _no_safetensors(Path(path), error) from error
 

@@ -179,11 +179,11 @@ class FluxViT(nn.Module):
         depth = len(self.blocks)
         if isinstance(indices, int) and not 1 <= indices <= depth:
             raise ValueError(f"the last {indices} blocks: this model has {depth}")
-        wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
-        if any(not -depth <= i < depth for i in wanted):
-            raise ValueError(f"blocks {wanted}: this model has blocks 0 to {depth - 1}")
+        blocks = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
+        if any(not -depth <= i < depth for i in blocks):
+            raise ValueError(f"blocks {blocks}: this model has blocks 0 to {depth - 1}")
         ((tokens, kept),), shape = self.select_tokens(video, [budget], selector)
-        tokens, layers = self.encode_layers(tokens, wanted)
+        tokens, layers = self.encode_layers(tokens, blocks)
         return Intermediates(tokens, layers, kept, shape)
 
     def forward_packed(
