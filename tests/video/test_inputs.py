@@ -91,17 +91,17 @@ def test_pil_images(mode: str) -> None:
     video = [images.fromarray(frame).convert(mode) for frame in grey]
     with open_video(video) as reader:
         assert numbers_of(reader.read(reader.times)) == list(range(6))
-    with pytest.raises(ValueError, match="a single PIL image is not a video"):
+    with pytest.raises(ValueError, match="a list of frames, not an object of type Image"):
         open_video(video[0])
 
 
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        (None, "not None"),
-        (3, "not an int"),
-        ({"path": "x"}, "not a dict"),
-        ((frame for frame in FRAMES), "not a generator"),
+        (None, "not an object of type NoneType"),
+        (3, "of type int"),
+        ({"path": "x"}, "of type dict"),
+        ((frame for frame in FRAMES), "of type generator"),
         ([], "without frames"),
         (FRAMES[:0], "at least one frame"),
         (FRAMES / 255, r"got float64 \[6, 96, 128, 3\]; for values from 0 to 1: \(255 \* frames\)"),
@@ -115,8 +115,8 @@ def test_pil_images(mode: str) -> None:
         (np.zeros(50, np.uint8), r"got uint8 \[50\]$"),
         ([FRAMES[0], FRAMES[1, :50]], "frame 1 is 128x50, the first is 128x96"),
         ([FRAMES[0], FRAMES[1].transpose(2, 0, 1)], r"frame 1 must be uint8 \[H, W, 3\].*permute\(1, 2, 0\)"),
-        ([FRAMES[0], None], "frame 1 is None"),
-        (["a.mp4", "b.mp4"], "item 0 of the list is a str, not a frame; give videos one by one"),
+        ([FRAMES[0], None], "item 1 of the list is of type NoneType"),
+        (["a.mp4", "b.mp4"], "item 0 of the list is of type str; .*videos are given one by one"),
         (b"", "<bytes>: it is empty"),
         (b"no video whatever one does to it", "<bytes>: not a video"),
         (io.BytesIO(), "<file>: it is empty"),
@@ -223,13 +223,13 @@ class _Unreadable:
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (torch.empty(4, 8, 8, 3, dtype=torch.uint8, device="meta"), "frames cannot be read from a Tensor"),
+        (torch.empty(4, 8, 8, 3, dtype=torch.uint8, device="meta"), "frames cannot be read from type Tensor"),
         (
             torch.zeros(2, 8, 8, 3, dtype=torch.uint8).to_sparse(),
-            "frames cannot be read from a Tensor.*dense",
+            "frames cannot be read from type Tensor.*dense",
         ),
         (torch.zeros(2, 8, 8, 3, dtype=torch.bfloat16), "must be uint8.*for values from 0 to 1"),
-        (_Unreadable(), r"frames cannot be read from an? _Unreadable \(no way\)"),
+        (_Unreadable(), r"frames cannot be read from type _Unreadable \(no way\)"),
     ],
 )
 def test_arrays_without_content_are_one_line(frames: Any, message: str) -> None:

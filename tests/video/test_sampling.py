@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxvit.video.sampling import dense_times, segment_times
+from fluxvit.video.sampling import ClipSampling, segment_times
 
 frames_wanted = st.integers(1, 64)
 starts = st.floats(-100, 10_000)
@@ -44,7 +44,7 @@ def test_segment_times(start: float, length: float, frames: int, draw: dict) -> 
 @given(starts, lengths, frames_wanted, draws(), st.floats(1, 120), st.integers(1, 8))
 def test_dense_times(start: float, length: float, frames: int, draw: dict, fps: float, stride: int) -> None:
     def sample() -> np.ndarray:
-        return dense_times(start, start + length, frames, fps=fps, stride=stride, **arguments(draw))
+        return ClipSampling("dense", stride).times(start, start + length, frames, fps, **arguments(draw))
 
     times = sample()
     assert times.shape == (frames,)
@@ -64,14 +64,16 @@ def test_segment_views_interleave() -> None:
 
 
 def test_dense_views_run_from_the_first_window_to_the_last() -> None:
-    first, middle, last = (dense_times(0, 10, 4, fps=10, stride=5, view=v, views=3) for v in range(3))
+    every_fifth = ClipSampling("dense", 5)
+    first, middle, last = (every_fifth.times(0, 10, 4, 10, view=v, views=3) for v in range(3))
     np.testing.assert_allclose(first, [0.05, 0.55, 1.05, 1.55])
     np.testing.assert_allclose(last, first + 8)
-    np.testing.assert_allclose(middle, dense_times(0, 10, 4, fps=10, stride=5))
+    np.testing.assert_allclose(middle, every_fifth.times(0, 10, 4, 10))
 
 
 def test_dense_repeats_the_last_frame_of_a_short_video() -> None:
-    times = dense_times(0, 0.4, 4, fps=10, stride=2)
+    times = ClipSampling("dense", 2).times(0, 0.4, 4, 10)
+    np.testing.assert_array_equal(times, ClipSampling("dense", 2, fps=10).times(0, 0.4, 4, 25))
     assert np.floor(times * 10).tolist() == [0, 2, 3, 3]
 
 
@@ -83,7 +85,8 @@ def test_dense_repeats_the_last_frame_of_a_short_video() -> None:
         (lambda: segment_times(0, float("nan"), 4), "must end after it starts"),
         (lambda: segment_times(0, 1, 4, view=2, views=2), "view must be"),
         (lambda: segment_times(0, 1, 4, generator=np.random.default_rng(0), views=2), "no views"),
-        (lambda: dense_times(0, 1, 4, fps=0), "fps must be"),
+        (lambda: ClipSampling("dense").times(1, 1, 4, 25), "must end after it starts"),
+        (lambda: ClipSampling("dense", fps=0), "fps is 0"),
     ],
 )
 def test_bad_arguments(call, message: str) -> None:

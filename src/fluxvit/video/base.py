@@ -41,7 +41,6 @@ class VideoInfo:
         duration: Seconds, None if the header does not give them.
         rotation: Clockwise degrees (0, 90, 180, 270) by which stored frames are turned for display.
         codec: Name of the codec, such as ``h264``.
-        pixel_format: FFmpeg's name of the stored pixel format, such as ``yuv420p10le``.
         pixel_aspect: Width of a stored pixel over its height; 1 for square pixels.
     """
 
@@ -53,7 +52,6 @@ class VideoInfo:
     duration: float | None
     rotation: int
     codec: str
-    pixel_format: str
     pixel_aspect: float = 1.0
 
 

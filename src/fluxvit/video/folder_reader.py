@@ -78,7 +78,6 @@ class FolderReader(FixedRateReader):
             fps,
             self._size,
             codec=self._files[0].suffix.lower().lstrip("."),
-            pixel_format=first.format.name,
             rotation=90 * converter.turns,
         )
 

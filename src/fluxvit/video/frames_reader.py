@@ -46,7 +46,6 @@ class FixedRateReader(VideoReader):
         size: tuple[int, int],
         *,
         codec: str,
-        pixel_format: str,
         rotation: int = 0,
     ) -> None:
         fps = checked_fps(fps)
@@ -60,7 +59,6 @@ class FixedRateReader(VideoReader):
             duration=self._end,
             rotation=rotation,
             codec=codec,
-            pixel_format=pixel_format,
         )
 
     @property
@@ -96,7 +94,7 @@ class ArrayReader(FixedRateReader):
     ) -> None:
         height, width = frames[0].shape[:2]
         size = height, width
-        super().__init__(Path("<frames>"), len(frames), fps, size, codec="rawvideo", pixel_format="rgb24")
+        super().__init__(Path("<frames>"), len(frames), fps, size, codec="rawvideo")
         self._frames, self._short_side = frames, short_side
         self._shrinks = short_side is not None and short_side < min(size)
 

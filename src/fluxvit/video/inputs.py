@@ -74,7 +74,7 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
     else:
         raise ValueError(
             "a video is a path, bytes, a file opened in binary mode, frames uint8 [T, H, W, 3] or a list of "
-            f"frames, not {_kind(video)}"
+            f"frames, not an object of type {type(video).__name__}"
         )
     if size == 0:
         raise VideoError.of(name, "it is empty (0 bytes)")
@@ -107,8 +107,6 @@ def as_frames(video: Any) -> np.ndarray | list[np.ndarray] | None:
         return None
     if isinstance(video, list | tuple):
         return _from_list(video)
-    if _is_image(video):
-        raise ValueError("a single PIL image is not a video; give a list of images")
     if _is_tensor(video) or hasattr(video, "__array__"):
         array = _as_array(video)
         _check_pixels(array, "frames", ("T", "H", "W", "3"))
@@ -121,18 +119,16 @@ def _from_list(items: Sequence[Any]) -> list[np.ndarray]:
         raise ValueError("a list without frames is not a video")
     frames: list[np.ndarray] = []
     for number, item in enumerate(items):
-        if isinstance(item, str | bytes | os.PathLike):
-            raise ValueError(
-                f"item {number} of the list is {_kind(item)}, not a frame; give videos one by one, and image "
-                "files by their folder"
-            )
         # The alpha channel of an image is dropped, as in image files.
-        if _is_image(item):
-            image = np.asarray(item if item.mode == "RGB" else item.convert("RGB"))
+        if hasattr(item, "convert"):  # A PIL image.
+            image = np.asarray(item.convert("RGB"))
         elif _is_tensor(item) or hasattr(item, "__array__"):
             image = _as_array(item)
         else:
-            raise ValueError(f"frame {number} is {_kind(item)}; frames are arrays [H, W, 3] or PIL images")
+            raise ValueError(
+                f"item {number} of the list is of type {type(item).__name__}; frames are arrays [H, W, 3] or "
+                "PIL images, and videos are given one by one"
+            )
         _check_pixels(image, f"frame {number}", ("H", "W", "3"))
         if frames and image.shape != frames[0].shape:
             height, width = frames[0].shape[:2]
@@ -156,7 +152,7 @@ def _as_array(value: Any) -> np.ndarray:
     except Exception as error:
         # Sparse tensors, tensors without content, and the arrays of other libraries.
         reason = " ".join(str(error).split())
-        raise ValueError(f"frames cannot be read from {_kind(value)} ({reason})") from error
+        raise ValueError(f"frames cannot be read from type {type(value).__name__} ({reason})") from error
 
 
 def _check_pixels(array: np.ndarray, name: str, axes: tuple[str, ...]) -> None:
@@ -185,18 +181,8 @@ def _is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _is_image(value: Any) -> bool:
-    images = sys.modules.get("PIL.Image")
-    return images is not None and isinstance(value, images.Image)
-
-
 def _is_path(content: bytes) -> bool:
     try:
         return os.path.exists(content)
     except ValueError:
         return False
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -402,7 +402,6 @@ class PyAVReader(VideoReader):
             duration=duration,
             rotation=90 * self._convert.turns,
             codec=stream.codec_context.name,
-            pixel_format=first.format.name,
             pixel_aspect=aspect,
         )
 

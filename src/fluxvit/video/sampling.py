@@ -50,20 +50,34 @@ class ClipSampling:
         view: int = 0,
         views: int = 1,
     ) -> np.ndarray:
-        """Times of a clip, as :func:`segment_times` or :func:`dense_times` chooses them.
+        """Times of a clip.
+
+        Sparse times are those of :func:`segment_times`. The window of dense sampling lasts
+        ``frames * stride / fps`` seconds. With a generator its position is random. Otherwise the windows of
+        all views are spread evenly from the first to the last possible position; a single view is in the
+        middle. A video shorter than the window is played from its start, and its last frame is repeated.
 
         Args:
             fps: Frame rate of the video.
 
         Returns:
             float64 ``[frames]`` seconds, never falling, within ``[start, end)``.
+
+        Raises:
+            ValueError: The span is empty, or a number is out of range.
         """
         if self.kind == "sparse":
             return segment_times(start, end, frames, generator=generator, view=view, views=views)
-        rate, stride = self.fps or fps, self.stride
-        return dense_times(
-            start, end, frames, fps=rate, stride=stride, generator=generator, view=view, views=views
-        )
+        _check(start, end, frames, generator, view, views)
+        rate = self.fps or fps
+        room = max(0.0, end - start - frames * self.stride / rate)
+        if generator is not None:
+            offset = generator.uniform(0, room)
+        else:
+            offset = room / 2 if views == 1 else room * view / (views - 1)
+        # Times lie in the middle of frames; at a border, rounding would choose the frame.
+        times = start + offset + (np.arange(frames) * self.stride + 0.5) / rate
+        return _within(times, start, end)
 
     def window(self, frames: int, fps: float = 25.0) -> float | None:
         """Seconds that a clip of dense sampling spans; None if it spans the whole video.
@@ -111,45 +125,6 @@ def segment_times(
     _check(start, end, frames, generator, view, views)
     part = (view + 1) / (views + 1) if generator is None else generator.random(frames)
     times = start + (np.arange(frames) + part) * ((end - start) / frames)
-    return _within(times, start, end)
-
-
-def dense_times(
-    start: float,
-    end: float,
-    frames: int,
-    *,
-    fps: float,
-    stride: int = 1,
-    generator: np.random.Generator | None = None,
-    view: int = 0,
-    views: int = 1,
-) -> np.ndarray:
-    """Every ``stride``-th frame of a window of ``frames * stride / fps`` seconds within ``[start, end)``.
-
-    The window has a random position if there is a generator. Otherwise the windows of all views are spread
-    evenly from the first to the last possible position; a single view is in the middle. A video shorter
-    than the window is played from its start, and its last frame is repeated.
-
-    Args:
-        fps: Frame rate at which ``stride`` counts: the video's own, or one rate for a whole data set.
-
-    Returns:
-        float64 ``[frames]`` seconds, never falling, within ``[start, end)``.
-
-    Raises:
-        ValueError: The span is empty, or a number is out of range.
-    """
-    _check(start, end, frames, generator, view, views)
-    if not 0 < fps < np.inf or stride < 1:
-        raise ValueError(f"fps must be above 0 and stride at least 1, got fps={fps}, stride={stride}")
-    room = max(0.0, end - start - frames * stride / fps)
-    if generator is not None:
-        offset = generator.uniform(0, room)
-    else:
-        offset = room / 2 if views == 1 else room * view / (views - 1)
-    # Times lie in the middle of frames; at a border, rounding would choose the frame.
-    times = start + offset + (np.arange(frames) * stride + 0.5) / fps
     return _within(times, start, end)
 
 
