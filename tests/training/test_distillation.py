@@ -385,7 +385,7 @@ def test_standardised_targets_have_mean_0_and_deviation_1_in_every_channel() -> 
         ({"mask": "best"}, "task.mask is 'best', expected one of 'sampled', 'top'"),
         ({"scope": "tube"}, "task.scope is 'tube'"),
         ({"teacher_tokens": 10}, "sees 10 tokens, fewer than the budget of 20"),
-        ({"teacher_tokens": 24, "scope": "frame"}, "the teacher sees whole frames"),
+        ({"teacher_tokens": 24, "scope": "frame"}, "the teacher sees full frames"),
     ],
 )
 def test_bad_settings_are_named(options: dict, message: str) -> None:

@@ -26,7 +26,7 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip, ClipDataset
 from fluxvit.data.manifest import Manifest
 from fluxvit.training.config import AdapterSettings
-from fluxvit.training.parallel import parallelize, whole
+from fluxvit.training.parallel import full, parallelize
 from fluxvit.training.runs.base import adapt_model
 from fluxvit.training.tasks.base import Batch
 from fluxvit.training.tasks.contrastive import Captions, ContrastiveTask, contrastive_loss
@@ -89,7 +89,7 @@ def outcome(run: Trainer) -> dict[str, Any]:
     return {
         "losses": {row["step"]: row["loss"] for row in rows},
         "norms": {row["step"]: row["grad_norm"] for row in rows},
-        "weights": torch.cat([whole(p.detach()).flatten() for p in run.task.model.parameters()]),
+        "weights": torch.cat([full(p.detach()).flatten() for p in run.task.model.parameters()]),
         "averaged": torch.cat([p.detach().flatten() for p in averaged.parameters()]).clone(),
         "skipped": run.skipped,
     }
@@ -129,7 +129,7 @@ def distill(folder: Path, world: World, **settings) -> dict[str, Any]:
     trained = run.task.parameters()
     return {
         "losses": {row["step"]: row["loss"] for row in rows},
-        "weights": torch.cat([whole(p.detach()).flatten() for p in trained]),
+        "weights": torch.cat([full(p.detach()).flatten() for p in trained]),
     }
 
 
@@ -184,7 +184,7 @@ def align(folder: Path, world: World, **settings) -> dict[str, Any]:
     trained = run.task.parameters()
     return {
         "losses": {row["step"]: row["loss"] for row in rows},
-        "weights": torch.cat([whole(p.detach()).flatten() for p in trained]),
+        "weights": torch.cat([full(p.detach()).flatten() for p in trained]),
     }
 
 
@@ -200,7 +200,7 @@ def all_jobs(folder: Path, world: World) -> dict[str, Any]:
         run = make(folder / name, world, seen=seen if name == "copied" else None, **settings)
         run.run(progress=False)
         results[name] = outcome(run)
-    numbers = [whole(p).numel() for p in run.task.model.parameters()]
+    numbers = [full(p).numel() for p in run.task.model.parameters()]
     parts = [(p.to_local() if SHARDS else p).numel() for p in run.task.model.parameters()]
     results["parts"] = sum(parts) / sum(numbers)
 

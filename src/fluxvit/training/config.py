@@ -1,4 +1,4 @@
-"""What a training run is made of, as plain values, for files and the command line. Imports no PyTorch."""
+"""The settings that all training runs share, as plain values. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -214,8 +214,7 @@ class LowRank:
 
     Args:
         rank: Width of an adapter between its two linear maps, such as 8; 0 for no adapters.
-        alpha: What an adapter adds to the output of its layer is multiplied by ``alpha / rank``; 0 for as
-            much as the rank, a factor of 1.
+        alpha: The output of an adapter is multiplied by ``alpha / rank``; 0 for a factor of 1.
     """
 
     rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0

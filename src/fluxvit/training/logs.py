@@ -167,7 +167,7 @@ class Logs:
     Args:
         folder: Folder of the run.
         tensorboard: Log to its subfolder ``tensorboard``, too.
-        first: Step from which the run goes on. What was logged of later steps is removed.
+        first: Step from which the run goes on. Lines of later steps are removed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool, first: int) -> None:
@@ -185,7 +185,7 @@ class Logs:
         """Log a training step, everywhere. A full disk does not end the run."""
         values = {name: float(f"{value:.7g}") for name, value in values.items()}
         try:
-            # What is unknown, such as the memory on some systems, is left out: JSON has no NaN.
+            # Unknown values, such as the memory on some systems, are left out: JSON has no NaN.
             known = {name: value for name, value in values.items() if math.isfinite(value)}
             append_json(self._path, {"step": step, **known})
         except OSError as error:

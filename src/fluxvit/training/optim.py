@@ -24,7 +24,7 @@ def layer_numbers(model: FluxViT) -> dict[str, int]:
 
     orders = {name: order(name) for name, _ in model.named_parameters()}
     layers = sorted(set(orders.values()))
-    return {name: layers.index(found) for name, found in orders.items()}
+    return {name: layers.index(position) for name, position in orders.items()}
 
 
 def parameter_groups(task: Task, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def forget_step(step: nn.Module) -> None:
         step.reshard()  # Otherwise the backward pass does.
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded over the processes, which must all call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -1,6 +1,6 @@
-"""The recipes of the kinds of training runs, as plain values, for files and the command line.
+"""The recipes of each kind of training run, as plain values. Imports no PyTorch.
 
-Like :mod:`fluxvit.training.config`, which holds what they share, it imports no PyTorch.
+They share the settings of :mod:`fluxvit.training.config`.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class DistillSettings:
     def __post_init__(self) -> None:
         check_section(self, "task")
         if self.scope == "frame" and self.teacher_tokens:
-            raise ValueError("task.scope frame needs task.teacher_tokens 0: the teacher sees whole frames")
+            raise ValueError("task.scope frame needs task.teacher_tokens 0: the teacher sees full frames")
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,9 @@ class StateReader(dcp.FileSystemReader):
     """Reads such folders by the checked description of :func:`read_metadata`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        found = read_metadata(Path(self.path))
-        found.storage_meta = StorageMeta(load_id=self.load_id)
-        return found
+        description = read_metadata(Path(self.path))
+        description.storage_meta = StorageMeta(load_id=self.load_id)
+        return description
 
 
 def read_metadata(folder: Path) -> Metadata:
@@ -73,7 +73,7 @@ def read_metadata(folder: Path) -> Metadata:
         raise ValueError(f"{path} has more than {_MAX_BYTES >> 20} MiB; remove {folder} to start anew")
     try:
         with path.open("rb") as file:
-            found = _Unpickler(file).load()
+            description = _Unpickler(file).load()
     except _Refused as error:
         raise ValueError(
             f"{path} holds more than the description of tensors, {error}, which is not loaded because it "
@@ -82,10 +82,10 @@ def read_metadata(folder: Path) -> Metadata:
     except Exception as error:  # A broken pickle can fail in any way.
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise ValueError(f"{path} is damaged ({reason}); remove {folder} to start anew") from error
-    problem = _problem(found, folder)
+    problem = _problem(description, folder)
     if problem:
         raise ValueError(f"{path}: {problem}; remove {folder} to start anew")
-    return found
+    return description
 
 
 class _Refused(Exception):
@@ -94,8 +94,8 @@ class _Refused(Exception):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if (module, name) in _CLASSES:
             return _CLASSES[module, name]
         raise _Refused(f"{module}.{name}")
@@ -104,15 +104,15 @@ class _Unpickler(pickle.Unpickler):
         raise _Refused("a reference to something outside")
 
 
-def _problem(found: Any, folder: Path) -> str:
+def _problem(description: Any, folder: Path) -> str:
     """The fault of a description; empty if it has none."""
     try:
-        if not isinstance(found, Metadata):
-            return f"it is a {type(found).__name__}, not a description of tensors"
+        if not isinstance(description, Metadata):
+            return f"it is a {type(description).__name__}, not a description of tensors"
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-        for index, info in found.storage_data.items():
+        for index, info in description.storage_data.items():
             if not (isinstance(index, MetadataIndex) and isinstance(info, filesystem._StorageInfo)):
-                return "a place of a tensor has another type"
+                return "the position of a tensor has another type"
             if not _DATA_FILE.fullmatch(info.relative_path) or (folder / info.relative_path).is_symlink():
                 return f"it points to {info.relative_path!r}, which is no file of this state"
             if info.relative_path not in sizes:
@@ -123,14 +123,14 @@ def _problem(found: Any, folder: Path) -> str:
             if getattr(info, "transform_descriptors", None):
                 return "its tensors are compressed or encrypted"
         total = sum(sizes.values())
-        for name, entry in found.state_dict_metadata.items():
+        for name, entry in description.state_dict_metadata.items():
             if not isinstance(name, str) or not isinstance(entry, TensorStorageMetadata):
                 return f"{name!r} is not a tensor"
             numbers = math.prod(entry.size)
             if numbers < 0 or numbers * entry.properties.dtype.itemsize > total:
                 return f"{name} of shape {list(entry.size)} is larger than the files"
             for chunk in entry.chunks:
-                if MetadataIndex(name, chunk.offsets) not in found.storage_data:
+                if MetadataIndex(name, chunk.offsets) not in description.storage_data:
                     return f"a part of {name} is missing"
     except (AttributeError, TypeError, ValueError, OverflowError):
         return "it is damaged: parts of it have other types"

@@ -21,7 +21,7 @@ from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_tensorboard
 from fluxvit.training.optim import cosine_schedule, parameter_groups
-from fluxvit.training.parallel import accumulating, forget_step, parallelize, whole
+from fluxvit.training.parallel import accumulating, forget_step, full, parallelize
 from fluxvit.training.state import (
     About,
     Saved,
@@ -115,7 +115,7 @@ class Trainer:
         a parameter. They may share the memory of the task: use them before the next step.
         """
         weights = self.task.state_dict() if self.ema is None else self.ema.weights
-        return {name: whole(value) for name, value in weights.items()}
+        return {name: full(value) for name, value in weights.items()}
 
     def check_saved(self) -> None:
         """Check that the folder holds no state, or one that this run can go on from.
@@ -265,7 +265,7 @@ class Trainer:
             for name, value in result.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
         limit = config.clip_grad or math.inf
-        norm = whole(torch.nn.utils.clip_grad_norm_(step_module.parameters(), limit)).item()
+        norm = full(torch.nn.utils.clip_grad_norm_(step_module.parameters(), limit)).item()
         if not math.isfinite(norm):
             self._skip(optimizer)
             return None

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Row(msgspec.Struct):
-    """What a line of the file must have."""
+    """The keys that a line of the file must have."""
 
     step: int
     mean: float

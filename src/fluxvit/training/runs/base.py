@@ -1,4 +1,4 @@
-"""What all kinds of training runs share: data, the model to start from, batches, and the way to the end."""
+"""The parts that all kinds of training runs share: data, the initial model, and the run itself."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ class Schedule:
         """Train to the end, report what went wrong on the way, and keep the last weights.
 
         Args:
-            task: What is trained.
+            task: The task that is trained.
             dataset: The training clips.
             progress: Show a progress bar.
             batches: Batches instead of those of ``dataset`` alone.
             after_step: See `Trainer`.
-            facts: What identifies the run besides the recipe and the data set.
+            facts: Facts that identify the run, besides the recipe and the data set.
 
         Returns:
             The folder of the last checkpoint.

@@ -45,7 +45,7 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
     language = load_language_model(recipe.language)
     language.network.to(world.device)
     if world.device.type == "cpu":
-        # There the fused attention's backward pass is slow in bf16: a step takes a quarter longer with it.
+        # On a CPU the backward pass of fused attention is slow in bf16: a step takes a quarter longer.
         language.network.set_attn_implementation("eager")
     task = recipe.task
     config = ConnectorConfig(
@@ -72,7 +72,7 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
         scale = alpha / words.rank
         adapters = add_adapters(language.network, words.rank, alpha, words.layers)
     schedule = Schedule(recipe, len(train), model.config.size, world)
-    # Where the video side stays as it is, so do its plans.
+    # The plans of the video side stay valid as long as it does not change.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
     checkpoint = replace(schedule.describe(start, train, "train-chat"), plans=plans)
     chat = ChatTask(checkpoint, connector, Questions(train, language, task), adapters, scale)

@@ -147,8 +147,9 @@ def _alternate(
     size: NetworkSize,
     world: World,
 ) -> Callable[[int], Iterable[Clip]]:
-    """Every other batch is of images, a frame each, repeated for a tubelet; they are numbered behind the
-    videos.
+    """Batches of videos and of images in turns.
+
+    An image is one frame that is repeated for a tubelet. Images are numbered behind the videos.
     """
     tubelet = size.tubelet_size
     grids = GridSettings((tubelet, tubelet + 1, 1), recipe.grids.sizes, 1, recipe.grids.max_tokens)
@@ -160,12 +161,12 @@ def _alternate(
     streams = schedule.batches(videos, turns), stills.batches(clip_dataset(still, images), turns)
 
     def batches(first: int) -> Iterator[Clip]:
-        of_videos, of_images = iter(streams[0]((first + 1) // 2)), iter(streams[1](first // 2))
+        video_batches, image_batches = iter(streams[0]((first + 1) // 2)), iter(streams[1](first // 2))
         for step in range(first, schedule.steps):
             if step % 2 == 0:
-                yield next(of_videos)
+                yield next(video_batches)
             else:
-                batch = next(of_images)
+                batch = next(image_batches)
                 yield batch._replace(item=batch.item + len(videos))
 
     return batches

@@ -1,1 +1,1 @@
-"""What is trained: the losses and everything that they train."""
+"""Tasks: the losses, and the modules that they train."""

@@ -1,4 +1,4 @@
-"""What a training run optimises. A task owns what is trained; the trainer knows neither loss nor model."""
+"""The base of tasks. A task owns everything that is trained; the trainer is independent of loss and model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ Batch = Mapping[str, Tensor]
 class Task(nn.Module, ABC):
     """Everything that a run trains, with its loss, its batches and its checkpoints.
 
-    Moving averages, data parallelism and saved states see this one module. Its submodules name their
-    parameters that must not decay by ``no_weight_decay``. What is frozen and should be neither saved nor
-    copied, such as a teacher, must not be a submodule.
+    Moving averages, data parallelism and saved states see this one module. Submodules name their parameters
+    that must not decay by ``no_weight_decay``. A frozen network that should be neither saved nor copied, such
+    as a teacher, must not be a submodule.
 
     Args:
-        checkpoint: The video model and what goes with it. Clips are normalised by its mean and standard
-            deviation.
+        checkpoint: The video model and its metadata. Clips are normalised by its mean and standard deviation.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -109,7 +108,7 @@ def pooled_at_budgets(
 
     Yields:
         Pooled vectors ``[B, P]``, and the alignment loss, a scalar: smooth L1 between unit vectors of this
-        budget and those of the first, into which it passes no gradient. Of the first budget it is 0.
+        budget and those of the first, into which it passes no gradient. It is 0 for the first budget.
     """
     samples, _ = model.select_tokens(video, budgets, selector)
     anchor = None

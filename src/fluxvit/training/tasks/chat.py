@@ -106,7 +106,7 @@ class ChatTask(Task):
         return {"video": clips.video, **self.questions(clips.item)._asdict()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss, and the mean probability of a whole answer, of clips and `PackedTurns` about them."""
+        """The loss, and the mean probability of a full answer, of clips and `PackedTurns` about them."""
         self.model.eval()
         video = batch["video"]
         budgets = self.model.config.budgets
@@ -120,12 +120,12 @@ class ChatTask(Task):
         for rows in ends.argsort().split(-(-len(ends) // _PARTS)):
             end = int(ends[rows].max())
             ids, turns, groups = (batch[name][rows, :end] for name in PackedTurns._fields)
-            one = bool((groups <= 1).all())
-            found = chat.log_probabilities(before, seen[rows], ids, turns > 0, None if one else groups)
+            separate = groups if bool((groups > 1).any()) else None
+            scores = chat.log_probabilities(before, seen[rows], ids, turns > 0, separate)
             each = F.one_hot(turns)[..., 1:]
-            said = each.any(1)
-            likely.append((found[..., None] * each).sum(1)[said])
-            lengths.append(each.sum(1)[said])
+            answered = each.any(1)
+            likely.append((scores[..., None] * each).sum(1)[answered])
+            lengths.append(each.sum(1)[answered])
         # All answers count the same, however long.
         return {
             "loss": -(torch.cat(likely) / torch.cat(lengths)).mean(),

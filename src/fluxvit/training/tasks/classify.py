@@ -54,7 +54,8 @@ class ClassifyTask(Task):
         video, label = batch["video"], batch["label"]
         budgets = self.model.config.budgets
         result: dict[str, Tensor] = {}
-        truth = label if label.ndim == 1 else label.argmax(-1)  # Of mixed clips, the one that shows more.
+        # The class of the clip that shows more, where two are mixed.
+        truth = label if label.ndim == 1 else label.argmax(-1)
         loss = video.new_zeros((), dtype=torch.float32)
         heads = pooled_at_budgets(self.model, video, budgets, self.settings.selector)
         for head, (budget, (pooled, alignment)) in enumerate(zip(budgets, heads, strict=True)):

@@ -23,7 +23,7 @@ from fluxvit.utils.distributed import World
 
 
 class Captions:
-    """Gives the clips of a batch one caption each, drawn among their video's.
+    """Draws a caption for each clip of a batch among the captions of its video.
 
     Args:
         manifest: The videos.
@@ -45,7 +45,7 @@ class Captions:
 
         Clips of the same video get the same caption. It draws from PyTorch's generator.
         """
-        # One number for each clip, whatever its video has: what is drawn later must not depend on it.
+        # One number for each clip: later draws must not depend on how many captions a video has.
         draws = torch.rand(len(items)).tolist()
         chosen: dict[int, str] = {}
         for item, draw in zip(items.tolist(), draws, strict=True):
@@ -111,7 +111,7 @@ class ContrastiveTask(Task):
         result: dict[str, Tensor] = {}
         for budget, videos in zip(self.model.config.budgets, vectors, strict=True):
             loss = loss + contrastive_loss(videos, texts, self.language.scale, same, self._world)
-            result[f"recall@{budget}"] = _found(videos.detach(), texts.detach(), same)
+            result[f"recall@{budget}"] = _recall(videos.detach(), texts.detach(), same)
         return {"loss": loss, **result, "temperature": 1 / self.language.scale.detach()}
 
     def lr_scale(self, name: str) -> float:
@@ -127,7 +127,7 @@ class ContrastiveTask(Task):
         DualEncoderCheckpoint(network, self.captions.texts, video, video.provenance).save(folder)
 
 
-def _found(videos: Tensor, texts: Tensor, same: Tensor) -> Tensor:
+def _recall(videos: Tensor, texts: Tensor, same: Tensor) -> Tensor:
     """Part of this process's texts whose nearest video has a caption of the same words."""
     return (same[(texts @ videos.t()).argmax(1)] == same).float().mean()
 
