@@ -86,8 +86,8 @@ class LanguageModel:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
-def load_language_model(source: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """A causal language model, on the CPU. No code that a checkpoint contains is run.
+def load_language_model(source: str) -> LanguageModel:
+    """A causal language model, on the CPU, in fp32. No code that a checkpoint contains is run.
 
     Args:
         source: A folder with ``config.json`` and weights, a ``.gguf`` file, a name on the Hugging Face hub,
@@ -97,12 +97,9 @@ def load_language_model(source: str, dtype: torch.dtype = torch.float32) -> Lang
         ValueError: A package is missing, there is no such model, or it has no chat template.
     """
     transformers = transformers_library("language models")
-    where, options = source, {}
-    if source == PACKAGED:
-        file = _packaged()
-        where, options = str(file.parent), {"gguf_file": file.name}
-    elif source.endswith(".gguf"):
-        where, options = str(Path(source).parent), {"gguf_file": Path(source).name}
+    where, options = str(_packaged()) if source == PACKAGED else source, {}
+    if where.endswith(".gguf"):
+        where, options = str(Path(where).parent), {"gguf_file": Path(where).name}
     # Unpacking a GGUF file shows a progress bar of its own.
     silence = redirect_stderr(io.StringIO()) if options else nullcontext()
     with explained("language model", source), quiet(transformers), silence:
@@ -110,7 +107,7 @@ def load_language_model(source: str, dtype: torch.dtype = torch.float32) -> Lang
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
             network = transformers.AutoModelForCausalLM.from_pretrained(
-                where, trust_remote_code=False, dtype=dtype, **options
+                where, trust_remote_code=False, dtype=torch.float32, **options
             )
         except ImportError as error:
             raise ValueError(f"{error} (pip install 'fluxvit[chat]').") from error

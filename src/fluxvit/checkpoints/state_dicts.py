@@ -109,14 +109,8 @@ def bare(model: nn.Module, kind: type[M]) -> M:
                 "the weights of this model are sharded between processes (FSDP); gather them with "
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict, and save a plain model"
             )
-        inner = next(
-            (
-                wrapped
-                for part in ("_orig_mod", "module", "ema_model", "ema")
-                if isinstance(wrapped := getattr(inner, part, None), nn.Module)
-            ),
-            None,
-        )
+        parts = (getattr(inner, part, None) for part in ("_orig_mod", "module"))
+        inner = next((part for part in parts if isinstance(part, nn.Module)), None)
         if inner is None:
             raise ValueError(f"{name} is no {kind.__name__}, and wraps none")
     return inner
