@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ TRAINED = ("attn.qkv.weight", "mlp.fc1.weight")
 HEADS = ("heads.", "head_norm.", "aligners.")
 
 
-def train(world: Path, init: Path, out: Path, *options: str) -> int:
+def train(world: Path, init: Path, out: Path, *options: str, adapters: Sequence[str] = ADAPTERS) -> int:
     settings = json.dumps({**KEPT, "budgets": [8, 4], "drop_path": 0.3})
-    given = ["--model.init", str(init), "--model.settings", settings, *ADAPTERS, "--optim.lr", "0.01"]
+    given = ["--model.init", str(init), "--model.settings", settings, *adapters, "--optim.lr", "0.01"]
     return main(arguments(RECIPE, world, out, *given, "--epochs", "2", *options))
 
 
@@ -73,7 +74,7 @@ def test_a_stopped_run_goes_on_to_the_same_ordinary_checkpoint(
 
 
 def test_the_checkpoint_needs_no_library(world: Path, checkpoint: Path, tmp_path: Path) -> None:
-    assert train(world, checkpoint, tmp_path / "run", "--config", str(OVERLAY)) == 0
+    assert train(world, checkpoint, tmp_path / "run", adapters=["--config", str(OVERLAY)]) == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["recipe"]["model"]["adapters"]["rank"] == 16
     code = (

@@ -111,15 +111,17 @@ def test_the_newer_of_two_states_is_taken(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
-    for name in (".best.12.partial", ".best.12.old", ".last.12.old", ".state-4.partial", "last", ".kept"):
+    tag = "000000-12"  # A process of another machine.
+    folders = (f".best.{tag}.partial", f".best.{tag}.old", f".last.{tag}.old")
+    for name in (*folders, ".state-4.partial", "last", ".kept"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
-    for name in (".state.12.partial.pt", ".validation.12.partial.jsonl", "log.jsonl"):
+    for name in (f".validation.{tag}.partial.jsonl", "log.jsonl"):
         (tmp_path / name).write_text(name)
     tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "best", "last", "log.jsonl"]
     # It had lost its name to a successor that never came.
-    assert (tmp_path / "best" / "file").read_text() == ".best.12.old"
+    assert (tmp_path / "best" / "file").read_text() == f".best.{tag}.old"
     assert (tmp_path / "last" / "file").read_text() == "last"
 
 
