@@ -112,7 +112,7 @@ def bare(model: nn.Module, kind: type[M]) -> M:
         parts = (getattr(inner, part, None) for part in ("_orig_mod", "module"))
         inner = next((part for part in parts if isinstance(part, nn.Module)), None)
         if inner is None:
-            raise ValueError(f"{name} is no {kind.__name__}, and wraps none")
+            raise ValueError(f"{name} is not a {kind.__name__}, and wraps none")
     return inner
 
 

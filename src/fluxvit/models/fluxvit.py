@@ -45,7 +45,7 @@ class FluxViTOutput(NamedTuple):
 class Intermediates(NamedTuple):
     """Token-level features.
 
-    ``tokens`` [B, 1 + K, C] after the last block, class token first; ``layers``, the same after the asked
+    ``tokens`` [B, 1 + K, C] after the last block, class token first; ``layers``, the same after the requested
     blocks; ``kept`` as in :class:`FluxViTOutput`; ``shape``, the pool's (T, height, width) in tokens.
     """
 
@@ -303,19 +303,22 @@ class FluxViT(nn.Module):
 
     def encode(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
         """Run the blocks on ``[B, N, C]``; there is no norm after the last one."""
-        for block in self.blocks:
-            x = self._run(block, x, lengths)
-        return x
+        return self.encode_layers(x, (), lengths)[0]
 
-    def encode_layers(self, x: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """:meth:`encode` a dense batch ``[B, N, C]``, and what leaves the blocks ``indices``, each the same
-        shape; negative indices count from the end.
+    def encode_layers(
+        self, x: Tensor, indices: Sequence[int], lengths: list[int] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """:meth:`encode`, and the outputs of the blocks ``indices``, each of the same shape; negative indices
+        count from the end.
         """
-        outputs = []
-        for block in self.blocks:
-            x = self._run(block, x, None)
-            outputs.append(x)
-        return x, [outputs[i] for i in indices]
+        outputs: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, lengths, use_reentrant=False)
+            else:
+                x = block(x, lengths)
+            outputs |= {index: x for index in indices if index % len(self.blocks) == number}
+        return x, [outputs[index] for index in indices]
 
     def align(self, embedding: Tensor, head: int) -> Tensor:
         """Unit vectors ``[B, P]`` that compare the pooled vector of a smaller budget with that of head 0.
@@ -326,11 +329,6 @@ class FluxViT(nn.Module):
         if not 1 <= head < len(self.heads):
             raise ValueError(f"head {head} has no aligner; heads 1 to {len(self.heads) - 1} do")
         return self.aligners[head - 1](embedding)
-
-    def _run(self, block: nn.Module, x: Tensor, lengths: list[int] | None) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, lengths, use_reentrant=False)
-        return block(x, lengths)
 
     def head_output(self, tokens: Tensor, kept: Tensor | None, head: int | None = None) -> FluxViTOutput:
         """The output for encoded tokens ``[B, 1 + K, C]``, whose indices in the pool are ``kept``.

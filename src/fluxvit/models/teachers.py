@@ -4,7 +4,7 @@
 teacher sees the student's clip, with frames and size fitted to its own patches. There are two kinds:
 
 * :class:`FluxViTTeacher`, for transformers of this package's architecture, including InternVideo2: its tokens
-  have the positions of the student's, so that it also encodes only the kept tokens.
+  have the positions of the student's, so that only the kept tokens are encoded.
 * :class:`ImageTeacher`, for image networks: it sees the whole clip frame by frame, and its feature maps are
   resampled to the student's tokens.
 
