@@ -58,7 +58,6 @@ def test_cascades_of_the_plans_that_saw_all_clips(
         (["--budgets", "many"], "--budgets is 'many', expected values separated by commas, each an integer"),
         (["--budgets", "0"], "budgets[0] is 0, expected an integer of at least 1"),
         (["--frames", "8,"], "--frames '8,': there is nothing between two commas"),
-        (["--heights", "16"], "give either sizes, for square grids, or heights and widths"),
         (
             ["--selectors", "best"],
             "--selectors is 'best', expected values separated by commas, each one of group",

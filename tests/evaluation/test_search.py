@@ -221,12 +221,6 @@ def test_candidates_lie_around_the_training_grids() -> None:
     assert grids_for(96) == {"12x32"}
     assert "2x16" in grids_for(4)  # Plain sampling may have fewer frames.
     assert grids_for(24, frames=(8,), sizes=(16, 24, 48)) == {"8x24", "8x48"}
-    assert grids_for(24, frames=(8,), heights=(16, 24), widths=(24, 32)) == {
-        "8x16x24",
-        "8x16x32",
-        "8x24",
-        "8x24x32",
-    }
 
 
 def test_oblong_videos_get_oblong_grids() -> None:

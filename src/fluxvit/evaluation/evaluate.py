@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ from fluxvit.models.config import FluxViTConfig
 from fluxvit.utils.distributed import ALONE, World, fail_together, lock_run
 from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.schema import convert, load
-from fluxvit.utils.system import device_name, environment, log_device
+from fluxvit.utils.system import environment, log_device
 from fluxvit.utils.terminal import printable, table
 
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
@@ -297,7 +297,11 @@ def _finish(
             point |= metrics.record
             if row.budget == tested[0].budget:
                 point["confusion"] = metrics.confusion.tolist()
-        point["latency_ms"] = _latency(config, checkpoint, row.plan) if config.latency else None
+        point["latency_ms"] = None
+        if config.latency:
+            with autocast(checkpoint.device, config.precision):
+                latency = asdict(LatencyTable(checkpoint.model).measure(row.plan))
+            point["latency_ms"] = {**latency, "device": protocol["device"]}
         points.append(point)
     classes = checkpoint.labels or list(manifest.labels) or checkpoint.class_names
     broken = {
@@ -351,13 +355,6 @@ def _point(config: EvaluateConfig, model: FluxViTConfig, row: EvaluatedPlan) -> 
         "views": str(config.views),
         "gmacs": grid_cost(model.size, plan.grid, plan.keep, plan.selector).total / 1e9,
     }
-
-
-def _latency(config: EvaluateConfig, checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    with autocast(checkpoint.device, config.precision):
-        latency = LatencyTable(checkpoint.model).measure(plan)
-    device = device_name(checkpoint.device)
-    return {"p10": latency.p10, "p50": latency.p50, "p90": latency.p90, "device": device}
 
 
 def _headline(points: Sequence[Mapping[str, Any]]) -> str:

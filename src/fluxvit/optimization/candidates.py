@@ -17,9 +17,9 @@ from fluxvit.video.reader import probe
 if TYPE_CHECKING:
     from fluxvit.optimization.config import OptimizeConfig
 
-# Candidates may have pools so many times as large as the largest of training.
+# The largest pool of a candidate, as a multiple of the largest one of training.
 _BEYOND = 1.5
-# Frames this far from square are worth grids that are not square either.
+# Videos this far from square get grids that are not square, too.
 _OBLONG = 1.15
 _PROBED = 5
 
@@ -29,12 +29,13 @@ def find_candidates(
 ) -> dict[int, list[Sampling]]:
     """The samplings to try for each budget, largest budget first.
 
-    Where frames and sizes are not given they are those of training and one step beyond on both sides, up to
-    half as many tokens again as the largest training grid has; for videos that are not square every size
-    also in their shape; and for every budget the grids that it pays for whole (plain sampling).
+    If frames and sizes are not given, they are those of training and one step beyond on both sides, with up
+    to 1.5 times as many tokens as the largest training grid. For videos that are not square, every size is
+    also tried in their shape. For every budget, the grids of which it pays for all tokens are added (plain
+    sampling).
 
     Args:
-        aspect: Tells width over height of the videos; called only if needed.
+        aspect: Returns width over height of the videos; called only if needed.
 
     Raises:
         ValueError: A grid does not divide into tokens, none is large enough for a budget, or frames and sizes
@@ -44,17 +45,15 @@ def find_candidates(
     patch, tubelet = model.config.patch_size, model.config.tubelet_size
     budgets = sorted(set(config.budgets or model.config.budgets), reverse=True)
     trained = checkpoint.grids or [plan.grid for plan in checkpoint.plans]
-    if not trained and not (config.frames and (config.sizes or config.heights)):
+    if not trained and not (config.frames and config.sizes):
         raise ValueError(f"{config.checkpoint} names no training grids; give --frames and --sizes")
     frames = config.frames or _and_neighbours({grid.frames for grid in trained}, tubelet)
-    if config.heights:
-        shapes = set(product(config.heights, config.widths))
-    elif config.sizes:
+    if config.sizes:
         shapes = {(size, size) for size in config.sizes}
     else:
         shapes = _usual_shapes({(grid.height, grid.width) for grid in trained}, patch, aspect())
     grids = {SamplingGrid(t, height, width) for t, (height, width) in product(frames, shapes)}
-    if not (config.frames or config.sizes or config.heights):
+    if not (config.frames or config.sizes):
         most = _BEYOND * max(grid.tokens(patch, tubelet) for grid in trained)
         most = min(most, max_pool())
         grids = {grid for grid in grids if grid.tokens(patch, tubelet, bounded=False) <= most}
@@ -85,7 +84,7 @@ def find_candidates(
 
 
 def _and_neighbours(values: Iterable[int], unit: int) -> list[int]:
-    """Trained values, and one step beyond on both sides: the smallest between two of them, else a unit."""
+    """Values of training, and one step beyond on both sides: the smallest gap between two, else a unit."""
     ordered = sorted(set(values))
     step = min((high - low for low, high in pairwise(ordered)), default=unit)
     return [value for value in (ordered[0] - step, *ordered, ordered[-1] + step) if value > 0]
@@ -104,7 +103,7 @@ def _usual_shapes(trained: set[tuple[int, int]], patch: int, aspect: float) -> s
 
 
 def aspect_of(manifest: Manifest) -> float:
-    """Width over height of the videos, as far as a few of them tell; 1 if they do not."""
+    """Width over height of the videos, the median of a few of them; 1 if none can be read."""
     aspects = []
     for entry in manifest.entries[:_PROBED]:
         if entry.width and entry.height:

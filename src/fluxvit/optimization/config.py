@@ -14,7 +14,8 @@ from fluxvit.utils.schema import Count, Frames, Seed, Size, check
 class OptimizeConfig(DecodeOptions):
     """Find the best sampling for each token budget on held-out videos, and write it beside the weights.
 
-    Few clips decide on most candidates, all of them on the best. An interrupted search goes on where it was.
+    Few clips decide on most candidates, and all clips on the best ones. An interrupted search continues where
+    it was.
 
     Args:
         checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint.
@@ -23,9 +24,6 @@ class OptimizeConfig(DecodeOptions):
         frames: Frames of the candidate grids, such as 8,12,16. By default those of training are tried, and
             one step beyond.
         sizes: Sides of square candidate grids in pixels, such as 168,224, with the same default.
-        heights: Heights of the candidate grids, each tried with every one of ``widths``, instead of
-            ``sizes``.
-        widths: Widths of the candidate grids; see ``heights``.
         selectors: Selectors to try. By default those of the checkpoint's plans are tried, or group_dynamic.
         videos: Number of videos to draw at random. By default all are used.
         seed: Seed of their order.
@@ -46,8 +44,6 @@ class OptimizeConfig(DecodeOptions):
     budgets: tuple[Count, ...] = ()
     frames: tuple[Frames, ...] = ()
     sizes: tuple[Size, ...] = ()
-    heights: tuple[Size, ...] = ()
-    widths: tuple[Size, ...] = ()
     selectors: tuple[SelectorName, ...] = ()
     videos: Count | None = None
     seed: Seed = 0
@@ -60,5 +56,3 @@ class OptimizeConfig(DecodeOptions):
 
     def __post_init__(self) -> None:
         check(self)
-        if bool(self.heights) != bool(self.widths) or (self.heights and self.sizes):
-            raise ValueError("give either sizes, for square grids, or heights and widths")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from fluxvit import __version__
 from fluxvit.checkpoints.checkpoint import PRETRAINED, SEARCH, Checkpoint, checkpoint_folder
 from fluxvit.checkpoints.latency import measure_latencies
 from fluxvit.data.dataset import ClipDataset, VideoSource
@@ -34,7 +31,8 @@ from fluxvit.optimization.config import OptimizeConfig
 from fluxvit.optimization.halving import Sampling, Table, choose, paired_interval, pass_gmacs
 from fluxvit.optimization.trials import Search
 from fluxvit.utils.files import lock_folder, write_json
-from fluxvit.utils.system import device_name, log_device, usable_device
+from fluxvit.utils.system import device_name, environment, log_device, usable_device
+from fluxvit.utils.terminal import table
 
 LOG = "search.jsonl"
 # Raise it when the same settings would log other figures than before.
@@ -123,8 +121,7 @@ class OptimizeResult:
             rows.append(_row(str(budget), tried))
             if gain is not None and gain.plain.plan != tried.plan:
                 rows.append(_row("plain", gain.plain))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = table(rows)
         for budget, gain in self.gains.items():
             if gain is None:
                 lines.append(f"{budget} tokens: no candidate grid has a pool of as many, for plain sampling")
@@ -148,7 +145,7 @@ class OptimizeResult:
         )
         if self.unreadable:
             lines.append(f"{len(self.unreadable)} videos cannot be read and were left out")
-        lines += [f"{budget} in the mean: {_told(cascade)}" for budget, cascade in self.cascades.items()]
+        lines += [f"{budget} in the mean: {_described(cascade)}" for budget, cascade in self.cascades.items()]
         return "\n".join([*lines, f"checkpoint  {self.folder}"])
 
 
@@ -167,8 +164,7 @@ def _row(title: str, tried: Tried) -> tuple[str, ...]:
     )
 
 
-def _told(cascade: Cascade) -> str:
-    """A cascade in words."""
+def _described(cascade: Cascade) -> str:
     assert cascade.measured is not None
     assert cascade.measured.accuracy is not None
     stages = ", then ".join(
@@ -210,8 +206,16 @@ def optimize(
         config: The options; its ``checkpoint`` and ``data`` are names, for messages and the account.
         folder: The checkpoint folder that gets the plan table and the account of the search.
     """
-    config = replace(config, device=str(checkpoint.device))
-    _check_held_out(config, checkpoint, manifest)
+    if checkpoint.multi_label:
+        raise ValueError(
+            f"{config.checkpoint} predicts several classes of a video; plans are chosen by how often one "
+            "class is right"
+        )
+    if config.test and (shared := shared_videos(manifest, read_manifest(config.test, None))):
+        raise ValueError(
+            f"{config.data} and {config.test} share {len(shared)} videos, such as {shared[0]}; "
+            "what chose the plans cannot test them"
+        )
     manifest = number_for_checkpoint(config.data, manifest, config.checkpoint, checkpoint)
     readable = manifest.readable().entries
     order = np.random.default_rng(config.seed).permutation(len(readable))[: config.videos]
@@ -236,38 +240,19 @@ def optimize(
         if not entry.ok
     ]
     result = _result(search, finalists, folder, broken)
-    result = replace(result, cascades=_cascades(config, search, finalists, result, clips, progress))
+    if config.cascades:
+        # Of all plans that saw all clips.
+        plans = [
+            row.plan for rows in result.tried.values() for row in rows if row.score.total == result.clips
+        ]
+        usable = tuple(clips.entries[i] for i in np.flatnonzero(search.table.usable))
+        dataset = ClipDataset(replace(clips, entries=usable), sampling=checkpoint.sampling)
+        cascades = tune_cascades(
+            checkpoint, dataset, config.cascades, plans=plans, workers=config.workers, progress=progress
+        )
+        result = replace(result, cascades=dict(zip(config.cascades, cascades, strict=True)))
     _save(config, checkpoint, manifest, result)
     return result
-
-
-def _cascades(
-    config: OptimizeConfig,
-    search: Search,
-    finalists: dict[int, list[Sampling]],
-    result: OptimizeResult,
-    clips: Manifest,
-    progress: bool,
-) -> dict[Budget, Cascade]:
-    """A cascade for each mean budget, of all plans that saw all clips."""
-    if not config.cascades:
-        return {}
-    seen = {Sampling(row.plan.keep, row.plan.grid, row.plan.selector): row.plan for row in _all(result)}
-    plans = [seen[sampling] for samplings in finalists.values() for sampling in samplings]
-    usable = replace(clips, entries=tuple(clips.entries[i] for i in np.flatnonzero(search.table.usable)))
-    cascades = tune_cascades(
-        search.checkpoint,
-        ClipDataset(usable, sampling=search.checkpoint.sampling),
-        config.cascades,
-        plans=plans,
-        workers=config.workers,
-        progress=progress,
-    )
-    return dict(zip(config.cascades, cascades, strict=True))
-
-
-def _all(result: OptimizeResult) -> list[Tried]:
-    return [tried for rows in result.tried.values() for tried in rows]
 
 
 def _writable_folder(config: OptimizeConfig, checkpoint: Checkpoint) -> Path:
@@ -287,23 +272,6 @@ def _writable_folder(config: OptimizeConfig, checkpoint: Checkpoint) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{folder} cannot be written to; name a folder for a copy: --to runs/optimized")
     return folder
-
-
-def _check_held_out(config: OptimizeConfig, checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raise a ValueError if the videos of a manifest cannot choose plans."""
-    if checkpoint.multi_label:
-        raise ValueError(
-            f"{config.checkpoint} tells several classes of a video; plans are chosen by how often one class "
-            "is right, which it does not tell"
-        )
-    if config.test:
-        test = read_manifest(config.test, None)
-        shared = shared_videos(manifest, test)
-        if shared:
-            raise ValueError(
-                f"{config.data} and {config.test} share {len(shared)} videos, such as {shared[0]}; "
-                "what chose the plans cannot test them"
-            )
 
 
 def _save(config: OptimizeConfig, checkpoint: Checkpoint, manifest: Manifest, result: OptimizeResult) -> None:
@@ -331,18 +299,8 @@ def _save(config: OptimizeConfig, checkpoint: Checkpoint, manifest: Manifest, re
             },
             "settings": settings,
             "trials": [_trial(budget, tried) for budget, rows in result.tried.items() for tried in rows],
-            "cost": {
-                "gmacs": result.spent.gmacs,
-                "seconds": result.spent.seconds,
-                "exhaustive_gmacs": result.spent.exhaustive_gmacs,
-                "share": result.spent.share,
-            },
-            "versions": {
-                "fluxvit": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "device": config.device,
-            },
+            "cost": {**asdict(result.spent), "share": result.spent.share},
+            "versions": environment(checkpoint.device),
             "date": time.strftime("%Y-%m-%d"),
         },
     )
@@ -380,7 +338,7 @@ def _result(
         folder: The checkpoint that will hold the plans.
         broken: Errors of videos that were known to be unreadable.
     """
-    table = search.table
+    table, pool = search.table, search.checkpoint.pool
 
     def rank(sampling: Sampling) -> tuple[int, float]:
         # What lived longest comes first.
@@ -396,20 +354,26 @@ def _result(
             saw_all = other in samplings
             heads.append(table.most_accurate_head(other) if saw_all else table.best_head(other))
         rows[budget] = [_tried(search, *pair) for pair in zip([best, *others], heads, strict=True)]
-    plain = {budget: _first_plain(search.checkpoint, tried) for budget, tried in rows.items()}
-    timed = {(budget, 0) for budget in rows} | {(b, place) for b, place in plain.items() if place is not None}
-    places = sorted(timed)
-    latencies = measure_latencies(search.model, [rows[budget][place].plan for budget, place in places])
-    for (budget, place), latency in zip(places, latencies, strict=True):
-        rows[budget][place] = _timed(rows[budget][place], latency.p50, device_name(search.checkpoint.device))
+    # The first row that keeps all of its pool is the best plain sampling.
+    plain = {
+        budget: next((i for i, row in enumerate(tried) if pool(row.plan.grid) == row.plan.keep), None)
+        for budget, tried in rows.items()
+    }
+    timed = sorted({(b, i) for b in rows for i in (0, plain[b]) if i is not None})
+    device = device_name(search.checkpoint.device)
+    latencies = measure_latencies(search.model, [rows[budget][i].plan for budget, i in timed])
+    for (budget, i), latency in zip(timed, latencies, strict=True):
+        row = rows[budget][i]
+        measured = replace(row.plan.measured or Measured(), latency_ms=round(latency.p50, 3), device=device)
+        rows[budget][i] = replace(row, plan=replace(row.plan, measured=measured))
     clips = int(table.usable.sum())
     every = {sampling for samplings in search.candidates.values() for sampling in samplings}
     exhaustive = clips * pass_gmacs(search.model.config.size, every, search.heads)
     return OptimizeResult(
         best={budget: tried[0] for budget, tried in rows.items()},
         gains={
-            budget: None if place is None else _gain(table, rows[budget][0], rows[budget][place])
-            for budget, place in plain.items()
+            budget: None if i is None else _gain(table, rows[budget][0], rows[budget][i])
+            for budget, i in plain.items()
         },
         tried=rows,
         spent=Spent(search.gmacs, search.seconds, exhaustive),
@@ -425,17 +389,6 @@ def _tried(search: Search, sampling: Sampling, head: int) -> Tried:
     measured = Measured(score.correct, score.total, search.cost(sampling))
     plan = Plan(sampling.grid, sampling.keep, head, sampling.selector, measured)
     return Tried(plan, score, float(search.table.truth(sampling, head).mean()))
-
-
-def _timed(tried: Tried, latency_ms: float, device: str) -> Tried:
-    assert tried.plan.measured is not None
-    measured = replace(tried.plan.measured, latency_ms=round(latency_ms, 3), device=device)
-    return replace(tried, plan=replace(tried.plan, measured=measured))
-
-
-def _first_plain(checkpoint: Checkpoint, rows: Sequence[Tried]) -> int | None:
-    """Which sampling is the first that keeps all of its pool."""
-    return next((i for i, row in enumerate(rows) if checkpoint.pool(row.plan.grid) == row.plan.keep), None)
 
 
 def _gain(table: Table, best: Tried, plain: Tried) -> Gain:
