@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,7 +26,7 @@ from fluxvit.data.formats.registry import read_source
 from fluxvit.data.manifest import Entry, Manifest, content_digest, write_manifest
 from fluxvit.utils.files import lock_file, read_json_lines, write_json_lines
 from fluxvit.utils.progress import report
-from fluxvit.utils.schema import convert, plain, shown
+from fluxvit.utils.schema import shown
 from fluxvit.utils.system import follow_parent, processes, signals_held_back
 from fluxvit.utils.terminal import printable
 from fluxvit.video.reader import PyAVReader, VideoError, open_video
@@ -42,9 +42,6 @@ _IMAGES_AT_ONCE = 32
 
 # Numbers, but not those of names such as h264.
 _NUMBER = re.compile(r"(?<![a-zA-Z\d])\d+(\.\d+)?")
-
-# Seconds; the system's calls that wait take no more than about twice this.
-_TimeLimit = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 _ENTRY_FIELDS = {field.name for field in fields(Entry)}
 
@@ -116,7 +113,6 @@ def check_videos(
         raise ValueError(f"{out}: the name of a manifest ends in .jsonl")
     workers = processes(workers)
     time_limit = (600.0 if deep else 60.0) if time_limit is None else time_limit
-    time_limit = convert(plain(time_limit), _TimeLimit, key="time_limit")
 
     with lock_file(out):
         paths = list(dict.fromkeys(entry.path for entry in videos.entries))

@@ -8,9 +8,11 @@ from typing import Annotated
 from msgspec import Meta
 
 from fluxvit.utils.options import POSITIONAL
-from fluxvit.utils.schema import Positive
+from fluxvit.utils.schema import check
 
 Processes = Annotated[int, Meta(ge=1, le=1024)]
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+"""The system's calls that wait take no more than about twice the largest."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class CheckConfig:
     columns: tuple[str, ...] = ()
     deep: bool = False
     workers: Processes | None = None
-    time_limit: Positive | None = None
+    time_limit: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fluxvit.data.formats.layout import (
-    SPLIT_NAMES,
     VideoFinder,
     VideoList,
     data_format,
@@ -75,7 +74,7 @@ def read_ssv2(source: Path, root: Path | None, split: str | None) -> VideoList:
         return replace(listed, entries=tuple(replace(entry, noflip=True) for entry in listed.entries))
     folder = source if source.is_dir() else source.parent
     requested = requested_split(split, source)
-    long_name = SPLIT_NAMES[requested][1] if requested == "val" else requested
+    long_name = "validation" if requested == "val" else requested
     file = source if source.is_file() else first_of(folder, _ssv2_names(long_name))
     classes = first_of(folder, _ssv2_names("labels"))
     numbers = {name: int(number) for name, number in read_annotations(classes).items()}

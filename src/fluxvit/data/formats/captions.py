@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList
     for name, texts in sentences.items():
         # Some are downloaded with a suffix behind their own, such as ``.mov.mp4``.
         path = videos.find(name, Path(name).stem, expected=videos.root / name)
-        entries.append(Entry(path, captions=(_paragraph(texts),), end=DIDEMO_SECONDS))
+        entries.append(Entry(path, captions=(" ".join(texts),), end=DIDEMO_SECONDS))
     return VideoList(requested, videos.root, tuple(entries), notes=notes)
 
 
@@ -107,7 +106,7 @@ def read_activitynet_captions(source: Path, root: Path | None, split: str | None
     for name, sentences in rows:
         key = name.removeprefix("v_")
         path = videos.find(f"v_{key}", key)
-        entries.append(Entry(path, captions=(_paragraph(sentences),)))
+        entries.append(Entry(path, captions=(" ".join(sentences),)))
     return VideoList(requested, videos.root, tuple(entries), notes=notes)
 
 
@@ -197,10 +196,6 @@ def _by_name(
     bare = len(captions) - len(entries)
     notes += (f"left out {bare} videos without a caption",) if bare else ()
     return VideoList(split, videos.root, tuple(entries), notes=notes)
-
-
-def _paragraph(sentences: Iterable[str]) -> str:
-    return " ".join(text.strip() for text in sentences)
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -19,11 +19,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "validate", "valid"),
-    "test": ("test", "testing"),
-}
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def split_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def requested_split(split: str | None, source: Path, found: Sequence[str] = tuple(SPLIT_NAMES)) -> str:
+def requested_split(split: str | None, source: Path, found: Sequence[str] = SPLITS) -> str:
     """The requested split, or the one that the name of the source mentions, or the only one that exists.
 
     Args:
@@ -118,17 +114,15 @@ def requested_split(split: str | None, source: Path, found: Sequence[str] = tupl
         SplitNeeded: None was requested, and several exist.
         NoSuchSplit: The requested split does not exist.
     """
-    if split is not None and split in found:
-        return split
-    named = split_in(source.stem) if source.is_file() else None
-    for name, others in SPLIT_NAMES.items():
-        if name in found and (split in others or (split is None and named == name)):
-            return name
-    if split is None and len(found) == 1:
-        return found[0]
-    if split is None:
+    named = split or (source.stem if source.is_file() else "")
+    name = named if named in found else split_in(named)
+    if name is not None and name in found:
+        return name
+    if split is not None:
+        raise NoSuchSplit(f"{source}: no split {split!r}; choose {' or '.join(found)}")
+    if len(found) != 1:
         raise SplitNeeded(f"{source}: which of its splits? Choose with --split {' or '.join(found)}")
-    raise NoSuchSplit(f"{source}: no split {split!r}; choose {' or '.join(found)}")
+    return found[0]
 
 
 def name_split(split: str | None, file: Path) -> str:
@@ -172,7 +166,7 @@ def list_file(source: Path, split: str | None) -> Path:
         return source
     lists = [path for path in files_in(source) if is_list(path)]
     splits = [split_in(path.stem) for path in lists]
-    requested = requested_split(split, source, found=[name for name in SPLIT_NAMES if name in splits])
+    requested = requested_split(split, source, found=[name for name in SPLITS if name in splits])
     chosen = [path for path, name in zip(lists, splits, strict=True) if name == requested]
     if len(chosen) > 1:
         names = ", ".join(path.name for path in chosen)

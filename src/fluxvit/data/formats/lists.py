@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxvit.data.formats.layout import (
-    SPLIT_NAMES,
+    SPLITS,
     VIDEO_SUFFIXES,
     VideoFinder,
     VideoList,
@@ -246,7 +246,7 @@ def _facts(cells: Mapping[str, str], where: str) -> dict[str, Any]:
 def _of_split(cells: Sequence[str], split: str, file: Path) -> tuple[Sequence[int], str, tuple[str, ...]]:
     """The numbers of the rows of a split by a column of splits, its name, and a note if there are others."""
     splits = [split_in(text) or text.casefold() for text in cells]
-    if not any(name in SPLIT_NAMES for name in splits):
+    if not any(name in SPLITS for name in splits):
         return range(len(splits)), split, ()
     requested = requested_split(split or None, file, [name for name in dict.fromkeys(splits) if name])
     kept = [at for at, name in enumerate(splits) if name == requested]
