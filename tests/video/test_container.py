@@ -74,7 +74,7 @@ def test_a_playlist_named_as_a_stream_is_opened(tmp_path: Path) -> None:
     assert len(list(open_stream(str(path)).sample(0.04))) == 10
 
 
-def test_scripts_are_told_by_how_they_begin() -> None:
+def test_scripts_are_known_by_their_first_bytes() -> None:
     assert script_kind(b"\xef\xbb\xbf\n #extm3u\n") is not None
     assert script_kind(b"\x00\x00\x00\x20ftypisom") is None
     assert script_kind(b"") is None

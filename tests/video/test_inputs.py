@@ -169,7 +169,7 @@ def test_errors_of_a_file_are_errors_of_the_video(clip: Path) -> None:
         open_video(file)
 
 
-def test_a_path_as_bytes_is_told_apart(clip: Path) -> None:
+def test_a_path_as_bytes_is_refused(clip: Path) -> None:
     with pytest.raises(VideoError, match="this is a path, not a video"):
         open_video(os.fsencode(clip))
 

@@ -234,7 +234,7 @@ def test_frames_that_grow_beyond_the_limit_are_refused(
     assert "512x192" in inspect_video(path, deep=True)["error"]
 
 
-def test_encrypted_pictures_are_told(tmp_path: Path) -> None:
+def test_encrypted_pictures_are_refused(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", count=3)
     with path.open("rb") as file:
         assert not is_encrypted(file)

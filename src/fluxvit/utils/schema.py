@@ -166,9 +166,9 @@ def check(instance: Any) -> None:
     kind: Any = type(instance)
     struct = _struct(kind)
     names = struct.__struct_fields__
-    found = convert({name: plain(getattr(instance, name)) for name in names}, struct)
+    checked = convert({name: plain(getattr(instance, name)) for name in names}, struct)
     for name in names:
-        object.__setattr__(instance, name, getattr(found, name))
+        object.__setattr__(instance, name, getattr(checked, name))
 
 
 def shown(value: Any) -> str:
@@ -261,26 +261,26 @@ def _explained(message: str, value: Any, kind: Any, key: str) -> str:
         if step["name"] is None and step["index"] is None:
             # msgspec does not tell which entry of a mapping is wrong.
             return f"{here}: {reason[:1].lower()}{reason[1:]}"
-        place = step["name"] if step["name"] is not None else int(step["index"])
-        value, node = value[place], _inner_type(node, place)
+        part = step["name"] if step["name"] is not None else int(step["index"])
+        value, node = value[part], _inner_type(node, part)
     return f"{here or 'it'} is {shown(value)}, expected {_expected(node, value)}"
 
 
-def _inner_type(node: Any, place: Any) -> Any:
+def _inner_type(node: Any, part: Any) -> Any:
     """The type of a field, an entry or an item of a type."""
     if isinstance(node, inspect.Metadata):
-        return _inner_type(node.type, place)
+        return _inner_type(node.type, part)
     if isinstance(node, inspect.UnionType):
-        return _inner_type(next(kind for kind in node.types if not isinstance(kind, inspect.NoneType)), place)
+        return _inner_type(next(kind for kind in node.types if not isinstance(kind, inspect.NoneType)), part)
     if isinstance(node, inspect.DictType):
         return node.value_type
     if isinstance(node, inspect.TupleType):
-        return node.item_types[place]
+        return node.item_types[part]
     if isinstance(node, inspect.NamedTupleType):
-        return node.fields[place].type
-    if isinstance(place, int):
+        return node.fields[part].type
+    if isinstance(part, int):
         return node.item_type
-    return next(field.type for field in node.fields if field.encode_name == place)
+    return next(field.type for field in node.fields if field.encode_name == part)
 
 
 def _expected(node: Any, value: Any = None) -> str:

@@ -73,12 +73,12 @@ class RandAugment:
         """
         head, *parts = text.split("-")
         matches = [re.fullmatch(r"(mstd|m|p|n(?=\d+$)|inc)(\d+(?:\.\d+)?)", part) for part in parts]
-        found = {match[1]: match[2] for match in matches if match}
-        if head != "rand" or len(found) != len(parts) or "m" not in found or found.pop("inc", "") != "1":
+        given = {match[1]: match[2] for match in matches if match}
+        if head != "rand" or len(given) != len(parts) or "m" not in given or given.pop("inc", "") != "1":
             raise ValueError(f"cannot read {text!r}; write it like rand-m7-n4-mstd0.5-inc1, ending in inc1")
         fields = {"m": "magnitude", "mstd": "std", "p": "probability"}
-        settings = {fields[key]: float(value) for key, value in found.items() if key != "n"}
-        return cls(ops=int(found.get("n", "2")), **settings)
+        settings = {fields[key]: float(value) for key, value in given.items() if key != "n"}
+        return cls(ops=int(given.get("n", "2")), **settings)
 
     def __call__(self, video: Tensor, generator: np.random.Generator) -> Tensor:
         """Augment one clip."""

@@ -153,15 +153,15 @@ def _is_sequence(names: list[str]) -> bool:
 def _pattern(names: list[str]) -> str:
     """The name of a series of images, with ``%d`` in place of the numbers that vary."""
     columns = zip(*map(_parts, names), strict=True)
-    stem = ("%d" if place % 2 and len(set(column)) > 1 else column[0] for place, column in enumerate(columns))
+    stem = ("%d" if index % 2 and len(set(column)) > 1 else column[0] for index, column in enumerate(columns))
     return "".join(stem) + os.path.splitext(names[0])[1]
 
 
 def _natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key that compares runs of digits as numbers."""
     return [
-        (0, int(text), "") if place % 2 else (1, 0, text.casefold())
-        for place, text in enumerate(_DIGITS.split(name))
+        (0, int(text), "") if index % 2 else (1, 0, text.casefold())
+        for index, text in enumerate(_DIGITS.split(name))
     ]
 
 

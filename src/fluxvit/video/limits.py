@@ -174,8 +174,8 @@ def claimed_samples(file: IO[bytes]) -> int:
         runs = sum(_claimed_by_run(file, run) for run in _find(file, span, b"moof", b"traf", b"trun"))
         # QuickTime may compress an index; a sample takes four bytes of it, unless claimed as above.
         packed = [
-            struct.unpack(">I", _bytes_at(file, place, 4))[0] // 4
-            for place, _ in _find(file, span, b"moov", b"cmov", b"cmvd")
+            struct.unpack(">I", _bytes_at(file, position, 4))[0] // 4
+            for position, _ in _find(file, span, b"moov", b"cmov", b"cmvd")
         ]
         return max([runs, *packed, *tracks])
 
@@ -225,14 +225,14 @@ def _claimed_in(file: IO[bytes], track: _Span) -> int:
     """The samples that a track claims without a size for each."""
     sound = uncompressed = False
     count = 0
-    for place, _ in _find(file, track, b"mdia", b"hdlr"):
-        sound = _bytes_at(file, place + 8, 4) == b"soun"
+    for position, _ in _find(file, track, b"mdia", b"hdlr"):
+        sound = _bytes_at(file, position + 8, 4) == b"soun"
     for table in _find(file, track, b"mdia", b"minf", b"stbl"):
-        for place, _ in _find(file, table, b"stsz"):
-            size, number = struct.unpack(">II", _bytes_at(file, place + 4, 8))
+        for position, _ in _find(file, table, b"stsz"):
+            size, number = struct.unpack(">II", _bytes_at(file, position + 4, 8))
             count = number if size else 0
-        for place, _ in _find(file, table, b"stts"):
-            entries, _, duration = struct.unpack(">III", _bytes_at(file, place + 4, 12))
+        for position, _ in _find(file, table, b"stts"):
+            entries, _, duration = struct.unpack(">III", _bytes_at(file, position + 4, 12))
             uncompressed = entries == duration == 1
     return 0 if sound and uncompressed else count
 
@@ -269,6 +269,6 @@ def _boxes(file: IO[bytes], span: _Span) -> Iterator[tuple[bytes, _Span]]:
 
 
 def _bytes_at(file: IO[bytes], position: int, count: int) -> bytes:
-    """Bytes from a position on; zeros behind the end of the file."""
+    """Bytes from a position on; zeros after the end of the file."""
     file.seek(position)
     return file.read(count).ljust(count, b"\0")

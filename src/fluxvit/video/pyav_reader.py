@@ -184,10 +184,10 @@ class PyAVReader(VideoReader):
             is_avi = self.container.format.name == "avi"
             reorders_silently = is_avi and bool(self._stream.codec_context.has_b_frames)
             self._leave_out_leading()
-            found = _Contents(self._packets, self._time_base, self.info.fps, reorders_silently)
-            if found.counts or found.repeats or self._cut_off:
+            contents = _Contents(self._packets, self._time_base, self.info.fps, reorders_silently)
+            if contents.counts or contents.repeats or self._cut_off:
                 self._seeks = False
-            return found
+            return contents
 
     def _leave_out_leading(self) -> None:
         """Leave out the frames before the first one that can be decoded: a recording may start at any packet,
