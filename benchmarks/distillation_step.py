@@ -130,13 +130,17 @@ def _times(args: argparse.Namespace, budgets: list[int], depth: int) -> dict[str
     def teach() -> None:
         task._targets(together.video, shape, seen)
 
+    def step_each() -> None:
+        for setting in singles:
+            setting.step()
+
     jobs: dict[str, Callable[[], Any]] = {
         "teacher": teach,
         "embed": lambda: embeds(together.video, budgets[0]),
         "rest": without.step,
         "update": without.optimizer.step,
         "multi": together.step,
-        "single": lambda: [setting.step() for setting in singles],
+        "single": step_each,
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(args.repeats):

@@ -144,8 +144,9 @@ class _Opposites:
         for act in ACTS:
             captions = [(i, entry.captions[0]) for i, entry in enumerate(self._manifest.entries)]
             pairs = [(i, text, other) for i, text in captions if (other := mirrored(text, act)) is not None]
-            sides = [self._dual.embed_texts([p[side] for p in pairs]) for side in (1, 2)]
-            self._pairs[act] = [i for i, _, _ in pairs], *sides
+            ours = self._dual.embed_texts([text for _, text, _ in pairs])
+            theirs = self._dual.embed_texts([other for _, _, other in pairs])
+            self._pairs[act] = [i for i, _, _ in pairs], ours, theirs
 
     @torch.inference_mode()
     def __call__(self, row: dict[str, Any]) -> dict[str, float]:

@@ -152,9 +152,9 @@ def _run(job: tuple[argparse.Namespace, str, int, float]) -> dict[str, Any]:
         epochs *= sum(first.values()) / first["tuning"]
     elif way != "short":
         seconds["teacher"] = teaching
-        recipe = _pretraining(args, way, seed, out / "pretrain")
+        pretraining = _pretraining(args, way, seed, out / "pretrain")
         seconds["pretraining"] = _timed(
-            out / "pretrain.json", lambda: pretrain_recipe(recipe, ALONE, progress=False)
+            out / "pretrain.json", lambda: pretrain_recipe(pretraining, ALONE, progress=False)
         )["seconds"]
         init = str(out / "pretrain" / "last")
         probe = _probe(args, init, out / "probe")
@@ -220,8 +220,7 @@ def _data(args: argparse.Namespace, kind: type[Videos], manifest: Path) -> Video
 
 
 def _optim(lr: float, batch_size: int, seed: int) -> TrainConfig:
-    common = {"precision": "bf16", "save_seconds": 120.0, "seed": seed}
-    return TrainConfig(batch_size=batch_size, lr=lr, **common)
+    return TrainConfig(batch_size=batch_size, lr=lr, precision="bf16", save_seconds=120.0, seed=seed)
 
 
 def _pretraining(args: argparse.Namespace, way: str, seed: int, out: Path) -> PretrainRecipe:

@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import av
@@ -138,7 +139,7 @@ def measure(
         }
         for name, augmentation in AUGMENTATIONS.items():
             data = _Clips(manifest, augmentation=augmentation)
-            ways[f"loader {name}"] = lambda r, d=data: loader_rate(d, r, batch, workers)
+            ways[f"loader {name}"] = partial(loader_rate, data, batch=batch, workers=workers)
         # The order alternates, so that a rising or falling load favours none.
         for name in list(ways)[:: 1 if repeat % 2 == 0 else -1]:
             start = _children_seconds()

@@ -81,13 +81,13 @@ def main() -> None:
             f"{name:7} {order:9} {plan.grid}:{plan.keep:<4} {score}  chance {100 * chance:.1f} %",
             flush=True,
         )
-    result = {
+    report = {
         "settings": {k: str(v) for k, v in vars(args).items()},
         "environment": environment("cpu"),
         "rows": rows,
     }
-    write_json(args.out / "controls.json", result)
-    print(json.dumps(result["environment"]))
+    write_json(args.out / "controls.json", report)
+    print(json.dumps(report["environment"]))
 
 
 def _train(folder: Path, run: Path, target: str, order: str, plan: Plan, args: argparse.Namespace) -> Path:

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -81,7 +82,7 @@ def _ours(path: Path, vectors: np.ndarray, queries: np.ndarray, truth: list[set[
         found, times = _ask(lambda query: numbers(database, query), queries)
         only = Filter("/0000")
         filtered_cold = _milliseconds(lambda: database.nearest(queries[0], COUNT, only))
-        filtered = [_milliseconds(lambda q=q: database.nearest(q, COUNT, only)) for q in queries]
+        filtered = [_milliseconds(partial(database.nearest, query, COUNT, only)) for query in queries]
     return {
         "seconds to write": round(made, 1),
         "MB": round(path.stat().st_size / 1e6, 1),

@@ -75,7 +75,7 @@ def main() -> None:
         for name, clips in sets.items():
             results = predict_plans(info, clips, plans)
             rows[name] = [result.logits for result in results], results[0].labels
-        result = {
+        result: dict[str, Any] = {
             "checkpoint": str(args.checkpoint),
             "settings": {
                 name: value

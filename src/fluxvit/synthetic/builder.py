@@ -8,10 +8,11 @@ the layout.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -33,7 +34,7 @@ HeldOut = Annotated[int, Meta(ge=0, le=MOST_VIDEOS)]
 """A number of videos of a split that may stay empty."""
 
 CHUNK = 4
-"""Videos that a worker makes between two progress messages."""
+"""Videos that are sent to a worker at once."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def make_dataset(
             clear_leftovers(out / split, locked=True)
             missing = [spec for spec in specs if not (out / spec.path).exists()]
             with report(f"{split} videos", len(missing), enabled=progress) as advance:
-                for count in _write_all(out, missing, config.write, workers):
-                    advance(count)
+                for _ in _write_all(out, missing, config.write, workers):
+                    advance(1)
             with atomic_path(out / f"{split}.jsonl") as partial:
                 records = (
                     {"path": spec.path, **config.annotate(spec)}
@@ -197,28 +198,19 @@ def _claim(out: Path, config: DatasetConfig[Spec]) -> None:
 
 def _write_all(
     out: Path, specs: list[Spec], write: Callable[[Path, Spec], None], workers: int
-) -> Iterator[int]:
-    """Write videos and yield the number just finished. An error or Ctrl-C lets only videos begun finish."""
-    chunks = [specs[start : start + CHUNK] for start in range(0, len(specs), CHUNK)]
-    workers = min(workers, len(chunks))
+) -> Iterator[None]:
+    """Write videos, yielding after each. An error or Ctrl-C lets only videos that are begun finish."""
+    paths = [out / spec.path for spec in specs]
+    workers = min(workers, math.ceil(len(specs) / CHUNK))
     if workers <= 1:
-        for spec in specs:
-            write(out / spec.path, spec)
-            yield 1
+        yield from map(write, paths, specs)
         return
     # Spawned, not forked: the caller may have threads (PyTorch, BLAS) whose locks a fork would copy.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=follow_parent)
     try:
         with signals_held_back():
-            jobs = [pool.submit(_write_chunk, out, chunk, write) for chunk in chunks]
-        for done in as_completed(jobs):
-            yield done.result()
+            done = pool.map(write, paths, specs, chunksize=CHUNK)
+        yield from done
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _write_chunk(out: Path, specs: list[Spec], write: Callable[[Path, Spec], None]) -> int:
-    for spec in specs:
-        write(out / spec.path, spec)
-    return len(specs)
