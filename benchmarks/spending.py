@@ -32,11 +32,11 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import read_manifest
 from fluxvit.deploy.cascade import measure_chains, prefixes
 from fluxvit.evaluation.classification import predict_plans
-from fluxvit.flux.cascade import chain_gmacs
+from fluxvit.flux.cascade import chain_gmacs, stage_answer
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Plan
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.optimization.cascade import choose_cascades, follow, tune_cascade
+from fluxvit.optimization.cascade import choose_cascades, tune_cascade
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import device_name
 
@@ -200,6 +200,25 @@ def _retuned(
         of_stages = [logits[plans.index(plan)] for plan in cascade.stages]
         again.append(tune_cascade(cascade.stages, of_stages, labels, costs(cascade.stages), target))
     return again, costs
+
+
+def follow(cascade: Cascade, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The stage at which each clip stops, and its answer, int64 ``[N]`` each.
+
+    Args:
+        logits: Logits of each stage, ``[N, classes]``.
+    """
+    probabilities = torch.stack(
+        [
+            stage_answer(logits[: n + 1], cascade.temperatures, cascade.average)
+            for n in range(len(cascade.stages))
+        ]
+    )
+    confidence, answers = probabilities.max(-1)
+    sure = confidence >= cascade.threshold
+    sure[-1] = True
+    stop = sure.int().argmax(0)
+    return stop, answers.gather(0, stop[None])[0]
 
 
 def _right(rows: tuple[list[Tensor], Tensor], i: int) -> Tensor:

@@ -16,10 +16,10 @@ from fluxvit.optimization.cascade import (
     cascade_curve,
     choose_cascades,
     fit_temperature,
-    follow,
     tune_cascade,
     tune_cascades,
 )
+from spending import follow
 
 CHEAP, MIDDLE, DEAR = (Plan(SamplingGrid(8, 16, 16), keep) for keep in (4, 8, 16))
 

@@ -50,7 +50,7 @@ def test_training_is_adamw_along_a_cosine() -> None:
     x, labels = random_vectors(6), torch.arange(6) % 3
     probes = LinearProbes(1, 8, 3, 0)
     reference = torch.nn.Linear(8, 3)
-    reference.load_state_dict(probes.layers[0].state_dict())
+    reference.load_state_dict(probes[0].state_dict())
     optimizer = torch.optim.AdamW(
         [
             {"params": [reference.weight], "weight_decay": 0.5},
@@ -65,7 +65,7 @@ def test_training_is_adamw_along_a_cosine() -> None:
         torch.nn.functional.cross_entropy(reference(x), labels).backward()
         optimizer.step()
     train_probes(probes, x, labels, [Setting(0.1, 0.5)], epochs=5, batch_size=6)
-    torch.testing.assert_close(probes.layers[0].weight, reference.weight, rtol=0, atol=1e-5)
+    torch.testing.assert_close(probes[0].weight, reference.weight, rtol=0, atol=1e-5)
 
 
 def test_losses_are_each_settings_own() -> None:
@@ -107,7 +107,7 @@ def test_merged_model_says_what_the_probe_says(keep: int, tmp_path: Path) -> Non
         standardizer = Standardizer.fit(x)
         probes, z = LinearProbes(2, x.shape[1], 3, 0), standardizer(x)
         train_probes(probes, z, labels, [Setting(1e-4, 0), Setting(1e-2, 0)], epochs=9, batch_size=4)
-        model = merge(frozen, readout, standardizer, probes.layers[1])
+        model = merge(frozen, readout, standardizer, probes[1])
         (merged,) = predict_plans(replace(INFO, model=model), data, [Plan(GRID, keep)])
         torch.testing.assert_close(merged.logits, probes(z)[1].detach(), rtol=0, atol=2e-4)
         trunk = {

@@ -51,7 +51,6 @@ class Metrics:
     Args:
         top1: Clips whose class is the likeliest.
         top5: Clips whose class is among the five likeliest; None if there are no more than five.
-        counts: Clips of each class.
         per_class: Accuracy in each class; None where it has no clips.
         confusion: int64 ``[C, C]``: clips of a class (row) that were taken for another (column). A row lacks
             the clips without an answer.
@@ -60,7 +59,6 @@ class Metrics:
 
     top1: Score
     top5: Score | None
-    counts: list[int]
     per_class: list[float | None]
     confusion: Tensor
     nll: float
@@ -115,7 +113,6 @@ def measure(log_probabilities: Tensor, labels: Tensor) -> Metrics:
     return Metrics(
         top1=Score(int(right.sum()), total),
         top5=Score(int((rank < 5).sum()), total) if classes > 5 else None,
-        counts=counts.tolist(),
         per_class=[h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)],
         confusion=confusion,
         nll=float(-true.mean()),

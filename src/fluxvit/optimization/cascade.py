@@ -1,4 +1,4 @@
-"""Tuning cascades on held-out data: which plans, one after the other, and from what confidence on to stop.
+"""Tuning cascades on held-out data: which plans to run in turn, and at what confidence to stop.
 
 Shapes: N clips, S stages.
 """
@@ -23,21 +23,21 @@ from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.utils.system import device_name
 
-# Temperatures are looked for between 1 / this and this: where every clip is right, none is the best.
+# Temperatures lie between 1 / this and this: where every clip is right, there is no best one.
 _HOTTEST = 20.0
-# Thresholds that are tried, at most, spread evenly over the confidences that occur.
+# The most thresholds that are tried, spread evenly over the confidences that occur.
 _MOST_THRESHOLDS = 500
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a cascade gives and costs at a threshold.
+    """Accuracy and cost of a cascade at a threshold.
 
     Args:
-        threshold: Confidence from which an answer stands.
+        threshold: Confidence at which an answer is final.
         cost: Mean cost of a clip.
-        correct: Clips that were right.
-        reach: Share of clips that came to each stage.
+        correct: Number of correct answers.
+        reach: Share of clips that reached each stage.
     """
 
     threshold: float
@@ -47,8 +47,7 @@ class CurvePoint:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature that makes the labels likeliest: of softmax(logits / temperature), the least negative
-    log-likelihood.
+    """The temperature with the least negative log-likelihood of labels under softmax(logits / temperature).
 
     The loss is convex in 1 / temperature, so bisecting its slope finds the one minimum, in float64.
 
@@ -57,7 +56,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         labels: int64 ``[N]``.
 
     Returns:
-        Within 0.05 to 20.
+        A number from 0.05 to 20.
     """
     logits = logits.double()
     target = logits.gather(1, labels[:, None]).mean()
@@ -67,20 +66,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         slope = ((logits * middle).softmax(-1) * logits).sum(-1).mean() - target
         low, high = (low, middle) if slope > 0 else (middle, high)
     return 1 / (low * high) ** 0.5
-
-
-def follow(cascade: Cascade, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What a cascade does with clips whose logits at every stage are known.
-
-    Args:
-        logits: Logits of each stage, ``[N, classes]``.
-
-    Returns:
-        The stage at which each clip stops, int64 ``[N]``, and its answer, int64 ``[N]``.
-    """
-    confidence, answers = _confidences(logits, cascade.temperatures, cascade.average)
-    stop = _stops(confidence, torch.tensor([cascade.threshold], dtype=torch.float64))[0]
-    return stop, answers.gather(0, stop[None])[0]
 
 
 def cascade_curve(
@@ -97,10 +82,10 @@ def cascade_curve(
         labels: int64 ``[N]``.
         costs: Cost of a clip that stops at each stage, with everything that it ran.
         temperatures: Temperature of each stage.
-        average: As of :class:`~fluxvit.flux.plan.Cascade`.
+        average: As in :class:`~fluxvit.flux.plan.Cascade`.
 
     Returns:
-        A point for each threshold, from 0, where nothing goes beyond the first stage.
+        A point for each threshold, from 0, where no clip goes beyond the first stage.
     """
     confidence, answers = _confidences(logits, temperatures, average)
     right = answers == labels

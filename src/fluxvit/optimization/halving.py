@@ -1,4 +1,4 @@
-"""Which sampling is best for each budget, found on few clips: successive halving on paired clips.
+"""The search for the best sampling of each budget on few clips: successive halving on paired clips.
 
 A *sampling* is a grid, a number of kept tokens and a selector; every head of the model reads what it yields.
 All samplings see the same clips, a growing prefix of a shuffled set. After each prefix those that are
@@ -9,7 +9,7 @@ On a prefix samplings are ranked by the mean probability that they give to the t
 clip, where right or wrong moves with few; and no single clip outweighs the others, as in the log-probability.
 (On 600 MotionWorld clips and 33 to 58 samplings, the leader after 48 clips was in the end 1.0 to 2.0 points
 of accuracy behind the best by this score, 1.1 to 2.6 by log-probability, 2.4 to 3.0 by accuracy.) Only on all
-clips accuracy decides, since it is what is wanted.
+clips does accuracy decide, because it is the goal.
 
 Shapes: N clips, H heads.
 """
@@ -28,20 +28,20 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 
 GROWTH = 3
-"""A prefix is so many times as long as the one before, and so many times fewer samplings see it."""
+"""Each prefix is this many times as long as the one before, and this many times fewer samplings see it."""
 SHARE = 0.135
-"""Part of the exhaustive search that the plan of prefixes may cost."""
+"""Share of the cost of an exhaustive search that the prefixes may cost."""
 FEWEST_CLIPS, FINALISTS = 8, 3
 """Clips that the first prefix has at least, and samplings of a budget that see all clips unless separated."""
-# Both sides of 99 %: a race looks several times, at many samplings.
+# 99 %, two-sided, because a race compares many samplings several times.
 _Z = 2.576
-# Samplings that surely differ by less in the score are the same; and so are final accuracies this close.
+# Samplings whose scores surely differ by less count as equal, and so do final accuracies this close.
 _SAME_SCORE, _SAME_ACCURACY = 0.005, 0.0025
 
 
 @dataclass(frozen=True, order=True)
 class Sampling:
-    """What the blocks see of a clip: ``keep`` tokens of ``grid``, chosen by ``selector``."""
+    """The tokens of a clip that the blocks see: ``keep`` tokens of ``grid``, chosen by ``selector``."""
 
     keep: int
     grid: SamplingGrid
@@ -53,7 +53,7 @@ class Sampling:
 
 
 class Table:
-    """What each sampling gave on each clip so far.
+    """The results of each sampling on each clip so far.
 
     Args:
         clips: N, the shuffled set.
@@ -163,12 +163,12 @@ def halve(
     measure: Callable[[list[Sampling], range], None],
     cost: Callable[[Sampling], float],
 ) -> dict[int, list[Sampling]]:
-    """Search for each budget's best sampling; budgets are ranked apart, but go through the clips together.
+    """Search for each budget's best sampling; budgets are ranked independently and share the passes.
 
     Args:
         table: Filled as it goes.
         candidates: Samplings of each budget.
-        measure: Enters into the table what samplings give on a range of the shuffled clips.
+        measure: Enters into the table the results of samplings on a range of the shuffled clips.
         cost: Cost of a sampling, to choose between equals.
 
     Returns:

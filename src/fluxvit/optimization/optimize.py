@@ -1,7 +1,7 @@
 """``fluxvit optimize``: the best sampling for each token budget, as a plan table beside the weights.
 
-`run_optimize` is the whole of it. It tries candidates (`search_candidates`) on held-out clips
-(`search_passes`), drops most of them early (`search`), measures what is left, and writes it down.
+`run_optimize` tries candidates (`candidates`) on held-out clips (`trials`), drops most of them early
+(`halving`), measures the rest, and writes the plans.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a plan gains over plain sampling of the same budget, which keeps all of a smaller pool.
+    """The gain of a plan over plain sampling of the same budget, which keeps all of a smaller pool.
 
     Args:
         plain: The best plain sampling.
-        gained: Accuracy more on the clips that both saw.
+        gained: Difference in accuracy on the clips that both saw.
         low, high: Its 95 % interval.
     """
 
@@ -72,12 +72,12 @@ class Gain:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a search cost.
+    """The cost of a search.
 
     Args:
         gmacs: 1e9 multiply-accumulates of all clips together.
         seconds: Seconds of decoding and of the network, over all runs.
-        exhaustive_gmacs: What trying every candidate on every clip takes.
+        exhaustive_gmacs: The cost of trying every candidate on every clip.
     """
 
     gmacs: float
@@ -91,7 +91,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class OptimizeResult:
-    """What a search found.
+    """The results of a search.
 
     Args:
         best: For each budget the plan, all of it measured.
@@ -141,7 +141,7 @@ class OptimizeResult:
         )
         lines.append(
             "These clips chose the plans, so that their accuracy is optimistic; "
-            "fluxvit evaluate tells it on others."
+            "fluxvit evaluate tests them on others."
         )
         if self.unreadable:
             lines.append(f"{len(self.unreadable)} videos cannot be read and were left out")
@@ -175,9 +175,9 @@ def _described(cascade: Cascade) -> str:
 
 
 def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
-    """Search, and write the plan table and the account of the search beside the weights.
+    """Search, and write the plan table and the record of the search beside the weights.
 
-    What was computed is in ``config.out``: the same call goes on after an interruption.
+    The log is in ``config.out``; after an interruption the same call continues.
 
     Raises:
         ValueError: The checkpoint cannot be read or written, the data cannot be used, there is no candidate
@@ -203,8 +203,8 @@ def optimize(
 
     Args:
         manifest: Held-out videos.
-        config: The options; its ``checkpoint`` and ``data`` are names, for messages and the account.
-        folder: The checkpoint folder that gets the plan table and the account of the search.
+        config: The options; its ``checkpoint`` and ``data`` are names, for messages and the record.
+        folder: The checkpoint folder that gets the plan table and the record of the search.
     """
     if checkpoint.multi_label:
         raise ValueError(
@@ -325,13 +325,10 @@ def _trial(budget: int, tried: Tried) -> dict[str, Any]:
     }
 
 
-# What was found --------------------------------------------------------------------------------------------
-
-
 def _result(
     search: Search, finalists: dict[int, list[Sampling]], folder: Path, broken: Sequence[str]
 ) -> OptimizeResult:
-    """What a search found; latencies are measured now.
+    """The results of a search, with latencies that are measured now.
 
     Args:
         finalists: Samplings of each budget that saw all clips.

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,12 +23,13 @@ from fluxvit.flux.selection import get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.optimization.halving import Sampling, Table, halve, pass_gmacs
 from fluxvit.utils.files import append_json, read_json_lines
+from fluxvit.utils.progress import tracked
 from fluxvit.utils.schema import Natural, Share, convert, located
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import SPARSE, ClipSampling
 from fluxvit.video.transforms import resize_and_crop, to_tensor
 
-# Of the pixels that are held at once: clips of all candidate grids.
+# Bytes of pixels that are held at once, of clips on all candidate grids.
 _BATCH_BYTES, _MOST_CLIPS = 128 << 20, 16
 
 _log = logging.getLogger(__name__)
@@ -44,10 +43,10 @@ class GridRequest(NamedTuple):
 
 
 class GridClips(Dataset[Clip]):
-    """The same test clip on several grids: decoded once, and each the one that `ClipDataset` gives.
+    """The same test clip on several grids, decoded once; on each grid it equals the clip of `ClipDataset`.
 
-    A `Clip`'s ``video`` holds the pixels of all grids one after the other, which :func:`split_grids` takes
-    apart. One that cannot be read is black, counted as replaced, and its error is in ``faults``.
+    A `Clip`'s ``video`` holds the pixels of all grids one after the other, which :func:`split_grids`
+    separates. A clip that cannot be read is black, counted as replaced, and its error is in ``faults``.
     """
 
     def __init__(self, manifest: Manifest, source: FrameSource, sampling: ClipSampling = SPARSE) -> None:
@@ -88,7 +87,7 @@ def split_grids(video: Tensor, grids: Sequence[SamplingGrid]) -> Iterator[Tensor
 
 
 class _Tried(msgspec.Struct):
-    """What a sampling gave on a batch."""
+    """The results of a sampling on a batch."""
 
     grid: str
     keep: Natural
@@ -109,14 +108,14 @@ class _Row(msgspec.Struct):
 
 
 class Search:
-    """Tries samplings on clips, and remembers in a log what each gave.
+    """Tries samplings on clips, and keeps the results of each in a log.
 
     Args:
         checkpoint: Its model is in eval mode.
         manifest: The clips, shuffled.
         source: Their frames.
         candidates: Samplings of each budget.
-        workers: Processes that decode; 0: this one.
+        workers: Processes that decode; with 0 this process decodes.
     """
 
     def __init__(
@@ -139,17 +138,17 @@ class Search:
     def run(
         self, log: Path, facts: dict[str, Any], *, exhaustive: bool = False, progress: bool = False
     ) -> dict[int, list[Sampling]]:
-        """Search, or the rest of it; returns for each budget the samplings that saw all clips.
+        """Run the search, or the rest of it; returns for each budget the samplings that saw all clips.
 
         Args:
-            log: Grows by a row a batch.
-            facts: What its figures depend on.
+            log: File that gets a row for each batch.
+            facts: Everything that the results depend on.
             exhaustive: Try everything on every clip.
 
         Raises:
             ValueError: The log is of another search, or no clip can be read.
         """
-        self._take_up(log, facts)
+        self._read_log(log, facts)
 
         def measure(samplings: list[Sampling], clips: range) -> None:
             self._measure(samplings, clips, log, progress)
@@ -168,8 +167,8 @@ class Search:
         """1e9 multiply-accumulates of a clip."""
         return sampling.gmacs(self.model.config.size)
 
-    def _take_up(self, log: Path, facts: dict[str, Any]) -> None:
-        """Enter what an earlier run left."""
+    def _read_log(self, log: Path, facts: dict[str, Any]) -> None:
+        """Read the rows of an earlier run."""
         log.parent.mkdir(parents=True, exist_ok=True)
         rows = read_json_lines(log)
         if not rows:
@@ -181,7 +180,7 @@ class Search:
                 f"{log.parent} holds a search with other {', '.join(other)}; "
                 "choose another folder with --out, or remove it"
             )
-        # Entered when their turn comes: what was dropped must be judged by the clips that were seen then.
+        # They are entered in turn: what was dropped must be judged by the clips that were seen then.
         for row in rows[1:]:
             with located(str(log)):
                 self._check(convert(row, _Row))
@@ -206,7 +205,7 @@ class Search:
         self.seconds += row["seconds"]
 
     def _known(self, batch: range, samplings: Sequence[Sampling]) -> dict[str, Any] | None:
-        """What an earlier run left of a batch."""
+        """The row of an earlier run for a batch."""
         row = self._logged.get((batch.start, batch.stop))
         if row is None or (row["clips"] and set(map(_sampling, row["tried"])) != set(samplings)):
             return None
@@ -223,25 +222,21 @@ class Search:
             return
         requests = [[GridRequest(clip, grids) for clip in batch] for batch in batches]
         title = f"{len(samplings)} candidates, clips {clips.start + 1} to {clips.stop}"
-        console = Console(stderr=True)  # What is printed may go to a file.
-        shown = progress and console.is_terminal
-        with Progress(console=console, transient=True, disable=not shown) as bar:
-            task = bar.add_task(title, total=len(batches))
-            start = time.perf_counter()
-            clips_on_grids = loader(self.clips, requests, self.workers, name_faults=False)
-            for batch, clip in zip(batches, clips_on_grids, strict=True):
-                row = {"batch": [batch.start, batch.stop], **self._try(clip, grids, samplings)}
-                now = time.perf_counter()
-                row["seconds"], start = round(now - start, 4), now
-                append_json(log, row)
-                self._enter(row)
-                bar.advance(task)
+        start = time.perf_counter()
+        clips_on_grids = loader(self.clips, requests, self.workers, name_faults=False)
+        pairs = zip(batches, clips_on_grids, strict=True)
+        for batch, clip in tracked(pairs, title if progress else None, len(batches)):
+            row = {"batch": [batch.start, batch.stop], **self._try(clip, grids, samplings)}
+            now = time.perf_counter()
+            row["seconds"], start = round(now - start, 4), now
+            append_json(log, row)
+            self._enter(row)
 
     @torch.inference_mode()
     def _try(
         self, clip: Clip, grids: Sequence[SamplingGrid], samplings: Sequence[Sampling]
     ) -> dict[str, Any]:
-        """What samplings give on a batch: a row of the log."""
+        """The results of samplings on a batch, a row of the log."""
         readable = clip.replaced == 0
         faults = [(int(item), error) for item, _, error in (fault.partition(" ") for fault in clip.faults)]
         for _, error in faults:

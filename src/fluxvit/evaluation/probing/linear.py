@@ -8,6 +8,7 @@ Shapes: N videos, B of them in a batch, F width of the vectors, S settings, O cl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,20 +59,19 @@ class Standardizer:
         return {"weight": weight.float(), "bias": bias.float()}
 
 
-class LinearProbes(nn.Module):
+class LinearProbes(nn.ModuleList):
     """A linear layer ``[B, F]`` to ``[B, O]`` for each setting; all start from the same weights."""
 
     def __init__(self, settings: int, inputs: int, classes: int, seed: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(inputs, classes) for _ in range(settings))
-        for layer in self.layers:
-            generator = torch.Generator().manual_seed(seed)
-            nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        first = nn.Linear(inputs, classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.trunc_normal_(first.weight, std=0.02, generator=generator)
+        nn.init.zeros_(first.bias)
+        super().__init__(copy.deepcopy(first) for _ in range(settings))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[S, B, O]`` of vectors ``[B, F]``."""
-        return torch.stack([layer(x) for layer in self.layers])
+        return torch.stack([layer(x) for layer in self])
 
 
 def train_probes(
@@ -97,7 +97,7 @@ def train_probes(
         progress: Title of a progress bar; None shows none.
     """
     groups = []
-    for layer, setting in zip(probes.layers, settings, strict=True):
+    for layer, setting in zip(probes, settings, strict=True):
         groups.append({"params": [layer.weight], "lr": setting.lr, "weight_decay": setting.weight_decay})
         groups.append({"params": [layer.bias], "lr": setting.lr, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups)

@@ -166,7 +166,7 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     if "test" in splits:
         vectors = standardizer(features["test"][best.readout]).to(device)
         test = Score(score_probes(probes, vectors, labels["test"])[0][number], splits["test"].total)
-    model = merge(backbone, best.readout, standardizer, probes.layers[number])  # type: ignore[arg-type]
+    model = merge(backbone, best.readout, standardizer, probes[number])  # type: ignore[arg-type]
     names = splits["train"].manifest.labels
     folder = replace(
         checkpoint,

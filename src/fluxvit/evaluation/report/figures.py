@@ -159,28 +159,8 @@ def accuracy_figure(points: Sequence[Row], cost: str, chance: float) -> Figure:
     budgets = sorted({point["keep"] for point in shown})
     if cost == "tokens" and len(budgets) <= _LABELLED_BUDGETS:
         axes.set_xticks(budgets)
-        for point in shown:
-            _label_grid(axes, point, shown)
     figure.legend(loc="outside upper left", ncols=5)
     return figure
-
-
-def _label_grid(axes: Any, point: Row, points: Sequence[Row]) -> None:
-    """Name the grid of a plain or optimised point, on the side away from the other one."""
-    if point["kind"] not in _MAIN:
-        return
-    rivals = [rival for rival in points if rival["kind"] in _MAIN and rival["budget"] == point["budget"]]
-    above = point is max(rivals, key=lambda rival: (rival["top1"], rival["kind"] == "optimised"))
-    axes.annotate(
-        str(point["grid"]),
-        (point["keep"], 100 * point["high" if above else "low"]),
-        (0, 4 if above else -4),
-        textcoords="offset points",
-        ha="center",
-        va="bottom" if above else "top",
-        color=_MAIN[point["kind"]][0],
-        bbox={"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.5},
-    )
 
 
 @_style()
