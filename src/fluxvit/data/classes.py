@@ -16,7 +16,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -51,10 +51,8 @@ def numbered_like(manifest: Manifest, names: Sequence[str], classes: int, data: 
     if not manifest.labels or not names:
         _check_counts(manifest, names, classes, data, other)
         return replace(manifest, labels=tuple(names or manifest.labels))
-    numbers = match_names(manifest.labels, names, data, other)
-    _check_known(manifest.entries, manifest.labels, names, numbers, data, other)
+    entries = _renumbered(manifest.entries, manifest.labels, names, data, other)
     _log.warning("%s: its classes are numbered as in %s, by name", data, other)
-    entries = tuple(_renumbered(entry, numbers) for entry in manifest.entries)
     return replace(manifest, entries=entries, labels=tuple(names))
 
 
@@ -70,9 +68,7 @@ def number_list(videos: VideoList, names: Sequence[str], data: str, other: str) 
             raise ValueError(f"{other}: {len(names)} class names, but {data} uses class {highest}")
         note = f"{data} numbers its classes; the numbers are taken to be those of {other}"
         return replace(videos, labels=tuple(names), notes=(*videos.notes, note))
-    numbers = match_names(videos.labels, names, data, other)
-    _check_known(videos.entries, videos.labels, names, numbers, data, other)
-    entries = tuple(_renumbered(entry, numbers) for entry in videos.entries)
+    entries = _renumbered(videos.entries, videos.labels, names, data, other)
     return replace(videos, entries=entries, labels=tuple(names))
 
 
@@ -130,14 +126,32 @@ def name_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
     return _listed([repr(names[i]) if i < len(names) else str(i) for i in numbers])
 
 
-def _renumbered(entry: Entry, numbers: Mapping[int, int]) -> Entry:
-    if entry.labels is not None:
-        return replace(entry, labels=tuple(sorted(numbers[number] for number in entry.labels)))
-    return replace(entry, label=numbers[entry.label]) if entry.classes else entry
+def _renumbered(
+    entries: Sequence[Entry], theirs: Sequence[str], ours: Sequence[str], data: str, other: str
+) -> tuple[Entry, ...]:
+    """Videos whose class indices count in ``ours`` instead of ``theirs``.
+
+    Raises:
+        ValueError: They use classes that are not in ``ours``.
+    """
+    numbers = match_names(theirs, ours, data, other)
+    used = Counter(number for entry in entries for number in entry.classes)
+    if unknown := sorted(used.keys() - numbers.keys()):
+        raise ValueError(
+            f"{data} uses classes that {other} does not name: {name_classes(unknown, theirs)} "
+            f"(videos: {sum(used[number] for number in unknown)}); {other} names {len(ours)}: "
+            f"{_listed(list(map(repr, ours)))}"
+        )
+    return tuple(
+        replace(entry, labels=tuple(sorted(numbers[number] for number in entry.labels)))
+        if entry.labels is not None
+        else replace(entry, label=numbers.get(entry.label, entry.label))
+        for entry in entries
+    )
 
 
 def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: str, other: str) -> None:
-    """Whether indices without names can be trusted to mean the same on both sides; says that they are."""
+    """Raise unless indices without names can mean the same on both sides; log that they are taken so."""
     with_names, without = (other, data) if names else (data, other)
     named = len(names or manifest.labels)
     if names:
@@ -151,26 +165,6 @@ def _check_counts(manifest: Manifest, names: Sequence[str], classes: int, data: 
         "%s numbers its classes without naming them; the numbers are taken to be those of %s",
         without,
         with_names,
-    )
-
-
-def _check_known(
-    entries: Sequence[Entry],
-    theirs: Sequence[str],
-    ours: Sequence[str],
-    numbers: Mapping[int, int],
-    data: str,
-    other: str,
-) -> None:
-    """Whether all classes that videos use have been found over there."""
-    used = Counter(number for entry in entries for number in entry.classes)
-    unknown = sorted(number for number in used if number not in numbers)
-    if not unknown:
-        return
-    videos = sum(used[number] for number in unknown)
-    raise ValueError(
-        f"{data} uses classes that {other} does not name: {name_classes(unknown, theirs)} "
-        f"(videos: {videos}); {other} names {len(ours)}: {_listed(list(map(repr, ours)))}"
     )
 
 
