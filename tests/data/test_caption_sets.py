@@ -13,7 +13,7 @@ from fluxvit.data.formats.layout import VideoList
 from fluxvit.data.formats.registry import read_source
 
 
-def told(videos: VideoList) -> dict[str, tuple[str, ...]]:
+def captions_of(videos: VideoList) -> dict[str, tuple[str, ...]]:
     """Captions by path relative to the root."""
     return {entry.path.relative_to(videos.root).as_posix(): entry.captions for entry in videos.entries}
 
@@ -32,8 +32,8 @@ def test_msrvtt(tmp_path: Path) -> None:
         "all/video9770.mp4": ("a person is connecting something, slowly",),
         "all/video9771.mp4": ("a little girl does gymnastics",),
     }
-    assert told(videos) == expected
-    assert told(read_source(tmp_path, root=tmp_path / "videos", split="test")) == expected
+    assert captions_of(videos) == expected
+    assert captions_of(read_source(tmp_path, root=tmp_path / "videos", split="test")) == expected
 
     write(tmp_path / "MSRVTT_train.9k.csv", "video_id", "video7", "video8")
     sentences = [
@@ -43,7 +43,7 @@ def test_msrvtt(tmp_path: Path) -> None:
     ]
     dump(tmp_path / "MSRVTT_data.json", {"videos": [], "sentences": sentences})
     train = read_source(tmp_path, root=tmp_path / "videos", split="train")
-    assert told(train) == {"all/video7.mp4": ("a car is driving", "someone drives")}
+    assert captions_of(train) == {"all/video7.mp4": ("a car is driving", "someone drives")}
     assert train.notes == ("left out 1 videos without a caption",)
 
 
@@ -58,7 +58,7 @@ def test_didemo(tmp_path: Path) -> None:
     ]
     videos = read_source(dump(tmp_path / "test_data.json", rows), root=tmp_path / "videos")
     assert (videos.name, videos.split) == ("didemo", "test")
-    assert told(videos) == {
+    assert captions_of(videos) == {
         names[0]: ("a dog jumps. it shakes",),
         f"{names[1]}.mp4": ("a child claps",),
         names[2]: ("lost",),
@@ -79,12 +79,12 @@ def test_activitynet_captions(tmp_path: Path) -> None:
     }
     videos = read_source(dump(tmp_path / "val_1.json", content), root=tmp_path / "videos")
     assert (videos.name, videos.split) == ("activitynet_captions", "val")
-    assert told(videos) == {
+    assert captions_of(videos) == {
         "v_abc.mkv": ("A woman stands. She fixes her bike.",),
         "-xyz.mp4": ("A man plays.",),
     }
     folder = read_source(tmp_path, "activitynet_captions", tmp_path / "videos", "val")
-    assert told(folder) == told(videos)
+    assert captions_of(folder) == captions_of(videos)
 
 
 def test_lsmdc(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_lsmdc(tmp_path: Path) -> None:
     source = write(tmp_path / "LSMDC16_challenge_1000_publictect.csv", row)
     videos = read_source(source, root=tmp_path / "videos")
     assert (videos.name, videos.split) == ("lsmdc", "test")
-    assert told(videos) == {f"0001_American_Beauty/{clip}.avi": ("SOMEONE looks up.",)}
+    assert captions_of(videos) == {f"0001_American_Beauty/{clip}.avi": ("SOMEONE looks up.",)}
     train = write(tmp_path / "LSMDC16_annos_training.csv", row)
     assert read_source(train, root=tmp_path / "videos").split == "train"
     with pytest.raises(ValueError, match="does not have six columns"):
@@ -112,7 +112,7 @@ def test_msvd(tmp_path: Path) -> None:
     (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps(captions, protocol=2))
     videos = read_source(tmp_path, root=tmp_path / "YouTubeClips", split="test")
     assert (videos.name, videos.split) == ("msvd", "test")
-    assert told(videos) == {"a_1_5.avi": ("a man runs", "someone runs"), "b_0_9.avi": ("a cat",)}
+    assert captions_of(videos) == {"a_1_5.avi": ("a man runs", "someone runs"), "b_0_9.avi": ("a cat",)}
 
     (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps({"a_1_5": Path("x")}))
     with pytest.raises(ValueError, match=r"not a pickle of plain lists \(it wants to run pathlib"):
@@ -128,7 +128,7 @@ def test_pairs(tmp_path: Path) -> None:
     source = dump(tmp_path / "webvid_train.json", rows)
     videos = read_source(source)
     assert (videos.name, videos.split) == ("pairs", "train")
-    assert told(videos) == {"v/1.mp4": ("first.", "second."), "v/2.jpg": ("a picture",)}
+    assert captions_of(videos) == {"v/1.mp4": ("first.", "second."), "v/2.jpg": ("a picture",)}
 
 
 @pytest.mark.parametrize("format", ["didemo", "pairs", "activitynet_captions", "msrvtt", "lsmdc"])
@@ -178,7 +178,7 @@ def test_odd_rows_of_other_sets_are_left_out(tmp_path: Path) -> None:
         "v_c": {"timestamps": ["0"], "sentences": ["One."]},
     }
     videos = read_source(dump(tmp_path / "val_1.json", content))
-    assert told(videos) == {"v_a.mp4": ("One.",)}
+    assert captions_of(videos) == {"v_a.mp4": ("One.",)}
     (note,) = videos.notes
     assert note.startswith(
         "left out 2 of 3 rows of val_1.json, the first is v_b: timestamps are a list of 1, "
@@ -189,11 +189,11 @@ def test_odd_rows_of_other_sets_are_left_out(tmp_path: Path) -> None:
     assert videos.notes == (f"left out 1 of 2 rows of val_data.json, the first is row 2: {reason}",)
     row = "a\t0\t1\t0\t1\tSOMEONE looks up."
     videos = read_source(write(tmp_path / "LSMDC16_annos_val.csv", "a\tb", row), root=tmp_path)
-    assert told(videos) == {"a.mp4": ("SOMEONE looks up.",)}
+    assert captions_of(videos) == {"a.mp4": ("SOMEONE looks up.",)}
     assert "the first is line 1: 'a\\tb' does not have six columns" in videos.notes[0]
 
 
 def test_pairs_as_json_lines(tmp_path: Path) -> None:
     touch(tmp_path / "a.mp4")
     list_ = write(tmp_path / "train.jsonl", '{"video": "a.mp4", "caption": "a cup"}')
-    assert told(read_source(list_)) == {"a.mp4": ("a cup",)}
+    assert captions_of(read_source(list_)) == {"a.mp4": ("a cup",)}

@@ -18,7 +18,6 @@ from fluxvit.data.manifest import Entry, read_manifest, shared_videos
 HELD_OUT = 10
 """One video in so many is held out for validation where a data set has no splits of its own."""
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -65,16 +64,9 @@ def _splits(root: Path) -> tuple[VideoList, VideoList]:
     if videos.split:
         note = f"there is no split val; {len(held_out)} videos of train are held out for validation"
         videos = replace(videos, notes=(*videos.notes, note))
-    parts = ("train", False), ("val", True)
-    train, val = (
-        replace(
-            videos,
-            split=name,
-            entries=tuple(e for e in videos.entries if (e.path in held_out) == is_held_out),
-        )
-        for name, is_held_out in parts
-    )
-    return train, val
+    train = tuple(entry for entry in videos.entries if entry.path not in held_out)
+    val = tuple(entry for entry in videos.entries if entry.path in held_out)
+    return replace(videos, split="train", entries=train), replace(videos, split="val", entries=val)
 
 
 def _hold_out(entries: Sequence[Entry]) -> set[Path]:
