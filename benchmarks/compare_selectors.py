@@ -134,7 +134,7 @@ def _answers(model: FluxViT, video: Tensor, budgets: Sequence[int], method: str)
         return [model(video).logits]
     if method == MERGING:
         embeddings, shape = model.patch_embed(video)
-        placed = model.add_positions(embeddings, shape, None)
+        (placed,) = model.add_positions(embeddings, shape, [None])
         merged = [torch.cat([placed[:, :1], merge_tokens(placed[:, 1:], k)[0]], dim=1) for k in budgets]
         return [model.forward_head(model.encode(tokens)) for tokens in merged]
     return [out.logits for out in model(video, budgets, selector=method)]
@@ -187,7 +187,7 @@ def _milliseconds(model: FluxViT, args: argparse.Namespace, setting: dict[str, A
         video = _noise(model, args.grid, batch, args.device)
         embeddings, shape = model.patch_embed(video)
         patches, _ = model.patch_embed.patchify(video)
-        placed = model.add_positions(embeddings, shape, None)[:, 1:]
+        placed = model.add_positions(embeddings, shape, [None])[0][:, 1:]
         for budget in setting["budgets"]:
             for method in setting["methods"]:
                 if method == PLAIN:

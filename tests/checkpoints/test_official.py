@@ -315,8 +315,8 @@ def test_only_the_patch_norms_change_what_a_tower_computes(tuned_file: Path) -> 
     embeddings = torch.randn(1, 6, 100, 64)
     with torch.no_grad():
         for kept in (None, torch.arange(0, 600, 7)[None]):
-            wanted = tower.encode(tower.add_positions(embeddings, (6, 10, 10), kept))
-            tokens = model.encode(model.add_positions(embeddings, (6, 10, 10), kept))
+            wanted = tower.encode(*tower.add_positions(embeddings, (6, 10, 10), [kept]))
+            tokens = model.encode(*model.add_positions(embeddings, (6, 10, 10), [kept]))
             torch.testing.assert_close(tokens, wanted)
             for head in range(3):
                 torch.testing.assert_close(model.forward_head(tokens, head), tower.forward_head(wanted, 0))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fluxvit.models.attention import attention
+from fluxvit.models.attention import Packing, attention
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.embed import PositionTable, sincos_table
 from fluxvit.models.fluxvit import FluxViT, create_model
@@ -75,7 +75,7 @@ def test_keeping_all_equals_no_selection(shape: tuple[int, int, int]) -> None:
     pool = shape[0] * shape[1] * shape[2]
     embeddings, token_shape = MODEL.patch_embed(video)
     everything = torch.arange(pool).expand(2, -1)
-    kept_all = MODEL.encode(MODEL.add_positions(embeddings, token_shape, everything))
+    kept_all = MODEL.encode(*MODEL.add_positions(embeddings, token_shape, [everything]))
     torch.testing.assert_close(kept_all, MODEL.forward_features(video), rtol=1e-5, atol=1e-5)
     assert torch.equal(MODEL(video, budget=pool).logits, MODEL(video).logits)
 
@@ -102,7 +102,7 @@ def test_order_of_kept_tokens_does_not_matter() -> None:
     (kept,) = MODEL.select_indices(embeddings, [20])
     shuffled = kept[:, torch.randperm(20)]
     logits = [
-        MODEL.forward_head(MODEL.encode(MODEL.add_positions(embeddings, shape, k)), 0)
+        MODEL.forward_head(MODEL.encode(*MODEL.add_positions(embeddings, shape, [k])), 0)
         for k in (kept, shuffled)
     ]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
@@ -141,7 +141,7 @@ def test_selecting_before_the_embedding_gives_the_tokens_of_selecting_after(
     assert len(outputs) == len(budgets)
     for budget, kept, out in zip(budgets, choices, outputs, strict=True):
         assert (out.kept is None and kept is None) or torch.equal(out.kept, kept)
-        tokens = TUBELET.encode(TUBELET.add_positions(embeddings, shape, kept))
+        tokens = TUBELET.encode(*TUBELET.add_positions(embeddings, shape, [kept]))
         for ours in (
             TUBELET.forward_features(video, budget, selector),
             TUBELET.forward_intermediates(video, budget=budget, selector=selector).tokens,
@@ -397,7 +397,7 @@ def test_drop_path_keeps_the_mean_and_treats_clips_apart() -> None:
     assert dense.mean().item() == pytest.approx(1, abs=0.1)
     assert set(dense.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(dense[:, 0], dense[:, 1])
-    packed = drop_path(torch.ones(1, 2000 * 5, 1), [2, 3] * 2000)
+    packed = drop_path(torch.ones(1, 2000 * 5, 1), Packing.of([2, 3] * 2000, torch.device("cpu")))
     assert packed.mean().item() == pytest.approx(1, abs=0.1)
     assert all(len(clip.unique()) == 1 for clip in packed.split([2, 3] * 2000, dim=1))
 
@@ -412,11 +412,11 @@ def test_training_in_bf16_on_a_cpu_attends_in_fp32() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the native kernel is for CUDA only")
-def test_native_packed_attention_equals_the_block_mask() -> None:
-    lengths = [5, 17, 1]
-    q, k, v = torch.randn(3, 1, 2, sum(lengths), 64)
-    native = attention(*(t.cuda().bfloat16() for t in (q, k, v)), lengths=lengths)
-    torch.testing.assert_close(native.float().cpu(), attention(q, k, v, lengths), rtol=0.05, atol=0.05)
+def test_native_packed_attention_equals_one_sequence_after_the_other() -> None:
+    here, there = (Packing.of([5, 17, 1], torch.device(device)) for device in ("cpu", "cuda"))
+    q, k, v = torch.randn(3, 1, 2, 23, 64)
+    native = attention(*(t.cuda().bfloat16() for t in (q, k, v)), there)
+    torch.testing.assert_close(native.float().cpu(), attention(q, k, v, here), rtol=0.05, atol=0.05)
 
 
 def test_clips_of_absurd_size_are_refused_before_anything_is_allocated() -> None:

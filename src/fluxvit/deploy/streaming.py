@@ -226,9 +226,8 @@ class _SlidingPool:
             self._embeddings = self._slide(self._embeddings, blank)
             (kept,) = model.select_indices(self._patches, [plan.keep], plan.selector)
             self._embed(self._patches, self._embeddings, kept)
-        return model.head_output(
-            model.encode(model.add_positions(self._embeddings, self._shape, kept)), kept, plan.head
-        )
+        (tokens,) = model.add_positions(self._embeddings, self._shape, [kept])
+        return model.head_output(model.encode(tokens), kept, plan.head)
 
     def _slide(self, former: Tensor | None, new: Tensor) -> Tensor:
         """The newest tubelets that make a window, ``[1, T, L, ...]``."""

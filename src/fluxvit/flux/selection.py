@@ -124,11 +124,12 @@ class GroupDynamic:
         if frames == 1:
             return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
         change = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], self.p, dim=-1)
-        source: list[int] = []
+        # Slices, because an index made of a Python list is copied to the device at every call.
+        parts, first = list[Tensor](), 0
         for size in self.groups(frames):
-            first = len(source)
-            source += [first, *range(first, first + size - 1)]
-        return change[:, source]
+            parts += [change[:, first : first + 1], change[:, first : first + size - 1]]
+            first += size
+        return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,21 +18,42 @@ except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
 
+class Packing(NamedTuple):
+    """Sequences that lie one behind the other along the token axis of a batch of one.
+
+    It is made once a batch, because the copy of ``ends`` to an accelerator would stall every block.
+
+    Args:
+        lengths: Tokens of each sequence.
+        ends: int32 ``[1 + sequences]`` on the device of the tokens: 0, then where each sequence ends.
+    """
+
+    lengths: tuple[int, ...]
+    ends: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        if device.type == "cuda":
+            ends = ends.pin_memory()
+        return cls(tuple(lengths), ends.to(device, non_blocking=True))
+
+
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None = None, *, causal: bool = False
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None, *, causal: bool = False
 ) -> Tensor:
     """Softmax attention.
 
     Args:
         q, k, v: ``[B, H, N, D]``.
-        lengths: None for a dense batch: every token of a clip sees every other. Else B is 1, N is the sum of
-            the lengths, and tokens see only their own sequence.
+        packing: None for a dense batch: every token of a clip attends to every other. Else B is 1, and tokens
+            attend only to those of their own sequence.
         causal: Whether tokens of a dense batch attend only to themselves and to tokens before them.
 
     Returns:
         ``[B, H, N, D]``.
     """
-    if lengths is None:
+    if packing is None:
         if q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda:
             # On CPUs PyTorch's backward pass of few tokens takes three times as long in bf16 as in fp32.
             with torch.autocast(q.device.type, enabled=False):
@@ -37,14 +62,13 @@ def attention(
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     assert not causal
     assert q.shape[0] == 1
-    assert q.shape[2] == sum(lengths)
+    assert q.shape[2] == sum(packing.lengths)
     if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        ends = torch.tensor([0, *lengths], device=q.device).cumsum(0).to(torch.int32)
-        longest = max(lengths)
+        longest = max(packing.lengths)
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
-        return varlen_attn(q, k, v, ends, ends, longest, longest).transpose(0, 1)[None]
-    owner = torch.repeat_interleave(torch.tensor(lengths, device=q.device))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=owner[:, None] == owner[None, :])
+        return varlen_attn(q, k, v, packing.ends, packing.ends, longest, longest).transpose(0, 1)[None]
+    sequences = zip(*(x.split(packing.lengths, dim=2) for x in (q, k, v)), strict=True)
+    return torch.cat([attention(*sequence) for sequence in sequences], dim=2)
 
 
 class Attention(nn.Module):
@@ -67,14 +91,14 @@ class Attention(nn.Module):
         self.local_shift = nn.Parameter(torch.zeros(dim)) if local_position else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
-        """``[B, N, C]`` to ``[B, N, C]``; ``lengths`` as in :func:`attention`."""
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """``[B, N, C]`` to ``[B, N, C]``; ``packing`` as in :func:`attention`."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         # The norms' fp32 weights promote; attention wants one dtype.
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         local = v
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = attention(q, k, v, lengths).transpose(1, 2).flatten(2)
+        out = attention(q, k, v, packing).transpose(1, 2).flatten(2)
         if self.local_scale is not None:
             out = out + local * self.local_scale + self.local_shift
         return self.proj(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -135,14 +137,40 @@ class PositionTable(nn.Module):
 
     def _resample(self, shape: tuple[int, int, int]) -> Tensor:
         table = self.grid.float()
-        if self.scale is not None:
-            table = table * self.scale.float() + self.shift.float()
-        frames, height, width, dim = table.shape
         t, h, w = shape
-        if t != frames:
-            rows = table.flatten(1).t()[None]
-            table = F.interpolate(rows, size=t, mode="linear")[0].t().unflatten(1, (height, width, dim))
-        if (h, w) != (height, width):
-            planes = table.permute(0, 3, 1, 2)
-            table = F.interpolate(planes, size=(h, w), mode="bicubic").permute(0, 2, 3, 1)
-        return table.reshape(t * h * w, dim)
+        frames, height, width, dim = table.shape
+        # Each axis is one small matrix product, and so is its backward pass: the one of `interpolate` takes
+        # longer on a GPU than the blocks do. Autocast would round the products.
+        with _full_precision(table.device.type):
+            table = _resample_axis(table.reshape(1, frames, -1), t, "linear")
+            table = _resample_axis(table.reshape(t, height, -1), h, "bicubic")
+            table = _resample_axis(table.reshape(t * h, width, dim), w, "bicubic")
+        rows = table.reshape(t * h * w, dim)
+        if self.scale is None:
+            return rows
+        # The weights of a row add up to one, so the scale and shift of the table are those of its rows.
+        return torch.addcmul(self.shift.float(), rows, self.scale.float())
+
+
+def _full_precision(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _resample_axis(values: Tensor, size: int, mode: str) -> Tensor:
+    """Resample the middle axis of ``[A, N, C]`` to ``size``."""
+    if values.shape[1] == size:
+        return values
+    return resampling_matrix(values.shape[1], size, mode, values.device) @ values
+
+
+@torch.no_grad()
+def resampling_matrix(source: int, size: int, mode: str, device: torch.device) -> Tensor:
+    """The fp32 weights ``[size, source]`` by which :func:`torch.nn.functional.interpolate` resamples.
+
+    Args:
+        mode: ``linear`` or ``bicubic``.
+    """
+    signals = torch.eye(source, device=device)[:, None]  # One for each position, [source, 1, source].
+    if mode == "linear":
+        return F.interpolate(signals, size=size, mode="linear")[:, 0].t()
+    return F.interpolate(signals[..., None], size=(size, 1), mode="bicubic")[:, 0, :, 0].t()

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import max_pool
 from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
+from fluxvit.models.attention import Packing
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
 from fluxvit.models.layers import Aligner, Block, BudgetHead, CosineClassifier, init_linear, make_classifier
@@ -238,7 +239,8 @@ class FluxViT(nn.Module):
         if chooser.reads == "embeddings":
             embeddings, shape = self.patch_embed(video)
             choices = self.select_indices(embeddings, budgets, chooser)
-            return [(self.add_positions(embeddings, shape, kept), kept) for kept in choices], shape
+            samples = self.add_positions(embeddings, shape, choices)
+            return list(zip(samples, choices, strict=True)), shape
         patches, shape = self.patch_embed.patchify(video)
         choices = self.select_indices(patches, budgets, chooser)
         # Smaller budgets keep subsets, so that the largest choice contains all of them.
@@ -246,10 +248,12 @@ class FluxViT(nn.Module):
         largest = max(choices, key=lambda kept: pool if kept is None else kept.shape[1], default=None)
         patches = patches.flatten(1, 2)
         embeddings = self.patch_embed.embed(patches if largest is None else gather_tokens(patches, largest))
+        cls, rows = self._positions(embeddings, shape)
+        embeddings = embeddings + (rows if largest is None else rows[largest])
         samples = []
         for kept in choices:
-            columns = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
-            samples.append((self._with_positions(embeddings, shape, kept, columns), kept))
+            index = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
+            samples.append((_with_class_token(cls, embeddings, index), kept))
         return samples, shape
 
     def _check_pool(self, video: Tensor) -> None:
@@ -283,40 +287,50 @@ class FluxViT(nn.Module):
         selections = iter(select_many(tokens, keeps, selector) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
 
-    def add_positions(self, embeddings: Tensor, shape: tuple[int, int, int], kept: Tensor | None) -> Tensor:
-        """Add positions to the kept ones of the pool's embeddings ``[B, T, L, C]``.
+    def add_positions(
+        self, embeddings: Tensor, shape: tuple[int, int, int], choices: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """Add positions to the pool's embeddings ``[B, T, L, C]`` once, and gather what each budget keeps.
+
+        Args:
+            shape: The pool's shape (t, h, w) in tokens.
+            choices: Indices ``[B, K]`` to keep for each budget; None keeps all.
 
         Returns:
-            ``[B, 1 + K, C]``, class token first.
+            For each budget ``[B, 1 + K, C]``, class token first.
         """
-        return self._with_positions(embeddings.flatten(1, 2), shape, kept, kept)
+        cls, rows = self._positions(embeddings, shape)
+        pool = embeddings.flatten(1, 2) + rows
+        return [_with_class_token(cls, pool, kept) for kept in choices]
 
-    def _with_positions(
-        self, x: Tensor, shape: tuple[int, int, int], kept: Tensor | None, columns: Tensor | None
-    ) -> Tensor:
-        """:meth:`add_positions` for embeddings ``[B, N, C]`` in which the kept ones are at ``columns``."""
+    def _positions(self, embeddings: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """The class token with its position ``[B, 1, C]``, and the pool's positions ``[N, C]``."""
         cls_row, rows = self.pos_embed(shape)
-        if kept is not None and columns is not None:
-            x, rows = gather_tokens(x, columns), rows[kept]
-        cls = (self.cls_token + cls_row).to(x.dtype).expand(x.shape[0], -1, -1)
-        return torch.cat([cls, x + rows.to(x.dtype)], dim=1)
+        cls = (self.cls_token + cls_row).to(embeddings.dtype).expand(embeddings.shape[0], -1, -1)
+        return cls, rows.to(embeddings.dtype)
 
-    def encode(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
-        """Run the blocks on ``[B, N, C]``; there is no norm after the last one."""
+    def encode(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Run the blocks on ``[B, N, C]``; there is no norm after the last one.
+
+        Args:
+            lengths: None for a dense batch. Else B is 1, N is the sum of the lengths, and tokens attend only
+                to those of their own sequence.
+        """
         return self.encode_layers(x, (), lengths)[0]
 
     def encode_layers(
-        self, x: Tensor, indices: Sequence[int], lengths: list[int] | None = None
+        self, x: Tensor, indices: Sequence[int], lengths: Sequence[int] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """:meth:`encode`, and the outputs of the blocks ``indices``, each of the same shape; negative indices
         count from the end.
         """
+        packing = None if lengths is None else Packing.of(lengths, x.device)
         outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, lengths, use_reentrant=False)
+                x = checkpoint(block, x, packing, use_reentrant=False)
             else:
-                x = block(x, lengths)
+                x = block(x, packing)
             outputs |= {index: x for index in indices if index % len(self.blocks) == number}
         return x, [outputs[index] for index in indices]
 
@@ -419,6 +433,11 @@ class FluxViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass, which saves memory and costs time."""
         self.grad_checkpointing = enable
+
+
+def _with_class_token(cls: Tensor, tokens: Tensor, index: Tensor | None) -> Tensor:
+    """The class token ``[B, 1, C]``, then the tokens of ``[B, N, C]`` at ``index`` ``[B, K]``."""
+    return torch.cat([cls, tokens if index is None else gather_tokens(tokens, index)], dim=1)
 
 
 def _check_memory(config: FluxViTConfig) -> None:

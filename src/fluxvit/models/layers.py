@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluxvit.models.attention import Attention, attention
+from fluxvit.models.attention import Attention, Packing, attention
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.norm import RMSNorm
 
@@ -45,15 +45,16 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
-        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """``[B, N, C]`` to the same; ``packing`` as in :func:`~fluxvit.models.attention.attention`."""
         if not self.training or self.rate == 0:
             return x
-        clips = x.shape[0] if lengths is None else len(lengths)
+        clips = x.shape[0] if packing is None else len(packing.lengths)
         stays = (torch.rand(clips, device=x.device) >= self.rate).float() / (1 - self.rate)
-        if lengths is None:
+        if packing is None:
             return x * stays[:, None, None]
-        return x * stays.repeat_interleave(torch.tensor(lengths, device=x.device))[None, :, None]
+        stays = stays.repeat_interleave(packing.ends.diff(), output_size=x.shape[1])
+        return x * stays[None, :, None]
 
 
 class Block(nn.Module):
@@ -76,10 +77,10 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, lengths: list[int] | None = None) -> Tensor:
-        """``[B, N, C]`` to the same; ``lengths`` as in :func:`~fluxvit.models.attention.attention`."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), lengths)), lengths).to(x.dtype)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), lengths).to(x.dtype)
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """``[B, N, C]`` to the same; ``packing`` as in :func:`~fluxvit.models.attention.attention`."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), packing)), packing).to(x.dtype)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), packing).to(x.dtype)
 
 
 class AttentionPool(nn.Module):

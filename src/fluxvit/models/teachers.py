@@ -164,7 +164,8 @@ class FluxViTTeacher(Teacher):
     ) -> TeacherFeatures:
         model = self.network
         embeddings, _ = model.patch_embed(video)
-        tokens, outputs = model.encode_layers(model.add_positions(embeddings, shape, kept), layers)
+        (tokens,) = model.add_positions(embeddings, shape, [kept])
+        tokens, outputs = model.encode_layers(tokens, layers)
         pool = model.heads[model.config.nearest_head(tokens.shape[1] - 1)].pool
         return TeacherFeatures(outputs, pool(tokens), pool.attention(tokens)[:, 1:])
 

@@ -277,7 +277,7 @@ class Search:
                 pool = model.patch_embed(video) if pool is None else pool
                 embeddings, shape = pool
                 choices = model.select_indices(embeddings, keeps, selector)
-                inputs = (model.add_positions(embeddings, shape, kept) for kept in choices)
+                inputs = iter(model.add_positions(embeddings, shape, choices))
             else:
                 inputs = (tokens for tokens, _ in model.select_tokens(video, keeps, selector)[0])
             for sampling, tokens in zip(here, inputs, strict=True):

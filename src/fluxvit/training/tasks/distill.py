@@ -117,9 +117,15 @@ class DistillTask(Task):
         visible = self._visible(target.attention, shape, budgets)
         result: dict[str, Tensor] = {}
         total = video.new_zeros((), dtype=torch.float32)
-        for head, (budget, chosen) in enumerate(zip(budgets, visible, strict=True)):
-            kept = seen if chosen is None else chosen if seen is None else seen.gather(1, chosen)
-            tokens, outputs = model.encode_layers(model.add_positions(embeddings, shape, kept), aligned)
+        choices = [
+            seen if chosen is None else chosen if seen is None else seen.gather(1, chosen)
+            for chosen in visible
+        ]
+        inputs = model.add_positions(embeddings, shape, choices)
+        for head, (budget, chosen, kept, tokens) in enumerate(
+            zip(budgets, visible, choices, inputs, strict=True)
+        ):
+            tokens, outputs = model.encode_layers(tokens, aligned)
             decoded = self.decoders.decode_layers(outputs, shape, kept, self.teacher.class_token)
             pairs = zip(decoded, (self._at(layer, chosen) for layer in layers), strict=True)
             layer_loss = torch.stack([_distance(ours, theirs) for ours, theirs in pairs]).mean()
