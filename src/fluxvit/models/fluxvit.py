@@ -239,8 +239,8 @@ class FluxViT(nn.Module):
         if chooser.reads == "embeddings":
             embeddings, shape = self.patch_embed(video)
             choices = self.select_indices(embeddings, budgets, chooser)
-            samples = self.add_positions(embeddings, shape, choices)
-            return list(zip(samples, choices, strict=True)), shape
+            inputs = self.add_positions(embeddings, shape, choices)
+            return list(zip(inputs, choices, strict=True)), shape
         patches, shape = self.patch_embed.patchify(video)
         choices = self.select_indices(patches, budgets, chooser)
         # Smaller budgets keep subsets, so that the largest choice contains all of them.
