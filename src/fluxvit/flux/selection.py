@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -209,11 +210,19 @@ class Random(_Blind):
 def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> Tensor:
     import torch
 
-    # Drawn on the CPU, because generators differ between devices.
     if seed is None:
-        return torch.rand(shape).to(device)
+        return torch.rand(shape, device=device)
+    draw = _seeded.__wrapped__ if torch.compiler.is_compiling() else _seeded
     # One draw for all clips: a clip's tokens must not depend on the batch that it is in.
-    return torch.rand(shape[1:], generator=torch.Generator().manual_seed(seed)).to(device).expand(shape)
+    return draw(shape[1:], seed, device).expand(shape)
+
+
+@lru_cache(maxsize=64)
+def _seeded(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    import torch
+
+    # Drawn on the CPU, because generators differ between devices, and kept, because a copy stalls the device.
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 SELECTORS: dict[str, Selector] = {
