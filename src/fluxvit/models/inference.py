@@ -1,0 +1,200 @@
+"""The inference form of a FluxViT: the same function with fewer and faster operations.
+
+:func:`prepare` absorbs what is linear into the neighbouring matrices, once:
+
+* the weights of the RMS norms into the matrices that follow, LayerScale and the shift of the local position
+  term into those that precede, and the weights of the query and key norms into one;
+* the keys and values of a head's pooling: with a single query, ``q . (W x)`` is ``(W^T q) . x``, so that no
+  token is projected.
+
+In fp32 the result differs from the network's by rounding only. On a CPU the matrices are also packed in the
+layout in which oneDNN multiplies, with GELU in the same pass; matrices in bf16 then run on the processor's
+bf16 units. Patch embedding, positions, residuals and pooling stay in fp32, so the same tokens are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluxvit.models.attention import Packing, attention
+from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.layers import AttentionPool, Block, BudgetHead
+from fluxvit.models.norm import RMSNorm
+
+
+def prepare(model: FluxViT, dtype: torch.dtype = torch.float32) -> FluxViT:
+    """The network in its inference form, on the same device; ``model`` stays as it is.
+
+    Args:
+        model: A network in fp32.
+        dtype: Type of the blocks' matrices, ``torch.float32`` or ``torch.bfloat16``.
+
+    Returns:
+        A network with the methods and outputs of a FluxViT. It cannot be trained or saved.
+
+    Raises:
+        ValueError: The network was prepared already.
+    """
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    if len(blocks) < len(model.blocks):
+        raise ValueError("the network is in its inference form already; prepare the one that was loaded")
+    # A deep copy of all but the blocks, which are made anew.
+    prepared = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()})
+    with torch.no_grad():
+        prepared.blocks = nn.ModuleList(InferenceBlock(block, dtype) for block in blocks)
+        for head in prepared.heads:
+            assert isinstance(head, BudgetHead)
+            head.pool = InferencePool(head.pool)  # type: ignore[assignment]
+    return prepared.eval().requires_grad_(False)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose matrix lies in oneDNN's own layout, optionally followed by GELU in the same pass.
+
+    Args:
+        weight, bias: fp32 ``[out, in]`` and ``[out]`` or None.
+        dtype: Type in which it multiplies.
+        gelu: None, or how GELU is computed: ``tanh`` or ``none`` (erf).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: str | None) -> None:
+        super().__init__()
+        self.dtype, self.gelu = dtype, gelu
+        self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        name, algorithm = ("none", "") if self.gelu is None else ("gelu", self.gelu)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+
+
+class PlainLinear(nn.Module):
+    """:class:`PackedLinear` with PyTorch's public functions, for every device."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: str | None) -> None:
+        super().__init__()
+        self.dtype, self.gelu = dtype, gelu
+        self.register_buffer("weight", weight.detach().to(dtype), persistent=False)
+        bias = None if bias is None else bias.detach().to(dtype, copy=True)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        x = F.linear(x, self.weight, self.bias)
+        return x if self.gelu is None else F.gelu(x, approximate=self.gelu)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch packs matrices of ``dtype`` for this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    try:
+        layer = PackedLinear(torch.eye(16), torch.zeros(16), dtype, "tanh")
+        return bool(torch.isfinite(layer(torch.ones(2, 16, dtype=dtype))).all())
+    except (AttributeError, RuntimeError):  # These operators are not public, and may change.
+        return False
+
+
+def _linear_kind(device: torch.device, dtype: torch.dtype) -> Callable[..., nn.Module]:
+    return PackedLinear if device.type == "cpu" and can_pack(dtype) else PlainLinear
+
+
+class InferenceBlock(nn.Module):
+    """A transformer block with its norms' weights, LayerScale and local shift absorbed."""
+
+    q_weight: Tensor | None
+    local_scale: Tensor | None
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        attn, mlp = block.attn, block.mlp
+        linear = _linear_kind(attn.qkv.weight.device, dtype)
+        self.num_heads, self.eps, self.dtype = attn.num_heads, block.norm1.eps, dtype
+        q_weight = None
+        if isinstance(attn.q_norm, RMSNorm) and isinstance(attn.k_norm, RMSNorm):
+            q_weight = attn.q_norm.weight * attn.k_norm.weight
+        self.register_buffer("q_weight", q_weight, persistent=False)
+        local = None if attn.local_scale is None else attn.local_scale.detach().to(dtype, copy=True)
+        self.register_buffer("local_scale", local, persistent=False)
+        self.qkv = linear(attn.qkv.weight * block.norm1.weight, attn.qkv.bias, dtype, None)
+        bias: Tensor = attn.proj.bias
+        if attn.local_shift is not None:
+            bias = bias + attn.proj.weight @ attn.local_shift
+        gamma = block.ls1.gamma
+        self.proj = linear(attn.proj.weight * gamma[:, None], bias * gamma, dtype, None)
+        self.fc1 = linear(mlp.fc1.weight * block.norm2.weight, mlp.fc1.bias, dtype, mlp.approximate)
+        gamma = block.ls2.gamma
+        self.fc2 = linear(mlp.fc2.weight * gamma[:, None], mlp.fc2.bias * gamma, dtype, None)
+
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """fp32 ``[B, N, C]`` to the same; ``packing`` as in :func:`~fluxvit.models.attention.attention`."""
+        dtype = self.dtype
+        q, k, v = self.qkv(_rms_quotient(x, self.eps).to(dtype)).chunk(3, dim=-1)
+        local = v
+        if self.q_weight is not None:
+            q = (_rms_quotient(q, self.eps) * self.q_weight).to(dtype)
+            k = _rms_quotient(k, self.eps).to(dtype)
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = attention(q, k, v, packing).transpose(1, 2).flatten(2)
+        if self.local_scale is not None:
+            out = torch.addcmul(out, local, self.local_scale)
+        x = x + self.proj(out)
+        return x + self.fc2(self.fc1(_rms_quotient(x, self.eps).to(dtype)))
+
+
+class InferencePool(nn.Module):
+    """A head's pooling, in which no token is projected to a key or a value."""
+
+    keys: Tensor
+    values: Tensor
+    shift: Tensor
+
+    def __init__(self, pool: AttentionPool) -> None:
+        super().__init__()
+        heads = pool.num_heads
+        self.norm_q, self.q, self.proj, self.eps = pool.norm_q, pool.q, pool.proj, pool.norm_k.eps
+        width = pool.q.out_features // heads
+        # The biases of the keys add the same to every token's score, which the softmax takes out again.
+        keys = (pool.k.weight * pool.norm_k.weight).unflatten(0, (heads, width))
+        self.register_buffer("keys", keys * width**-0.5, persistent=False)
+        values = pool.v.weight * pool.norm_v.weight
+        self.register_buffer("values", values.unflatten(0, (heads, width)).mT.contiguous(), persistent=False)
+        shift = pool.v.weight @ pool.norm_v.bias + pool.v.bias
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, N, C]`` to ``[B, P]``."""
+        normed, weights = self._weights(x)
+        mixed = (weights @ normed).transpose(0, 1) @ self.values  # [H, B, D]
+        return self.proj(mixed.transpose(0, 1).flatten(1) + self.shift)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each token ``[B, N, C]`` counts in the pooled vector, averaged over heads: fp32
+        ``[B, N]``; rows sum to 1.
+        """
+        return self._weights(x)[1].mean(1)
+
+    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The normed tokens ``[B, N, C]``, and how much each counts for each head, ``[B, H, N]``."""
+        x = x.float()
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        query = self.q(self.norm_q(x.mean(1))).unflatten(1, (self.keys.shape[0], 1, -1))  # [B, H, 1, D]
+        query = (query @ self.keys)[:, :, 0]  # [B, H, C]
+        return normed, (query @ normed.mT).softmax(-1)
+
+
+def _rms_quotient(x: Tensor, eps: float) -> Tensor:
+    """``x / rms(x)`` over the last axis, fp32."""
+    wide = x.float()
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
