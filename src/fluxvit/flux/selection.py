@@ -126,7 +126,8 @@ class GroupDynamic:
             return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
         change = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], self.p, dim=-1)
         # Slices, because an index made of a Python list is copied to the device at every call.
-        parts, first = list[Tensor](), 0
+        parts: list[Tensor] = []
+        first = 0
         for size in self.groups(frames):
             parts += [change[:, first : first + 1], change[:, first : first + size - 1]]
             first += size
