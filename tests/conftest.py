@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from fluxvit.utils.system import log_device
 from fluxvit.video.writer import write_video
 
 torch.set_num_threads(1)
+
+# PyTorch logs several lines for each tensor that is saved, of which pytest keeps each for its report.
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)
+
+_numbers = itertools.count()
 
 # The same examples every time: a failure is one of the change at hand, and comes again.
 settings.register_profile("repeatable", derandomize=True)
@@ -41,7 +47,8 @@ def small_model(num_classes: int = 5) -> FluxViT:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither believe nor write what the user's machine has measured."""
-    monkeypatch.setenv("FLUXVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    cache = tmp_path_factory.getbasetemp() / f"cache-{next(_numbers)}"
+    monkeypatch.setenv("FLUXVIT_CACHE", str(cache))
 
 
 @pytest.fixture(autouse=True)

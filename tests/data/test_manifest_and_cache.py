@@ -20,6 +20,7 @@ from fluxvit.data.manifest import (
     write_manifest,
 )
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.utils.files import writer_tag
 from fluxvit.video.base import VideoError
 from fluxvit.video.writer import write_video
 
@@ -249,7 +250,8 @@ def test_a_cache_clears_what_killed_processes_left_of_it(videos: Path, tmp_path:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     # Its number may be given anew, but not within the life of a test.
-    dead, mine = (folder / f".{pixels.stem}.{pid}.partial.u8" for pid in (ended.pid, os.getppid()))
+    host = writer_tag().partition("-")[0]
+    dead, mine = (folder / f".{pixels.stem}.{host}-{pid}.partial.u8" for pid in (ended.pid, os.getppid()))
     dead.touch()
     mine.touch()
     FrameCache(folder, manifest, 2, 16).build(workers=1, progress=False)

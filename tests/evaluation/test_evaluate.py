@@ -255,11 +255,12 @@ def test_bad_settings(bad: dict) -> None:
         EvaluateConfig("checkpoint", "data", **bad)
 
 
-def _process(rank: int, port: int, config: EvaluateConfig, fails: bool) -> None:
+def _process(rank: int, port: int, config: EvaluateConfig) -> None:
+    """Evaluate in one of two processes: first undisturbed, then with a disk that fails the second process."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    world, seen = join_world("cpu"), []
+    world, seen, fails = join_world("cpu"), [], False
     real = ClipDataset.__getitem__
 
     def getitem(self, request):
@@ -269,23 +270,24 @@ def _process(rank: int, port: int, config: EvaluateConfig, fails: bool) -> None:
         return real(self, request)
 
     ClipDataset.__getitem__ = getitem
+    found = run_evaluation(config, world, progress=False)
+    assert (found is None) == (rank == 1)
+    own, fails, message = seen.copy(), True, ""
     try:
-        found = run_evaluation(config, world, progress=False)
-        assert (found is None) == (rank == 1)
+        run_evaluation(replace(config, out=f"{config.out}-fails"), world, progress=False)
     except (OSError, ValueError) as error:
-        seen = [str(error)]
-    finally:
-        leave_world(world)
-    (Path(config.out) / f"seen{rank}.json").write_text(json.dumps(seen))
+        message = str(error)
+    leave_world(world)
+    (Path(config.out) / f"seen{rank}.json").write_text(json.dumps([own, message]))
 
 
-def _together(config: EvaluateConfig, fails: bool = False) -> list[list[str]]:
+def _together(config: EvaluateConfig) -> list[list]:
     Path(config.out).mkdir(parents=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, port, config, fails)) for rank in range(2)]
+    processes = [context.Process(target=_process, args=(rank, port, config)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -294,17 +296,15 @@ def _together(config: EvaluateConfig, fails: bool = False) -> list[list[str]]:
     return [results(config, f"seen{rank}.json") for rank in range(2)]
 
 
-def test_two_processes_see_each_video_once_and_find_the_same(config: EvaluateConfig) -> None:
+def test_two_processes_see_each_video_once_find_the_same_and_fail_together(config: EvaluateConfig) -> None:
     run_evaluation(replace(config, out=config.out + "1"), progress=False)
-    seen = _together(config)
-    assert all(seen)
-    together = [name for part in seen for name in part]
+    (seen, message), (other, other_message) = _together(config)
+    assert seen
+    assert other
+    assert message == "evaluation failed in process 1: the disk is gone"
+    assert other_message == "the disk is gone"
+    together = seen + other
     assert len(set(together)) == len(together) == 5 * (VIDEOS - 1)
     assert results(config) == results(replace(config, out=config.out + "1"))
     one, two = (np.load(Path(out) / "predictions.npz") for out in (config.out + "1", config.out))
     assert np.array_equal(one["log_probabilities"], two["log_probabilities"], equal_nan=True)
-
-
-def test_what_fails_in_one_process_is_told_in_both(config: EvaluateConfig) -> None:
-    seen = _together(config, fails=True)
-    assert seen == [["evaluation failed in process 1: the disk is gone"], ["the disk is gone"]]

@@ -189,7 +189,7 @@ def test_a_termination_does_not_wait_for_the_validation(world: Path, tmp_path: P
     for row in rows:
         row["path"] = str(world / row["path"])
     header = {"manifest": 1, "classes": read_manifest(world / "val.jsonl").labels}
-    val.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows * 5000]))
+    val.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows * 1000]))
     options = ["--data.val", str(val), "--data.workers", "1", "--epochs", "2"]
     command = arguments(CONFIGS[-1], world, out, *options)
     screen = tmp_path / "screen"
