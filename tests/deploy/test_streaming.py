@@ -100,8 +100,7 @@ def test_no_token_is_embedded_twice(selector: str, checkpoint: Path, monkeypatch
     assert len(answers) == 13
     embedded = torch.cat(seen)
     assert len(embedded.unique(dim=0)) == len(embedded)
-    kept = {int(k) + 4 * step for step, answer in enumerate(answers) for k in answer.kept}
-    assert len(embedded) == (64 if selector == "group_dynamic" else len(kept))
+    assert len(embedded) == 64
 
 
 def test_a_window_as_long_as_the_file_is_the_prediction(checkpoint: Path, clip: Path) -> None:

@@ -1,8 +1,8 @@
-"""Answers about a video while it plays: a window that slides, and embeds nothing twice.
+"""Classifies a video while it plays, by a window that slides over it; nothing is embedded twice.
 
-Patch embeddings know nothing of where they lie in the window: positions are added afterwards, and selection
-compares embeddings. So those of a tubelet serve every window that it is in, and a step costs the embedding
-of the new tubelets, the selection, and the encoding of the kept tokens.
+Patch embeddings do not depend on their position in the window: positions are added later, and selection
+compares embeddings. The embeddings of a tubelet therefore serve every window that contains it. A step costs
+the embedding of the new tubelets, the selection, and the encoding of the kept tokens.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from fluxvit.video.sampling import check_window
 from fluxvit.video.stream import FileFrames, FrameSource, open_stream
 
 DEFAULT_WINDOW_S = 4.0
-_MOST_TOKENS = 1e9  # A second: more than any grid has.
-DEFAULT_HOPS = 8  # Hops in a window, where no hop is given.
+_MOST_TOKENS = 1e9  # In a second; more than any grid has.
+DEFAULT_HOPS = 8  # Hops in a window if no hop is given.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,45 +50,29 @@ class StreamAnswer(Answer):
     dropped: int
 
 
-def check_rates(window_s: float, hop_s: float | None, token_rate: float | None) -> None:
-    """Raise a ValueError if a stream cannot be answered in such windows and steps, at such a token rate."""
-    check_window(window_s)
-    if hop_s is not None and not 0 < hop_s < math.inf:
-        raise ValueError(f"hop {hop_s:g}: it must be above 0 seconds")
-    if hop_s is not None and hop_s > window_s:
-        raise ValueError(
-            f"hop {hop_s:g} s is longer than the window of {window_s:g} s and would leave video out; "
-            "lengthen the window"
-        )
-    if token_rate is not None and not 0 < token_rate <= _MOST_TOKENS:
-        raise ValueError(
-            f"token rate {token_rate:g}: it must be above 0 and up to {_MOST_TOKENS:g} tokens a second"
-        )
-
-
 class StreamingPredictor:
     """``for answer in StreamingPredictor(Predictor("runs/demo/best"), 4, 0.5)(open_stream("clip.mp4")): ...``
 
-    The plan's grid is spread over the window, T frames in ``window_s`` seconds. The window advances by whole
-    tubelets, of ``tubelet_size / T * window_s`` seconds each: the hop is rounded to them, and is one at
-    least. The first answer comes when the first window is full.
+    The plan's grid is spread over the window: T frames in ``window_s`` seconds. The window advances by
+    tubelets of ``tubelet_size / T * window_s`` seconds; the hop is rounded to at least one tubelet. The first
+    answer comes when the first window is full.
 
-    A stream that is not live is answered in full. Of a live one, frames are taken up in a thread while the
-    network computes, and where that took longer than a hop, the newest whole window is next.
+    Every window is answered if the stream is not live. The frames of a live stream are received in a thread
+    while the network computes; if it took longer than a hop, the newest complete window is answered next.
 
     Args:
-        predictor: Model and plan; not a cascade.
-        window_s: Seconds of a window. As long as the clips that the model was trained on is best.
-        hop_s: Seconds between windows; None: an eighth of the window.
-        token_rate: Tokens to encode for each second of video, in place of the plan's number a step.
+        predictor: Model and plan; a cascade cannot be used.
+        window_s: Seconds of a window, best as long as the clips that the model was trained on.
+        hop_s: Seconds between windows. None is an eighth of the window.
+        token_rate: Tokens to encode for each second of video, instead of the tokens of the plan.
 
     Attributes:
         plan: Grid, tokens and selector of a step.
-        window_s, hop_s: As they are used.
+        window_s, hop_s: The window, and the hop after rounding, in seconds.
 
     Raises:
         ValueError: A number is out of range (windows are from a hundredth of a second to a day long), the hop
-            is longer than the window, or the token rate leaves less than one token a step.
+            is longer than the window, or the token rate leaves less than one token for a step.
     """
 
     def __init__(
@@ -99,8 +83,19 @@ class StreamingPredictor:
         *,
         token_rate: float | None = None,
     ) -> None:
-        check_rates(window_s, hop_s, token_rate)
+        check_window(window_s)
         hop_s = window_s / DEFAULT_HOPS if hop_s is None else hop_s
+        if not 0 < hop_s < math.inf:
+            raise ValueError(f"hop {hop_s:g}: it must be above 0 seconds")
+        if hop_s > window_s:
+            raise ValueError(
+                f"hop {hop_s:g} s is longer than the window of {window_s:g} s and would leave video out; "
+                "lengthen the window"
+            )
+        if token_rate is not None and not 0 < token_rate <= _MOST_TOKENS:
+            raise ValueError(
+                f"token rate {token_rate:g}: it must be above 0 and up to {_MOST_TOKENS:g} tokens a second"
+            )
         self.model, self._predictor = predictor.model, predictor
         plan, config = predictor.plan, self.model.config
         self._tubelets = plan.grid.token_shape(config.patch_size, config.tubelet_size)[0]
@@ -123,15 +118,13 @@ class StreamingPredictor:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of a step, everything counted; the most on average, if the selector reads no
-        embeddings, as a kept token may have been kept before.
-        """
+        """Multiply-accumulates of a step, everything counted."""
         size, plan = self.model.config.size, self.plan
         cost = grid_cost(size, plan.grid, plan.keep, plan.selector)
-        everything = grid_cost(size, plan.grid, plan.keep)
-        new = (everything.embed_kept + everything.embed_dropped) * self._hop // self._tubelets
-        embedded = cost.embed_kept + cost.embed_dropped
-        return cost.total - embedded + min(embedded, new)
+        pool = grid_cost(size, plan.grid, size.pool(plan.grid)).embed_kept
+        return (
+            cost.selection + cost.blocks + cost.pooling + cost.classifier + pool * self._hop // self._tubelets
+        )
 
     def __str__(self) -> str:
         plan, config = self.plan, self.model.config
@@ -145,12 +138,12 @@ class StreamingPredictor:
     def __call__(
         self, source: FrameSource | VideoInput, *, fps: float | None = None
     ) -> Generator[StreamAnswer, None, None]:
-        """Answers, one a step, as the frames come.
+        """Answers, one for each step, as the frames come.
 
         Args:
-            source: Frames over time; a text is opened by :func:`~fluxvit.video.stream.open_stream`, and what
-                else :func:`~fluxvit.video.reader.open_video` takes is a source, too.
-            fps: Frames per second of a folder of frames or of frames in memory; None: 25.
+            source: Frames over time. Text is opened by :func:`~fluxvit.video.stream.open_stream`; anything
+                else may be whatever :func:`~fluxvit.video.reader.open_video` accepts.
+            fps: Frames per second of a folder of frames or of frames in memory. None means 25.
 
         The end of the iterator, or closing it, releases the source.
 
@@ -164,7 +157,7 @@ class StreamingPredictor:
         tubelets = self.tubelets(source)
         windows = (_newest_windows if source.live else _all_windows)(tubelets, self._tubelets, self._hop)
         pool = _SlidingPool(self.model, self.plan)
-        end = self._tubelets  # Where the window ends; seconds would gather rounding.
+        end = self._tubelets  # End of the window, in tubelets: seconds would accumulate rounding errors.
         with closing(windows):
             for fresh, dropped in windows:
                 end += dropped * self._hop
@@ -184,7 +177,7 @@ class StreamingPredictor:
                 end += self._hop
 
     def tubelets(self, source: FrameSource) -> Generator[Tensor, None, None]:
-        """The source's tubelets ready for the network, ``[1, 3, tubelet_size, H, W]``.
+        """The tubelets of a source as inputs of the network, ``[1, 3, tubelet_size, H, W]``.
 
         Raises:
             VideoError: As in a call.
@@ -204,68 +197,55 @@ class StreamingPredictor:
 
 
 class _SlidingPool:
-    """The tokens of a window that slides over a video, and their embeddings as far as they were needed."""
+    """The embeddings of a window that slides over a video, and its patches if the selector reads pixels."""
 
     def __init__(self, model: FluxViT, plan: Plan) -> None:
         self._model, self._plan = model, plan
         self._shape = plan.grid.token_shape(model.config.patch_size, model.config.tubelet_size)
+        self._reads_pixels = get_selector(plan.selector).reads == "pixels"
+        self._embeddings: Tensor | None = None
         self._patches: Tensor | None = None
-        self._embeddings: Tensor | None = None  # NaN where a token was not embedded yet.
 
     @torch.inference_mode()
     def advance(self, video: Tensor) -> FluxViTOutput:
-        """Take in tubelets ``[1, 3, t * tubelet_size, H, W]``, and answer for the window that ends there."""
+        """Add tubelets ``[1, 3, t * tubelet_size, H, W]``, and answer for the window that ends with them."""
         model, plan = self._model, self._plan
-        if get_selector(plan.selector).reads == "embeddings":
-            self._embeddings = scored = self._slide(self._embeddings, model.patch_embed(video)[0])
-            (kept,) = model.select_indices(scored, [plan.keep], plan.selector)
-        else:
-            patches, _ = model.patch_embed.patchify(video)
-            self._patches = self._slide(self._patches, patches)
-            blank = model.cls_token.new_full((*patches.shape[:3], model.config.embed_dim), math.nan)
-            self._embeddings = self._slide(self._embeddings, blank)
-            (kept,) = model.select_indices(self._patches, [plan.keep], plan.selector)
-            self._embed(self._patches, self._embeddings, kept)
-        (tokens,) = model.add_positions(self._embeddings, self._shape, [kept])
-        return model.head_output(model.encode(tokens), kept, plan.head)
+        self._embeddings = tokens = self._slide(self._embeddings, model.patch_embed(video)[0])
+        if self._reads_pixels:
+            self._patches = tokens = self._slide(self._patches, model.patch_embed.patchify(video)[0])
+        (kept,) = model.select_indices(tokens, [plan.keep], plan.selector)
+        (inputs,) = model.add_positions(self._embeddings, self._shape, [kept])
+        return model.head_output(model.encode(inputs), kept, plan.head)
 
     def _slide(self, former: Tensor | None, new: Tensor) -> Tensor:
         """The newest tubelets that make a window, ``[1, T, L, ...]``."""
         joined = new if former is None else torch.cat([former, new], dim=1)
         return joined[:, -self._shape[0] :]
 
-    def _embed(self, patches: Tensor, embeddings: Tensor, kept: Tensor | None) -> None:
-        """Fill in the embeddings of kept tokens that have none."""
-        places = torch.arange(math.prod(self._shape), device=patches.device) if kept is None else kept[0]
-        rows = embeddings.view(-1, embeddings.shape[-1])
-        missing = places[rows[places, 0].isnan()]
-        if len(missing):
-            rows[missing] = self._model.patch_embed.embed(patches.view(-1, patches.shape[-1])[missing])
-
 
 _Windows = Generator[tuple[list[Tensor], int], None, None]
 
 
 def _all_windows(tubelets: Generator[Tensor, None, None], window: int, hop: int) -> _Windows:
-    """The tubelets that each window adds to the one before, and how many windows were left out: none."""
+    """The tubelets that each window adds to the one before, and the number of windows left out, 0."""
     with closing(tubelets):
-        wanted = window
-        while len(fresh := list(itertools.islice(tubelets, wanted))) == wanted:
+        missing = window
+        while len(fresh := list(itertools.islice(tubelets, missing))) == missing:
             yield fresh, 0
-            wanted = hop
+            missing = hop
 
 
 def _newest_windows(tubelets: Generator[Tensor, None, None], window: int, hop: int) -> _Windows:
-    """The same while a thread takes up what comes: each time the newest window that is whole."""
-    waiting: deque[Tensor] = deque(maxlen=window + hop)  # The newest whole window lies within.
+    """The same for a live stream, whose frames a thread receives: the newest complete window each time."""
+    waiting: deque[Tensor] = deque(maxlen=window + hop)  # It contains the newest complete window.
     changed = Condition()
     seen, ended, left = 0, False, False
     failure: Exception | None = None
 
-    def take_up() -> None:
+    def receive() -> None:
         nonlocal seen, ended, failure
         try:
-            # Closed here: a camera must not be closed by one thread while another reads it.
+            # Closed in this thread: a camera must not be closed while another thread reads it.
             with closing(tubelets):
                 for tubelet in tubelets:
                     with changed:
@@ -280,14 +260,14 @@ def _newest_windows(tubelets: Generator[Tensor, None, None], window: int, hop: i
             ended = True
             changed.notify()
 
-    # A daemon, as it may wait for a camera that gives nothing any more.
-    thread = Thread(target=take_up, daemon=True)
+    # A daemon, because it may wait forever for a camera that sends nothing any more.
+    thread = Thread(target=receive, daemon=True)
     thread.start()
     given, end = 0, window
     try:
         while True:
             with changed:
-                # With a limit, without which Windows would not hear Ctrl-C.
+                # With a limit, because Windows does not notice Ctrl-C otherwise.
                 while seen < end and not ended:
                     changed.wait(timeout=0.5)
                 if seen < end:
