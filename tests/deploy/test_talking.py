@@ -148,8 +148,8 @@ def test_the_likeliest_choices_count(checkpoint: Path, videos: Path, tmp_path: P
         ("what moves ?", "ball"),
         ("what moves ?", "ball"),
     ]
-    for row, name in zip(found["rows"], answers[0]["said"], strict=True):
-        assert row["correct"] == sum(answer["said"][name] == answer["answer"] for answer in answers)
+    for row, name in zip(found["rows"], answers[0]["answers"], strict=True):
+        assert row["correct"] == sum(answer["answers"][name] == answer["answer"] for answer in answers)
 
 
 def test_choices_are_needed_and_broken_videos_count_as_wrong(
@@ -163,7 +163,7 @@ def test_choices_are_needed_and_broken_videos_count_as_wrong(
     assert all(row["total"] == 6 for row in tested.results["rows"])
     assert "count as wrong" in str(tested)
     last = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
-    lost = [row["said"] for row in last if row["path"].endswith("2.mp4")]
+    lost = [row["answers"] for row in last if row["path"].endswith("2.mp4")]
     assert lost
     for said in lost:
         assert said.pop("blind")

@@ -147,10 +147,10 @@ def test_a_dual_encoder_chooses_the_nearest_answer(
             video = normalize(clip, loaded.video.mean, loaded.video.std)
             vector = both.embed_video(video, row["keep"])[0].detach()
             best = max(answer["choices"], key=lambda text: float(words[text] @ vector))
-            assert answer["said"] == {**answer["said"], name: best}
+            assert answer["answers"] == {**answer["answers"], name: best}
             right += best == answer["answer"]
         assert row["correct"] == right
-        assert [answer["said"][name] for answer in answers[6:]] == [None, None]
+        assert [answer["answers"][name] for answer in answers[6:]] == [None, None]
     assert main([*command, "--language", "elsewhere"]) == 2
     assert "is a dual encoder, which brings its text tower" in capsys.readouterr().err
 
@@ -264,3 +264,14 @@ def test_plans_are_searched_by_captions_and_written_to_the_video_side(
     assert (plan.measured.correct, plan.measured.total) == (right, 10)
     assert json.loads((folder / "video" / "optimize.json").read_text())["data"]["clips"] == 10
     assert main([*command, "--to", str(tmp_path / "copy")]) == 2
+
+
+def test_info_of_a_dual_encoder_is_that_of_its_video_side(
+    encoder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["info", str(encoder)]) == 0
+    whole = capsys.readouterr().out
+    assert main(["info", str(encoder / "video")]) == 0
+    video = capsys.readouterr().out
+    assert whole.splitlines()[1:] == video.splitlines()[1:]
+    assert "parameters" in whole

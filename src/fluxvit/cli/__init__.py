@@ -19,11 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]
-    name, rest = " ".join(argv[:1]), argv[1:]
-    for words in (3, 2):  # Names of commands have up to three words.
-        if (longer := " ".join(argv[:words])) in COMMANDS:
-            name, rest = longer, argv[words:]
-            break
+    # Names of commands have up to three words.
+    words = next((words for words in (3, 2) if " ".join(argv[:words]) in COMMANDS), 1)
+    name, rest = " ".join(argv[:words]), argv[words:]
     if not argv or argv[0] in ("-h", "--help"):
         say(_usage())
         return 0 if argv else 2

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fluxvit.checkpoints.checkpoint import Checkpoint, pretrained_names
+from fluxvit.checkpoints.loading import load
 from fluxvit.deploy.config import InfoConfig
 from fluxvit.flux.cost import NetworkSize, clip_cost, grid_cost
 from fluxvit.flux.plan import Measured, Plan
@@ -23,7 +24,8 @@ def run(settings: InfoConfig) -> None:
         with torch.device("meta"):
             model = create_model(name)
     elif Path(name).exists() or name in pretrained_names():
-        checkpoint = Checkpoint.load(name)
+        loaded = load(name)
+        checkpoint = loaded if isinstance(loaded, Checkpoint) else loaded.video
         model, plans = checkpoint.model, checkpoint.plans
     else:
         names = ", ".join([*PRESETS, *pretrained_names()])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT
+from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, Checkpoint
 from fluxvit.deploy.cascade import CascadePredictor
 from fluxvit.deploy.config import PredictConfig
 from fluxvit.deploy.explain import write_explanation
@@ -17,15 +17,12 @@ from fluxvit.utils.system import log_device
 from fluxvit.utils.terminal import json_line, printable, say
 from fluxvit.video.base import VideoError
 
-if TYPE_CHECKING:
-    from fluxvit.models.config import FluxViTConfig
-
 
 def run(config: PredictConfig) -> int:
     """Classify the clips; the exit code is 2 if one of them cannot be read."""
     budget = None if config.cascade else config.budget
     predictor = load_predictor(config.checkpoint, budget, config.grid, config.device)
-    size = predictor.model.config
+    checkpoint, size = predictor.checkpoint, predictor.model.config
     answer: Callable[[str], Prediction] = predictor
     if config.cascade:
         answer = CascadePredictor(predictor, config.budget)
@@ -38,7 +35,8 @@ def run(config: PredictConfig) -> int:
             failed = True
             continue
         log_device(predictor.device)
-        line = _as_json(prediction, config.top) if config.json else _as_text(prediction, config.top, size)
+        top = config.top
+        line = _as_json(prediction, top) if config.json else _as_text(prediction, top, checkpoint)
         say(line, flush=True)
         if config.explain:
             write_explanation(config.explain, prediction, size.patch_size, size.tubelet_size)
@@ -83,9 +81,9 @@ def _as_json(prediction: Prediction, top: int) -> str:
     return json_line({**answer, "head": plan.head, "selector": plan.selector})
 
 
-def _as_text(prediction: Prediction, top: int, size: FluxViTConfig) -> str:
+def _as_text(prediction: Prediction, top: int, checkpoint: Checkpoint) -> str:
     plan, cost = prediction.plan, prediction.spent
-    spent = [f"{plan.keep} of {size.pool(plan.grid)} tokens of {plan.grid}"]
+    spent = [f"{plan.keep} of {checkpoint.pool(plan.grid)} tokens of {plan.grid}"]
     if plan.selector != "group_dynamic":
         spent.append(plan.selector)
     if cost.passes > 1:

@@ -175,7 +175,7 @@ def fit_budget(
         return plan if plan.keep <= pool(plan) else replace(plan, keep=pool(plan), measured=None)
     rows = _best_first([replace(plan, keep=min(plan.keep, pool(plan))) for plan in plans], gmacs)
     if budget.gflops is not None:
-        found = _Spending(budget.gflops, rows, pool, gmacs, gmacs, enough=1.0).plan()
+        found = _PlanSearch(budget.gflops, rows, pool, gmacs, gmacs, enough=1.0).plan()
         if found is None:
             raise _too_small(budget, min(gmacs(_with_keep(row, 1)) for row in rows), "GFLOPs")
         return found
@@ -190,14 +190,14 @@ def fit_budget(
             known[plan] = measure_ms(plan, not trusted)
         return known[plan]
 
-    spending = _Spending(limit, rows, pool, gmacs, latency, enough=_ENOUGH_MS)
+    search = _PlanSearch(limit, rows, pool, gmacs, latency, enough=_ENOUGH_MS)
     fresh: dict[Plan, float] = {}
-    found = spending.plan()
+    found = search.plan()
     for _ in range(_VERIFICATIONS):
         if found is None and trusted:
             known.clear()
             trusted = False
-            found = spending.plan()
+            found = search.plan()
         if found is None:
             break
         spent = fresh[found] = measure_ms(found, True)
@@ -206,12 +206,12 @@ def fit_budget(
         wrong = abs(spent / latency(found) - 1) > _STALE
         # On the brink, it would be above the limit as often as not: fewer tokens are better.
         known[found] = spent if spent <= _SURE * limit else max(spent, 1.001 * limit)
-        former, found = found, spending.plan()
+        former, found = found, search.plan()
         if trusted and (wrong or found == former):
             # Earlier figures may be of a slower or a faster day: search again without them.
             trusted = False
             known.clear()
-            found = spending.plan()
+            found = search.plan()
         elif found == former:
             break
     held = [plan for plan, spent in fresh.items() if spent <= limit]
@@ -254,7 +254,7 @@ def _accuracy(plan: Plan) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Spending:
+class _PlanSearch:
     """The search of :func:`fit_budget` in GFLOPs or milliseconds.
 
     Args:

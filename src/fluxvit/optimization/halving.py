@@ -195,7 +195,8 @@ def choose(
 ) -> tuple[Sampling, int]:
     """The most accurate of samplings that saw all clips, and its head.
 
-    Of those within a quarter of a point of the best, which no set of this kind tells apart, the cheapest.
+    Samplings within a quarter of a point of the best count as equal, because no set of this size can separate
+    them; the cheapest of them is chosen.
     """
     heads = {sampling: table.most_accurate_head(sampling) for sampling in finalists}
 

@@ -95,7 +95,7 @@ def run_video_qa(config: VideoQAConfig, progress: bool = True) -> VideoQA:
             "question": question.question,
             "choices": question.choices,
             "answer": question.answer,
-            "said": {},
+            "answers": {},
         }
         for entry, questions in zip(manifest.entries, asked, strict=True)
         for question in questions
@@ -107,7 +107,7 @@ def run_video_qa(config: VideoQAConfig, progress: bool = True) -> VideoQA:
         for question, record, answer in zip(chain(*asked), records, answers, strict=True):
             tasks[question.task][0] += answer == question.answer
             tasks[question.task][1] += 1
-            record["said"]["blind" if plan is None else f"{plan.keep} of {plan.grid}"] = answer
+            record["answers"]["blind" if plan is None else f"{plan.keep} of {plan.grid}"] = answer
         rows.append(
             {
                 "blind": plan is None,
