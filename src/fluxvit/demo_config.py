@@ -19,19 +19,20 @@ _MOST_VIDEOS = 10_000_000
 class DemoConfig(DeviceOptions):
     """Make a small data set of videos, train a model with three token budgets on it, evaluate it, and report.
 
-    An interrupted demo goes on where it stopped.
+    An interrupted demo continues where it stopped.
 
     Args:
-        out: Folder of everything that the demo writes.
-        videos: Training videos.
-        val: Validation videos, on which the sampling grids are chosen.
-        test: Test videos.
-        epochs: Epochs of training, for the model and again for the one it is compared with.
-        minutes: Minutes that the demo may take. The speed of training is measured, and if all epochs would
-            take longer, fewer are trained, but at least 30 %. 0 means no limit. ``bash run demo`` includes
-            the time of the set-up.
-        seed: Seed of data, initialisation and order.
-        workers: Processes that make videos. By default there is one per core.
+        out: Folder for the data set, checkpoints, logs and report.
+        videos: Number of training videos.
+        val: Number of validation videos, on which the sampling grids are chosen.
+        test: Number of test videos.
+        epochs: Passes over the training videos, both for the model and for the fixed-grid model that it is
+            compared with.
+        minutes: Time limit in minutes. The training speed is measured, and if the demo would take longer,
+            fewer epochs are trained, but at least 30 % of them. 0 means no limit. ``bash run demo`` also
+            counts the time of the set-up.
+        seed: Seed of the videos, the initial weights and the order of the clips.
+        workers: Number of processes that make videos. By default there is one per CPU core.
     """
 
     out: str = "runs/demo"

@@ -11,15 +11,17 @@ from fluxvit.utils.schema import Count, check
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Turn a .pth file, the authors' (FluxViT small or base) or InternVideo2's, into a checkpoint folder.
+    """Turn a .pth file of the FluxViT authors (small or base) or of InternVideo2 into a checkpoint folder.
 
     Args:
-        source: The .pth file. Its tensors determine its kind.
+        source: The .pth file. Its tensors tell which of the two it is.
         out: Checkpoint folder to write.
         activation: Activation of the MLPs. The published weights were trained with ``gelu_tanh``.
-        labels: File of class names in the order of the classes, one per line or with indices.
-        exact: Leave out the parts of a FluxViT that would change the output of an InternVideo2.
-        budgets: Token budgets that get a head each in a converted InternVideo2 (default: 3072,2048,1024).
+        labels: Text file of class names, one on each line in the order of the classes, with or without their
+            indices.
+        exact: Keep the outputs of InternVideo2, by leaving out the parts of FluxViT that would change them.
+        budgets: Token budgets of a converted InternVideo2, each of which gets a head (default:
+            3072,2048,1024).
     """
 
     source: str = field(metadata=POSITIONAL)

@@ -105,9 +105,7 @@ class Parser(ArgumentParser):
             formatter_class=partial(_Formatter, self),  # type: ignore[arg-type]
         )
         self.add_class_arguments(kind, as_group=False)
-        self.add_argument(
-            "--config", action="config", help="YAML file of options; may also be given without --config"
-        )
+        self.add_argument("--config", action="config", help="YAML file of options; --config may be left out")
 
     def named(self, argv: Sequence[str]) -> list[str]:
         """The arguments with each value joined to the name of its option, as in ``--grid=16x224``.
@@ -277,7 +275,7 @@ class _Formatter(HelpFormatter):
         default = self._parser.get_default(name) if name in self._parser.options else None
         if default is None or default is False or default in ("", (), {}):
             return text.replace("%", "%%")
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = ",".join(map(str, default)) if type(default) is tuple else str(default)
         shown = shown.lower() if default is True else shown
         return f"{text} (default: {shown})".replace("%", "%%")
 

@@ -11,11 +11,12 @@ class Command:
 
     Args:
         summary: One line for ``fluxvit --help``.
-        config: The config dataclass, as ``module:name``. Its module imports no PyTorch.
-        run: The function that takes an instance of it, as ``module:name``. An integer that it returns is the
-            exit code; anything else is printed.
-        resumes: After an interruption the same command goes on where it stopped.
-        distributed: The function also takes a `World`: ``torchrun`` may start several processes of it.
+        config: Path of the config dataclass, as ``module:name``. Its module imports no PyTorch.
+        run: Path of the function that takes an instance of it, as ``module:name``. If it returns an integer,
+            that is the exit code; anything else is printed.
+        resumes: Whether the same command continues after an interruption.
+        distributed: Whether ``torchrun`` may start several processes of it. The function then also takes a
+            `World`.
     """
 
     summary: str
@@ -28,7 +29,7 @@ class Command:
 _GROUPS: dict[str, dict[str, Command]] = {
     "start": {
         "demo": Command(
-            "make a small data set, train on it, evaluate and report: a quarter of an hour",
+            "make a small data set, train, evaluate and write a report, in a quarter of an hour",
             "fluxvit.demo_config:DemoConfig",
             "fluxvit.demo:run_demo",
             resumes=True,
@@ -36,35 +37,35 @@ _GROUPS: dict[str, dict[str, Command]] = {
     },
     "train": {
         "pretrain": Command(
-            "learn the features of a frozen teacher, without labels (Flux-UMT)",
+            "pre-train a network without labels, on the features of a frozen teacher (Flux-UMT)",
             "fluxvit.training.recipes:PretrainRecipe",
             "fluxvit.training.runs.pretrain:pretrain_recipe",
             resumes=True,
             distributed=True,
         ),
         "train": Command(
-            "train a classifier at one or several budgets (Flux-Single, Flux-Multi)",
+            "train a video classifier for one or several budgets (Flux-Single, Flux-Multi)",
             "fluxvit.training.recipes:Recipe",
             "fluxvit.training.runs.train:train_recipe",
             resumes=True,
             distributed=True,
         ),
         "train-contrastive": Command(
-            "train a dual encoder: videos and their captions meet in one space",
+            "train a dual encoder, which maps videos and captions into one space",
             "fluxvit.training.recipes:ContrastiveRecipe",
             "fluxvit.training.runs.contrastive:contrastive_recipe",
             resumes=True,
             distributed=True,
         ),
         "train-chat": Command(
-            "train a connector, through which a language model reads the features of a video model",
+            "train a connector, through which a language model reads video features",
             "fluxvit.training.recipes:ChatRecipe",
             "fluxvit.training.runs.chat:chat_recipe",
             resumes=True,
             distributed=True,
         ),
         "probe": Command(
-            "train classifiers on the features of a frozen checkpoint",
+            "train linear classifiers on the features of a frozen checkpoint",
             "fluxvit.evaluation.config:ProbeConfig",
             "fluxvit.evaluation.probing.probe:run_probe",
             resumes=True,
@@ -72,7 +73,7 @@ _GROUPS: dict[str, dict[str, Command]] = {
     },
     "measure": {
         "evaluate": Command(
-            "test a checkpoint on labelled videos at several budgets, and report",
+            "test a checkpoint on labelled videos at several budgets",
             "fluxvit.evaluation.config:EvaluateConfig",
             "fluxvit.evaluation.evaluate:run_evaluation",
             resumes=True,
@@ -84,12 +85,12 @@ _GROUPS: dict[str, dict[str, Command]] = {
             "fluxvit.evaluation.language.retrieval:run_retrieval",
         ),
         "evaluate-qa": Command(
-            "test a chat model on questions with answers to choose from",
+            "test a chat model on multiple-choice questions about videos",
             "fluxvit.evaluation.config:VideoQAConfig",
             "fluxvit.evaluation.language.video_qa:run_video_qa",
         ),
         "optimize": Command(
-            "find the best sampling for each budget, and write it beside the weights",
+            "find the best sampling for each budget, and store it in the checkpoint",
             "fluxvit.optimization.config:OptimizeConfig",
             "fluxvit.optimization.dual_encoder:optimize_folder",
             resumes=True,
@@ -97,12 +98,12 @@ _GROUPS: dict[str, dict[str, Command]] = {
     },
     "use": {
         "predict": Command(
-            "classify videos, at a budget",
+            "classify videos at a budget",
             "fluxvit.deploy.config:PredictConfig",
             "fluxvit.cli.predict:run",
         ),
         "stream": Command(
-            "classify a camera's or a stream's video while it comes",
+            "classify the video of a camera or a stream while it plays",
             "fluxvit.deploy.config:StreamConfig",
             "fluxvit.cli.stream:run",
         ),
@@ -113,12 +114,12 @@ _GROUPS: dict[str, dict[str, Command]] = {
             resumes=True,
         ),
         "search": Command(
-            "find moments in indexed videos, by a sentence or another video",
+            "find moments in indexed videos by a sentence or another video",
             "fluxvit.deploy.config:SearchConfig",
             "fluxvit.cli.search:run",
         ),
         "zero-shot": Command(
-            "make a classifier of class names out of a dual encoder, without training",
+            "make a classifier from class names and a dual encoder, without training",
             "fluxvit.deploy.config:ZeroShotConfig",
             "fluxvit.evaluation.language.zero_shot:run_zero_shot",
         ),
@@ -130,19 +131,19 @@ _GROUPS: dict[str, dict[str, Command]] = {
     },
     "ship": {
         "convert": Command(
-            "turn a .pth file of the authors or of InternVideo2 into a checkpoint folder",
+            "turn a .pth file of the FluxViT authors or of InternVideo2 into a checkpoint folder",
             "fluxvit.checkpoints.config:ConvertConfig",
             "fluxvit.checkpoints.convert:convert",
         ),
         "info": Command(
-            "show the parameters and the cost of a model at each budget",
+            "show the parameters of a model and its cost at each budget",
             "fluxvit.deploy.config:InfoConfig",
             "fluxvit.cli.info:run",
         ),
     },
     "data": {
         "data check": Command(
-            "check every video of a data set, and write its manifest",
+            "check every video of a data set and list them in a manifest",
             "fluxvit.data.config:CheckConfig",
             "fluxvit.data.check:check_dataset",
             resumes=True,

@@ -17,23 +17,25 @@ Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Check every video of a data set and write a manifest: what is there, what is broken and why.
+    """Check every video of a data set and write a manifest: a JSON line for each video, readable or broken.
 
-    An interrupted check goes on where it stopped. Formats and their layout on disk: docs/data.md.
+    Training and evaluation read manifests. An interrupted check continues where it stopped. docs/data.md
+    describes the formats and their files.
 
     Args:
-        source: What the data set ships: a list, an annotation file, or a folder.
+        source: The data set: a folder, a list or an annotation file.
         out: Manifest to write, such as data/k400-train.jsonl.
-        format: Format of the source, such as folder, csv, kinetics or ssv2; ``auto`` recognises it.
-        root: Folder of the videos. By default it is that of the source.
-        split: The split to take: train, val or test. By default the name of the source says it.
-        like: Manifest, checkpoint folder or file of class names, one a line or with indices, whose names and
-            numbers of classes are taken over.
-        columns: Names of the columns of a CSV file, such as path=video,label=class. By default they are
-            recognised.
-        deep: Decode every frame, not only the first.
-        workers: Processes that check files. By default there is one per core.
-        time_limit: Seconds that one file may take. The default is 60, and 600 with ``deep``.
+        format: Format of the source, such as folder, csv, kinetics or ssv2 (docs/data.md lists all); ``auto``
+            recognises it.
+        root: Folder of the videos. By default it is the folder of the source.
+        split: The split to read: train, val or test. By default the name of the source tells which one it is.
+        like: Manifest, checkpoint folder or text file of class names. The classes get the same names and
+            indices as there.
+        columns: Columns of a CSV file to read, such as path=video,label=class. By default they are recognised
+            by name.
+        deep: Decode every frame of each video, and not only the first.
+        workers: Number of processes that check files. By default there is one per CPU core.
+        time_limit: Time limit for one file in seconds. The default is 60, or 600 with ``deep``.
     """
 
     source: str = field(metadata=POSITIONAL)
@@ -55,13 +57,14 @@ class CheckConfig:
 class ShardConfig:
     """Pack the readable videos of a manifest into tar files, and write the manifest that reads them.
 
-    The videos stay as they are. An interrupted run goes on where it stopped. More: docs/data.md.
+    The videos are copied without change. An interrupted run continues where it stopped. More about shards:
+    docs/data.md.
 
     Args:
         manifest: Manifest of the videos, as fluxvit data check writes it.
-        out: Folder of the shards and of their manifest, which keeps its name.
+        out: Folder for the tar files (shards) and for their manifest, which keeps its name.
         size: Largest size of a shard, such as 500MB or 2GB.
-        url: Address that the shards will be read from, such as s3://bucket/k400. By default it is ``out``.
+        url: Address from which the shards will be read, such as s3://bucket/k400. By default it is ``out``.
     """
 
     manifest: str = field(metadata=POSITIONAL)

@@ -26,7 +26,7 @@ class PlanOptions(DeviceOptions):
 
     Args:
         budget: What one clip or window may cost: a number of tokens, such as 1024, or 20gflops, or 50ms. By
-            default it is the largest budget that the model was trained for.
+            default it is the largest number of tokens that the model was trained for.
         grid: Frames and pixels to sample, such as 16x224 for 16 frames of 224x224. By default they follow
             from the budget.
     """
@@ -44,10 +44,11 @@ class PredictConfig(PlanOptions):
         checkpoint: Checkpoint folder, such as runs/demo/best. By default a small model that comes with the
             package is used, which recognises 16 motions of drawn objects.
         top: Number of classes to show.
-        json: Print one JSON object for each clip.
-        explain: Video file to write, which shows the clip with the dropped patches dimmed.
-        cascade: Run a cheap plan first, and a more expensive one only if the answer is unsure. The budget is
-            then the mean cost of a clip.
+        json: Print a JSON object for each clip.
+        explain: Video file (.mp4, .mov or .mkv) to write, which shows the clip with the dropped patches
+            dimmed.
+        cascade: Run a cheap plan (a grid with few tokens) first, and a more expensive one only if its answer
+            is unsure. The budget is then the mean cost of a clip. fluxvit optimize --cascades tunes cascades.
     """
 
     clips: tuple[str, ...] = field(metadata=POSITIONAL)
@@ -71,20 +72,20 @@ class PredictConfig(PlanOptions):
 
 @dataclass(frozen=True)
 class StreamConfig(PlanOptions):
-    """Classify a video while it plays. The answers are about a window that slides over the video.
+    """Classify a video while it plays. Each answer is about a window that slides over the video.
 
     Args:
         source: Video file, camera (/dev/video0, camera:0), address (rtsp://...), or - for standard input.
         checkpoint: Checkpoint folder, such as runs/demo/best. By default a small model that comes with the
             package is used, which recognises 16 motions of drawn objects.
         window: Length of the window in seconds. By default it is the length of the clips that the checkpoint
-            was trained on if these were sampled densely, or else 4; or the length of a shorter file.
-        hop: Seconds from one answer to the next. By default it is an eighth of the window.
-        token_rate: Tokens to encode for each second of the video, instead of a budget.
-        live: Skip windows if the model is too slow to answer all of them. By default this is done for cameras
-            and for live addresses such as rtsp.
+            was trained on if they were sampled densely, and otherwise 4, or the length of a shorter file.
+        hop: Seconds between two answers. By default it is an eighth of the window.
+        token_rate: Number of tokens to encode per second of video. It replaces the budget.
+        live: Skip windows when the model is too slow for all of them. By default it is true for cameras and
+            live addresses such as rtsp.
         top: Number of classes to show.
-        json: Print one JSON object for each answer.
+        json: Print a JSON object for each answer.
     """
 
     source: str = field(metadata=POSITIONAL)
@@ -104,18 +105,19 @@ class StreamConfig(PlanOptions):
 
 @dataclass(frozen=True)
 class IndexConfig(PlanOptions):
-    """Make the videos of a folder searchable, by storing a vector for each window of them in a database.
+    """Make the videos of a folder searchable: store an embedding of each window of them in a database.
 
     Run it again when files were added, changed or removed. An interrupted run continues where it stopped.
 
     Args:
-        folder: Folder of videos; folders below it are included.
+        folder: Folder of videos, including its subfolders.
         db: Database file.
-        checkpoint: Folder of a dual encoder, such as runs/contrastive/last. A new database needs it.
-        seconds: Length of a window in seconds. For a new database the default is the length of the clips that
-            the checkpoint was trained on if these were sampled densely, or else 4.
-        shots: Let windows end at cuts between shots. The default for a new database is true.
-        rebuild: Delete what the database holds, and embed all videos again.
+        checkpoint: Folder of a dual encoder that fluxvit train-contrastive has written, such as
+            runs/contrastive/last. A new database needs it.
+        seconds: Length of a window in seconds. The default for a new database is the length of the clips that
+            the checkpoint was trained on if they were sampled densely, and otherwise 4.
+        shots: End windows at cuts between shots. The default for a new database is true.
+        rebuild: Delete the contents of the database, and embed all videos again.
     """
 
     folder: str = field(metadata=POSITIONAL)
@@ -131,13 +133,13 @@ class SearchConfig(DeviceOptions):
     """Find moments in indexed videos by a sentence or by another video.
 
     Args:
-        sentence: What to find, such as "a red ball bouncing twice".
+        sentence: Description of what to find, such as "a red ball bouncing twice".
         video: Video file to find similar moments to, instead of a sentence.
-        db: Database file, as fluxvit index writes it.
+        db: Database file that fluxvit index has written.
         count: Number of moments to show.
         path: Search only files whose path contains this text.
-        start: Search only after this second of each video.
-        end: Search only before this second of each video.
+        start: Search only after this time of each video, in seconds.
+        end: Search only before this time of each video, in seconds.
         since: Search only files that were modified on this day or later, such as 2026-11-24.
         until: Search only files that were modified before this day.
         checkpoint: Folder of the dual encoder, if it was moved after indexing.
@@ -165,12 +167,14 @@ class ZeroShotConfig(DeviceOptions):
     The result is an ordinary checkpoint, which predict, evaluate and optimize accept.
 
     Args:
-        checkpoint: Folder of a dual encoder, such as runs/contrastive/last.
+        checkpoint: Folder of a dual encoder that fluxvit train-contrastive has written, such as
+            runs/contrastive/last.
         names: Text file of class names, one on each line, with or without their indices; or a manifest with
             class names.
-        templates: Text file of sentences, in which {} stands for the class. By default 16 sentences of the
-            package are used.
-        average: What is averaged over the sentences of a class: their embeddings, or their scores.
+        templates: Text file of sentences in which {} stands for the class name, one on each line. By default
+            the 16 sentences of the package are used.
+        average: What is averaged over the sentences of a class: their embeddings, or the scores of a video
+            with them.
         out: Checkpoint folder to write.
     """
 
@@ -187,12 +191,13 @@ class ChatConfig(PlanOptions):
 
     Args:
         clip: Video file, or folder of frames.
-        questions: Questions to answer. By default they are read from the keyboard.
-        checkpoint: Folder of a chat model, as fluxvit train-chat writes it.
-        clips: Number of equal parts of a long video; each part is sampled and encoded as a clip.
+        questions: Questions to answer. By default they are read from the terminal.
+        checkpoint: Folder of a chat model that fluxvit train-chat has written.
+        clips: Number of equal parts into which a long video is cut; each part is sampled and encoded as a
+            clip.
         language: Folder or file of the language model, if it was moved after training.
-        temperature: Randomness of the answers; 0 always takes the most likely word.
-        limit: Largest number of tokens in an answer.
+        temperature: Randomness of the answers; 0 always takes the most likely token.
+        limit: Largest number of language-model tokens in an answer.
     """
 
     clip: str = field(metadata=POSITIONAL)
@@ -212,11 +217,11 @@ class InfoConfig:
     """Show the parameters of a model, its cost at each budget, and the plans of a checkpoint.
 
     Args:
-        model: Checkpoint folder, or the name of a size, such as fluxvit_small.
-        tokens: Budgets in tokens to show, such as 512,1024. By default they are those of the model and of its
-            paper.
-        grid: Sampling grid, such as 16x224, whose tokens are all embedded before most are dropped. By default
-            a pool of twice the budget is assumed.
+        model: Checkpoint folder, or a size of the network, such as fluxvit_small.
+        tokens: Budgets to show, in tokens, such as 512,1024. By default they are those of the model and of
+            the paper.
+        grid: Sampling grid whose tokens are embedded before most of them are dropped, such as 16x224. By
+            default a grid with twice as many tokens as the budget is assumed.
     """
 
     model: str = field(metadata=POSITIONAL)

@@ -60,24 +60,30 @@ ONE_VIEW = Views()
 class EvaluateConfig(DecodeOptions):
     """Test a checkpoint on labelled videos, with plain and optimised sampling at each budget.
 
-    An interrupted evaluation continues where it was. Under ``torchrun`` the processes share the videos.
+    Plain sampling takes as many frames as the budget pays for and keeps all of their tokens; optimised
+    sampling is the one that fluxvit optimize has found. An interrupted evaluation continues where it stopped.
+    Under ``torchrun`` the processes share the videos.
 
     Args:
-        checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint.
-        data: Manifest of the videos, such as test.jsonl.
-        budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
-            budgets that the checkpoint was trained for are tested.
-        views: CLIPSxCROPS of each video, such as 4x3.
-        grid: Sampling grid to test instead of those of the plan table, such as 16x224.
-        baselines: Selectors that are also tested on the grids of the optimised plans, such as random,uniform.
-        plain_size: Side of the square frames of plain sampling in pixels. By default it is that of the
-            training grid with the largest pool of which one tubelet fits into the smallest budget.
+        checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint
+            (fluxvit_nano_motionworld).
+        data: Manifest of the test videos, such as test.jsonl.
+        budgets: Costs that one view of a video may have, such as 1024,512 (tokens), 20gflops or 50ms. By
+            default the token budgets that the checkpoint was trained for are tested.
+        views: Views of each video, as CLIPSxCROPS; 4x3 means four clips with three crops each. Their
+            predictions are averaged.
+        grid: Sampling grid to test instead of the checkpoint's plans, such as 16x224 for 16 frames of
+            224x224.
+        baselines: Token selectors to compare with on the same grids, such as random,uniform
+            (docs/selection.md).
+        plain_size: Side of the square frames of plain sampling in pixels. By default it is the size of the
+            training grid with the most tokens whose frames fit into the smallest budget.
         target: Key of the class index in the manifest.
         precision: Number format in which the model computes.
-        batch_size: Views that are predicted at once; at least the views of one video.
-        latency: Measure how long each plan takes.
-        out: Folder to write.
-        report: Folder for a report, one HTML page with figures. By default no report is written.
+        batch_size: Number of views in a batch, at least the views of one video.
+        latency: Measure the latency of each tested plan.
+        out: Folder for the results.
+        report: Folder for a report, an HTML page with figures. By default no report is written.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -111,16 +117,18 @@ class RetrievalConfig(DecodeOptions):
     """Test a dual encoder: find videos by their captions, and captions by their videos, at each budget.
 
     Args:
-        checkpoint: Folder of a dual encoder, such as runs/contrastive/last.
+        checkpoint: Folder of a dual encoder that fluxvit train-contrastive has written, such as
+            runs/contrastive/last.
         data: Manifest of the videos, with captions, such as test.jsonl.
-        budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
-            budgets that the checkpoint was trained for are tested.
-        grid: Sampling grid to test instead of those of the plan table, such as 16x224.
-        plain_size: Side of the square frames of plain sampling in pixels. By default it is that of the
-            training grid with the largest pool of which one tubelet fits into the smallest budget.
+        budgets: Costs that one clip may have, such as 1024,512 (tokens), 20gflops or 50ms. By default the
+            token budgets that the checkpoint was trained for are tested.
+        grid: Sampling grid to test instead of the checkpoint's plans, such as 16x224 for 16 frames of
+            224x224.
+        plain_size: Side of the square frames of plain sampling in pixels. By default it is the size of the
+            training grid with the most tokens whose frames fit into the smallest budget.
         precision: Number format in which the model computes.
-        batch_size: Clips that are embedded at once.
-        out: Folder to write.
+        batch_size: Number of clips in a batch.
+        out: Folder for the results.
 
     Raises:
         ValueError: A setting has another type or is out of its range.
@@ -141,21 +149,23 @@ class RetrievalConfig(DecodeOptions):
 
 @dataclass(frozen=True)
 class VideoQAConfig(DeviceOptions):
-    """Test a chat model on questions with answers to choose from: blind, and at each budget.
+    """Test a chat model on multiple-choice questions about videos: without the video, and at each budget.
 
-    A dual encoder chooses the answer nearest to the video.
+    A dual encoder can be tested, too; it chooses the answer nearest to the video.
 
     Args:
-        checkpoint: Folder of a chat model, such as runs/chat/last, or of a dual encoder.
-        data: Manifest of the videos, with questions (``qa``) that have choices, such as test.jsonl.
-        budgets: What a clip may cost, such as 1024,512 (tokens), 20gflops or 50ms. By default the token
-            budgets that the video side was trained for are tested.
-        grid: Sampling grid of all budgets, such as 16x224. By default the plans of the checkpoint say it.
+        checkpoint: Folder of a chat model that fluxvit train-chat has written, such as runs/chat/last, or of
+            a dual encoder.
+        data: Manifest of the test videos, with multiple-choice questions (key ``qa``), such as test.jsonl.
+        budgets: Costs that one clip may have, such as 1024,512 (tokens), 20gflops or 50ms. By default the
+            token budgets that the video model was trained for are tested.
+        grid: Sampling grid for all budgets, such as 16x224 for 16 frames of 224x224. By default the plans of
+            the checkpoint choose it.
         videos: Number of videos to draw from the manifest at random. By default all are used.
-        seed: Seed of the draw.
-        language: Folder or file of the language model, if it has moved.
+        seed: Seed of the choice of videos.
+        language: Folder or file of the language model, if it was moved after training.
         precision: Number format in which the model computes.
-        out: Folder to write.
+        out: Folder for the results.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -184,22 +194,26 @@ _Epochs = Annotated[int, Meta(ge=1, le=1_000_000)]
 class ProbeConfig(DecodeOptions):
     """Train linear classifiers on the features of a frozen checkpoint, with several settings at once.
 
-    Validation videos choose the setting. Features are kept on disk; an interrupted run continues with them.
+    Validation videos choose the best setting. Features are stored in ``out``, so that an interrupted run
+    continues where it stopped.
 
     Args:
         checkpoint: Checkpoint folder of the backbone, such as runs/demo/best.
         train: Manifest of the training videos.
-        val: Manifest of the videos that choose the setting.
-        test: Manifest of the videos that the chosen probe is scored on. By default there is no test.
-        grid: Sampling grid, such as 16x224. By default it is that of the checkpoint's plan for the budget.
-        budget: Tokens to keep. By default it is the checkpoint's largest budget.
+        val: Manifest of the validation videos, which choose the setting.
+        test: Manifest of the test videos, on which the chosen classifier is tested. By default there is no
+            test.
+        grid: Sampling grid, such as 16x224 for 16 frames of 224x224. By default it is that of the
+            checkpoint's plan for the budget.
+        budget: Number of tokens to keep. By default it is the largest number that the checkpoint was trained
+            for.
         epochs: Passes over the training features.
-        batch_size: Videos of a training step.
+        batch_size: Number of videos in a training step.
         lrs: Peak learning rates to try.
-        weight_decays: Weight decays of the weights to try, each with every learning rate.
-        seed: Seed of the initial weights and of the order of the videos, the same for every setting.
+        weight_decays: Weight decays to try, each with every learning rate.
+        seed: Seed of the initial weights and of the order of the videos, the same for all settings.
         target: Key of the class index in the manifests.
-        out: Folder to write.
+        out: Folder for the features, the classifier and the results.
 
     Raises:
         ValueError: A setting is out of its range.

@@ -12,28 +12,34 @@ from fluxvit.utils.schema import Count, Frames, Seed, Size, check
 
 @dataclass(frozen=True)
 class OptimizeConfig(DecodeOptions):
-    """Find the best sampling for each token budget on held-out videos, and write it beside the weights.
+    """Find the best sampling for each token budget on held-out videos, and store it in the checkpoint.
 
-    Few clips decide on most candidates, and all clips on the best ones. An interrupted search continues where
-    it was.
+    A sampling is a number of frames, a frame size, and a selector of the tokens to keep. Most candidates are
+    tried on few clips, and the best ones on all clips. An interrupted search continues where it stopped.
 
     Args:
-        checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint.
-        data: Manifest of the held-out videos that choose. They must not be those that test.
-        budgets: Tokens to keep, a plan for each, such as 512,1024. By default those of training are planned.
-        frames: Frames of the candidate grids, such as 8,12,16. By default those of training are tried, and
-            one step beyond.
-        sizes: Sides of square candidate grids in pixels, such as 168,224, with the same default.
-        selectors: Selectors to try. By default those of the checkpoint's plans are tried, or group_dynamic.
-        videos: Number of videos to draw at random. By default all are used.
-        seed: Seed of their order.
-        test: Manifest of the videos that will test; it is refused if it shares videos with ``data``.
+        checkpoint: Checkpoint folder, such as runs/demo/best, or the name of a packaged checkpoint
+            (fluxvit_nano_motionworld).
+        data: Manifest of the held-out videos on which the candidates are tried. They must not be the test
+            videos.
+        budgets: Numbers of tokens to keep, such as 512,1024; a plan is made for each. By default they are
+            those of training.
+        frames: Numbers of frames to try, such as 8,12,16. By default they are those of training and one step
+            beyond.
+        sizes: Sides of the square frames to try in pixels, such as 168,224. By default they are those of
+            training and one step beyond.
+        selectors: Token selectors to try, such as group_dynamic,two_sided (docs/selection.md). By default
+            they are those of the checkpoint's plans, or group_dynamic.
+        videos: Number of videos to draw from the manifest at random. By default all are used.
+        seed: Seed of the order of the videos.
+        test: Manifest of the test videos. The search is refused if ``data`` contains any of them.
         exhaustive: Try every candidate on every clip.
-        cascades: Mean budgets, such as 40,60 (tokens), 20gflops or 8ms, for each of which a cascade is tuned
-            on the same videos.
-        to: Folder for a copy of the checkpoint that gets the plans. By default the checkpoint itself does.
+        cascades: Mean costs of a clip, such as 40,60 (tokens), 20gflops or 8ms. For each, a cascade is tuned
+            on the same videos: a cheap plan that is followed by a more expensive one if its answer is unsure.
+        to: Folder for a copy of the checkpoint with the plans. By default they are written into the
+            checkpoint itself.
         target: Key of the class index in the manifests.
-        out: Folder of the log.
+        out: Folder for the log of the search.
 
     Raises:
         ValueError: A setting is out of its range.

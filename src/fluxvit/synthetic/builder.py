@@ -64,9 +64,9 @@ class DatasetConfig(ABC, Generic[Spec]):
 
     Args:
         videos: Number of training videos.
-        seed: Seed of everything random; another seed gives other videos.
+        seed: Seed of all random choices; another seed gives other videos.
         val: Number of validation videos. By default it is a tenth of ``videos``, and at least one per class.
-        test: Number of test videos, with the same default.
+        test: Number of test videos. By default it is a tenth of ``videos``, and at least one per class.
 
     Attributes:
         name: Name of the data set in ``dataset.json`` and in messages.

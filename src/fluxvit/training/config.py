@@ -57,31 +57,33 @@ class TrainConfig:
     """How to train.
 
     Args:
-        steps: Optimiser steps.
-        batch_size: Clips in a step.
+        steps: Number of optimiser steps. A recipe sets ``epochs`` instead.
+        batch_size: Number of clips in a step, over all processes together.
         lr: Peak learning rate.
-        min_lr_ratio: Ratio of the last learning rate to the peak learning rate.
-        warmup: Steps of linear warm-up, included in ``steps``.
+        min_lr_ratio: Ratio of the final learning rate to the peak learning rate.
+        warmup: Number of steps of linear warm-up, included in ``steps``. A recipe sets ``warmup_epochs``
+            instead.
         weight_decay: Weight decay, applied to matrices only.
         betas: AdamW betas (beta1, beta2).
         eps: AdamW epsilon.
-        clip_grad: Largest norm of the gradient; 0 sets no limit.
-        precision: Number format: ``fp32``, ``bf16`` (autocast), or ``auto``, the one that multiplies faster
-            on the device.
-        seed: Seed of initialisation, grids, clip order and augmentation.
-        save_seconds: Seconds between saved states.
+        clip_grad: Largest norm of the gradient; a larger gradient is scaled down to it. 0 means no limit.
+        precision: Number format of the computation: ``fp32``, ``bf16`` (autocast), or ``auto``, whichever of
+            them multiplies faster on the device.
+        seed: Seed of the initial weights, sampling grids, clip order and augmentation.
+        save_seconds: Seconds between two saves of the training state, from which an interrupted run
+            continues.
         layer_decay: Ratio of the learning rate of a layer to that of the layer above it; 1 gives all layers
             one rate.
-        accumulate: Number of parts that a batch is cut into so that it fits the memory; the step stays the
-            same.
-        ema: Decay of the moving average of the weights, such as 0.9999; 0 keeps no average.
-        checkpoint_blocks: Recompute activations in the backward pass, which takes less memory and a third
+        accumulate: Number of equal parts in which a batch is processed, to save memory. The result of the
+            step stays the same.
+        ema: Decay of the exponential moving average of the weights, such as 0.9999; 0 means no average.
+        checkpoint_blocks: Recompute activations in the backward pass, which saves memory and costs a third
             more compute.
         compile_blocks: Compile each block with torch.compile.
         shard: Shard parameters, gradients and optimiser state over the processes (FSDP2), for networks that
-            do not fit into one device. With a single process it changes nothing.
-        log_every: Steps between two lines of the log.
-        tensorboard: Log to TensorBoard, too.
+            do not fit on one device. It has no effect in a single process.
+        log_every: Number of steps between two lines of the log.
+        tensorboard: Also write the log for TensorBoard.
     """
 
     steps: Count = 1000
@@ -116,17 +118,20 @@ class VideoSettings:
     """Videos.
 
     Args:
-        train: Manifest of the training videos.
-        root: Data set on disk, such as a folder of classes, instead of ``train``. It is checked when training
-            begins; if it has no splits of its own, a tenth is held out.
-        workers: Processes that prepare clips.
-        cache: Folder of decoded frames, for short videos and few cores; empty for no cache.
-        cache_frames: Frames of each video in the cache.
+        train: Manifest of the training videos, as fluxvit data check writes it.
+        root: Data set on disk, such as a folder with one subfolder per class, instead of ``train``. It is
+            checked when training begins. If it has no splits of its own, a tenth is held out.
+        workers: Number of processes that prepare clips; with 0 the main process prepares them itself.
+        cache: Folder for a cache of decoded frames, which helps with short videos and few CPU cores. Empty
+            (the default) means no cache.
+        cache_frames: Number of frames of each video in the cache.
         cache_side: Shorter side of the cached frames in pixels.
-        sampling: ``sparse`` takes a frame of each of equal segments, ``dense`` every ``stride``-th frame of a
-            window. Validation clips are sampled likewise.
-        stride: Frames from one sampled frame to the next in dense sampling.
-        stride_fps: Frame rate at which the stride counts; 0 takes the rate of each video.
+        sampling: How frames are sampled: ``sparse`` takes one frame from each of equal segments of the video,
+            ``dense`` takes every ``stride``-th frame of a window. Validation clips are sampled in the same
+            way.
+        stride: Distance in frames between two sampled frames in dense sampling.
+        stride_fps: Frame rate in which ``stride`` is counted, such as 30; 0 means the frame rate of each
+            video.
     """
 
     train: str = ""
@@ -153,27 +158,28 @@ class NetworkSettings:
     checkpoint has, and the number of classes follows from the data.
 
     Args:
-        budgets: Token budgets that have a head each, largest first. With ``model.init``, heads of other
-            budgets start as copies of the checkpoint's nearest.
-        drop_path: Stochastic depth rate of the last block; rises linearly from 0.
+        budgets: Token budgets, largest first; the model has a head for each. With ``model.init``, a head for
+            a budget that the checkpoint lacks starts as a copy of the head with the nearest budget.
+        drop_path: Stochastic depth rate of the last block. The rate rises linearly from 0 at the first block.
         drop_rate: Dropout of the pooled vector before the classifier.
         embed_dim: Width of the tokens.
-        depth: Transformer blocks.
-        num_heads: Attention heads.
-        mlp_ratio: Hidden width of the MLP over ``embed_dim``.
-        patch_size: Side of a square patch in pixels.
-        tubelet_size: Frames that one token spans.
+        depth: Number of transformer blocks.
+        num_heads: Number of attention heads in each block.
+        mlp_ratio: Ratio of the hidden width of the MLPs to ``embed_dim``.
+        patch_size: Side of the square patches in pixels.
+        tubelet_size: Number of consecutive frames that a token covers.
         table_shape: Size (time, height, width), in tokens, of the learned position table.
-        pool_dim: Width of the pooled vector, the clip's embedding.
-        pool_heads: Attention heads of the pooling.
-        class_dim: Width of a space in which each class is a vector and logits are scaled cosines; 0 for a
+        pool_dim: Width of the pooled vector, which is the embedding of the clip.
+        pool_heads: Number of attention heads in the pooling layer.
+        class_dim: Width of the space in which each class is a vector and logits are scaled cosines; 0 means a
             linear classifier.
-        activation: ``gelu_tanh`` or ``gelu`` (erf).
-        dual_patch_norm: RMS norm before and after patch embedding.
-        global_position: Learned scale and shift of the position table.
-        local_position: Learned per-channel affine of the values, added to the attention output.
-        qk_norm: RMS norm of queries and keys over the full width.
-        qkv_bias: Bias of the qkv projection.
+        activation: Activation of the MLPs: ``gelu_tanh`` (the tanh approximation) or ``gelu`` (exact, with
+            erf).
+        dual_patch_norm: Apply an RMS norm before and after the patch embedding.
+        global_position: Scale and shift the position table by learned numbers.
+        local_position: Add a learned per-channel affine map of the values to the output of the attention.
+        qk_norm: Apply an RMS norm to queries and keys, over their full width.
+        qkv_bias: Add a bias to the projection of queries, keys and values.
         layer_scale: Initial value of LayerScale.
     """
 
@@ -213,8 +219,8 @@ class LowRank:
     ``pip install 'fluxvit[lora]'``.
 
     Args:
-        rank: Width of an adapter between its two linear maps, such as 8; 0 for no adapters.
-        alpha: The output of an adapter is multiplied by ``alpha / rank``; 0 for a factor of 1.
+        rank: Rank of each adapter, the width between its two linear maps, such as 8; 0 means no adapters.
+        alpha: The output of an adapter is multiplied by ``alpha / rank``; 0 means a factor of 1.
     """
 
     rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
@@ -229,7 +235,7 @@ class AdapterSettings(LowRank):
     """Low-rank adapters of the video tower.
 
     Args:
-        layers: The layers of each block that have an adapter.
+        layers: Layers of each block that have an adapter, out of attn.qkv, attn.proj, mlp.fc1 and mlp.fc2.
     """
 
     layers: Annotated[
@@ -242,11 +248,14 @@ class ModelSettings:
     """Network.
 
     Args:
-        name: Name of a size, such as ``fluxvit_small``.
-        init: Checkpoint folder to start from, whose architecture is kept; empty to start at random.
-        settings: Fields of the network's configuration to replace.
+        name: Size of the network: ``fluxvit_nano``, ``_tiny``, ``_small``, ``_base`` or ``_large``.
+        init: Checkpoint folder to start from, whose architecture is kept. Empty (the default) means random
+            initial weights.
+        settings: Settings of the network to replace. By default each has the value of the named size or of
+            ``init``.
         adapters: Low-rank adapters (LoRA). With a ``rank`` above 0 the blocks keep the weights of ``init``,
-            and adapters of them are trained instead, together with the heads. Checkpoints hold the sum.
+            and adapters of them are trained instead, together with the heads. Checkpoints contain the merged
+            weights.
     """
 
     name: str = "fluxvit_small"
@@ -264,10 +273,10 @@ class GridSettings:
     """Sampling grids that batches draw from (Flux augmentation), or one grid for fixed-grid training.
 
     Args:
-        frames: First number of frames, end (not included) and step.
-        sizes: First side of square frames in pixels, end (not included) and step.
-        min_tokens: Tokens of the smallest pool.
-        max_tokens: Tokens of the largest pool.
+        frames: Numbers of frames, as first, end (not included) and step; 4,26,2 means 4, 6, ... 24.
+        sizes: Sides of the square frames in pixels, as first, end (not included) and step.
+        min_tokens: Tokens of the smallest grid; grids with fewer tokens are left out.
+        max_tokens: Tokens of the largest grid; grids with more tokens are left out.
     """
 
     frames: tuple[Frames, Frames, Frames] = (4, 26, 2)
@@ -289,8 +298,8 @@ class EvalSettings:
     """Validation while training.
 
     Args:
-        grid: Sampling grid of validation clips, such as ``8x224``.
-        every_epochs: Epochs between two validations.
+        grid: Sampling grid of validation clips, such as ``8x224`` for 8 frames of 224x224.
+        every_epochs: Number of epochs between two validations.
     """
 
     grid: str = "8x224"
@@ -308,13 +317,13 @@ class RunRecipe(DeviceOptions):
 
     Args:
         data: The videos.
-        out: Folder of checkpoints and logs.
+        out: Folder for checkpoints and logs.
         model: The network.
-        grids: The sampling grids.
-        optim: How to train. Its ``steps`` and ``warmup`` follow from the epochs.
+        grids: The sampling grids: numbers of frames and frame sizes. Each batch draws one of them at random.
+        optim: The optimisation. Set ``epochs`` and ``warmup_epochs`` instead of ``steps`` and ``warmup``.
         epochs: Passes over the training videos.
-        warmup_epochs: Epochs of linear warm-up, included in ``epochs``.
-        samples: Differently augmented clips of each decoded video in a batch.
+        warmup_epochs: Epochs of linear learning-rate warm-up, included in ``epochs``.
+        samples: Number of clips of each decoded video in a batch, each augmented differently.
         augment: Augmentation of the training clips.
     """
 

