@@ -1,4 +1,4 @@
-"""Predictors that run a more expensive plan only where a cheap one is unsure: cascades."""
+"""Predictors that run a more expensive plan only if a cheap one is unsure (cascades)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fluxvit.video.inputs import VideoInput
 def run_stages(
     model: FluxViT, stages: Sequence[Plan], clip_of: Callable[[SamplingGrid], Tensor]
 ) -> Iterator[FluxViTOutput]:
-    """Run plans one after the other on the same clips, each when it is asked for.
+    """Run plans one after the other on the same clips; each runs when the iterator reaches it.
 
-    Stages of one grid and selector share embeddings and selection.
+    Stages with the same grid and selector share embeddings and selection.
 
     Args:
-        model: In eval mode.
-        clip_of: Gives the clips on a grid, ``[B, C, T, H, W]``, when the grid is reached.
+        model: The model, in eval mode.
+        clip_of: Returns the clips on a grid, ``[B, C, T, H, W]``. It is called when the grid is reached.
     """
     samples: dict[Plan, tuple[Tensor, Tensor | None]] = {}
     for plan in stages:
@@ -44,7 +44,8 @@ def run_stages(
 def measure_chains(model: FluxViT, chains: Sequence[Sequence[Plan]], runs: int = 20) -> list[float]:
     """Median milliseconds of one clip that goes through all stages of a chain, for each chain.
 
-    Timed in turns, so that a load that comes and goes favours none. Reading the video is not in it.
+    Chains are timed in turns, so that a changing load of the device affects all of them alike. The time for
+    reading the video is not included.
     """
     config, weight = model.config, model.patch_embed.proj.weight
     pixels = torch.Generator().manual_seed(0)
@@ -55,7 +56,7 @@ def measure_chains(model: FluxViT, chains: Sequence[Sequence[Plan]], runs: int =
 
     def run(chain: Sequence[Plan]) -> None:
         for out in run_stages(model, chain, clips.__getitem__):
-            out.logits.cpu()  # As in use: whether to go on is decided on the CPU.
+            out.logits.cpu()  # As in a prediction, where the CPU decides whether to continue.
 
     timers = [partial(milliseconds, partial(run, chain), weight.device) for chain in chains]
     return [latency.p50 for latency in time_in_turns(timers, runs=runs)]
@@ -69,10 +70,10 @@ def prefixes(stages: Sequence[Plan]) -> list[Sequence[Plan]]:
 def nearest_cascade(
     cascades: Sequence[Cascade], budget: Budget | None, costs: Callable[[Cascade], Sequence[float]]
 ) -> Cascade:
-    """The cascade of the highest mean cost within a mean budget; None: of the highest.
+    """The cascade with the highest mean cost within a budget, or with the highest of all without a budget.
 
     Args:
-        costs: Costs of the first one, two, ... stages of a cascade, in the budget's unit.
+        costs: Returns the costs of the first one, two, ... stages of a cascade, in the unit of the budget.
 
     Raises:
         ValueError: There are no cascades, or none fits.
@@ -93,30 +94,30 @@ def nearest_cascade(
 
 
 class CascadePredictor:
-    """``CascadePredictor(Predictor("runs/demo/best"), Budget(gflops=3))("clip.mp4").top(5)``
+    """Predicts with a cascade: a cheap plan answers first, and a more expensive one only if it is unsure.
 
-    A cheap plan answers first, and a dearer one only where that is unsure. Frames for all stages are decoded
-    in one go.
+    ``CascadePredictor(Predictor("runs/demo/best"), Budget(gflops=3))("clip.mp4").top(5)`` gives the five most
+    likely classes. The frames for all stages are decoded in one pass.
 
     Args:
-        predictor: Model, labels and device; its own plan is not used.
-        cascade: What to run; or what a clip may cost in the mean, for which the plan table's cascade with the
-            highest mean cost within it is taken. A number is tokens. None: the table's dearest cascade.
+        predictor: Predictor with the model, the labels and the device. Its plan is not used.
+        cascade: The cascade to run; or the mean budget of a clip (a number means tokens), for which the
+            checkpoint's cascade with the highest mean cost within it is used. By default the most expensive
+            cascade is used.
 
     Attributes:
-        cascade: What is run.
+        cascade: The cascade that is run.
 
     Raises:
-        ValueError: The plan table has no cascade that fits, or the checkpoint tells several classes of a
-            clip.
+        ValueError: The checkpoint has no cascade that fits, or predicts several classes of a clip.
     """
 
     def __init__(self, predictor: Predictor, cascade: Cascade | Budget | int | None = None) -> None:
         self._predictor, self.model = predictor, predictor.model
         if predictor.checkpoint.multi_label:
             raise ValueError(
-                "a cascade stops where one class is sure enough; this checkpoint tells several classes of a "
-                "clip, so use a single plan"
+                "a cascade stops when one class is sure enough; this checkpoint predicts several classes of "
+                "a clip, so use a single plan"
             )
         if not isinstance(cascade, Cascade):
             budget = None if cascade is None else Budget.of(cascade)
@@ -133,14 +134,14 @@ class CascadePredictor:
 
     @torch.inference_mode()
     def __call__(self, video: VideoInput, *, fps: float | None = None) -> Prediction:
-        """Classify a video; the prediction's plan is the last stage that was run.
+        """Classify a video. The plan of the prediction is that of the last stage that was run.
 
         Args:
-            video: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
-            fps: As for a :class:`~fluxvit.deploy.predictor.Predictor`.
+            video: A video that :class:`~fluxvit.deploy.predictor.Predictor` accepts.
+            fps: Frame rate of an array of frames, as in :class:`~fluxvit.deploy.predictor.Predictor`.
 
         Raises:
-            VideoError: It cannot be read.
+            VideoError: The video cannot be read.
             ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
         cascade, predictor = self.cascade, self._predictor

@@ -1,1 +1,1 @@
-"""The idea of the paper: grids, token selection, cost and budgets. Imports nothing else of the package."""
+"""The method of the paper: grids, token selection, cost and budgets. Of the package it imports only utils."""

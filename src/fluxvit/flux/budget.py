@@ -8,23 +8,23 @@ from decimal import Decimal
 
 from fluxvit.utils.schema import Count, Positive, check, located, shown
 
-# As many digits as floats have at most; integers of thousands of digits take Python long to read.
+# At most as many digits as floats have: Python takes long to read integers of thousands of digits.
 _BUDGET = re.compile(r"(\d{1,309})(\.\d{1,400})?\s*(tokens?|gflops|ms|)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one clip may cost, in exactly one unit. ``str`` of it is what :meth:`parse` reads.
+    """What one clip may cost, in exactly one unit. :meth:`parse` reads what ``str`` writes.
 
     Args:
         tokens: Tokens that enter the blocks.
         gflops: GMACs of everything that the network computes (the field's papers call a multiply-accumulate
             one FLOP).
-        latency_ms: Milliseconds of a forward pass of one clip on the device in hand.
+        latency_ms: Milliseconds of a forward pass of one clip on the device that is used.
 
     Raises:
-        ValueError: None or several are given, or the number is not positive and finite. A number of tokens
-            must be an integer: ``36.0`` is not one.
+        ValueError: No unit or several units are given, or the number is not positive and finite. A number of
+            tokens must be an integer: ``36.0`` is not one.
     """
 
     tokens: Count | None = None
@@ -40,10 +40,10 @@ class Budget:
 
     @classmethod
     def of(cls, value: Budget | int) -> Budget:
-        """A budget itself, or a number of tokens as a budget. NumPy's integers are numbers, too.
+        """Return a budget as it is, and turn a number of tokens into one. NumPy's integers are accepted, too.
 
         Raises:
-            ValueError: It is neither, or out of range.
+            ValueError: ``value`` is neither, or out of range.
         """
         return value if isinstance(value, Budget) else cls(tokens=value)
 
@@ -73,6 +73,6 @@ class Budget:
         if self.tokens is not None:
             return f"{self.tokens} token{'s' if self.tokens > 1 else ''}"
         number, unit = (self.latency_ms, "ms") if self.gflops is None else (self.gflops, "GFLOPs")
-        # Never rounded, and without the exponents that floats may print.
+        # The number is never rounded, and has no exponent, which floats may print.
         text = f"{Decimal(repr(float(number or 0))):f}"
         return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"

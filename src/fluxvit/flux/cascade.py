@@ -1,4 +1,4 @@
-"""What cascades cost and answer. A cascade runs a more expensive plan only where a cheap one is unsure."""
+"""The costs and answers of cascades, which run a more expensive plan only if a cheap one is unsure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fluxvit.flux.plan import Plan
 
 @dataclass(frozen=True)
 class Spent:
-    """What one clip has cost.
+    """The cost of one clip.
 
     Args:
         tokens: Tokens that entered the blocks, over all passes.
-        gmacs: 1e9 multiply-accumulates of everything, over all passes.
-        passes: Times that tokens were encoded.
+        gmacs: All multiply-accumulates in 1e9, over all passes.
+        passes: Number of passes through the encoder.
     """
 
     tokens: int
@@ -31,7 +31,8 @@ class Spent:
 def chain_gmacs(size: NetworkSize, stages: Sequence[Plan]) -> list[float]:
     """GMACs of a clip that goes through the first one, two, ... of the stages.
 
-    Stages of one grid and selector share embeddings and scores, which are made for the largest of them.
+    Stages with the same grid and selector share embeddings and scores, which are computed once, for the
+    largest of them.
     """
     total, sums = 0, []
     sampled = set()
@@ -52,7 +53,7 @@ def chain_gmacs(size: NetworkSize, stages: Sequence[Plan]) -> list[float]:
 
 
 def chain_tokens(stages: Sequence[Plan]) -> list[int]:
-    """Tokens that are encoded of a clip that goes through the first one, two, ... of the stages."""
+    """Number of tokens encoded for a clip that goes through the first one, two, ... of the stages."""
     return list(accumulate(plan.keep for plan in stages))
 
 
@@ -61,8 +62,8 @@ def stage_answer(logits: Sequence[Tensor], temperatures: Sequence[float], averag
 
     Args:
         logits: Logits of each stage that was run, ``[..., classes]``.
-        temperatures: What the logits of each are divided by; of stages that were not run, too.
-        average: Take the mean of the stages' probabilities, not the last one's.
+        temperatures: Divisor of the logits of each stage; those of stages that were not run are ignored.
+        average: Return the mean of the probabilities of the stages, and not those of the last stage.
 
     Returns:
         float64 ``[..., classes]``; the confidence is the largest of them.

@@ -1,8 +1,8 @@
-"""What a forward pass costs: multiply-accumulates (MACs) of a network size at a grid and a budget.
+"""The cost of a forward pass: multiply-accumulates (MACs) of a network size at a grid and a budget.
 
-The paper's "GFLOPs" are GMACs of the kept tokens alone. What it leaves out, the embedding of the whole pool
-and the selection, is counted here beside it. Both depend on what the selector reads: only for one that reads
-embeddings are tokens embedded that are dropped.
+The paper's "GFLOPs" are GMACs of the kept tokens alone. This module also counts what the paper leaves out:
+the selection, and the embedding of dropped tokens. Both depend on what the selector reads; dropped tokens are
+embedded only for a selector that reads embeddings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fluxvit.flux.selection import Reads, Selector, get_selector
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """The numbers that decide a FluxViT's cost. ``pool_dim`` is the width of the pooled vector."""
+    """The numbers that determine the cost of a FluxViT. ``pool_dim`` is the width of the pooled vector."""
 
     embed_dim: int
     depth: int
@@ -33,7 +33,7 @@ class NetworkSize:
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs of one clip, part by part."""
+    """MACs of one clip for each part of the network."""
 
     embed_kept: int
     embed_dropped: int
@@ -44,17 +44,17 @@ class Cost:
 
     @property
     def published(self) -> int:
-        """As the paper counts (tables 6 and 7): kept tokens only."""
+        """MACs as the paper counts them (tables 6 and 7): of kept tokens only."""
         return self.embed_kept + self.blocks + self.pooling + self.classifier
 
     @property
     def unpublished(self) -> int:
-        """What the paper leaves out: embedding tokens that are dropped, and scoring the pool."""
+        """MACs that the paper leaves out: embedding the dropped tokens, and scoring the pool."""
         return self.embed_dropped + self.selection
 
     @property
     def total(self) -> int:
-        """Everything that the network computes."""
+        """MACs of everything that the network computes."""
         return self.published + self.unpublished
 
 
@@ -63,8 +63,8 @@ def clip_cost(size: NetworkSize, keep: int, pool: int | None = None, reads: Read
 
     Args:
         size: The network.
-        keep: Tokens that enter the blocks, class token not counted.
-        pool: Tokens of the sampled grid; default: ``keep``, nothing is dropped.
+        keep: Tokens that enter the blocks, without the class token.
+        pool: Tokens of the sampled grid. By default nothing is dropped.
         reads: What the selector reads.
 
     Raises:
@@ -80,10 +80,10 @@ def clip_cost(size: NetworkSize, keep: int, pool: int | None = None, reads: Read
     return Cost(
         embed_kept=keep * values * width,
         embed_dropped=(pool - keep) * values * width if reads == "embeddings" else 0,
-        # One subtraction and one term of a norm per number of a token: about a MAC each.
+        # Each number of a token takes a subtraction and a term of a norm, which are about one MAC.
         selection=pool * scored if keep < pool else 0,
         blocks=size.depth * (length * linear + 2 * length * length * width),
-        # Keys and values of all tokens; the query and the output are one token's.
+        # All tokens have keys and values; only one token has a query and an output.
         pooling=2 * length * width * width + width * width + 2 * length * width + width * size.pool_dim,
         classifier=size.pool_dim * size.num_classes,
     )
@@ -92,7 +92,7 @@ def clip_cost(size: NetworkSize, keep: int, pool: int | None = None, reads: Read
 def grid_cost(
     size: NetworkSize, grid: SamplingGrid, keep: int, selector: str | Selector = "group_dynamic"
 ) -> Cost:
-    """:func:`clip_cost` of a grid and a selector; ``keep`` above the pool keeps all.
+    """Cost of one clip on a grid with a selector; ``keep`` above the pool keeps all tokens.
 
     Raises:
         ValueError: The grid is not a whole number of tokens, or the selector is unknown.

@@ -1,7 +1,8 @@
-"""Sampling grids: how many frames of which size are cut into tokens.
+"""Sampling grids: how many frames are sampled, and at which size.
 
-A *grid* is frames x height x width in pixels; its *pool* is every token that it yields. Training draws one
-legal grid a batch (paper section 3, tables 14 and 16); at test time a denser grid may feed the same budget.
+A *grid* is frames x height x width in pixels; its *pool* is the set of all tokens that it is cut into. Each
+training batch draws one legal grid (paper section 3, tables 14 and 16). At test time a denser grid may be
+used with the same budget.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from msgspec import Meta
 
 from fluxvit.utils.schema import check, located, shown
 
-# Far beyond any video: they stop typing errors before anything is allocated.
+# These limits are far beyond any video. They catch typing errors before anything is allocated.
 _Frames = Annotated[int, Meta(ge=1, le=1 << 14)]
 _Pixels = Annotated[int, Meta(ge=1, le=1 << 16)]
 MAX_POOL = 1 << 17
-"""Tokens that the pool of one clip may have: several times those of the largest published grids. The
-environment variable ``FLUXVIT_MAX_POOL`` sets another bound.
+"""Largest number of tokens in the pool of a clip, several times that of the largest published grids. The
+environment variable ``FLUXVIT_MAX_POOL`` sets another limit.
 """
 _GRID = re.compile(r"(\d{1,12})x(\d{1,12})(?:x(\d{1,12}))?", re.ASCII)
 
@@ -45,7 +46,7 @@ class SamplingGrid:
         """Read ``"16x224"`` (square) or ``"16x168x224"`` (frames x height x width).
 
         Raises:
-            ValueError: ``text`` is neither.
+            ValueError: ``text`` has another form.
         """
         match = _GRID.fullmatch(text.strip().lower())
         if not match:
@@ -63,14 +64,14 @@ class SamplingGrid:
     def token_shape(
         self, patch_size: int = 14, tubelet_size: int = 1, *, bounded: bool = True
     ) -> tuple[int, int, int]:
-        """Tokens along (time, height, width).
+        """Number of tokens along (time, height, width).
 
         Args:
-            bounded: Refuse pools beyond `MAX_POOL`. False where a grid is only considered.
+            bounded: Refuse pools beyond the limit. False is for grids that are only candidates.
 
         Raises:
-            ValueError: A side is not a whole number of patches, or the frames of tubelets; or the pool is
-                larger than `MAX_POOL` or what ``FLUXVIT_MAX_POOL`` allows.
+            ValueError: Height or width is not a whole number of patches, the frames are not a whole number of
+                tubelets, or the pool is larger than :func:`max_pool`.
         """
         shape = []
         for name, size, unit in (
@@ -93,16 +94,16 @@ class SamplingGrid:
         return shape[0], shape[1], shape[2]
 
     def tokens(self, patch_size: int = 14, tubelet_size: int = 1, *, bounded: bool = True) -> int:
-        """Size of the pool; arguments and errors as for :meth:`token_shape`."""
+        """Number of tokens in the pool; arguments and errors are those of :meth:`token_shape`."""
         frames, height, width = self.token_shape(patch_size, tubelet_size, bounded=bounded)
         return frames * height * width
 
 
 def max_pool() -> int:
-    """Tokens that the pool of one clip may have in this process.
+    """Largest number of tokens in the pool of a clip in this process.
 
     Raises:
-        ValueError: ``FLUXVIT_MAX_POOL`` is no positive integer.
+        ValueError: ``FLUXVIT_MAX_POOL`` is not a positive integer.
     """
     text = os.environ.get("FLUXVIT_MAX_POOL")
     if text is None:
@@ -121,10 +122,10 @@ def legal_grids(
     patch_size: int = 14,
     tubelet_size: int = 1,
 ) -> tuple[SamplingGrid, ...]:
-    """Square grids whose pool lies within ``[min_tokens, max_tokens]``, sorted.
+    """Square grids whose pool has ``min_tokens`` to ``max_tokens`` tokens, sorted.
 
-    ``range(4, 26, 2), range(168, 280, 28), 2048, 4096`` gives the 18 grids of the paper (tables 14 and 16);
-    ``range(6, 26, 2), range(112, 364, 28), 2048, 6144`` the 41 of the authors' fine-tuning scripts.
+    ``range(4, 26, 2), range(168, 280, 28), 2048, 4096`` gives the 18 grids of the paper (tables 14 and 16),
+    and ``range(6, 26, 2), range(112, 364, 28), 2048, 6144`` the 41 of the authors' fine-tuning scripts.
 
     Raises:
         ValueError: No grid is legal.
@@ -146,11 +147,11 @@ def legal_grids(
 
 
 def draw_grid(grids: Sequence[SamplingGrid], seed: int, step: int) -> SamplingGrid:
-    """The grid of a training step, uniform over ``grids``.
+    """The grid of a training step, drawn uniformly from ``grids``.
 
-    It depends on ``(seed, step)`` alone, so every rank draws the same one and a resumed run draws on as if
-    it had never stopped. (The release draws per rank from a running generator, so that ranks wait for the
-    slowest and a resume changes the draws.)
+    It depends only on ``seed`` and ``step``, so every rank draws the same grid, and a resumed run draws the
+    same grids as an uninterrupted one. (In the authors' code each rank draws from its own running generator,
+    so that ranks wait for the slowest one, and resuming changes the draws.)
     """
-    # random() is the one method that Python promises to keep reproducible across versions.
+    # random() is the only method that Python promises to keep reproducible across versions.
     return grids[int(random.Random(f"grid {seed} {step}").random() * len(grids))]

@@ -1,4 +1,4 @@
-"""Plans and cascades: the sampling that a budget buys, and the search for the plan that fits."""
+"""Plans and cascades, and the search for the plan that fits a budget."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fluxvit.utils.schema import Count, Name, Natural, NotNegative, Positive, Sh
 
 @dataclass(frozen=True)
 class Measured:
-    """What a plan is known to give and to cost, as far as it was measured.
+    """The measured accuracy and cost of a plan. What was not measured is None.
 
     Args:
-        correct: Clips that were right on held-out data; of ``total``.
-        total: Clips of that data.
-        gmacs: 1e9 multiply-accumulates of a clip, everything counted.
+        correct: Number of held-out clips that were classified correctly.
+        total: Number of held-out clips.
+        gmacs: All multiply-accumulates of a clip, in 1e9.
         latency_ms: Median milliseconds of a forward pass of one clip on ``device``.
-        device: What the latency was measured on.
+        device: Device on which the latency was measured.
 
     Raises:
         ValueError: A value has another type or range.
@@ -44,15 +44,16 @@ class Measured:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of clips that were right; None if that was not measured."""
+        """Share of clips that were classified correctly; None if it was not measured."""
         return self.correct / self.total if self.correct is not None and self.total else None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to spend a budget: sample ``grid``, keep ``keep`` tokens, read ``head`` (None: the nearest).
+    """A way to spend a budget: sample ``grid``, keep ``keep`` tokens with ``selector``, and read ``head``.
 
-    Two plans are equal if they do the same, whatever was ``measured`` of them.
+    A ``head`` of None is the one that was trained at the nearest number of tokens. ``measured`` does not
+    count when plans are compared.
 
     Raises:
         ValueError: The selector is unknown, or a value has another type or range.
@@ -71,20 +72,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cascade:
-    """A cheap plan first, a dearer one only where the answer is unsure.
+    """Plans that run in turn, until the answer of one is sure enough.
 
     Args:
-        stages: Cheapest first, two at least.
-        threshold: Confidence, 0 to 1, from which a stage's answer stands. That of a stage is its largest
-            probability after its logits were divided by its temperature; the last stage's always stands.
-        temperatures: One for each stage.
+        stages: The plans, cheapest first; at least two.
+        threshold: Confidence, 0 to 1, at which the answer of a stage is final. The confidence is the largest
+            probability after the logits are divided by the temperature. The last stage is always final.
+        temperatures: Temperature of each stage.
         measured: Accuracy, and the mean cost of a clip.
-        average: The answer is the mean of the probabilities of all stages that were run, not the last one's.
-        reach: Share of clips that came to each stage when it was tuned, from 1 falling; empty: unknown.
+        average: Answer with the mean probabilities of all stages that were run, not with those of the last.
+        reach: Share of the clips that reached each stage in tuning: 1 for the first stage, and never rising.
+            Empty if it is unknown.
 
     Raises:
-        ValueError: There are fewer than two stages, not as many temperatures, or a value has another type or
-            range.
+        ValueError: There are fewer than two stages, the numbers of stages and temperatures differ, or a value
+            has another type or range.
     """
 
     stages: Annotated[tuple[Plan, ...], Meta(max_length=64)]
@@ -112,8 +114,10 @@ class Cascade:
             )
 
     def mean(self, costs: Sequence[float]) -> float:
-        """Mean cost of a clip, in the unit of ``costs``: what a clip costs that stops at each stage, all that
-        it ran counted. Of unknown reach, as if every clip came to the last stage.
+        """Mean cost of a clip. If the reach is unknown, every clip counts as if it reached the last stage.
+
+        Args:
+            costs: Cost of a clip that stops at each stage, including the stages before, in any unit.
         """
         reach = self.reach or (1.0,) * len(self.stages)
         steps = [cost - before for cost, before in zip(costs, (0, *costs), strict=False)]
@@ -121,8 +125,10 @@ class Cascade:
 
 
 def nearest_plan(plans: Sequence[Plan], tokens: int) -> Plan:
-    """The plan for a token budget: of the plans made for at most ``tokens`` tokens the largest, else the
-    smallest, with ``tokens`` kept. The pool may be smaller; then all of it is kept.
+    """The plan for a token budget, with ``tokens`` tokens kept.
+
+    It is the largest plan that was made for at most ``tokens`` tokens, or the smallest plan if there is none.
+    Its pool may have fewer tokens.
     """
     assert plans
     below = [plan for plan in plans if plan.keep <= tokens]
@@ -138,30 +144,32 @@ def fit_budget(
 ) -> Plan:
     """The plan that spends a budget.
 
-    Tokens: :func:`nearest_plan`. GFLOPs and milliseconds, by which a dense grid may cost more than a sparse
-    one that keeps more tokens:
+    A budget in tokens leads to :func:`nearest_plan`. In GFLOPs and milliseconds a dense grid may cost more
+    than a sparse one that keeps more tokens, so plans are searched:
 
-    1. The base is the best of the known plans that fit as they stand. Best is the highest measured accuracy,
-       of equals the cheapest, if every plan's was measured; else the most tokens.
-    2. What is left is spent on more tokens of the base's grid, up to the pool; on none, if a plan of the same
-       grid and selector with more tokens was measured to be worse.
-    3. If that leaves more than a twentieth of the budget, the grid of a better plan that does not fit is
-       taken with fewer tokens, though not fewer than the base's. It is also what happens if no plan fits,
-       with one token at least. Of several such plans, the one that gives up the smallest share of its tokens.
+    1. The base is the best of the known plans that fit without change. If the accuracy of every plan was
+       measured, the best plan is the most accurate one, and the cheapest of equally accurate ones. Otherwise
+       it is the one with the most tokens.
+    2. The rest of the budget is spent on more tokens of the base's grid, up to the pool. It is not spent if a
+       plan with more tokens on the same grid and selector was measured to be worse.
+    3. If more than a twentieth of the budget is still left, a better plan that does not fit is used with
+       fewer tokens, but not with fewer than the base has. The same is done if no plan fits, with at least one
+       token. If there are several such plans, the one that gives up the smallest share of its tokens is used.
 
-    Latency is noisy and need not rise with every token. What was found is therefore measured afresh, and
-    counts if that is within 95 to 99 % of the budget; else the search goes on with that figure, five times at
-    most. Then of what was measured afresh and not above the budget that nearest to 97.5 % is taken.
+    Latency is noisy and need not rise with every token. The plan that was found is therefore measured again,
+    and is accepted if that latency is 95 to 99 % of the budget. Otherwise the search continues with the new
+    latency, at most five times. Then the plan whose new latency is nearest to 97.5 % of the budget is used,
+    among those within the budget.
 
     Args:
-        budget: What may be spent.
+        budget: What one clip may cost.
         plans: Known plans.
         size: The network, for GFLOPs.
-        measure_ms: Tells a plan's latency on the device, for milliseconds: if the second argument is true,
-            as measured now; else an earlier figure will do.
+        measure_ms: Function that returns the latency of a plan on the device, for milliseconds. If its second
+            argument is true, it measures now; otherwise an earlier measurement is enough.
 
     Raises:
-        ValueError: Not even one token fits, or no plan that was found held the budget when measured afresh.
+        ValueError: Not even one token fits, or no plan that was found kept the budget when measured again.
     """
 
     def pool(plan: Plan) -> int:
@@ -183,7 +191,7 @@ def fit_budget(
     limit = budget.latency_ms
     assert limit is not None
     known: dict[Plan, float] = {}
-    trusted = True  # Earlier figures are, until one is found wrong.
+    trusted = True  # Earlier measurements are used until one proves wrong.
 
     def latency(plan: Plan) -> float:
         if plan not in known:
@@ -204,11 +212,11 @@ def fit_budget(
         if _NEAR * limit <= spent <= _SURE * limit:
             return found
         wrong = abs(spent / latency(found) - 1) > _STALE
-        # On the brink, it would be above the limit as often as not: fewer tokens are better.
+        # A plan this close to the limit would exceed it about every other time: take fewer tokens.
         known[found] = spent if spent <= _SURE * limit else max(spent, 1.001 * limit)
         former, found = found, search.plan()
         if trusted and (wrong or found == former):
-            # Earlier figures may be of a slower or a faster day: search again without them.
+            # The device may have become slower or faster since: search again without earlier measurements.
             trusted = False
             known.clear()
             found = search.plan()
@@ -226,11 +234,11 @@ def fit_budget(
     )
 
 
-# A budget is spent if this much of it is; a latency is, if no more than that is: it varies.
+# A budget counts as spent from the first share on. A latency varies, so it must not exceed the second share.
 _NEAR, _SURE = 0.95, 0.99
-# The search in milliseconds ends here, so that a fresh measurement may differ a little.
+# The search in milliseconds ends at this share, so that the next measurement may differ a little.
 _ENOUGH_MS = 0.96
-# Fresh measurements of what the search found; and how far one may be from an earlier figure.
+# Most measurements of found plans, and how far one may be from an earlier measurement.
 _VERIFICATIONS, _STALE = 6, 0.1
 
 
@@ -258,12 +266,12 @@ class _PlanSearch:
     """The search of :func:`fit_budget` in GFLOPs or milliseconds.
 
     Args:
-        limit: What may be spent.
+        limit: Largest cost.
         rows: Known plans, best first.
-        pool: Tokens of a plan's grid.
-        gmacs: A plan's cost, counted.
-        cost: What a plan spends; dear to ask.
-        enough: Share of the limit from which on no more tokens are looked for.
+        pool: Number of tokens of a plan's grid.
+        gmacs: Computes the GMACs of a plan.
+        cost: Returns the cost of a plan, in the unit of the limit. It may be slow.
+        enough: Share of the limit at which the search for more tokens ends.
     """
 
     limit: float
@@ -274,7 +282,7 @@ class _PlanSearch:
     enough: float
 
     def plan(self) -> Plan | None:
-        """The plan to take, or None if no plan is within the limit."""
+        """The plan to use, or None if no plan is within the limit."""
         base = next((row for row in self.rows if self.cost(row) <= self.limit), None)
         found, better, least = None, self.rows, 1
         if base is not None:
@@ -291,7 +299,7 @@ class _PlanSearch:
         return found
 
     def _top(self, base: Plan) -> int:
-        """The most tokens that the base's grid may keep: its own if more are known to be worse, else all."""
+        """Most tokens for the base's grid: those of the base if more are known to be worse, otherwise all."""
         worse = any(
             (row.grid, row.selector) == (base.grid, base.selector)
             and row.keep > base.keep
@@ -301,12 +309,12 @@ class _PlanSearch:
         return base.keep if worse else self.pool(base)
 
     def _share(self, row: Plan, least: int) -> float:
-        """About which share of its tokens a plan above the limit can keep within it."""
+        """Estimated share of its tokens that a plan above the limit can keep within it."""
         low, high = self.cost(_with_keep(row, least)), self.cost(row)
         return (least + (self.limit - low) / (high - low) * (row.keep - least)) / row.keep
 
     def _grow(self, row: Plan, least: int, most: int) -> Plan:
-        """The most tokens of a plan's grid within the limit, given that ``least`` are within it."""
+        """A plan with the most tokens of its grid within the limit, if ``least`` tokens are within it."""
         former, low, high = None, _with_keep(row, least), None
         aim, straight = (1 + self.enough) / 2 * self.limit, True
         while low.keep < most and self.cost(low) < self.enough * self.limit:
@@ -316,7 +324,7 @@ class _PlanSearch:
                 gap = high.keep - low.keep
                 if gap <= (1 if self.enough == 1 else max(1, low.keep // 64)):
                     break
-                # By a straight line and by halves in turns: the line is quick, halves always arrive.
+                # Linear interpolation, which is fast, and bisection, which always converges, take turns.
                 part = (aim - self.cost(low)) / (self.cost(high) - self.cost(low)) if straight else 0.5
                 keep, straight = low.keep + min(max(round(part * gap), 1), gap - 1), not straight
             middle = _with_keep(row, keep)
@@ -327,9 +335,9 @@ class _PlanSearch:
         return low
 
     def _beyond(self, former: Plan | None, low: Plan, most: int, aim: float) -> int:
-        """Tokens that spend ``aim`` if the cost goes on to rise with the GMACs as it did until ``low``.
+        """Number of tokens that costs ``aim`` if the cost keeps rising with the GMACs as up to ``low``.
 
-        So the whole pool, which may be far dearer than the limit, is hardly ever tried.
+        This avoids trying the full pool, which may cost far more than the limit.
         """
         cost, gmacs = self.cost(low), self.gmacs(low)
         if former is not None:

@@ -1,23 +1,23 @@
-"""Which tokens of a pool to keep: the group-dynamic selector and its baselines.
+"""Selectors of the tokens to keep: the group-dynamic selector and its baselines.
 
 A selector turns tokens ``[B, T, L, C]`` (T frames of L tokens) into scores ``[B, T, L]``, and splits the
 frames into groups. :func:`select` then keeps the best tokens of each group. A token is represented by its
 patch embedding (after the patch norm, before positions) or by its raw pixels; with pixels only the kept
 tokens need to be embedded. No selector has parameters, and no gradients pass through the choice.
 
-These rules hold where the paper leaves room or the authors' code differs:
+These rules apply where the paper is not specific or the authors' code differs:
 
-* Exactly ``keep`` tokens stay. They are split evenly between the groups, the remainder going to the first
-  ones (the authors' code rounds down in floating point and loses up to four tokens).
-* Scores are computed in fp32 for every dtype of the tokens, and ties go to the lowest index, so that one
-  input gives one selection. In bf16 most distances tie.
+* Exactly ``keep`` tokens stay. They are split evenly between the groups, and the remainder goes to the first
+  groups (the authors' code rounds down in floating point and loses up to four tokens).
+* Scores are computed in fp32 for every dtype of the tokens, and ties go to the lowest index, so that the
+  same input always gives the same selection. In bf16 most distances tie.
 * A group has at least two frames: four frames make two groups. An odd number of frames makes two groups,
-  the first one frame longer; fewer than four make one.
+  the first of which is one frame longer. Fewer than four frames make one group.
 * A single frame has no motion. Its tokens are scored by their distance from the frame's mean token.
 * The kept tokens for a smaller budget are a subset of those for a larger one. That holds for every selector
   here, because the scores do not depend on the budget and no group's share shrinks when the budget grows.
 
-PyTorch is imported where it computes, and not with the module: the options of commands list the selectors.
+The functions import PyTorch themselves: the module must load quickly, because options list the selectors.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ Reads = Literal["embeddings", "pixels", "nothing"]
 
 
 class Selector(Protocol):
-    """Scores tokens; higher is kept first."""
+    """Scores tokens and divides frames into groups. Tokens with the highest scores are kept."""
 
     @property
     def reads(self) -> Reads:
-        """What :meth:`scores` must be given; with ``nothing`` the tokens may hold any values.
+        """Input of :meth:`scores`; with ``nothing`` the values of the tokens do not matter.
 
-        Unless it is ``embeddings``, a model embeds none of the dropped tokens.
+        A model embeds dropped tokens only for selectors that read ``embeddings``.
         """
         ...
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """``[B, T, L, C]`` to fp32 scores ``[B, T, L]``."""
+        """Map tokens ``[B, T, L, C]`` to fp32 scores ``[B, T, L]``."""
         ...
 
     def groups(self, frames: int) -> tuple[int, ...]:
-        """Sizes, in frames, of the contiguous groups that share the budget evenly."""
+        """Numbers of frames of the contiguous groups, which share the budget evenly."""
         ...
 
 
 def split_frames(frames: int, groups: int) -> tuple[int, ...]:
-    """Group sizes for ``frames``: ``groups`` if they divide the frames evenly, else half as many, and so on.
+    """Group sizes: ``groups`` groups if they divide the frames evenly, otherwise half as many, and so on.
 
     No group has fewer than two frames (unless there is only one); odd counts fall back to two uneven groups.
     """
@@ -69,7 +69,7 @@ def split_frames(frames: int, groups: int) -> tuple[int, ...]:
 
 
 def share_budget(keep: int, capacities: Sequence[int]) -> list[int]:
-    """Split ``keep`` evenly between groups, remainder to the first, none above its capacity."""
+    """Split ``keep`` evenly between groups up to their capacities; the remainder goes to the first groups."""
     assert 0 <= keep <= sum(capacities)
     shares = [0] * len(capacities)
     unfilled = list(range(len(capacities)))
@@ -89,19 +89,19 @@ def share_budget(keep: int, capacities: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class GroupDynamic:
-    """Change between neighbouring frames of a group at the same position (paper section 3, table 2).
+    """Keeps the tokens that differ most from the frame before, in groups of frames (section 3, table 2).
 
-    The first frame of a group has no predecessor there; it takes the scores of the second frame, as in the
-    authors' code.
+    The first frame of a group has no frame before it in the group. It gets the scores of the second frame, as
+    in the authors' code.
 
     Args:
-        num_groups: Requested number of groups (the paper's 4).
-        p: Order of the norm over channels (the paper's 2).
+        num_groups: Requested number of groups (4 in the paper).
+        p: Order of the norm over channels (2 in the paper).
         reads: ``pixels`` compares raw tubelets, as run-length tokenization does (arXiv 2411.05222 keeps all
             tubelets that change by more than a threshold; here exactly K stay).
 
     Raises:
-        ValueError: There is no group, or ``reads`` is neither embeddings nor pixels.
+        ValueError: ``num_groups`` is below 1, or ``reads`` is neither embeddings nor pixels.
     """
 
     num_groups: int = 4
@@ -125,7 +125,7 @@ class GroupDynamic:
         if frames == 1:
             return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
         change = torch.linalg.vector_norm(x[:, 1:] - x[:, :-1], self.p, dim=-1)
-        # Slices, because an index made of a Python list is copied to the device at every call.
+        # Slices are used because indexing with a Python list copies it to the device at every call.
         parts: list[Tensor] = []
         first = 0
         for size in self.groups(frames):
@@ -136,13 +136,14 @@ class GroupDynamic:
 
 @dataclass(frozen=True)
 class TwoSided(GroupDynamic):
-    """Change from the frame before or to the frame after, whichever is smaller, number by number.
+    """Keeps the tokens that differ from both the frame before and the frame after.
 
-    This selector is not in the paper. Background that something has just left differs from the frame before
-    but not from the frame after, and background that is about to be covered the other way round; what moves
-    differs from both. (On pixels this is three-frame differencing, an old way to find moving objects.) The
-    first and the last frame of the clip have one neighbour only. Groups only share the budget: neighbours are
-    compared across their borders. The arguments are those of :class:`GroupDynamic`.
+    This selector is not in the paper. It takes the smaller of the two differences of each channel.
+    Background that something has just left differs from the frame before but not from the frame after, and
+    background that is about to be covered differs only from the frame after; what moves differs from both.
+    (On pixels this is three-frame differencing, an old way to find moving objects.) The first and the last
+    frame of the clip have only one neighbour. Frames are also compared across the borders of groups, which
+    only share the budget. The arguments are those of :class:`GroupDynamic`.
     """
 
     def scores(self, tokens: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ class TwoSided(GroupDynamic):
 
 @dataclass(frozen=True)
 class _Blind:
-    """Base of the selectors that read nothing and treat the clip as one group."""
+    """Base class of selectors that read nothing and treat the clip as one group."""
 
     reads: ClassVar[Reads] = "nothing"
 
@@ -169,24 +170,24 @@ class _Blind:
 
 @dataclass(frozen=True)
 class Tube(_Blind):
-    """The same random positions in every frame, as in tube masking (table 2).
+    """Keeps the same random positions in every frame, as in tube masking (table 2).
 
     Args:
-        seed: Fixes the positions, the same for every clip. None draws new positions for every clip and call
-            from PyTorch's generator, as training needs.
+        seed: Seed of the positions, which are then the same for every clip. None draws new positions for
+            every clip and call from PyTorch's generator, for training.
     """
 
     seed: int | None = 0
 
     def scores(self, tokens: Tensor) -> Tensor:
         batch, frames, length, _ = tokens.shape
-        # Ties go to the lowest index, so a position that does not fit in all frames is kept in the first.
+        # Ties go to the lowest index: a position that does not fit in all frames is kept in the first ones.
         return _random((batch, 1, length), self.seed, tokens.device).expand(-1, frames, -1)
 
 
 @dataclass(frozen=True)
 class Uniform(_Blind):
-    """Tokens spread evenly over the clip by a golden-ratio sequence over raster order."""
+    """Keeps tokens that are spread evenly over the clip, by a golden-ratio sequence in raster order."""
 
     def scores(self, tokens: Tensor) -> Tensor:
         import torch
@@ -200,7 +201,7 @@ class Uniform(_Blind):
 
 @dataclass(frozen=True)
 class Random(_Blind):
-    """Tokens at random; ``seed`` as for :class:`Tube`."""
+    """Keeps random tokens; ``seed`` as in :class:`Tube`."""
 
     seed: int | None = 0
 
@@ -214,7 +215,7 @@ def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> T
     if seed is None:
         return torch.rand(shape, device=device)
     draw = _seeded.__wrapped__ if torch.compiler.is_compiling() else _seeded
-    # One draw for all clips: a clip's tokens must not depend on the batch that it is in.
+    # One draw serves all clips, so that a clip's tokens do not depend on its batch.
     return draw(shape[1:], seed, device).expand(shape)
 
 
@@ -222,7 +223,8 @@ def _random(shape: tuple[int, ...], seed: int | None, device: torch.device) -> T
 def _seeded(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
     import torch
 
-    # Drawn on the CPU, because generators differ between devices, and kept, because a copy stalls the device.
+    # The CPU draws, because generators differ between devices. The result is cached, because a copy stalls
+    # the device.
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
@@ -237,7 +239,7 @@ SELECTORS: dict[str, Selector] = {
     "uniform": Uniform(),
     "random": Random(),
 }
-"""Which tokens of a pool are kept; ``group_dynamic`` is the paper's selector (section 3.2)."""
+"""The selectors by name; ``group_dynamic`` is the one of the paper (section 3.2)."""
 
 if TYPE_CHECKING:
     SelectorName = str
@@ -247,7 +249,7 @@ else:
 
 
 def get_selector(selector: str | Selector) -> Selector:
-    """The selector of a name; a selector itself is returned as it is.
+    """The selector with a name; a selector is returned as it is.
 
     Raises:
         ValueError: The name is unknown.
@@ -260,7 +262,7 @@ def get_selector(selector: str | Selector) -> Selector:
 
 
 def keep_best(scores: Tensor, groups: Sequence[int], keep: int) -> Tensor:
-    """Indices of the best tokens of every group.
+    """Indices of the tokens with the highest scores in every group.
 
     Args:
         scores: fp32 ``[B, T, L]``.
@@ -282,10 +284,10 @@ def keep_best(scores: Tensor, groups: Sequence[int], keep: int) -> Tensor:
 
 
 def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
-    """``topk`` indices with ties to the lowest index; plain ``topk`` leaves ties open.
+    """Indices of ``topk``, with ties broken towards the lowest index; plain ``topk`` leaves ties open.
 
-    Everything above the k-th value stays, and the first ones of the tokens that equal it. Only ``topk``,
-    comparisons and a running sum are used, which can be exported with dynamic shapes.
+    All tokens above the k-th value are kept, and the first of those that equal it. The function uses only
+    ``topk``, comparisons and a running sum, which can be exported with dynamic shapes.
     """
     import torch
 
@@ -295,7 +297,7 @@ def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
     above, level = scores > threshold, scores == threshold
     room = k - above.sum(1, keepdim=True)
     stays = above | (level & (level.cumsum(1) <= room))
-    # Distinct keys: a kept token's is above every dropped one's, and lower indices come first.
+    # The keys are distinct: kept tokens have higher keys than dropped ones, and lower indices come first.
     index = torch.arange(scores.shape[1], device=scores.device)
     keys = stays * scores.shape[1] - index
     return keys.topk(k, dim=1).indices
@@ -305,7 +307,7 @@ def select(tokens: Tensor, keep: int, selector: str | Selector = "group_dynamic"
     """Choose the tokens to keep.
 
     Args:
-        tokens: What the selector reads, ``[B, T, L, C]``, any float dtype; detached.
+        tokens: What the selector reads, ``[B, T, L, C]``, in any float dtype. No gradient flows to it.
         keep: Tokens to keep, 1 to T * L.
         selector: A name of :data:`SELECTORS` or a selector.
 
@@ -324,7 +326,7 @@ def select_many(
     """:func:`select` for several budgets; the scores are computed once.
 
     Raises:
-        ValueError: As for :func:`select`.
+        ValueError: See :func:`select`.
     """
     chooser = get_selector(selector)
     frames, length = tokens.shape[1], tokens.shape[2]
@@ -338,5 +340,5 @@ def select_many(
 
 
 def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Tokens ``[B, K, C]`` of ``[B, N, C]`` by their indices ``[B, K]``."""
+    """Gather tokens ``[B, K, C]`` from ``[B, N, C]`` by their indices ``[B, K]``."""
     return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[-1]))

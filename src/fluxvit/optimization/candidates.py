@@ -17,9 +17,9 @@ from fluxvit.video.reader import probe
 if TYPE_CHECKING:
     from fluxvit.optimization.config import OptimizeConfig
 
-# The largest pool of a candidate, as a multiple of the largest one of training.
+# Largest pool of a candidate, as a multiple of the largest pool of training.
 _BEYOND = 1.5
-# Videos this far from square get grids that are not square, too.
+# Videos with at least this ratio of sides also get grids that are not square.
 _OBLONG = 1.15
 _PROBED = 5
 
@@ -31,15 +31,15 @@ def find_candidates(
 
     If frames and sizes are not given, they are those of training and one step beyond on both sides, with up
     to 1.5 times as many tokens as the largest training grid. For videos that are not square, every size is
-    also tried in their shape. For every budget, the grids of which it pays for all tokens are added (plain
+    also tried in their shape. For every budget, the grids with exactly as many tokens are added (plain
     sampling).
 
     Args:
-        aspect: Returns width over height of the videos; called only if needed.
+        aspect: Returns the ratio of width to height of the videos. It is called only if it is needed.
 
     Raises:
-        ValueError: A grid does not divide into tokens, none is large enough for a budget, or frames and sizes
-            are neither given nor known from training.
+        ValueError: A grid is not a whole number of tokens, no grid is large enough for a budget, or frames
+            and sizes are neither given nor known from training.
     """
     model = checkpoint.model
     patch, tubelet = model.config.patch_size, model.config.tubelet_size
@@ -70,7 +70,7 @@ def find_candidates(
         candidates[budget] = [
             Sampling(budget, grid, selector)
             for grid in sorted(grids)
-            # Where nothing is dropped there is nothing to choose between.
+            # If no token is dropped, all selectors give the same result.
             for selector in selectors[: None if grid.tokens(patch, tubelet) > budget else 1]
             if grid.tokens(patch, tubelet) >= budget
         ]
@@ -84,7 +84,7 @@ def find_candidates(
 
 
 def _and_neighbours(values: Iterable[int], unit: int) -> list[int]:
-    """Values of training, and one step beyond on both sides: the smallest gap between two, else a unit."""
+    """Values of training and one step beyond on both sides; a step is the smallest gap, or a unit."""
     ordered = sorted(set(values))
     step = min((high - low for low, high in pairwise(ordered)), default=unit)
     return [value for value in (ordered[0] - step, *ordered, ordered[-1] + step) if value > 0]
@@ -103,7 +103,7 @@ def _usual_shapes(trained: set[tuple[int, int]], patch: int, aspect: float) -> s
 
 
 def aspect_of(manifest: Manifest) -> float:
-    """Width over height of the videos, the median of a few of them; 1 if none can be read."""
+    """Median ratio of width to height of a few videos; 1 if none can be read."""
     aspects = []
     for entry in manifest.entries[:_PROBED]:
         if entry.width and entry.height:
@@ -111,7 +111,7 @@ def aspect_of(manifest: Manifest) -> float:
             continue
         try:
             shown = probe(entry.path)
-        except VideoError:  # It will be named when it is its turn.
+        except VideoError:  # The search reports the error later.
             continue
         aspects.append(shown.width / shown.height)
     return statistics.median(aspects) if aspects else 1.0

@@ -1,4 +1,4 @@
-"""Tuning cascades on held-out data: which plans to run in turn, and at what confidence to stop.
+"""Tunes cascades on held-out data: which plans run in turn, and at which confidence to stop.
 
 Shapes: N clips, S stages.
 """
@@ -23,9 +23,9 @@ from fluxvit.flux.cost import NetworkSize
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.utils.system import device_name
 
-# Temperatures lie between 1 / this and this: where every clip is right, there is no best one.
+# Temperatures lie between 1 / this and this. Without limits there is no best one if every clip is right.
 _HOTTEST = 20.0
-# The most thresholds that are tried, spread evenly over the confidences that occur.
+# Largest number of thresholds to try. They are spread evenly over the confidences that occur.
 _MOST_THRESHOLDS = 500
 
 
@@ -47,9 +47,9 @@ class CurvePoint:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature with the least negative log-likelihood of labels under softmax(logits / temperature).
+    """The temperature that minimises the negative log-likelihood under softmax(logits / temperature).
 
-    The loss is convex in 1 / temperature, so bisecting its slope finds the one minimum, in float64.
+    The loss is convex in 1 / temperature, so bisection of its slope finds the only minimum, in float64.
 
     Args:
         logits: ``[N, classes]``.
@@ -60,7 +60,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     logits = logits.double()
     target = logits.gather(1, labels[:, None]).mean()
-    low, high = 1 / _HOTTEST, _HOTTEST  # Of 1 / temperature.
+    low, high = 1 / _HOTTEST, _HOTTEST  # Limits of 1 / temperature.
     for _ in range(60):
         middle = (low * high) ** 0.5
         slope = ((logits * middle).softmax(-1) * logits).sum(-1).mean() - target
@@ -75,17 +75,17 @@ def cascade_curve(
     temperatures: Sequence[float],
     average: bool = False,
 ) -> list[CurvePoint]:
-    """Accuracy against mean cost over the thresholds.
+    """Accuracy and mean cost of a cascade for each threshold.
 
     Args:
         logits: Logits of each stage, ``[N, classes]``.
         labels: int64 ``[N]``.
-        costs: Cost of a clip that stops at each stage, with everything that it ran.
+        costs: Cost of a clip that stops at each stage, including the stages before.
         temperatures: Temperature of each stage.
         average: As in :class:`~fluxvit.flux.plan.Cascade`.
 
     Returns:
-        A point for each threshold, from 0, where no clip goes beyond the first stage.
+        A point for each threshold, beginning with 0, at which all clips stop at the first stage.
     """
     confidence, answers = _confidences(logits, temperatures, average)
     right = answers == labels
@@ -108,7 +108,7 @@ def cascade_curve(
 def _confidences(
     logits: Sequence[Tensor], temperatures: Sequence[float], average: bool
 ) -> tuple[Tensor, Tensor]:
-    """Confidence after each stage, float64 ``[S, N]``, and the answers then, int64 ``[S, N]``."""
+    """Confidence after each stage, float64 ``[S, N]``, and the answers, int64 ``[S, N]``."""
     after = [stage_answer(logits[: n + 1], temperatures, average) for n in range(len(logits))]
     best = [answer.max(-1) for answer in after]
     return torch.stack([b.values for b in best]), torch.stack([b.indices for b in best])
@@ -130,13 +130,15 @@ def tune_cascade(
     costs: Sequence[float],
     target: float,
 ) -> Cascade:
-    """A cascade of given stages: temperatures fitted, and of all thresholds whose mean cost is within the
-    target the most accurate one taken; of equals the cheapest. Stages' answers are averaged if that is more
+    """Tune a cascade of given stages.
+
+    The temperatures are fitted. Among the thresholds whose mean cost is within the target, the most accurate
+    one is used, and the cheapest of equally accurate ones. The answers of stages are averaged if that is more
     accurate.
 
     Args:
-        stages: Cheapest first.
-        logits, labels, costs: Held-out data, as for :func:`cascade_curve`.
+        stages: The plans, cheapest first.
+        logits, labels, costs: Held-out data, as in :func:`cascade_curve`.
         target: Highest mean cost, in the unit of ``costs``.
 
     Raises:
@@ -149,7 +151,7 @@ def tune_cascade(
 
 @dataclass(frozen=True)
 class _Chain:
-    """Stages with what is known of each."""
+    """Stages, and the held-out data and costs of each."""
 
     stages: tuple[Plan, ...]
     logits: Sequence[Tensor]
@@ -158,7 +160,7 @@ class _Chain:
 
 
 def _tune(chains: Sequence[_Chain], labels: Tensor, targets: Sequence[float]) -> list[Cascade]:
-    """The best cascade within each target; of equals the cheapest, then the first."""
+    """The best cascade within each target. Ties go to the cheapest, and then to the first."""
     best: list[tuple[CurvePoint, _Chain, bool] | None] = [None] * len(targets)
     for chain, average in product(chains, (False, True)):
         curve = cascade_curve(chain.logits, labels, chain.costs, chain.temperatures, average)
@@ -200,18 +202,18 @@ def choose_cascades(
     targets: Sequence[float],
     max_stages: int = 3,
 ) -> list[Cascade]:
-    """The best cascade of two to ``max_stages`` of the plans for each target, as :func:`tune_cascade` tunes.
+    """The best cascade of two to ``max_stages`` plans for each target, tuned as in :func:`tune_cascade`.
 
     Args:
-        plans: What the stages are chosen from, two at least.
+        plans: Plans from which the stages are chosen, at least two.
         logits: Logits of each plan on held-out data, ``[N, classes]``.
         labels: int64 ``[N]``.
-        costs: Cost of the first one, two, ... of a sequence of plans.
+        costs: Returns the costs of the first one, two, ... plans of a sequence.
         targets: Highest mean costs.
-        max_stages: Most stages of a cascade.
+        max_stages: Largest number of stages in a cascade.
 
     Returns:
-        One for each target. Its accuracy was chosen as the best of many on these data and is optimistic.
+        A cascade for each target. Its accuracy is the best of many on these data, and therefore optimistic.
 
     Raises:
         ValueError: There are fewer than two plans or stages, or the cheapest plan alone costs more than a
@@ -244,22 +246,22 @@ def tune_cascades(
     workers: int = 0,
     progress: bool = True,
 ) -> list[Cascade]:
-    """The best cascade of a checkpoint's plans for each mean budget; what ``fluxvit predict --cascade`` uses
-    once it is in the plan table (``checkpoint.cascades``, ``checkpoint.save_plans``).
+    """Tune the best cascade of a checkpoint's plans for each mean budget.
 
-    Budgets in milliseconds are met on the device that the model is on. Cascades are then chosen by the sum of
-    their plans' latencies, and their threshold by the latency of the whole.
+    ``fluxvit predict --cascade`` uses the cascades of the plan table (``checkpoint.cascades``,
+    ``checkpoint.save_plans``). Budgets in milliseconds apply to the device of the model. For them a cascade
+    is chosen by the sum of the latencies of its plans, and its threshold by the latency of the full cascade.
 
     Args:
-        dataset: Held-out videos, not those of the test.
-        targets: What a clip may cost in the mean.
-        plans: What the stages are chosen from; None: the plan table.
-        max_stages: Most stages of a cascade.
-        workers: Processes that decode; 0: this one.
+        dataset: Held-out videos. They must not be the test videos.
+        targets: Mean budgets of a clip.
+        plans: Plans from which the stages are chosen. By default they are those of the plan table.
+        max_stages: Largest number of stages in a cascade.
+        workers: Number of processes that decode; with 0 this process decodes.
 
     Returns:
-        One cascade for each target, with what was measured: accuracy on the dataset and mean GMACs, for
-        milliseconds their mean, too.
+        A cascade for each target, with its accuracy on the dataset and its mean GMACs, and its mean latency
+        for budgets in milliseconds.
 
     Raises:
         ValueError: There are fewer than two plans, or the cheapest alone costs more than a target.
@@ -303,7 +305,7 @@ def tune_cascades(
 def _price(
     target: Budget, size: NetworkSize, latencies: Mapping[Plan, float]
 ) -> tuple[float, Callable[[Sequence[Plan]], Sequence[float]]]:
-    """A budget's number, and what the first one, two, ... of some plans cost in its unit."""
+    """The number of a budget, and a function for the costs of the first one, two, ... plans in its unit."""
     if target.tokens is not None:
         return target.tokens, chain_tokens
     if target.gflops is not None:

@@ -1,4 +1,4 @@
-"""The search for the plans of a dual encoder, which is given all captions and then is a classifier."""
+"""The search for the plans of a dual encoder, which becomes a classifier whose classes are the captions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from fluxvit.utils.system import usable_device
 
 
 def optimize_folder(config: OptimizeConfig) -> OptimizeResult:
-    """Search the plans of a checkpoint folder, or those of the video side of a dual encoder's."""
+    """Search the plans of a checkpoint folder, which may be that of a dual encoder."""
     return optimize_dual(config) if DualEncoderCheckpoint.is_in(config.checkpoint) else run_optimize(config)
 
 
 def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
-    """Search the best sampling for each budget of a dual encoder, and write the plans beside its video side.
+    """Search the best sampling for each budget of a dual encoder, and store it with its video tower.
 
-    A video counts as right if its own caption, the first if it has several, is nearest among all captions of
-    ``config.data``; equal captions of several videos are one.
+    A video counts as right if its own caption (its first one) is nearest among all captions of
+    ``config.data``. Equal captions of several videos count as one.
 
     Raises:
-        ValueError: As :func:`run_optimize`; or a video has no caption, or ``to`` is given.
+        ValueError: See :func:`run_optimize`. Also if a video has no caption, or ``to`` is given.
     """
     if config.to:
         raise ValueError(
-            "--to: of a dual encoder the plans are written to its own video side; copy the folder"
+            "--to: the plans of a dual encoder are written into its own folder; copy the folder first"
         )
     with lock_folder(config.out):
         dual = DualEncoderCheckpoint.load(config.checkpoint, usable_device(config.device))
@@ -41,7 +41,7 @@ def optimize_dual(config: OptimizeConfig, *, progress: bool = True) -> OptimizeR
 
 
 def _numbered(config: OptimizeConfig) -> Manifest:
-    """The videos, numbered by their captions, which are the classes."""
+    """The videos, with their captions as classes."""
     manifest = read_manifest(config.data, None)
     firsts = {
         plain_caption(text): text for entry in reversed(manifest.entries) for text in entry.captions[:1]

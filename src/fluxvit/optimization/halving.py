@@ -1,15 +1,15 @@
 """The search for the best sampling of each budget on few clips: successive halving on paired clips.
 
-A *sampling* is a grid, a number of kept tokens and a selector; every head of the model reads what it yields.
-All samplings see the same clips, a growing prefix of a shuffled set. After each prefix those that are
-significantly worse than the leader are dropped, and of the others the better third stays (successive halving:
+A *sampling* is a grid, a number of kept tokens and a selector; each is tried with all heads of the model.
+All samplings see the same clips, a growing prefix of a shuffled set. After each prefix the samplings that are
+significantly worse than the leader are dropped, and the better third of the others stays (successive halving:
 Jamieson and Talwalkar 2016; racing on paired differences: Maron and Moore 1994).
 
-On a prefix samplings are ranked by the mean probability that they give to the truth. It moves with every
-clip, where right or wrong moves with few; and no single clip outweighs the others, as in the log-probability.
-(On 600 MotionWorld clips and 33 to 58 samplings, the leader after 48 clips was in the end 1.0 to 2.0 points
-of accuracy behind the best by this score, 1.1 to 2.6 by log-probability, 2.4 to 3.0 by accuracy.) Only on all
-clips does accuracy decide, because it is the goal.
+On a prefix, samplings are ranked by the mean probability that they give to the true class. Every clip changes
+this score, whereas few clips change the accuracy; and no single clip outweighs the others, as may happen with
+the log-probability. (On 600 MotionWorld clips and 33 to 58 samplings, the leader after 48 clips was in the
+end 1.0 to 2.0 points of accuracy behind the best by this score, 1.1 to 2.6 by log-probability, 2.4 to 3.0 by
+accuracy.) On all clips the accuracy decides, because it is the goal.
 
 Shapes: N clips, H heads.
 """
@@ -28,14 +28,16 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import get_selector
 
 GROWTH = 3
-"""Each prefix is this many times as long as the one before, and this many times fewer samplings see it."""
+"""Factor by which each prefix is longer than the one before, and by which fewer samplings see it."""
 SHARE = 0.135
-"""Share of the cost of an exhaustive search that the prefixes may cost."""
+"""Largest cost of the prefixes, as a share of the cost of an exhaustive search."""
 FEWEST_CLIPS, FINALISTS = 8, 3
-"""Clips that the first prefix has at least, and samplings of a budget that see all clips unless separated."""
-# 99 %, two-sided, because a race compares many samplings several times.
+"""Fewest clips of the first prefix, and number of samplings of a budget that see all clips if they do not
+differ significantly."""
+# The interval is 99 %, two-sided, because many samplings are compared several times.
 _Z = 2.576
-# Samplings whose scores surely differ by less count as equal, and so do final accuracies this close.
+# Scores that surely differ by less than the first number, and final accuracies within the second, count as
+# equal.
 _SAME_SCORE, _SAME_ACCURACY = 0.005, 0.0025
 
 
@@ -48,7 +50,7 @@ class Sampling:
     selector: str
 
     def gmacs(self, size: NetworkSize) -> float:
-        """1e9 multiply-accumulates of a clip at one head, everything counted."""
+        """All multiply-accumulates of a clip with one head, in 1e9."""
         return grid_cost(size, self.grid, self.keep, self.selector).total / 1e9
 
 
@@ -56,8 +58,8 @@ class Table:
     """The results of each sampling on each clip so far.
 
     Args:
-        clips: N, the shuffled set.
-        heads: H.
+        clips: N, the number of clips in the shuffled set.
+        heads: H, the number of heads.
     """
 
     def __init__(self, clips: int, heads: int) -> None:
@@ -68,7 +70,7 @@ class Table:
         """False where a clip cannot be read."""
 
     def put(self, sampling: Sampling, clips: Sequence[int], truth: np.ndarray, right: np.ndarray) -> None:
-        """Enter the probability of the truth and whether the answer was right, ``[n, H]``, of n clips."""
+        """Store probabilities of the true class, and whether answers were right, ``[n, H]`` for n clips."""
         if sampling not in self._truth:
             self._truth[sampling] = np.full(self._shape, np.nan)
             self._right[sampling] = np.zeros(self._shape, bool)
@@ -76,11 +78,11 @@ class Table:
         self._right[sampling][clips] = right
 
     def seen(self, sampling: Sampling) -> np.ndarray:
-        """bool ``[N]``: the clips that a sampling was tried on."""
+        """bool ``[N]``: the clips on which a sampling was tried."""
         return ~np.isnan(self._truth[sampling][:, 0])
 
     def truth(self, sampling: Sampling, head: int) -> np.ndarray:
-        """float64 ``[n]``: probabilities of the truth on the clips seen, in their order."""
+        """float64 ``[n]``: probabilities of the true class on the clips seen, in their order."""
         return self._truth[sampling][self.seen(sampling), head]
 
     def right(self, sampling: Sampling, head: int) -> np.ndarray:
@@ -88,11 +90,11 @@ class Table:
         return self._right[sampling][self.seen(sampling), head]
 
     def best_head(self, sampling: Sampling) -> int:
-        """The head with the highest mean probability of the truth."""
+        """The head with the highest mean probability of the true class."""
         return int(self._truth[sampling][self.seen(sampling)].mean(0).argmax())
 
     def most_accurate_head(self, sampling: Sampling) -> int:
-        """The head that was right most often; of equals, the one with the higher mean probability."""
+        """The head that was right most often; ties go to the one with the higher mean probability."""
         heads = range(self._shape[1])
         return max(heads, key=lambda h: (self.right(sampling, h).sum(), self.truth(sampling, h).mean()))
 
@@ -103,9 +105,9 @@ class Table:
 
 
 def paired_interval(one: np.ndarray, other: np.ndarray, z: float = _Z) -> tuple[float, float]:
-    """Interval of the mean of ``one - other``, figures of the same clips ``[n]``; at ``z`` of 2.576, 99 %.
+    """Confidence interval of the mean of ``one - other``, numbers of the same clips ``[n]``; 99 % by default.
 
-    It is normal, from the standard deviation of the differences; a single clip's is without bounds.
+    It is the normal interval from the standard deviation of the differences, and infinite for a single clip.
     """
     gap = np.asarray(one, np.float64) - np.asarray(other, np.float64)
     if len(gap) < 2:
@@ -115,12 +117,14 @@ def paired_interval(one: np.ndarray, other: np.ndarray, z: float = _Z) -> tuple[
 
 
 def first_prefix(counts: Sequence[int], clips: int, share: float = SHARE) -> int:
-    """Length of the first prefix, such that halving costs at most ``share`` of the exhaustive search, if
-    every sampling cost the same; :data:`FEWEST_CLIPS` at least, where there are as many.
+    """Length of the first prefix, chosen so that halving costs at most ``share`` of the exhaustive search.
+
+    All samplings are assumed to cost the same. The length is at least :data:`FEWEST_CLIPS`, if there are as
+    many clips.
 
     Args:
-        counts: Samplings of each budget.
-        clips: N.
+        counts: Number of samplings of each budget.
+        clips: N, the number of clips.
     """
 
     def cost(length: int) -> int:
@@ -141,10 +145,11 @@ def _survivors(count: int) -> int:
 
 
 def cut(table: Table, live: Sequence[Sampling], cost: Callable[[Sampling], float]) -> list[Sampling]:
-    """The samplings that go on to a longer prefix, best first; all were tried on the same clips.
+    """The samplings that stay for a longer prefix, best first. All were tried on the same clips.
 
-    Dropped are those whose paired interval to the leader is above 0, and then all but the best third (three
-    at least). If all that are left are surely within half a point of the leader, only the cheapest stays.
+    Samplings are dropped if the paired interval of their distance to the leader is above 0, and then all but
+    the best third (at least three). If all that are left are surely within half a point of the leader, only
+    the cheapest stays.
     """
     truth = {sampling: table.truth(sampling, table.best_head(sampling)) for sampling in live}
     ranked = sorted(live, key=lambda sampling: (-truth[sampling].mean(), cost(sampling), sampling))
@@ -166,20 +171,20 @@ def halve(
     """Search for each budget's best sampling; budgets are ranked independently and share the passes.
 
     Args:
-        table: Filled as it goes.
+        table: Table of results, which ``measure`` fills.
         candidates: Samplings of each budget.
-        measure: Enters into the table the results of samplings on a range of the shuffled clips.
-        cost: Cost of a sampling, to choose between equals.
+        measure: Tries samplings on a range of the shuffled clips and stores the results in the table.
+        cost: Returns the cost of a sampling, which decides between equals.
 
     Returns:
-        For each budget the samplings that have seen all clips. One that is alone has seen them too: they make
-        its accuracy's interval narrow, and those that did not choose it make it honest.
+        For each budget the samplings that have seen all clips. Even a single remaining sampling sees all
+        clips: its interval of accuracy becomes narrower, and clips that did not choose it are counted, too.
     """
     clips = len(table.usable)
     live = {budget: list(samplings) for budget, samplings in candidates.items()}
     seen, length = 0, first_prefix([len(samplings) for samplings in live.values()], clips)
     while True:
-        # In one call, so that samplings of the same grid share its embedding.
+        # One call for all budgets lets samplings of the same grid share its embedding.
         measure(sorted({s for samplings in live.values() for s in samplings}), range(seen, length))
         seen = length
         if seen == clips:
@@ -193,7 +198,7 @@ def halve(
 def choose(
     table: Table, finalists: Iterable[Sampling], cost: Callable[[Sampling], float]
 ) -> tuple[Sampling, int]:
-    """The most accurate of samplings that saw all clips, and its head.
+    """The most accurate of the samplings that saw all clips, and its head.
 
     Samplings within a quarter of a point of the best count as equal, because no set of this size can separate
     them; the cheapest of them is chosen.
@@ -211,10 +216,10 @@ def choose(
 
 
 def pass_gmacs(size: NetworkSize, samplings: Iterable[Sampling], heads: int) -> float:
-    """1e9 multiply-accumulates of trying samplings at every head on one clip.
+    """Multiply-accumulates in 1e9 of trying samplings with all heads on one clip.
 
-    Selectors that read embeddings share those of a grid's pool. For each of the others as many tokens are
-    embedded as it keeps at most. No selector scores a grid twice.
+    Selectors that read embeddings share those of a grid's pool. For every other selector, the largest number
+    of tokens that it keeps is embedded. No selector scores a grid twice.
     """
     blocks = 0
     embedded: dict[tuple[SamplingGrid, str], int] = {}

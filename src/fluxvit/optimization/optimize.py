@@ -1,4 +1,4 @@
-"""``fluxvit optimize``: the best sampling for each token budget, as a plan table beside the weights.
+"""``fluxvit optimize``: finds the best sampling for each token budget and stores it in the checkpoint.
 
 `run_optimize` tries candidates (`candidates`) on held-out clips (`trials`), drops most of them early
 (`halving`), measures the rest, and writes the plans.
@@ -35,18 +35,18 @@ from fluxvit.utils.system import device_name, environment, log_device, usable_de
 from fluxvit.utils.terminal import table
 
 LOG = "search.jsonl"
-# Raise it when the same settings would log other figures than before.
+# Increase it whenever the same settings would log other numbers than before.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A sampling at its best head.
+    """The results of a sampling with its best head.
 
     Args:
-        plan: It, with what was measured.
-        score: Its accuracy on the clips that it saw.
-        truth: Mean probability of the truth there, by which the search ranks.
+        plan: The sampling and its head, with their measurements.
+        score: Accuracy on the clips that the sampling saw.
+        truth: Mean probability of the true class on these clips, by which the search ranks.
     """
 
     plan: Plan
@@ -56,12 +56,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain of a plan over plain sampling of the same budget, which keeps all of a smaller pool.
+    """The gain of a plan over plain sampling at the same budget, which keeps all tokens of a smaller pool.
 
     Args:
         plain: The best plain sampling.
         gained: Difference in accuracy on the clips that both saw.
-        low, high: Its 95 % interval.
+        low, high: 95 % interval of the difference.
     """
 
     plain: Tried
@@ -75,8 +75,8 @@ class Spent:
     """The cost of a search.
 
     Args:
-        gmacs: 1e9 multiply-accumulates of all clips together.
-        seconds: Seconds of decoding and of the network, over all runs.
+        gmacs: Multiply-accumulates of all clips together, in 1e9.
+        seconds: Seconds spent on decoding and in the network, over all runs.
         exhaustive_gmacs: The cost of trying every candidate on every clip.
     """
 
@@ -94,13 +94,14 @@ class OptimizeResult:
     """The results of a search.
 
     Args:
-        best: For each budget the plan, all of it measured.
-        gains: For each budget what it gains over plain sampling; None: there was no plain candidate.
-        tried: Every sampling of each budget, best first.
-        clips: Clips that could be read.
-        unreadable: Errors of the others.
-        cascades: For each mean budget a cascade.
-        folder: The checkpoint that holds the plans now.
+        best: The best plan for each budget, with all measurements.
+        gains: Gain of each best plan over plain sampling; None if there was no plain candidate.
+        tried: All samplings of each budget, best first.
+        spent: The cost of the search.
+        clips: Number of clips that could be read.
+        unreadable: Errors of the clips that could not be read.
+        cascades: A cascade for each mean budget.
+        folder: Checkpoint folder into which the plans were written.
     """
 
     best: dict[int, Tried]
@@ -175,14 +176,13 @@ def _described(cascade: Cascade) -> str:
 
 
 def run_optimize(config: OptimizeConfig, *, progress: bool = True) -> OptimizeResult:
-    """Search, and write the plan table and the record of the search beside the weights.
+    """Search the best plans, and write them and a record of the search into the checkpoint folder.
 
-    The log is in ``config.out``; after an interruption the same call continues.
+    The log is in ``config.out``. After an interruption the same call continues.
 
     Raises:
         ValueError: The checkpoint cannot be read or written, the data cannot be used, there is no candidate
-            for a budget, ``config.out`` holds another search, or another run is writing into it; the message
-            says which.
+            for a budget, ``config.out`` holds another search, or another run is writing into it.
     """
     with lock_folder(config.out):
         checkpoint = Checkpoint.load(config.checkpoint, usable_device(config.device))
@@ -203,8 +203,8 @@ def optimize(
 
     Args:
         manifest: Held-out videos.
-        config: The options; its ``checkpoint`` and ``data`` are names, for messages and the record.
-        folder: The checkpoint folder that gets the plan table and the record of the search.
+        config: The options. Its ``checkpoint`` and ``data`` are only used in messages and the record.
+        folder: Checkpoint folder for the plans and the record of the search.
     """
     if checkpoint.multi_label:
         raise ValueError(
@@ -241,7 +241,7 @@ def optimize(
     ]
     result = _result(search, finalists, folder, broken)
     if config.cascades:
-        # Of all plans that saw all clips.
+        # Cascades are made of plans that saw all clips.
         plans = [
             row.plan for rows in result.tried.values() for row in rows if row.score.total == result.clips
         ]
@@ -277,7 +277,7 @@ def _writable_folder(config: OptimizeConfig, checkpoint: Checkpoint) -> Path:
 def _save(config: OptimizeConfig, checkpoint: Checkpoint, manifest: Manifest, result: OptimizeResult) -> None:
     others = [plan for plan in checkpoint.plans if plan.keep not in result.best]
     plans = [*(tried.plan for tried in result.best.values()), *others]
-    # Cascades hold their plans themselves, so that former ones go on working.
+    # Cascades contain their plans, so that earlier cascades keep working.
     cascades = list(result.cascades.values()) or checkpoint.cascades
     plans.sort(key=lambda plan: -plan.keep)
     checkpoint = replace(checkpoint, plans=plans, cascades=cascades)
@@ -328,17 +328,17 @@ def _trial(budget: int, tried: Tried) -> dict[str, Any]:
 def _result(
     search: Search, finalists: dict[int, list[Sampling]], folder: Path, broken: Sequence[str]
 ) -> OptimizeResult:
-    """The results of a search, with latencies that are measured now.
+    """The results of a search. The latencies are measured now.
 
     Args:
         finalists: Samplings of each budget that saw all clips.
-        folder: The checkpoint that will hold the plans.
+        folder: Checkpoint folder for the plans.
         broken: Errors of videos that were known to be unreadable.
     """
     table, pool = search.table, search.checkpoint.pool
 
     def rank(sampling: Sampling) -> tuple[int, float]:
-        # What lived longest comes first.
+        # The samplings that saw most clips come first.
         truth = table.truth(sampling, table.best_head(sampling))
         return -len(truth), -float(truth.mean())
 
@@ -351,7 +351,7 @@ def _result(
             saw_all = other in samplings
             heads.append(table.most_accurate_head(other) if saw_all else table.best_head(other))
         rows[budget] = [_tried(search, *pair) for pair in zip([best, *others], heads, strict=True)]
-    # The first row that keeps all of its pool is the best plain sampling.
+    # The first row that keeps all tokens of its pool is the best plain sampling.
     plain = {
         budget: next((i for i, row in enumerate(tried) if pool(row.plan.grid) == row.plan.keep), None)
         for budget, tried in rows.items()
@@ -393,13 +393,13 @@ def _gain(table: Table, best: Tried, plain: Tried) -> Gain:
         table.right(Sampling(plan.keep, plan.grid, plan.selector), plan.head or 0)
         for plan in (best.plan, plain.plan)
     )
-    # All saw the same clips in the same order, some fewer.
+    # All samplings saw the same clips in the same order, but some saw fewer of them.
     one = one[: len(other)]
     low, high = paired_interval(one, other, z=1.959964)
     return Gain(plain, float(one.mean() - other.mean()), max(-1.0, low), min(1.0, high))
 
 
 def _digest(candidates: dict[int, list[Sampling]]) -> str:
-    """16 hexadecimal digits of what is tried."""
+    """Digest of the candidates, 16 hexadecimal digits."""
     rows = [[budget, *astuple(sampling)] for budget, rows in candidates.items() for sampling in rows]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

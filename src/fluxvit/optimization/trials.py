@@ -1,4 +1,4 @@
-"""The passes of a search over its clips, and the log that lets it go on after a crash."""
+"""The passes of a search over its clips, and the log from which it continues after a crash."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import SPARSE, ClipSampling
 from fluxvit.video.transforms import resize_and_crop, to_tensor
 
-# Bytes of pixels that are held at once, of clips on all candidate grids.
+# Largest size of a batch: bytes of the pixels of clips on all candidate grids, and clips.
 _BATCH_BYTES, _MOST_CLIPS = 128 << 20, 16
 
 _log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class GridRequest(NamedTuple):
 class GridClips(Dataset[Clip]):
     """The same test clip on several grids, decoded once; on each grid it equals the clip of `ClipDataset`.
 
-    A `Clip`'s ``video`` holds the pixels of all grids one after the other, which :func:`split_grids`
-    separates. A clip that cannot be read is black, counted as replaced, and its error is in ``faults``.
+    The ``video`` of a `Clip` holds the pixels of all grids one after the other; :func:`split_grids` separates
+    them. A clip that cannot be read is black and counts as replaced, and ``faults`` has its error.
     """
 
     def __init__(self, manifest: Manifest, source: FrameSource, sampling: ClipSampling = SPARSE) -> None:
@@ -58,7 +58,7 @@ class GridClips(Dataset[Clip]):
 
         def times(start: float, end: float, fps: float) -> np.ndarray:
             each = {grid.frames: self.sampling.times(start, end, grid.frames, fps) for grid in request.grids}
-            # Sorted and without repeats: many a time is common to several grids.
+            # Times are sorted and unique, because grids have many of them in common.
             every = np.unique(np.concatenate(list(each.values())))
             places.update({frames: np.searchsorted(every, own) for frames, own in each.items()})
             return every
@@ -68,7 +68,7 @@ class GridClips(Dataset[Clip]):
             frames = to_tensor(read_frames(self.source, request.item, times))
         except VideoError as error:
             black = torch.zeros(sum(map(_pixels, request.grids)), dtype=torch.uint8)
-            # With its number, since batches drop repeated errors.
+            # The number of the video makes the error unique, because batches drop repeated errors.
             return Clip(black, label, item, torch.tensor(1), (f"{request.item} {error}",))
         parts = []
         for grid in request.grids:
@@ -81,7 +81,7 @@ def _pixels(grid: SamplingGrid) -> int:
 
 
 def split_grids(video: Tensor, grids: Sequence[SamplingGrid]) -> Iterator[Tensor]:
-    """A batch's pixels ``[B, all]`` as clips ``[B, 3, T, H, W]`` of each grid."""
+    """Split the pixels of a batch, ``[B, all]``, into clips ``[B, 3, T, H, W]`` for each grid."""
     for part, grid in zip(video.split([_pixels(grid) for grid in grids], dim=1), grids, strict=True):
         yield part.unflatten(1, (3, grid.frames, grid.height, grid.width))
 
@@ -111,11 +111,11 @@ class Search:
     """Tries samplings on clips, and keeps the results of each in a log.
 
     Args:
-        checkpoint: Its model is in eval mode.
-        manifest: The clips, shuffled.
-        source: Their frames.
+        checkpoint: The checkpoint, with its model in eval mode.
+        manifest: The clips, in shuffled order.
+        source: The frames of the clips.
         candidates: Samplings of each budget.
-        workers: Processes that decode; with 0 this process decodes.
+        workers: Number of processes that decode; with 0 this process decodes.
     """
 
     def __init__(
@@ -138,12 +138,12 @@ class Search:
     def run(
         self, log: Path, facts: dict[str, Any], *, exhaustive: bool = False, progress: bool = False
     ) -> dict[int, list[Sampling]]:
-        """Run the search, or the rest of it; returns for each budget the samplings that saw all clips.
+        """Run or continue the search, and return for each budget the samplings that saw all clips.
 
         Args:
             log: File that gets a row for each batch.
             facts: Everything that the results depend on.
-            exhaustive: Try everything on every clip.
+            exhaustive: Try every sampling on every clip.
 
         Raises:
             ValueError: The log is of another search, or no clip can be read.
@@ -180,7 +180,7 @@ class Search:
                 f"{log.parent} holds a search with other {', '.join(other)}; "
                 "choose another folder with --out, or remove it"
             )
-        # They are entered in turn: what was dropped must be judged by the clips that were seen then.
+        # Rows are entered one by one: samplings must be dropped by the clips that were seen until then.
         for row in rows[1:]:
             with located(str(log)):
                 self._check(convert(row, _Row))
@@ -205,7 +205,7 @@ class Search:
         self.seconds += row["seconds"]
 
     def _known(self, batch: range, samplings: Sequence[Sampling]) -> dict[str, Any] | None:
-        """The row of an earlier run for a batch."""
+        """The row of an earlier run for a batch; None if there is none."""
         row = self._logged.get((batch.start, batch.stop))
         if row is None or (row["clips"] and set(map(_sampling, row["tried"])) != set(samplings)):
             return None
@@ -266,14 +266,14 @@ class Search:
         return {"clips": clips, "unreadable": faults, "gmacs": gmacs, "tried": tried}
 
     def _encoded(self, video: Tensor, samplings: Sequence[Sampling]) -> Iterator[tuple[Sampling, Tensor]]:
-        """Samplings of one grid, each with what leaves the last block, ``[B, 1 + K, C]``."""
+        """Samplings of one grid, each with the output of the last block, ``[B, 1 + K, C]``."""
         model = self.model
         pool = None
         for selector in dict.fromkeys(sampling.selector for sampling in samplings):
             here = [sampling for sampling in samplings if sampling.selector == selector]
             keeps = [sampling.keep for sampling in here]
             if get_selector(selector).reads == "embeddings":
-                # One embedding of the pool is enough for all of them.
+                # All of them share one embedding of the pool.
                 pool = model.patch_embed(video) if pool is None else pool
                 embeddings, shape = pool
                 choices = model.select_indices(embeddings, keeps, selector)

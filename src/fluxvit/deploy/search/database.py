@@ -1,6 +1,6 @@
 """A database of video windows and their vectors in one SQLite file.
 
-Each file's windows are written in one transaction, so a killed run leaves only complete files. Vectors are
+The windows of a file are written in one transaction, so a killed run leaves only complete files. Vectors are
 compared exactly, in memory: an approximate index would save little and miss some windows
 (``benchmarks/search_speed.py``).
 """
@@ -34,8 +34,9 @@ class FileRow:
     """A file in the database.
 
     Args:
-        mark: Differs when the file has changed.
-        error: Why the file cannot be read; None if it can.
+        path: Path of the file.
+        mark: Text that changes when the file changes.
+        error: Reason why the file cannot be read; None if it can be read.
     """
 
     path: str
@@ -45,12 +46,12 @@ class FileRow:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which windows are searched.
+    """Conditions on the windows that are searched.
 
     Args:
         path: Text that the path of the file must contain; empty for all files.
-        start, end: Seconds of the video that a window must touch.
-        since, until: When the file was last modified, in seconds since 1970.
+        start, end: Seconds of the video with which a window must overlap.
+        since, until: Limits of the time when the file was last modified, in seconds since 1970.
 
     Raises:
         ValueError: A number is not finite, or a value has another type.
@@ -75,7 +76,7 @@ _MATCHES = """instr(files.path, :path) > 0
 
 @dataclass(frozen=True)
 class Hit:
-    """A window that was found: its file, its seconds, and the cosine of its vector with the query."""
+    """A window that was found: its file, its start and end in seconds, and its cosine with the query."""
 
     path: str
     start: float
@@ -91,8 +92,8 @@ class VideoDatabase:
         create: Make the database if it does not exist.
 
     Raises:
-        ValueError: There is no such database; it is damaged, of another version, locked by another process
-            for `LOCKED_SECONDS`, or not a database of fluxvit. The message says which, and what to do.
+        ValueError: There is no such database; or it is damaged, of another version, locked by another process
+            for `LOCKED_SECONDS`, or not a database of fluxvit. The message tells what to do.
     """
 
     def __init__(self, path: str | Path, create: bool = False) -> None:
@@ -168,7 +169,7 @@ class VideoDatabase:
         vectors: np.ndarray,
         error: str | None = None,
     ) -> None:
-        """Store a file with all of its windows, in place of what the database had of it.
+        """Store a file with all of its windows, replacing what the database had of it.
 
         Args:
             spans: Start and end of each window, in seconds.
@@ -196,9 +197,9 @@ class VideoDatabase:
             self._sql.executemany("DELETE FROM files WHERE path = ?", [(_to_sql(path),) for path in paths])
 
     def nearest(self, query: np.ndarray, count: int, only: Filter = EVERYTHING) -> list[Hit]:
-        """The windows whose vectors have the largest products with ``query`` ``[D]``, best first.
+        """The ``count`` windows with the largest dot products with ``query`` ``[D]``, best first.
 
-        If windows of a file overlap, only the best of them is a hit.
+        If several windows of a file overlap, only the best of them is returned.
         """
         ids, vectors = self._vectors(only)
         if not len(ids):
@@ -219,7 +220,7 @@ class VideoDatabase:
         return hits
 
     def _hit(self, window: int, score: float) -> Hit | None:
-        """The window of a number; None if another process has just removed it."""
+        """The window with a number; None if another process has just removed it."""
         rows = self._rows(
             "SELECT path, start, end FROM windows JOIN files ON files.id = windows.file WHERE windows.id = ?",
             (window,),
@@ -231,7 +232,7 @@ class VideoDatabase:
         return None
 
     def _vectors(self, only: Filter) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers ``[N]`` of windows and their vectors fp32 ``[N, D]``, kept until something is written."""
+        """Numbers ``[N]`` and vectors, fp32 ``[N, D]``, of windows; cached until something is written."""
         written = self._rows("PRAGMA data_version")[0][0] + self._sql.total_changes
         if self._loaded is None or self._loaded[:2] != (written, only):
             rows = self._rows(
@@ -270,7 +271,7 @@ class VideoDatabase:
                 yield
                 self._sql.execute("COMMIT")
             except BaseException:
-                if self._sql.in_transaction:  # A full disk ends it by itself.
+                if self._sql.in_transaction:  # SQLite itself ends it if the disk is full.
                     self._sql.execute("ROLLBACK")
                 raise
 

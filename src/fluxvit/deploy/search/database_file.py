@@ -1,4 +1,4 @@
-"""The file of a video database: how it is made, and how it is told from other files."""
+"""The file of a video database: making it, and recognising it among other files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fluxvit.utils.files import atomic_path
 
 FORMAT = 1
 LOCKED_SECONDS = 30.0
-"""How long to wait for a database that another process has locked."""
+"""Seconds to wait for a database that another process has locked."""
 
 _MAGIC = b"SQLite format 3\0"
-_APPLICATION = 0x666C7876  # "flxv". SQLite stores the application of a file in its bytes 68 to 72.
+_APPLICATION = 0x666C7876  # "flxv". SQLite stores the application of a file in bytes 68 to 71.
 _TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE files (
     id INTEGER PRIMARY KEY,
     path TEXT NOT NULL UNIQUE,
-    mark TEXT NOT NULL,      -- Differs when the file has changed.
+    mark TEXT NOT NULL,      -- Changes when the file changes.
     modified REAL NOT NULL,  -- Seconds since 1970.
     error TEXT               -- Why the file cannot be read; NULL if it can.
 );
@@ -42,7 +42,7 @@ def is_database(path: str | Path) -> bool:
     """Whether a file is a database of fluxvit, perhaps a damaged one; False if it is missing or empty.
 
     Raises:
-        ValueError: The path is something else, which is neither read nor replaced.
+        ValueError: The path is something else. It is neither read nor replaced.
         OSError: The file cannot be read.
     """
     path = Path(path)
@@ -60,10 +60,10 @@ def is_database(path: str | Path) -> bool:
 
 
 def make_database(path: str | Path, **settings: Any) -> None:
-    """Make an empty database with settings, in place of an older one. An interruption leaves the older one.
+    """Make an empty database with settings. It replaces an older one, which an interruption leaves intact.
 
     Raises:
-        ValueError: The file is something else, which is not replaced.
+        ValueError: The file is something else. It is not replaced.
         OSError: It cannot be written, for example because the disk is full.
     """
     path = Path(path)
@@ -76,7 +76,7 @@ def make_database(path: str | Path, **settings: Any) -> None:
                 sql.executemany("INSERT INTO settings VALUES (?, ?)", rows)
         except sqlite3.OperationalError as error:
             raise OSError(errno.EIO, f"the database cannot be written ({error})", str(path)) from error
-        # SQLite would otherwise replay what a killed process left of a change to the older database.
+        # Otherwise SQLite would replay an unfinished change that a killed process made to the older database.
         for kind in ("journal", "wal", "shm"):
             path.with_name(f"{path.name}-{kind}").unlink(missing_ok=True)
 
@@ -90,11 +90,11 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """Turn an error of SQLite about a file into one line that names the cure."""
+    """Turn an SQLite error about a file into a message of one line that names the cure."""
     try:
         yield
     except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
-        raise  # A fault of the caller, not of the file.
+        raise  # The caller is at fault, not the file.
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         text = str(error)
         if "locked" in text or "busy" in text:
@@ -111,6 +111,6 @@ def clear_errors(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, reason: object) -> ValueError:
-    """The error for a database that cannot be used any more."""
+    """The error for a damaged database."""
     cure = f"make it anew with: fluxvit index FOLDER --db {path} --rebuild"
     return ValueError(f"{path}: a damaged database ({' '.join(str(reason).split())}); {cure}")

@@ -35,13 +35,13 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How the windows of a database are made.
+    """Settings with which the windows of a database are made.
 
     Args:
         checkpoint: Folder of the dual encoder.
-        grid, keep, head, selector: The plan of the dual encoder.
-        seconds: Length of a window.
-        shots: Windows end where shots end.
+        grid, keep, head, selector: Plan with which windows are embedded.
+        seconds: Length of a window in seconds.
+        shots: Whether windows end at cuts between shots.
 
     Raises:
         ValueError: A value has another type or range; a window lasts a hundredth of a second to a day.
@@ -69,11 +69,11 @@ class IndexSettings:
 
 
 class Embedder:
-    """A dual encoder that embeds windows by the settings of a database.
+    """A dual encoder that embeds windows with the settings of a database.
 
     Args:
         settings: Settings of the database.
-        device: Where to run; None: the accelerator if there is one.
+        device: Device to run on. By default it is the accelerator, or the CPU if there is none.
 
     Raises:
         ValueError: The checkpoint cannot be read.
@@ -103,7 +103,7 @@ class Embedder:
         return spans, np.concatenate(rows)
 
     def embed_query(self, path: str | Path) -> np.ndarray:
-        """A unit vector ``[D]`` for a video, the mean of the vectors of its windows.
+        """A unit vector ``[D]`` for a video, in the direction of the mean of its windows' vectors.
 
         Raises:
             VideoError: The video cannot be read.
@@ -122,7 +122,7 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What a run changed: numbers of files, why some cannot be read, and what the walk left out."""
+    """The result of a run: numbers of files and windows, errors of unreadable files, and skipped files."""
 
     new: int
     changed: int
@@ -148,8 +148,8 @@ def choose_settings(
     """Settings for a new database, with the checkpoint's plan for a budget.
 
     Args:
-        budget: What a window may cost. None is the largest trained token budget.
-        seconds: Length of a window. None is the length of the clips of dense training, or else 4.
+        budget: What a window may cost. By default it is the largest token budget of training.
+        seconds: Length of a window. By default it is that of the clips of dense training, or 4 without it.
 
     Raises:
         ValueError: The checkpoint, the budget or the grid cannot be used, or windows have no length.
@@ -174,15 +174,15 @@ def update_index(
 ) -> Indexed:
     """Bring a database up to date with the videos below a folder.
 
-    Files that are new or have changed are embedded, each in one transaction, so an interrupted run goes on
-    where it stopped. Files that are gone are removed from the database. A file that cannot be read is stored
+    Files that are new or have changed are embedded, each in one transaction, so an interrupted run continues
+    where it stopped. Missing files are removed from the database. A file that cannot be read is stored
     with the reason, and tried again when it changes; after any other error a file is tried again in the next
-    run. Links are followed. Files behind a link that leads nowhere, or in a folder that cannot be read, stay
-    as they are, and so do files outside the folder.
+    run. Links are followed. The database keeps its entries of files behind a broken link, in a folder
+    that cannot be read, or outside the folder.
 
     Raises:
-        ValueError: There is no such folder, no video in it, the database is of another encoder, or the
-            encoder's output is not finite.
+        ValueError: There is no such folder, no video in it, the database was made with another
+            encoder, or the output of the encoder is not finite.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -191,7 +191,7 @@ def update_index(
     known = {path: row for path, row in database.files().items() if Path(path).is_relative_to(folder)}
     paths, left_out = _list_videos(folder, may_be_empty=bool(known))
     database.set_settings(index=asdict(embedder.settings), encoder=embedder.digest)
-    # What was embedded from a disk that is not mounted at the moment must not be lost.
+    # The vectors of videos on a disk that is not mounted at the moment must not be lost.
     gone = sorted(path for path in known.keys() - set(paths) if not left_out.may_hold(path))
     database.remove(gone)
     marks = {path: _mark(Path(path)) for path in paths}
@@ -210,7 +210,7 @@ def update_index(
         except VideoError as error:
             reason = str(error)
         except NotFiniteError:
-            raise  # The encoder is at fault, not the file: it would be the same with every other file.
+            raise  # The encoder is at fault, not the file; every other file would fail, too.
         except Exception as error:
             # An unforeseen error of a decoder: one file must not end the run over the others.
             reason, mark = f"{path}: {type(error).__name__}: {error}", ""
@@ -264,7 +264,7 @@ def run_index(config: IndexConfig) -> str:
         embedder = Embedder(settings, config.device)
         log_device(embedder.device)
         if former is None or config.rebuild:
-            # Nothing is made or replaced before folder and encoder are known to be usable.
+            # The database is made or replaced only when folder and encoder are known to be usable.
             _list_videos(Path(config.folder))
             make_database(config.db, index=asdict(settings), encoder=embedder.digest)
         with VideoDatabase(config.db) as database:
@@ -289,7 +289,7 @@ def _list_videos(folder: Path, may_be_empty: bool = False) -> tuple[list[str], L
 
 
 def _former_settings(config: IndexConfig) -> IndexSettings | None:
-    """The settings of the database; None if it is new, or rebuilt and cannot be read."""
+    """The settings of the existing database; None if it is new, or if it is rebuilt and cannot be read."""
     if not is_database(config.db):
         return None
     try:
@@ -302,7 +302,7 @@ def _former_settings(config: IndexConfig) -> IndexSettings | None:
 
 
 def _settings(config: IndexConfig, former: IndexSettings | None) -> IndexSettings:
-    """The settings that the database will have: the former ones, unless it is new or rebuilt."""
+    """The settings for the database: the existing ones, unless it is new or rebuilt."""
     checkpoint = config.checkpoint or (former.checkpoint if former else "")
     if not checkpoint:
         raise ValueError(f"{config.db}: name the dual encoder that embeds, with --checkpoint")
@@ -319,7 +319,7 @@ def _settings(config: IndexConfig, former: IndexSettings | None) -> IndexSetting
         requested = choose_settings(
             checkpoint, config.budget, config.grid, requested.seconds, requested.shots
         )
-    # The command that made the database may be given again.
+    # Options that agree with the settings of the database are accepted.
     if requested != kept:
         raise ValueError(
             f"{config.db} is there already, made with {kept}, not with {requested}; leave --budget, --grid, "
@@ -329,9 +329,10 @@ def _settings(config: IndexConfig, former: IndexSettings | None) -> IndexSetting
 
 
 def _mark(path: Path) -> tuple[str, float]:
-    """Text that differs when a file or a folder of images has changed, and when it was last modified.
+    """Text that changes when a file or a folder of images changes, and the time of its last change.
 
-    The text is empty if it cannot be looked at, such as a file that has just vanished; it counts as changed.
+    The text is empty if the file cannot be inspected, for example because it has just vanished. The file then
+    counts as changed.
     """
     try:
         files = sorted(entry.path for entry in os.scandir(path)) if path.is_dir() else [str(path)]
@@ -343,5 +344,5 @@ def _mark(path: Path) -> tuple[str, float]:
 
 
 def with_checkpoint(settings: IndexSettings, checkpoint: str) -> IndexSettings:
-    """Settings with another folder of the checkpoint, if one is given."""
+    """Settings with another checkpoint folder, if one is given."""
     return replace(settings, checkpoint=str(Path(checkpoint).absolute())) if checkpoint else settings

@@ -1,7 +1,7 @@
-"""A long video cut into windows, as clips to embed, while it is read once from its beginning to its end.
+"""Cuts a long video into windows, which are embedded as clips, in one pass from beginning to end.
 
-Windows overlap by half, so that what happens on the border of one is whole in another. They do not reach
-across hard cuts between shots, which are told by their colours: the frames are there anyway.
+Windows overlap by half, so that an event on the border of one window is complete in another. They do not
+reach across hard cuts between shots, which are detected by the colours of the frames.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import check_window
 from fluxvit.video.transforms import resize_and_crop, to_tensor
 
-# A cut changes this part of the colours (of 4 x 4 x 4) in each ninth of the picture, and leaves no more than
-# 0.6 of correlation between its shades: motion does less of the first, a fade nothing of the second. (In 14
-# clips of streets, cartoons and experiments cuts change 0.40 to 0.96, motion 0.37 at most.)
+# A cut changes more than the first share of the colours (4 x 4 x 4 levels, in each ninth of the frame), and
+# leaves a correlation of less than 1 minus the second number between the shades of grey. Motion changes fewer
+# colours, and a fade does not lower the correlation. (In 14 clips of streets, cartoons and experiments cuts
+# change 0.40 to 0.96 of the colours, and motion at most 0.37.)
 _COLOURS_CHANGE, _SHADES_CHANGE = 0.4, 0.4
 _LEVELS, _PARTS = 4, 3
-# Cuts are sought at this rate at least, even if windows take fewer frames.
+# Lowest rate in frames per second at which cuts are detected, even if windows have fewer frames.
 _LEAST_RATE = 4.0
-# But long windows have no more frames than this, as they are held in memory.
+# Largest number of frames of a long window, because the frames are held in memory.
 _MOST_FRAMES = 1024
-# Parts of a window: shots that are shorter, such as flashes, do not end in a cut; and what is left at the end
-# of a shot gets a window if it is longer.
+# Lengths as shares of a window. A shot shorter than the first, such as a flash, does not end in a cut. The
+# rest at the end of a shot gets a window if it is at least as long as the second.
 _SHORTEST, _LEAST_REST = 0.25, 0.125
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a video: seconds, and its frames on the grid, uint8 ``[3, T, H, W]``."""
+    """A part of a video: start and end in seconds, and its frames on the grid, uint8 ``[3, T, H, W]``."""
 
     start: float
     end: float
@@ -45,13 +46,14 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
     """Cut a video into windows of about ``seconds``.
 
     Args:
-        video: Whatever :func:`~fluxvit.video.reader.open_video` takes.
-        grid: Sampling grid of the clips.
-        shots: Windows end where shots do.
+        video: A video that :func:`~fluxvit.video.reader.open_video` accepts.
+        grid: Sampling grid of the windows.
+        seconds: Length of a window in seconds.
+        shots: Whether windows end at cuts between shots.
 
     Raises:
-        VideoError: It cannot be read.
-        ValueError: ``seconds`` is not from a hundredth to a day.
+        VideoError: The video cannot be read.
+        ValueError: ``seconds`` is below a hundredth of a second or above a day.
     """
     check_window(seconds)
     with open_video(video, short_side=max(grid.height, grid.width)) as reader:
@@ -60,20 +62,20 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
         times = _sampled_times(reader.times, end, rate, seconds)
         shot: list[tuple[float, np.ndarray]] = []
         former: _Look | None = None
-        done = 0.0  # Up to where the shot's windows reach; its start while it has none.
+        done = 0.0  # End of the last window of the shot; the start of the shot if it has none.
         for time, frame in zip(times.tolist(), reader.walk(times), strict=True):
             look = _Look.of(frame)
             if shot and time - shot[-1][0] > 1.5 / rate:
-                # The rest of a still picture was left out.
+                # Times were left out here, because a still picture stays for long.
                 yield from _last(shot, done, shot[-1][0] + 1 / rate, seconds, grid)
                 shot, done, former = [], time, None
-            # After a short shot, such as a flash, a cut is none.
+            # A cut after a short shot, such as a flash, is ignored.
             long = bool(shot) and time - shot[0][0] >= _SHORTEST * seconds
             if shots and long and former is not None and look.is_cut_from(former):
                 yield from _last(shot, done, time, seconds, grid)
                 shot, done = [], time
             elif shot and time - shot[0][0] >= seconds:
-                # Later windows begin half a window further on.
+                # The next window begins half a window later.
                 start = shot[0][0]
                 yield _window([image for _, image in shot], start, time, grid)
                 done = time
@@ -84,12 +86,14 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
 
 
 def _sampled_times(starts: np.ndarray, end: float, rate: float, seconds: float) -> np.ndarray:
-    """Times at ``rate`` a second, ``[T]``; of a picture that stays for longer than a window, only those of
-    its first window. A clock that leaps thus costs no more than a window.
+    """Times at which frames are sampled, ``rate`` per second, ``[T]``.
+
+    A picture that stays for longer than a window is only sampled in its first window, so that a jump of the
+    clock costs no more than a window.
 
     Args:
-        starts: Seconds at which frames start, ``[N]``, rising from 0.
-        end: Seconds at which the last frame ends.
+        starts: Start of each frame in seconds, ``[N]``, rising from 0.
+        end: End of the last frame in seconds.
     """
     first, last = (np.ceil(edges * rate).astype(np.int64) for edges in (starts, np.append(starts[1:], end)))
     counts = (last - first).clip(0, int(np.ceil(seconds * rate)) + 1)
@@ -100,7 +104,7 @@ def _sampled_times(starts: np.ndarray, end: float, rate: float, seconds: float) 
 def _last(
     shot: list[tuple[float, np.ndarray]], done: float, end: float, seconds: float, grid: SamplingGrid
 ) -> Iterator[Window]:
-    """What is left at the end of a shot, if windows do not reach there yet."""
+    """A window for the rest at the end of a shot, if earlier windows do not reach it."""
     whole = not shot or done <= shot[0][0]  # The shot has no window so far.
     if shot and (whole or end - done >= _LEAST_REST * seconds):
         yield _window([image for _, image in shot], shot[0][0], end, grid)
@@ -114,7 +118,7 @@ def _window(frames: list[np.ndarray], start: float, end: float, grid: SamplingGr
 
 @dataclass(frozen=True)
 class _Look:
-    """What tells a cut: the part of each of 64 colours in each ninth of a frame, and its shades of grey."""
+    """The features that detect cuts: shares of 64 colours in each ninth of a frame, and shades of grey."""
 
     colours: np.ndarray
     shades: np.ndarray
@@ -135,6 +139,6 @@ class _Look:
     def is_cut_from(self, former: _Look) -> bool:
         changed = np.abs(self.colours - former.colours).sum(1).mean() / 2
         sizes = float(np.linalg.norm(self.shades) * np.linalg.norm(former.shades))
-        # A picture of one shade is like no other.
+        # A picture with a single shade resembles no other.
         alike = float((self.shades * former.shades).sum()) / sizes if sizes else 0.0
         return changed > _COLOURS_CHANGE and 1 - alike > _SHADES_CHANGE
