@@ -111,7 +111,7 @@ class IndexConfig(PlanOptions):
 
     Args:
         folder: Folder of videos, including its subfolders.
-        db: Database file.
+        db: Database file to write. An existing one is updated.
         checkpoint: Folder of a dual encoder that fluxvit train-contrastive has written, such as
             runs/contrastive/last. A new database needs it.
         seconds: Length of a window in seconds. The default for a new database is the length of the clips that
@@ -134,7 +134,7 @@ class SearchConfig(DeviceOptions):
 
     Args:
         sentence: Description of what to find, such as "a red ball bouncing twice".
-        video: Video file to find similar moments to, instead of a sentence.
+        video: Video file to search with instead of a sentence; moments similar to it are found.
         db: Database file that fluxvit index has written.
         count: Number of moments to show.
         path: Search only files whose path contains this text.

@@ -116,6 +116,9 @@ class EvaluateConfig(DecodeOptions):
 class RetrievalConfig(DecodeOptions):
     """Test a dual encoder: find videos by their captions, and captions by their videos, at each budget.
 
+    Plain sampling, which takes as many frames as the budget pays for and keeps all of their tokens, is tested
+    beside the plans of the checkpoint.
+
     Args:
         checkpoint: Folder of a dual encoder that fluxvit train-contrastive has written, such as
             runs/contrastive/last.

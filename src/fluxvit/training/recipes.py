@@ -97,7 +97,7 @@ class Recipe(RunRecipe):
 
     Args:
         data: The videos and their labels.
-        task: The loss.
+        task: The loss. The budgets are those of the network (``model.settings.budgets``).
         mixing: Mixup and CutMix, which mix the clips of a batch in pairs. By default clips are not mixed.
         evaluation: The validation.
     """
@@ -144,7 +144,8 @@ class DistillSettings:
     """Loss of pre-training; see ``DistillTask``. The budgets are those of the model.
 
     Args:
-        layers: Number of the student's last layers that are trained to match the teacher, each a layer of it.
+        layers: Number of the student's last layers that learn from the teacher. Each is trained to match one
+            layer of the teacher.
         teacher_tokens: Number of tokens that the teacher sees, chosen by the selector; 0 means all tokens of
             the grid.
         mask: How the tokens of a budget are chosen among those that the teacher sees: ``sampled`` draws them
@@ -262,7 +263,7 @@ class ContrastiveRecipe(RunRecipe):
     Args:
         text: The text tower. If ``model.init`` is a dual encoder, its own text tower is trained further, and
             only ``trained_blocks`` and ``lr_scale`` have an effect.
-        task: The loss.
+        task: The loss. The budgets are those of the network (``model.settings.budgets``).
         images: Manifest of images with captions, which make up every other batch. Empty (the default) means
             videos only.
         val: Manifest of the validation videos, with captions, which choose the best checkpoint. Empty (the

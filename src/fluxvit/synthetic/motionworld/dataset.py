@@ -31,8 +31,9 @@ class MotionWorldConfig(DatasetConfig[SampleSpec]):
 
     Args:
         difficulty: Preset of object sizes, contrasts, noise and durations.
-        factors: Binary factors of the motion, such as slide (left or right). Each combination of their values
-            is a motion class, so that n factors make 2 ** n classes.
+        factors: Binary factors of the motion, such as slide (left or right), out of slide, lift, depth, spin,
+            pass, hop, blink and order. Each combination of their values is a motion class, so that n factors
+            make 2 ** n classes.
 
     Raises:
         ValueError: A number is out of range, or a name is unknown.
