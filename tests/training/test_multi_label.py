@@ -193,5 +193,5 @@ def test_clips_carry_all_their_classes(clip: Path) -> None:
 
 def test_cascades_need_one_class(tmp_path: Path) -> None:
     folder = Checkpoint(small_model(), grids=[GRID], multi_label=True).save(tmp_path / "c")
-    with pytest.raises(ValueError, match="a cascade stops where one class is sure enough"):
+    with pytest.raises(ValueError, match="a cascade stops when one class is sure enough"):
         CascadePredictor(Predictor(folder, 6, grid=GRID, device="cpu"))
