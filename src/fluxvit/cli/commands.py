@@ -130,6 +130,11 @@ _GROUPS: dict[str, dict[str, Command]] = {
         ),
     },
     "ship": {
+        "export": Command(
+            "write a checkpoint at one budget for ONNX Runtime, OpenVINO or torch.export",
+            "fluxvit.deploy.config:ExportConfig",
+            "fluxvit.deploy.export:run_export",
+        ),
         "convert": Command(
             "turn a .pth file of the FluxViT authors or of InternVideo2 into a checkpoint folder",
             "fluxvit.checkpoints.config:ConvertConfig",

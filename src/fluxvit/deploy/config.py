@@ -212,6 +212,37 @@ class ChatConfig(PlanOptions):
         check(self)
 
 
+Target = Literal["pt2", "onnx", "openvino"]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export a checkpoint at one budget to a runtime that needs no PyTorch.
+
+    The exported model takes the frames of its grid as a decoder gives them, and returns logits; export.json
+    beside it says which frames, and names the classes. It is run once and compared with PyTorch.
+
+    Args:
+        checkpoint: Checkpoint folder, such as runs/demo/best.
+        out: Folder to write.
+        to: Format. ``onnx`` runs in ONNX Runtime, ``openvino`` in OpenVINO, ``pt2`` in PyTorch itself
+            (torch.export) without this package.
+        budget: What one clip may cost: a number of tokens, such as 1024, or 20gflops, or 50ms. By default it
+            is the largest budget that the model was trained for.
+        grid: Frames and pixels to sample, such as 16x224 for 16 frames of 224x224. By default they follow
+            from the budget.
+    """
+
+    checkpoint: str = field(metadata=POSITIONAL)
+    out: str = field(metadata=POSITIONAL)
+    to: Target = "onnx"
+    budget: Budget | None = None
+    grid: SamplingGrid | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 @dataclass(frozen=True)
 class InfoConfig:
     """Show the parameters of a model, its cost at each budget, and the plans of a checkpoint.

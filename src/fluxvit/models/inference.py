@@ -15,7 +15,6 @@ bf16 units. Patch embedding, positions, residuals and pooling stay in fp32, so t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,13 @@ from fluxvit.models.layers import AttentionPool, Block, BudgetHead
 from fluxvit.models.norm import RMSNorm
 
 
-def prepare(model: FluxViT, dtype: torch.dtype = torch.float32) -> FluxViT:
+def prepare(model: FluxViT, dtype: torch.dtype = torch.float32, *, pack: bool = True) -> FluxViT:
     """The network in its inference form, on the same device; ``model`` stays as it is.
 
     Args:
         model: A network in fp32.
         dtype: Type of the blocks' matrices, ``torch.float32`` or ``torch.bfloat16``.
+        pack: Pack the matrices on a CPU. A network that is to be exported must not be packed.
 
     Returns:
         A network with the methods and outputs of a FluxViT. It cannot be trained or saved.
@@ -43,10 +43,12 @@ def prepare(model: FluxViT, dtype: torch.dtype = torch.float32) -> FluxViT:
     blocks = [block for block in model.blocks if isinstance(block, Block)]
     if len(blocks) < len(model.blocks):
         raise ValueError("the network is in its inference form already; prepare the one that was loaded")
+    packed = pack and next(model.parameters()).device.type == "cpu" and can_pack(dtype)
+    linear = PackedLinear if packed else PlainLinear
     # A deep copy of all but the blocks, which are made anew.
     prepared = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()})
     with torch.no_grad():
-        prepared.blocks = nn.ModuleList(InferenceBlock(block, dtype) for block in blocks)
+        prepared.blocks = nn.ModuleList(InferenceBlock(block, dtype, linear) for block in blocks)
         for head in prepared.heads:
             assert isinstance(head, BudgetHead)
             head.pool = InferencePool(head.pool)  # type: ignore[assignment]
@@ -106,20 +108,17 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
 
 
-def _linear_kind(device: torch.device, dtype: torch.dtype) -> Callable[..., nn.Module]:
-    return PackedLinear if device.type == "cpu" and can_pack(dtype) else PlainLinear
-
-
 class InferenceBlock(nn.Module):
     """A transformer block with its norms' weights, LayerScale and local shift absorbed."""
 
     q_weight: Tensor | None
     local_scale: Tensor | None
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(
+        self, block: Block, dtype: torch.dtype, linear: type[PackedLinear] | type[PlainLinear]
+    ) -> None:
         super().__init__()
         attn, mlp = block.attn, block.mlp
-        linear = _linear_kind(attn.qkv.weight.device, dtype)
         self.num_heads, self.eps, self.dtype = attn.num_heads, block.norm1.eps, dtype
         q_weight = None
         if isinstance(attn.q_norm, RMSNorm) and isinstance(attn.k_norm, RMSNorm):
