@@ -8,7 +8,7 @@ of the search for it. :mod:`fluxvit.checkpoints.official` reads the official che
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -35,6 +35,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.inference import Precision, faster_dtype, form, prepare
 from fluxvit.utils.files import write_json
 from fluxvit.utils.schema import Finite, Positive, convert, located
 from fluxvit.utils.schema import load as load_json
@@ -95,6 +96,20 @@ class Checkpoint(FolderCheckpoint):
     def class_names(self) -> list[str]:
         """The labels, or numbers for classes without names."""
         return self.labels or [f"class {i}" for i in range(self.model.num_classes)]
+
+    def prepared(self, precision: Precision = "auto") -> Checkpoint:
+        """This checkpoint with its network in the inference form
+        (:func:`~fluxvit.models.inference.prepare`), which cannot be trained or saved.
+
+        Args:
+            precision: Type in which the blocks multiply; ``auto`` is the faster of ``bf16`` and ``fp32`` on
+                the device of the model.
+        """
+        if form(self.model) != "plain":
+            return self
+        kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
+        dtype = faster_dtype(self.device) if precision == "auto" else kinds[precision]
+        return replace(self, model=prepare(self.model, dtype))
 
     def pool(self, grid: SamplingGrid) -> int:
         """The number of tokens of a grid.

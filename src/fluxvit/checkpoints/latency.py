@@ -22,6 +22,7 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured, Plan, fit_budget
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.inference import form
 from fluxvit.utils.files import append_json, read_json_lines, write_json_lines
 from fluxvit.utils.schema import Count, Positive, convert
 from fluxvit.utils.system import device_name, processor_name
@@ -229,6 +230,8 @@ def _conditions(model: FluxViT) -> dict[str, Any]:
     """Everything that the latency of a plan depends on besides the plan."""
     weight = model.patch_embed.proj.weight
     device, precision = weight.device, str(weight.dtype).removeprefix("torch.")
+    if (kind := form(model)) != "plain":
+        precision += f", {kind}"
     if torch.is_autocast_enabled(device.type):
         precision += f", autocast {str(torch.get_autocast_dtype(device.type)).removeprefix('torch.')}"
     if (products := torch.get_float32_matmul_precision()) != "highest":

@@ -20,6 +20,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViTOutput
+from fluxvit.models.inference import Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput, given_path
@@ -99,6 +100,8 @@ class Predictor:
         grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
         head: Index of the head to read. None is the one trained nearest to the number of kept tokens.
         device: Device to run on if the checkpoint is read from disk. None is the accelerator if there is one.
+        precision: Type in which the blocks multiply: ``fp32``, ``bf16``, or ``auto`` for the faster of both
+            on the device. Selection is computed in fp32, so that the same tokens are kept.
 
     Raises:
         ValueError: The checkpoint, the budget, the grid or the head cannot be used; the message says why.
@@ -112,11 +115,13 @@ class Predictor:
         grid: SamplingGrid | None = None,
         head: int | None = None,
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
     ) -> None:
         _prepare_forks()
         name = "the checkpoint" if isinstance(checkpoint, Checkpoint) else checkpoint
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.load(checkpoint, usable_device(device))
+        checkpoint = checkpoint.prepared(precision)
         self.checkpoint, self.model, self.device = checkpoint, checkpoint.model, checkpoint.device
         config = self.model.config
         if config.num_classes == 0:

@@ -15,6 +15,10 @@ bf16 units. Patch embedding, positions, residuals and pooling stay in fp32, so t
 from __future__ import annotations
 
 import copy
+import math
+import time
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +28,8 @@ from fluxvit.models.attention import Packing, attention
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.layers import AttentionPool, Block, BudgetHead
 from fluxvit.models.norm import RMSNorm
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def prepare(model: FluxViT, dtype: torch.dtype = torch.float32, *, pack: bool = True) -> FluxViT:
@@ -53,6 +59,38 @@ def prepare(model: FluxViT, dtype: torch.dtype = torch.float32, *, pack: bool = 
             assert isinstance(head, BudgetHead)
             head.pool = InferencePool(head.pool)  # type: ignore[assignment]
     return prepared.eval().requires_grad_(False)
+
+
+def form(model: FluxViT) -> str:
+    """How a network computes, in a few words: ``plain``, or the kind and type of its prepared matrices."""
+    block = model.blocks[0]
+    if not isinstance(block, InferenceBlock):
+        return "plain"
+    kind = "packed" if isinstance(block.qkv, PackedLinear) else "prepared"
+    return f"{kind} {str(block.dtype).removeprefix('torch.')}"
+
+
+@cache
+def faster_dtype(device: torch.device) -> torch.dtype:
+    """The type in which the matrices of a prepared network are multiplied faster, bfloat16 or float32.
+
+    CPUs differ widely in bf16, so that both are tried, in turns: a load of the machine slows both.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type != "cpu" or not can_pack(torch.bfloat16):
+        return torch.float32
+    kinds = torch.bfloat16, torch.float32
+    layers = [PackedLinear(torch.ones(1024, 256), None, dtype, None) for dtype in kinds]
+    inputs = [torch.ones(1024, 256, dtype=dtype) for dtype in kinds]
+    fastest = [math.inf, math.inf]
+    for _ in range(12):
+        for i, (layer, x) in enumerate(zip(layers, inputs, strict=True)):
+            start = time.perf_counter()
+            layer(x)
+            fastest[i] = min(fastest[i], time.perf_counter() - start)
+    # A little faster is not worth the rounding.
+    return torch.bfloat16 if fastest[0] < 0.8 * fastest[1] else torch.float32
 
 
 class PackedLinear(nn.Module):
