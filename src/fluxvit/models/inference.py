@@ -114,6 +114,41 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
 
 
+def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention by oneDNN's products of one head at a time, for inference on CPUs.
+
+    It takes half the time of PyTorch's own kernel in bf16, and less than that kernel's in fp32: it multiplies
+    on the same units as the layers. The scores of a block of queries stay in the cache.
+
+    Args:
+        q, k, v: ``[B, H, N, D]``.
+
+    Returns:
+        ``[B, N, H * D]``.
+    """
+    batch, heads, length, width = q.shape
+    q = q * width**-0.5
+    out = q.new_empty(batch, length, heads, width)
+    blocks = math.ceil(length * length / _BLOCK_SCORES)
+    for clip, (clip_q, clip_k, clip_v) in enumerate(zip(q, k.contiguous(), v.mT.contiguous(), strict=True)):
+        for head in range(heads):
+            start = 0
+            for block in clip_q[head].tensor_split(blocks):
+                weights = _product(block, clip_k[head]).softmax(-1)
+                out[clip, start : start + len(block), head] = _product(weights, clip_v[head])
+                start += len(block)
+    return out.flatten(2)
+
+
+# Scores of one head that are computed at a time; a block of them is a few MB.
+_BLOCK_SCORES = 1 << 21
+
+
+def _product(x: Tensor, rows: Tensor) -> Tensor:
+    """``x @ rows.T`` by oneDNN, whatever library `torch.matmul` prefers."""
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), rows, None, "none", [], "")
+
+
 class PlainLinear(nn.Module):
     """:class:`PackedLinear` with PyTorch's public functions, for every device."""
 
@@ -158,6 +193,7 @@ class InferenceBlock(nn.Module):
         super().__init__()
         attn, mlp = block.attn, block.mlp
         self.num_heads, self.eps, self.dtype = attn.num_heads, block.norm1.eps, dtype
+        self.packed = linear is PackedLinear
         q_weight = None
         if isinstance(attn.q_norm, RMSNorm) and isinstance(attn.k_norm, RMSNorm):
             q_weight = attn.q_norm.weight * attn.k_norm.weight
@@ -183,7 +219,12 @@ class InferenceBlock(nn.Module):
             q = (_rms_quotient(q, self.eps) * self.q_weight).to(dtype)
             k = _rms_quotient(k, self.eps).to(dtype)
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = attention(q, k, v, packing).transpose(1, 2).flatten(2)
+        if self.packed:
+            lengths = [x.shape[1]] if packing is None else packing.lengths
+            sequences = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
+            out = torch.cat([blocked_attention(*sequence) for sequence in sequences], dim=1)
+        else:
+            out = attention(q, k, v, packing).transpose(1, 2).flatten(2)
         if self.local_scale is not None:
             out = torch.addcmul(out, local, self.local_scale)
         x = x + self.proj(out)
