@@ -55,6 +55,9 @@ def prepare(model: FluxViT, dtype: torch.dtype = torch.float32, *, pack: bool = 
     prepared = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()})
     with torch.no_grad():
         prepared.blocks = nn.ModuleList(InferenceBlock(block, dtype, linear) for block in blocks)
+        proj = model.patch_embed.proj
+        fast = linear(proj.weight, proj.bias, torch.float32, None)
+        prepared.patch_embed.proj = fast  # type: ignore[assignment]
         for head in prepared.heads:
             assert isinstance(head, BudgetHead)
             head.pool = InferencePool(head.pool)  # type: ignore[assignment]
