@@ -122,7 +122,8 @@ def test_every_command_that_runs_a_model_has_the_same_option(capsys: pytest.Capt
             continue
         assert main([name, "--help"]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert "auto is the accelerator that PyTorch finds, or the CPU if there is none. (default: auto)" in shown, name
+        rule = "auto is the accelerator that PyTorch finds, or the CPU if there is none. (default: auto)"
+        assert rule in shown, name
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no such signals")
