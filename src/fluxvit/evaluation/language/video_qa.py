@@ -168,6 +168,10 @@ def _digest(records: Sequence[dict[str, Any]]) -> str:
     return digest.hexdigest()[:16]
 
 
+_Asked = Sequence[Sequence[Question]]  # The questions of each video.
+_Answers = Iterator[tuple[Plan | None, list[str | None]]]  # The answers at each plan, or without the video.
+
+
 class _ChatReader:
     """Answers by the likeliest choice."""
 
@@ -178,13 +182,7 @@ class _ChatReader:
         self._precision, self._device = config.precision, device
         self.unreadable: dict[int, str] = {}
 
-    def answers(
-        self,
-        manifest: Manifest,
-        asked: Sequence[Sequence[Question]],
-        plans: Sequence[Plan],
-        progress: bool,
-    ) -> Iterator[tuple[Plan | None, list[str | None]]]:
+    def answers(self, manifest: Manifest, asked: _Asked, plans: Sequence[Plan], progress: bool) -> _Answers:
         """The choices blind and at each plan; None if the video cannot be read."""
         dataset = ClipDataset(manifest, sampling=self.video.sampling)
         for plan in [None, *plans]:
@@ -234,13 +232,7 @@ class _DualReader:
         self._options = RetrievalConfig(config.checkpoint, config.data, precision=config.precision)
         self.unreadable: dict[int, str] = {}
 
-    def answers(
-        self,
-        manifest: Manifest,
-        asked: Sequence[Sequence[Question]],
-        plans: Sequence[Plan],
-        progress: bool,
-    ) -> Iterator[tuple[Plan | None, list[str | None]]]:
+    def answers(self, manifest: Manifest, asked: _Asked, plans: Sequence[Plan], progress: bool) -> _Answers:
         """The choices at each plan; None if the video cannot be read."""
         choices = list(dict.fromkeys(text for one in chain(*asked) for text in one.choices))
         columns = {text: number for number, text in enumerate(choices)}
