@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 from fluxvit.deploy.chat import Chat
 from fluxvit.deploy.config import ChatConfig
@@ -21,7 +20,7 @@ def run(config: ChatConfig) -> None:
     parts = f"{config.clips} clips, each " if config.clips > 1 else ""
     plan, language = chat.plan, chat.language.source
     say(f"{config.clip}: {parts}{plan.keep} tokens of {plan.grid}, {vectors} vectors for {language}")
-    for question in config.questions or _typed():
+    for question in config.questions or iter(_line, ""):
         if config.questions:
             say(f"> {question}")
         for piece in chat.ask(question, limit=config.limit, temperature=config.temperature):
@@ -29,12 +28,8 @@ def run(config: ChatConfig) -> None:
         say()
 
 
-def _typed() -> Iterator[str]:
-    """Lines from the keyboard, up to an empty one."""
-    while True:
-        if sys.stdin.isatty():
-            say("> ", end="", flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        yield line
+def _line() -> str:
+    """A line from the keyboard."""
+    if sys.stdin.isatty():
+        say("> ", end="", flush=True)
+    return sys.stdin.readline().strip()
