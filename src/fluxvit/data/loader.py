@@ -137,7 +137,14 @@ class ClipLoader(DataLoader[Clip]):
             trouble = error.with_traceback(None)
             trouble.__cause__ = trouble.__context__ = None
         finally:
+            workers = getattr(batches, "_workers", ())
             del batches
+            for worker in workers:
+                if worker.is_alive():
+                    # It waits for a lock that a killed worker has kept, and ignores PyTorch's SIGTERM.
+                    worker.kill()
+                    worker.join()
+            del workers
         if isinstance(trouble, ValueError) and str(trouble).startswith("Caught "):
             raise type(trouble)(str(trouble).splitlines()[-1].partition(": ")[2])  # For users: one line.
         if trouble is not None:
