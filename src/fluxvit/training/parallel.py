@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,12 +65,6 @@ def accumulating(step: nn.Module, last: bool) -> AbstractContextManager[None]:
     them until the last part.
     """
     return step.no_sync() if isinstance(step, DistributedDataParallel) and not last else nullcontext()
-
-
-def forget_step(step: nn.Module) -> None:
-    """Clean up after a forward pass whose backward pass is left out."""
-    if isinstance(step, FSDPModule):
-        step.reshard()  # Otherwise the backward pass does.
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_tensorboard
 from fluxvit.training.optim import cosine_schedule, parameter_groups
-from fluxvit.training.parallel import accumulating, forget_step, full, parallelize
+from fluxvit.training.parallel import accumulating, full, parallelize
 from fluxvit.training.state import (
     About,
     Saved,
@@ -256,28 +256,24 @@ class Trainer:
             with accumulating(step_module, last=i == len(parts) - 1):
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     result = step_module(prepared)
-                # All processes must agree, or those that go on would wait for ever for the one that does not.
-                if world.any(not math.isfinite(result["loss"].item())):
-                    forget_step(step_module)
-                    self._skip(optimizer)
-                    return None
                 (result["loss"] * share).backward()
             for name, value in result.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * share
         limit = config.clip_grad or math.inf
-        norm = full(torch.nn.utils.clip_grad_norm_(step_module.parameters(), limit)).item()
-        if not math.isfinite(norm):
-            self._skip(optimizer)
+        norm = full(torch.nn.utils.clip_grad_norm_(step_module.parameters(), limit))
+        means = world.mean(torch.stack([value.float() for value in totals.values()]))
+        # One copy for all figures, because the host waits for the device at each. The processes must agree to
+        # skip a step: all of them get the same means, and the same norm.
+        *values, grad_norm = torch.cat([means, norm.to(means).view(1)]).tolist()
+        metrics = dict(zip(totals, values, strict=True))
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped += 1
             return None
         optimizer.step()
         if self.ema is not None:
             self.ema.update(self.task, step)
-        metrics = {name: world.mean(value).item() for name, value in totals.items()}
-        return metrics, {"lr": rate, "grad_norm": norm}
-
-    def _skip(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.skipped += 1
+        return metrics, {"lr": rate, "grad_norm": grad_norm}
 
     def _save(self, optimizer: torch.optim.Optimizer, step: int, *, or_warn: bool = False) -> None:
         """Save the state. If that fails, raise, or warn and go on."""

@@ -64,7 +64,7 @@ def read_msrvtt(source: Path, root: Path | None, split: str | None) -> VideoList
     return _by_name(captions, file, root, requested, notes)
 
 
-@data_format("didemo")
+@data_format("didemo", row_keys=frozenset({"description", "times"}))
 def read_didemo(source: Path, root: Path | None, split: str | None) -> VideoList:
     """DiDeMo: ``train_data.json``, ``val_data.json``, ``test_data.json``, each sentence with its ``video``.
 

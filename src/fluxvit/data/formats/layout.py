@@ -61,19 +61,25 @@ FORMATS: dict[str, Callable[..., VideoList]] = {}
 FOLDER_MARKS: dict[str, str] = {}
 """Formats by the patterns of file names that only a folder of that format has."""
 
+ROW_KEYS: dict[str, frozenset[str]] = {}
+"""Keys by format: a row of JSON that has all of them is of that format."""
 
-def data_format(name: str, *marks: str) -> Callable[[Reader], Reader]:
+
+def data_format(name: str, *marks: str, row_keys: frozenset[str] = frozenset()) -> Callable[[Reader], Reader]:
     """Register the reader of a format; what `fluxvit.data.formats.registry` imports can be read by its name.
 
     Args:
         name: Name of the format.
         marks: Patterns of file names, such as ``COIN.json``. A folder that holds such a file is
             recognised as this format.
+        row_keys: Keys that together mark a row of JSON as one of this format.
     """
 
     def register(reader: Reader) -> Reader:
         FORMATS[name] = reader
         FOLDER_MARKS.update(dict.fromkeys(marks, name))
+        if row_keys:
+            ROW_KEYS[name] = row_keys
         return reader
 
     return register

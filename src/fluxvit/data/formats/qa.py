@@ -148,7 +148,7 @@ def read_mvbench(source: Path, root: Path | None, split: str | None) -> VideoLis
     return VideoList(split or "test", root, tuple(entries), notes=tuple(notes))
 
 
-@data_format("dream1k")
+@data_format("dream1k", row_keys=frozenset({"extra_info", "vid"}))
 def read_dream1k(source: Path, root: Path | None, split: str | None) -> VideoList:
     """DREAM-1K: ``DREAM-1k.jsonl``, each line with ``vid``, ``dataset``, ``text`` (``prompt``, ``response``)
     and ``extra_info`` with ``events``.

@@ -22,6 +22,7 @@ from fluxvit.data.formats.conversations import TURN_KEYS
 from fluxvit.data.formats.layout import (
     FOLDER_MARKS,
     FORMATS,
+    ROW_KEYS,
     VideoList,
     data_format,
     files_in,
@@ -192,10 +193,9 @@ def _detect_json(path: Path) -> str:
 
 def _format_of(keys: set[Any]) -> str:
     """The format of a row of JSON with these keys; empty if it is of none."""
-    if {"extra_info", "vid"} <= keys:
-        return "dream1k"
-    if {"description", "times"} <= keys:
-        return "didemo"
+    for name, row_keys in ROW_KEYS.items():
+        if row_keys <= keys:
+            return name
     if keys & {*TURN_KEYS, "QA"}:
         return "conversations"
     if keys & set(VIDEO_KEYS):
