@@ -102,3 +102,21 @@ def test_a_model_that_disagrees_is_not_written(
     assert main(["export", str(checkpoint), str(out), "--to", "pt2", "--budget", "12"]) == 2
     assert "disagrees with PyTorch" in capsys.readouterr().err
     assert list(tmp_path.glob("*exported*")) == []
+
+
+def test_only_an_exported_model_is_replaced(
+    checkpoint: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["export", str(checkpoint), "", "--to", "pt2", "--budget", "12"]
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "notes.txt").write_text("mine")
+    content = clip.read_bytes()
+    for out in (work, clip, checkpoint):
+        command[2] = str(out)
+        assert main(command) == 2
+        assert f"{out} holds something else than an exported model" in capsys.readouterr().err
+    assert (work / "notes.txt").read_text() == "mine"
+    assert clip.read_bytes() == content
+    command[2] = str(tmp_path / "exported")
+    assert main(command) == main(command) == 0

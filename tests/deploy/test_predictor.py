@@ -20,6 +20,7 @@ from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, shown_frames
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured
 from fluxvit.models.fluxvit import create_model
+from fluxvit.models.inference import form
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.transforms import to_tensor
@@ -215,3 +216,16 @@ def test_a_video_in_memory_is_given_again_to_be_shown(checkpoint: Path, clip: Pa
     with pytest.raises(ValueError, match="given in memory; give it again"):
         explain(prediction, 8, 2)
     np.testing.assert_array_equal(shown_frames(prediction, video=content), shown_frames(predict(clip)))
+
+
+def test_a_checkpoint_runs_in_its_inference_form_unless_it_was_made_smaller(
+    checkpoint: Path, clip: Path
+) -> None:
+    loaded = Checkpoint.load(checkpoint)
+    assert form(loaded.model) == "plain"
+    assert form(Predictor(loaded, 12, precision="fp32").model) in ("packed float32", "prepared float32")
+    assert form(loaded.model) == "plain"
+    loaded.model.bfloat16()
+    predictor = Predictor(loaded, 12)
+    assert predictor.model is loaded.model
+    assert np.isfinite(predictor(clip).probabilities).all()

@@ -75,10 +75,11 @@ def test_packed_clips_equal_single_ones() -> None:
         assert relative(output.logits, alone.logits) < 1e-5
 
 
-def test_the_network_stays_as_it_is() -> None:
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_network_stays_as_it_is(pack: bool) -> None:
     model = with_random_weights(drop_path=0.2).train()
     names = model.state_dict().keys()
-    ours = prepare(model)
+    ours = prepare(model, pack=pack)
     assert not ours.training
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -101,11 +101,13 @@ class Checkpoint(FolderCheckpoint):
         """This checkpoint with its network in the inference form
         (:func:`~fluxvit.models.inference.prepare`), which cannot be trained or saved.
 
+        A network that is not in fp32 was made smaller on purpose, and stays as it is.
+
         Args:
             precision: Type in which the blocks multiply; ``auto`` is the faster of ``bf16`` and ``fp32`` on
                 the device of the model.
         """
-        if form(self.model) != "plain":
+        if form(self.model) != "plain" or self.model.cls_token.dtype != torch.float32:
             return self
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
         dtype = faster_dtype(self.device) if precision == "auto" else kinds[precision]

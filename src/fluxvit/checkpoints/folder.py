@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fluxvit.checkpoints.state_dicts import strip_prefixes
 from fluxvit.checkpoints.weights import read_tensors, write_tensors
-from fluxvit.utils.files import atomic_folder, write_json
+from fluxvit.utils.files import atomic_folder, check_replaceable, write_json
 from fluxvit.utils.schema import convert, shown
 
 File = TypeVar("File")
@@ -54,9 +54,7 @@ class FolderCheckpoint(ABC):
                 description, have no content or are not finite numbers.
         """
         folder = Path(folder)
-        names = {self.WEIGHTS, self.CONFIG, *self.OTHERS}
-        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= names):
-            raise ValueError(f"{folder} holds something else than a {self.KIND}; choose another folder")
+        check_replaceable(folder, {self.WEIGHTS, self.CONFIG, *self.OTHERS}, f"a {self.KIND}")
         tensors, facts = self._content(f"{folder} is not written")
         with atomic_folder(folder) as partial:
             write_tensors(partial / self.WEIGHTS, tensors)

@@ -30,7 +30,7 @@ from fluxvit.deploy.config import ExportConfig, Target
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Plan
 from fluxvit.models.inference import prepare
-from fluxvit.utils.files import atomic_folder
+from fluxvit.utils.files import atomic_folder, check_replaceable
 from fluxvit.video.transforms import normalize
 
 Session = Callable[[np.ndarray], list[np.ndarray]]
@@ -39,6 +39,8 @@ Session = Callable[[np.ndarray], list[np.ndarray]]
 FACTS = "export.json"
 OUTPUTS = ("logits", "embedding", "kept")
 MODEL_FILES: dict[Target, str] = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
+# Large weights lie beside the model.
+_FILES = frozenset({*MODEL_FILES.values(), "model.bin", "model.onnx.data", FACTS})
 _PACKAGES: dict[Target, str] = {"pt2": "", "onnx": "onnx", "openvino": "openvino"}
 # Runtimes that agree with PyTorch in fp32 differ by less, relative to the largest logit.
 _AGREES = 1e-3
@@ -84,16 +86,18 @@ def run_export(config: ExportConfig) -> str:
     The exported model is run in its runtime and compared with PyTorch before anything is written.
 
     Raises:
-        ValueError: The checkpoint or the budget cannot be used, a package is not installed, or the exported
-            model disagrees with PyTorch.
+        ValueError: The checkpoint or the budget cannot be used, a package is not installed, the folder holds
+            something else than an exported model, or the exported model disagrees with PyTorch.
     """
     _require(config.to)
+    out = Path(config.out)
+    check_replaceable(out, _FILES, "an exported model")
     checkpoint = Checkpoint.load(config.checkpoint)
     if checkpoint.model.num_classes == 0:
         raise ValueError(f"{config.checkpoint} has no classifier; train one, or export another checkpoint")
     plan = checkpoint.plan(config.budget, config.grid)
     model = ExportedModel(checkpoint, plan)
-    with atomic_folder(Path(config.out)) as folder:
+    with atomic_folder(out) as folder:
         write_model(model, folder, config.to)
         report = compare(model, open_exported(folder / MODEL_FILES[config.to], config.to))
         if not report["agrees"]:

@@ -161,7 +161,7 @@ class PlainLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: str | None) -> None:
         super().__init__()
         self.dtype, self.gelu = dtype, gelu
-        self.register_buffer("weight", weight.detach().to(dtype), persistent=False)
+        self.register_buffer("weight", weight.detach().to(dtype, copy=True), persistent=False)
         bias = None if bias is None else bias.detach().to(dtype, copy=True)
         self.register_buffer("bias", bias, persistent=False)
 

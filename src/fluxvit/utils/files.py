@@ -19,7 +19,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def check_replaceable(folder: Path, names: Collection[str], what: str) -> None:
+    """Raise a ValueError if what is to be replaced is not ``what``, a folder of files called ``names``."""
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(names)):
+        raise ValueError(f"{folder} holds something else than {what}; choose another folder")
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new, empty folder; on success it replaces ``folder``, on error it is removed."""
+    """Yield a new, empty folder; on success it replaces ``folder``, on error it is removed.
+
+    Whatever ``folder`` was is lost: see :func:`check_replaceable`.
+    """
     partial, outdated = (
         folder.with_name(f".{folder.name}.{writer_tag()}.{kind}") for kind in ("partial", "old")
     )
