@@ -223,7 +223,9 @@ def test_a_checkpoint_runs_in_its_inference_form_unless_it_was_made_smaller(
 ) -> None:
     loaded = Checkpoint.load(checkpoint)
     assert form(loaded.model) == "plain"
-    assert form(Predictor(loaded, 12, precision="fp32").model) in ("packed float32", "prepared float32")
+    in_torch = Predictor(loaded, 12, precision="fp32", backend="torch")
+    assert form(in_torch.model) in ("packed float32", "prepared float32")
+    assert form(Predictor(loaded, 12, precision="bf16").model).endswith(" bfloat16")
     assert form(loaded.model) == "plain"
     loaded.model.bfloat16()
     predictor = Predictor(loaded, 12)

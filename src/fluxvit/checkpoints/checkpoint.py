@@ -35,7 +35,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.inference import Precision, faster_dtype, form, prepare
+from fluxvit.models.inference import Backend, Precision, faster_dtype, form, prepare
 from fluxvit.utils.files import write_json
 from fluxvit.utils.schema import Finite, Positive, convert, located
 from fluxvit.utils.schema import load as load_json
@@ -97,21 +97,25 @@ class Checkpoint(FolderCheckpoint):
         """The labels, or numbers for classes without names."""
         return self.labels or [f"class {i}" for i in range(self.model.num_classes)]
 
-    def prepared(self, precision: Precision = "auto") -> Checkpoint:
+    def prepared(self, precision: Precision = "auto", backend: Backend = "auto") -> Checkpoint:
         """This checkpoint with its network in the inference form
         (:func:`~fluxvit.models.inference.prepare`), which cannot be trained or saved.
 
         A network that is not in fp32 was made smaller on purpose, and stays as it is.
 
         Args:
-            precision: Type in which the blocks multiply; ``auto`` is the faster of ``bf16`` and ``fp32`` on
+            precision: Type in which the blocks compute; ``auto`` is the faster of ``bf16`` and ``fp32`` on
                 the device of the model.
+            backend: What runs the blocks; ``auto`` is OpenVINO on a CPU if it is installed, else PyTorch.
+
+        Raises:
+            ValueError: The backend cannot be used.
         """
         if form(self.model) != "plain" or self.model.cls_token.dtype != torch.float32:
             return self
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
         dtype = faster_dtype(self.device) if precision == "auto" else kinds[precision]
-        return replace(self, model=prepare(self.model, dtype))
+        return replace(self, model=prepare(self.model, dtype, backend))
 
     def pool(self, grid: SamplingGrid) -> int:
         """The number of tokens of a grid.

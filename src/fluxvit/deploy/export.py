@@ -57,7 +57,7 @@ class ExportedModel(nn.Module):
     def __init__(self, checkpoint: Checkpoint, plan: Plan) -> None:
         super().__init__()
         # Not packed: the target runtime has a layout of its own.
-        self.model = prepare(checkpoint.model, pack=False)
+        self.model = prepare(checkpoint.model, backend="torch", pack=False)
         self.plan, self.mean, self.std = plan, checkpoint.mean, checkpoint.std
         self.pool = checkpoint.pool(plan.grid)
 

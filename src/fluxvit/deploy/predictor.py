@@ -20,7 +20,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViTOutput
-from fluxvit.models.inference import Precision
+from fluxvit.models.inference import Backend, Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput, given_path
@@ -100,11 +100,14 @@ class Predictor:
         grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
         head: Index of the head to read. None is the one trained nearest to the number of kept tokens.
         device: Device to run on if the checkpoint is read from disk. None is the accelerator if there is one.
-        precision: Type in which the blocks multiply: ``fp32``, ``bf16``, or ``auto`` for the faster of both
+        precision: Type in which the blocks compute: ``fp32``, ``bf16``, or ``auto`` for the faster of both
             on the device. Selection is computed in fp32, so that the same tokens are kept.
+        backend: What runs the blocks: ``torch``, ``openvino``, or ``auto`` for OpenVINO on a CPU if it is
+            installed.
 
     Raises:
-        ValueError: The checkpoint, the budget, the grid or the head cannot be used; the message says why.
+        ValueError: The checkpoint, the budget, the grid, the head or the backend cannot be used; the message
+            says why.
     """
 
     def __init__(
@@ -116,12 +119,13 @@ class Predictor:
         head: int | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
+        backend: Backend = "auto",
     ) -> None:
         _prepare_forks()
         name = "the checkpoint" if isinstance(checkpoint, Checkpoint) else checkpoint
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.load(checkpoint, usable_device(device))
-        checkpoint = checkpoint.prepared(precision)
+        checkpoint = checkpoint.prepared(precision, backend)
         self.checkpoint, self.model, self.device = checkpoint, checkpoint.model, checkpoint.device
         config = self.model.config
         if config.num_classes == 0:

@@ -19,6 +19,9 @@ class PatchEmbed(nn.Module):
     The values of a tubelet are ordered (time, height, width, channel).
     """
 
+    # Axes of the video cut into tubelets, [B, C, t, tt, h, p, w, p], in the order of the patches.
+    _ORDER = (0, 2, 4, 6, 3, 5, 7, 1)
+
     def __init__(
         self, patch_size: int, tubelet_size: int, in_chans: int, embed_dim: int, *, dual_norm: bool
     ) -> None:
@@ -71,7 +74,7 @@ class PatchEmbed(nn.Module):
             )
         t, h, w = frames // tt, height // p, width // p
         x = video.to(dtype or video.dtype).reshape(batch, channels, t, tt, h, p, w, p)
-        return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, t, h * w, -1), (t, h, w)
+        return x.permute(self._ORDER).reshape(batch, t, h * w, -1), (t, h, w)
 
     def embed(self, patches: Tensor) -> Tensor:
         """Project the pixels of tubelets ``[..., V]`` to ``[..., D]``."""

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import max_pool
@@ -25,8 +24,19 @@ from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select
 from fluxvit.models.attention import Packing
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
-from fluxvit.models.layers import Aligner, Block, BudgetHead, CosineClassifier, init_linear, make_classifier
+from fluxvit.models.layers import (
+    Aligner,
+    Block,
+    Blocks,
+    BudgetHead,
+    CosineClassifier,
+    init_linear,
+    make_classifier,
+)
 from fluxvit.utils.system import memory_bytes
+
+# Pixel values of the clips that a CPU embeds at a time: 16 MB in fp32.
+_VALUES_AT_ONCE = 1 << 22
 
 
 class FluxViTOutput(NamedTuple):
@@ -76,14 +86,13 @@ class FluxViT(nn.Module):
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = PositionTable(config.table_shape, dim, affine=config.global_position)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             Block(config, config.drop_path * i / max(1, config.depth - 1)) for i in range(config.depth)
         )
         self.heads = nn.ModuleList(BudgetHead(config) for _ in config.budgets)
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head_norm = nn.LayerNorm(config.pool_dim)
         self.aligners = nn.ModuleList(Aligner(config.pool_dim) for _ in config.budgets[1:])
-        self.grad_checkpointing = False
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -235,6 +244,10 @@ class FluxViT(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._check_pool(video)
+            if video.device.type == "cpu" and not torch.is_grad_enabled():
+                parts = video.split(max(1, _VALUES_AT_ONCE // max(1, video[:1].numel())))
+                if len(parts) > 1:
+                    return self._select_in_parts(parts, budgets, selector)
         chooser = get_selector(selector)
         if chooser.reads == "embeddings":
             embeddings, shape = self.patch_embed(video)
@@ -255,6 +268,17 @@ class FluxViT(nn.Module):
             index = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
             samples.append((_with_class_token(cls, embeddings, index), kept))
         return samples, shape
+
+    def _select_in_parts(
+        self, videos: Sequence[Tensor], budgets: Sequence[int | None], selector: str | Selector
+    ) -> tuple[list[tuple[Tensor, Tensor | None]], tuple[int, int, int]]:
+        """:meth:`select_tokens` of a few clips at a time, whose pools stay in the cache of a CPU."""
+        parts, shapes = zip(*(self.select_tokens(video, budgets, selector) for video in videos), strict=True)
+        samples = []
+        for sample in zip(*parts, strict=True):
+            tokens, kept = zip(*sample, strict=True)
+            samples.append((torch.cat(tokens), None if kept[0] is None else torch.cat(kept)))
+        return samples, shapes[0]
 
     def _check_pool(self, video: Tensor) -> None:
         """Raise a ValueError if the pool of these clips is larger than a process may allocate."""
@@ -325,14 +349,7 @@ class FluxViT(nn.Module):
         count from the end.
         """
         packing = None if lengths is None else Packing.of(lengths, x.device)
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, packing, use_reentrant=False)
-            else:
-                x = block(x, packing)
-            outputs |= {index: x for index in indices if index % len(self.blocks) == number}
-        return x, [outputs[index] for index in indices]
+        return self.blocks(x, packing, indices)
 
     def align(self, embedding: Tensor, head: int) -> Tensor:
         """Unit vectors ``[B, P]`` that compare the pooled vector of a smaller budget with that of head 0.
@@ -432,7 +449,7 @@ class FluxViT(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass, which saves memory and costs time."""
-        self.grad_checkpointing = enable
+        self.blocks.grad_checkpointing = enable
 
 
 def _with_class_token(cls: Tensor, tokens: Tensor, index: Tensor | None) -> Tensor:

@@ -7,9 +7,12 @@
 * the keys and values of a head's pooling: with a single query, ``q . (W x)`` is ``(W^T q) . x``, so that no
   token is projected.
 
-In fp32 the result differs from the network's by rounding only. On a CPU the matrices are also packed in the
-layout in which oneDNN multiplies, with GELU in the same pass; matrices in bf16 then run on the processor's
-bf16 units. Patch embedding, positions, residuals and pooling stay in fp32, so the same tokens are kept.
+In fp32 the result differs from the network's by rounding only. Patch embedding, positions and pooling stay in
+fp32, so that the same tokens are kept in every form.
+
+On a CPU the blocks run in OpenVINO if it is installed (:mod:`fluxvit.models.openvino_blocks`). Without it the
+matrices are packed in the layout in which oneDNN multiplies, with GELU in the same pass; matrices in bf16
+then run on the processor's bf16 units.
 """
 
 from __future__ import annotations
@@ -25,39 +28,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluxvit.models.attention import Packing, attention
+from fluxvit.models.embed import PatchEmbed
 from fluxvit.models.fluxvit import FluxViT
-from fluxvit.models.layers import AttentionPool, Block, BudgetHead
+from fluxvit.models.layers import AttentionPool, Block, Blocks, BudgetHead
 from fluxvit.models.norm import RMSNorm
+from fluxvit.models.openvino_blocks import OpenVINOBlocks, has_openvino
 
 Precision = Literal["auto", "fp32", "bf16"]
+Backend = Literal["auto", "torch", "openvino"]
+"""What runs the blocks; ``auto`` is OpenVINO on a CPU if it is installed, and otherwise PyTorch."""
 
 
-def prepare(model: FluxViT, dtype: torch.dtype = torch.float32, *, pack: bool = True) -> FluxViT:
+def prepare(
+    model: FluxViT, dtype: torch.dtype = torch.float32, backend: Backend = "auto", *, pack: bool = True
+) -> FluxViT:
     """The network in its inference form, on the same device; ``model`` stays as it is.
 
     Args:
         model: A network in fp32.
-        dtype: Type of the blocks' matrices, ``torch.float32`` or ``torch.bfloat16``.
-        pack: Pack the matrices on a CPU. A network that is to be exported must not be packed.
+        dtype: Type in which the blocks compute, ``torch.float32`` or ``torch.bfloat16``.
+        backend: What runs the blocks.
+        pack: Pack PyTorch's matrices on a CPU. A network that is to be exported must not be packed.
 
     Returns:
         A network with the methods and outputs of a FluxViT. It cannot be trained or saved.
 
     Raises:
-        ValueError: The network was prepared already.
+        ValueError: The network was prepared already, or the backend cannot be used.
     """
-    blocks = [block for block in model.blocks if isinstance(block, Block)]
-    if len(blocks) < len(model.blocks):
+    if form(model) != "plain":
         raise ValueError("the network is in its inference form already; prepare the one that was loaded")
-    packed = pack and next(model.parameters()).device.type == "cpu" and can_pack(dtype)
-    linear = PackedLinear if packed else PlainLinear
+    device = next(model.parameters()).device
+    openvino = _uses_openvino(backend, device)
+    packed = pack and device.type == "cpu" and can_pack(dtype)
     # A deep copy of all but the blocks, which are made anew.
-    prepared = copy.deepcopy(model, {id(model.blocks): nn.ModuleList()})
+    prepared = copy.deepcopy(model, {id(model.blocks): Blocks()})
     with torch.no_grad():
-        prepared.blocks = nn.ModuleList(InferenceBlock(block, dtype, linear) for block in blocks)
-        proj = model.patch_embed.proj
-        fast = linear(proj.weight, proj.bias, torch.float32, None)
-        prepared.patch_embed.proj = fast  # type: ignore[assignment]
+        linear = PackedLinear if packed and not openvino else PlainLinear
+        kind = torch.float32 if openvino else dtype
+        blocks = [InferenceBlock(block, kind, linear) for block in model.blocks if isinstance(block, Block)]
+        run = OpenVINOBlocks(blocks, dtype) if openvino else Blocks(blocks)
+        prepared.blocks = run  # type: ignore[assignment]
+        embed = InferencePatchEmbed(model.patch_embed, PackedLinear if packed else PlainLinear)
+        prepared.patch_embed = embed
         for head in prepared.heads:
             assert isinstance(head, BudgetHead)
             head.pool = InferencePool(head.pool)  # type: ignore[assignment]
@@ -66,11 +79,26 @@ def prepare(model: FluxViT, dtype: torch.dtype = torch.float32, *, pack: bool = 
 
 def form(model: FluxViT) -> str:
     """How a network computes, in a few words: ``plain``, or the kind and type of its prepared matrices."""
-    block = model.blocks[0]
-    if not isinstance(block, InferenceBlock):
+    if isinstance(model.blocks, OpenVINOBlocks):
+        kind, dtype = "openvino", model.blocks.dtype
+    elif isinstance(block := model.blocks[0], InferenceBlock):
+        kind, dtype = ("packed" if isinstance(block.qkv, PackedLinear) else "prepared"), block.dtype
+    else:
         return "plain"
-    kind = "packed" if isinstance(block.qkv, PackedLinear) else "prepared"
-    return f"{kind} {str(block.dtype).removeprefix('torch.')}"
+    return f"{kind} {str(dtype).removeprefix('torch.')}"
+
+
+def _uses_openvino(backend: Backend, device: torch.device) -> bool:
+    """Whether a backend means OpenVINO.
+
+    Raises:
+        ValueError: OpenVINO was asked for and cannot be used.
+    """
+    if backend == "openvino" and device.type != "cpu":
+        raise ValueError(f"the backend openvino runs on a CPU, not on {device}; leave the backend out")
+    if backend == "openvino" and not has_openvino():
+        raise ValueError("the backend openvino is not installed: pip install 'fluxvit[openvino]'")
+    return device.type == "cpu" and backend != "torch" and has_openvino()
 
 
 @cache
@@ -182,6 +210,37 @@ def can_pack(dtype: torch.dtype) -> bool:
         return bool(torch.isfinite(layer(torch.ones(2, 16, dtype=dtype))).all())
     except (AttributeError, RuntimeError):  # These operators are not public, and may change.
         return False
+
+
+class InferencePatchEmbed(PatchEmbed):
+    """A patch embedding with fewer passes over the pixels.
+
+    The values of a tubelet are ordered (time, channel, height, width), as they lie in a video. The projection
+    is linear, so that tubelets are divided by their RMS after it, when they are smaller.
+    """
+
+    _ORDER = (0, 2, 4, 6, 3, 1, 5, 7)
+
+    def __init__(self, embed: PatchEmbed, linear: type[PackedLinear] | type[PlainLinear]) -> None:
+        nn.Module.__init__(self)
+        self.patch_size, self.tubelet_size = embed.patch_size, embed.tubelet_size
+        self.in_chans = embed.in_chans
+        self.norm_before, self.norm = copy.deepcopy(embed.norm_before), copy.deepcopy(embed.norm)
+        weight, sides = embed.proj.weight, (self.tubelet_size, self.patch_size, self.patch_size)
+        if isinstance(embed.norm_before, RMSNorm):
+            weight = weight * embed.norm_before.weight
+        weight = weight.unflatten(1, (*sides, self.in_chans)).permute(0, 1, 4, 2, 3).flatten(1)
+        self.proj = linear(weight, None, torch.float32, None)  # type: ignore[assignment]
+        self.register_buffer("bias", embed.proj.bias.detach().clone(), persistent=False)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Project the pixels of tubelets ``[..., V]`` to ``[..., D]``."""
+        patches = patches.float()
+        x = self.proj(patches)
+        if isinstance(self.norm_before, RMSNorm):
+            square = torch.linalg.vector_norm(patches, dim=-1, keepdim=True).square()
+            x = x * torch.rsqrt(square / patches.shape[-1] + self.norm_before.eps)
+        return self.norm(x + self.bias)
 
 
 class InferenceBlock(nn.Module):

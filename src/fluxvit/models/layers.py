@@ -5,9 +5,12 @@ Shapes: B clips, N tokens, C channels, P width of the pooled vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fluxvit.models.attention import Attention, Packing, attention
 from fluxvit.models.config import FluxViTConfig
@@ -81,6 +84,34 @@ class Block(nn.Module):
         """``[B, N, C]`` to the same; ``packing`` as in :func:`~fluxvit.models.attention.attention`."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), packing)), packing).to(x.dtype)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), packing).to(x.dtype)
+
+
+class Blocks(nn.ModuleList):
+    """Transformer blocks that run one after the other; there is no norm after the last one."""
+
+    grad_checkpointing = False
+
+    def forward(
+        self, x: Tensor, packing: Packing | None = None, indices: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run all blocks.
+
+        Args:
+            x: Tokens ``[B, N, C]``.
+            packing: As in :func:`~fluxvit.models.attention.attention`.
+            indices: Blocks whose outputs are returned besides; negative ones count from the end.
+
+        Returns:
+            The output of the last block, and the outputs of the blocks ``indices``, each ``[B, N, C]``.
+        """
+        outputs: dict[int, Tensor] = {}
+        for number, block in enumerate(self):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, packing, use_reentrant=False)
+            else:
+                x = block(x, packing)
+            outputs |= {index: x for index in indices if index % len(self) == number}
+        return x, [outputs[index] for index in indices]
 
 
 class AttentionPool(nn.Module):
