@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -277,12 +278,23 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path: Path) -> None:
         for number, batch in enumerate(batches):
             yield batch._replace(label=batch.label * 0 + 999) if number == 2 else batch
 
-    run = trainer(tmp_path, wrap=poisoned, task=Picky)
-    before = weights(run)
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def note(run: Trainer, taken: int) -> None:
+        averaged = torch.cat([value.flatten() for value in run.gather_state().values()])
+        seen.append((weights(run).clone(), averaged))
+
+    run = trainer(tmp_path, wrap=poisoned, task=Picky, ema=0.9, after_step=note)
     run.run(progress=False)
     assert run.skipped == 1
-    assert weights(run).isfinite().all()
-    assert not torch.equal(weights(run), before)
+    # The third step changed nothing, neither the weights nor their average; the others changed both.
+    for number, (before, after) in enumerate(pairwise(seen), start=1):
+        assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [number == 3] * 2
+    state = find_state(tmp_path)
+    assert state is not None
+    count = {"optimizer/model.cls_token/step": torch.zeros(())}
+    state.read(count)
+    assert [*count.values()] == [5]
 
 
 def test_a_run_that_was_mostly_skipped_fails_however_often_it_is_called(tmp_path: Path) -> None:

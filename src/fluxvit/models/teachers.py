@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from fluxvit.flux.selection import gather_tokens
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.utils.tensors import channel_values
 
 TokenShape = tuple[int, int, int]
 
@@ -101,7 +102,7 @@ class Teacher(ABC):
             raise ValueError(f"layers {list(layers)}: this teacher has layers 0 to {self.depth - 1}")
         frames, height, width = self.grid(shape)
         video = fit_clip(video.float(), frames, (height, width))
-        mean, std = (torch.tensor(x, device=video.device).view(3, 1, 1, 1) for x in (self.mean, self.std))
+        mean, std = (channel_values(values, video.device) for values in (self.mean, self.std))
         video = ((video - mean) / std).to(self.dtype)
         with torch.autocast(video.device.type, enabled=False):
             features = self._features(video, shape, kept, [layer % self.depth for layer in layers])
@@ -213,8 +214,8 @@ def fit_clip(video: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
     """
     count = video.shape[2]
     if frames != count:
-        picks = [(2 * i + 1) * count // (2 * frames) for i in range(frames)]
-        video = video[:, :, picks]
+        steps = 2 * torch.arange(frames, device=video.device) + 1
+        video = video[:, :, steps * count // (2 * frames)]
     if tuple(video.shape[3:]) == size:
         return video
     images = video.transpose(1, 2).flatten(0, 1)
@@ -228,15 +229,15 @@ def resample_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if size == former:
         return maps
     # A product with few weights is faster than interpolating images of a thousand channels.
-    weights = _space_weights(former, size).to(maps.device, maps.dtype)
-    return (weights @ maps.flatten(2, 3)).unflatten(2, size)
+    weights = _space_weights(former, size, maps.device)
+    return (weights.to(maps.dtype) @ maps.flatten(2, 3)).unflatten(2, size)
 
 
 @lru_cache(maxsize=256)
-def _space_weights(source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+def _space_weights(source: tuple[int, int], target: tuple[int, int], device: torch.device) -> Tensor:
     """The weight of each source pixel in each target pixel, ``[h * w, h0 * w0]``."""
     pixels = torch.eye(source[0] * source[1]).view(-1, 1, *source)
-    return F.interpolate(pixels, size=target, mode="bilinear", antialias=True).flatten(1).t()
+    return F.interpolate(pixels, size=target, mode="bilinear", antialias=True).flatten(1).t().to(device)
 
 
 def tokens_of_maps(maps: Tensor, shape: TokenShape, kept: Tensor | None) -> Tensor:

@@ -32,9 +32,12 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards ``module`` after optimiser step ``step``."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = [], []
         for name, value in module.state_dict().items():
-            ours, theirs = local(self.weights[name]), local(value)
-            if ours.is_floating_point():
-                ours.lerp_(theirs.to(ours.dtype), 1 - decay)
+            average, value = local(self.weights[name]), local(value)
+            if average.is_floating_point():
+                ours.append(average)
+                theirs.append(value.to(average.dtype))
             else:
-                ours.copy_(theirs)
+                average.copy_(value)
+        torch._foreach_lerp_(ours, theirs, 1 - decay)

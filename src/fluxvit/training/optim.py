@@ -6,9 +6,11 @@ import math
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.training.config import TrainConfig
 from fluxvit.training.tasks.base import Task
 
 
@@ -47,6 +49,16 @@ def parameter_groups(task: Task, weight_decay: float, layer_decay: float = 1.0) 
         {"params": parameters, "weight_decay": decay, "lr_scale": rate}
         for (rate, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def make_optimizer(task: Task, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW of a task's trained parameters, which it updates in one pass over each.
+
+    If its attribute ``found_inf`` is a tensor of value 1, a step changes nothing, and the host does not wait
+    for that value. (PyTorch's gradient scaler uses it likewise. MPS ignores it.)
+    """
+    groups = parameter_groups(task, config.weight_decay, config.layer_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def cosine_schedule(step: int, steps: int, warmup: int, floor: float) -> float:

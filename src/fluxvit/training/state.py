@@ -244,6 +244,10 @@ def restore_tensors(saved: Saved, task: nn.Module, ema: Ema | None, optimizer: t
                 )
             like = parameters[name].detach()
             # Moments are sharded like their parameter; the count of steps is not.
-            moment = torch.zeros_like(like) if shape == like.shape else torch.zeros(shape, dtype=dtype)
+            moment = (
+                torch.zeros_like(like)
+                if shape == like.shape
+                else torch.zeros(shape, dtype=dtype, device=like.device)
+            )
             optimizer.state[parameters[name]][kind] = targets[key] = moment
     saved.read(targets)

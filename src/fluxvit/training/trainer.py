@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.utils.deterministic
@@ -20,7 +20,7 @@ from fluxvit.data.dataset import Clip
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_tensorboard
-from fluxvit.training.optim import cosine_schedule, parameter_groups
+from fluxvit.training.optim import cosine_schedule, make_optimizer
 from fluxvit.training.parallel import accumulating, full, parallelize
 from fluxvit.training.state import (
     About,
@@ -32,7 +32,7 @@ from fluxvit.training.state import (
     save_state,
     tidy,
 )
-from fluxvit.training.tasks.base import Task
+from fluxvit.training.tasks.base import Batch, Task
 from fluxvit.utils.distributed import ALONE, World
 from fluxvit.utils.system import Stopped, log_device
 
@@ -65,6 +65,41 @@ def faster_precision(device: torch.device) -> Literal["fp32", "bf16"]:
             seconds.append(time.perf_counter() - start)
     bf16, fp32 = map(min, times)
     return "bf16" if bf16 < 0.8 * fp32 else "fp32"
+
+
+class LateFigures:
+    """Figures on a device that are read later; what the device is given meanwhile is not waited for."""
+
+    def __init__(self, figures: Tensor) -> None:
+        self._figures, self._copied = figures, None
+        if figures.is_cuda:
+            self._figures = figures.to("cpu", non_blocking=True)  # Into pinned memory.
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._figures.tolist()
+
+
+class _Taken(NamedTuple):
+    """The last step: its number and learning rate; and its figures, which are the means of these names, the
+    norm of the gradient, and whether the step was skipped.
+    """
+
+    step: int
+    rate: float
+    names: tuple[str, ...]
+    figures: LateFigures
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to a device, on CUDA through pinned memory, so that the host does not wait."""
+    return {
+        name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+        for name, value in batch.items()
+    }
 
 
 @dataclass
@@ -106,6 +141,11 @@ class Trainer:
     stopping: Callable[[], bool] = field(default=lambda: False, init=False)
     _logs: Logs | None = field(default=None, init=False)
     _saved_step: int = field(default=0, init=False)
+    _taken: _Taken | None = field(default=None, init=False)
+    _bad_in_a_row: int = field(default=0, init=False)
+    _report: Callable[[int, dict[str, float], dict[str, float]], None] = field(
+        default_factory=lambda: lambda *_: None, init=False
+    )
 
     def gather_state(self) -> dict[str, Tensor]:
         """The weights to evaluate and to keep, named as in the task's state dict; their moving average if
@@ -114,6 +154,7 @@ class Trainer:
         All processes must call this together, and each gets all weights, even if they are sharded: four bytes
         a parameter. They may share the memory of the task: use them before the next step.
         """
+        self._settle()
         weights = self.task.state_dict() if self.ema is None else self.ema.weights
         return {name: full(value) for name, value in weights.items()}
 
@@ -152,8 +193,7 @@ class Trainer:
             shard=config.shard,
         )
         # After sharding, which replaces the parameters.
-        groups = parameter_groups(self.task, config.weight_decay, config.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        optimizer = make_optimizer(self.task, config)
         self.ema = Ema(self.task, config.ema) if config.ema else None
         first = self._restore(optimizer)
         with _stop_on_signals() as self.stopping:
@@ -187,35 +227,31 @@ class Trainer:
     ) -> None:
         config, world = self.config, self.world
         meter, figures = Meter(world.device), dict[str, float]()
-        saved, bad_in_a_row = time.monotonic(), 0
+        saved = time.monotonic()
         smooth: dict[str, float] = {}
         with progress_line(title, config.steps, first, progress and world.is_main) as advance:
-            for step, batch in enumerate(meter.watch(self.batches(first)), start=first):
-                result = self._step(step_module, batch, step, optimizer)
-                clips = len(batch.video) * world.size
-                meter.finish_step(clips, self.task.count_tokens(batch.video) * world.size)
-                bad_in_a_row = 0 if result else bad_in_a_row + 1
-                if bad_in_a_row == 1 and world.is_main:
-                    _log.warning("step %d was skipped: its loss or gradient is not finite", step)
-                if bad_in_a_row == MAX_BAD_STEPS:
-                    raise ValueError(
-                        f"the loss or its gradient was not finite {bad_in_a_row} times in a row, up to step "
-                        f"{step}; lower the learning rate or train in fp32"
-                    )
-                metrics, rates = result or ({}, {})
+
+            def report(step: int, metrics: dict[str, float], rates: dict[str, float]) -> None:
+                nonlocal figures
                 for name, value in metrics.items():
                     smooth[name] = value + 0.95 * (smooth.get(name, value) - value)
-                if step % config.log_every == 0 and result and self._logs is not None:
+                if step % config.log_every == 0 and metrics and self._logs is not None:
                     figures = meter.figures()
                     self._logs.write_step(step, {**metrics, **rates, **figures})
                 advance(smooth, figures)
+
+            self._report = report
+            for step, batch in enumerate(meter.watch(self.batches(first)), start=first):
+                self._step(step_module, batch, step, optimizer)
+                clips = len(batch.video) * world.size
+                meter.finish_step(clips, self.task.count_tokens(batch.video) * world.size)
                 stop = self._call_after_step(step + 1) or world.any(self.stopping())
                 if stop or world.any(time.monotonic() - saved > config.save_seconds):
                     self._save(optimizer, step + 1, or_warn=not stop)
                     saved = time.monotonic()
                 if stop:
                     raise Stopped(f"stopped after step {step + 1} of {config.steps}")
-        self._save(optimizer, config.steps)
+            self._save(optimizer, config.steps)
 
     def _call_after_step(self, taken: int) -> bool:
         """Call ``after_step``; returns whether it was interrupted, as it then was in all processes."""
@@ -227,15 +263,8 @@ class Trainer:
             return True
         return False
 
-    def _step(
-        self, step_module: nn.Module, batch: Clip, step: int, optimizer: torch.optim.Optimizer
-    ) -> tuple[dict[str, float], dict[str, float]] | None:
-        """Take a step; None if it was skipped.
-
-        Returns:
-            The metrics of the task, averaged over processes; and ``lr``, the learning rate, and
-            ``grad_norm``, the norm of the gradient before it was clipped.
-        """
+    def _step(self, step_module: nn.Module, batch: Clip, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Take a step, whose figures :meth:`_settle` reads when the device has taken it."""
         config, world = self.config, self.world
         self.task.train()
         # Dropout and drop path must not depend on what ran before: a resumed run takes the same steps.
@@ -243,7 +272,6 @@ class Trainer:
         rate = config.lr * cosine_schedule(step, config.steps, config.warmup, config.min_lr_ratio)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        optimizer.zero_grad(set_to_none=True)
         self.replaced += int(batch.replaced.sum())
         totals: dict[str, Tensor] = {}
         named = self.task.collate(batch)
@@ -251,8 +279,7 @@ class Trainer:
         parts = [dict(zip(named, chunk, strict=True)) for chunk in chunks]
         for i, part in enumerate(parts):
             share = len(part["video"]) / len(batch.video)
-            part = {name: value.to(world.device) for name, value in part.items()}
-            prepared = self.task.prepare(part, (config.seed, step, world.rank, i))
+            prepared = self.task.prepare(to_device(part, world.device), (config.seed, step, world.rank, i))
             with accumulating(step_module, last=i == len(parts) - 1):
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     result = step_module(prepared)
@@ -262,21 +289,47 @@ class Trainer:
         limit = config.clip_grad or math.inf
         norm = full(torch.nn.utils.clip_grad_norm_(step_module.parameters(), limit))
         means = world.mean(torch.stack([value.float() for value in totals.values()]))
-        # One copy for all figures, because the host waits for the device at each. The processes must agree to
-        # skip a step: all of them get the same means, and the same norm.
-        *values, grad_norm = torch.cat([means, norm.to(means).view(1)]).tolist()
-        metrics = dict(zip(totals, values, strict=True))
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
-            optimizer.zero_grad(set_to_none=True)
-            self.skipped += 1
-            return None
-        optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.task, step)
-        return metrics, {"lr": rate, "grad_norm": grad_norm}
+        grad_norm = norm.to(means)
+        # The processes agree to skip a step: all of them get the same means, and the same norm.
+        bad = 1 - (means[list(totals).index("loss")] + grad_norm).isfinite().float()
+        # The moving average needs the weights of the former step, which this step changes.
+        self._settle()
+        # With this attribute the optimiser leaves everything as it is if the value is 1, without the host's
+        # help, except on MPS.
+        optimizer.found_inf = bad  # type: ignore[attr-defined]
+        if world.device.type != "mps" or not bad.item():
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        figures = LateFigures(torch.cat([means, torch.stack([grad_norm, bad])]))
+        self._taken = _Taken(step, rate, tuple(totals), figures)
+
+    def _settle(self) -> None:
+        """Read the figures of the last step, and do what follows from them, once."""
+        if self._taken is None:
+            return
+        taken, self._taken = self._taken, None
+        *values, grad_norm, bad = taken.figures.read()
+        if not bad:
+            self._bad_in_a_row = 0
+            if self.ema is not None:
+                self.ema.update(self.task, taken.step)
+            metrics = dict(zip(taken.names, values, strict=True))
+            self._report(taken.step, metrics, {"lr": taken.rate, "grad_norm": grad_norm})
+            return
+        self.skipped += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row == 1 and self.world.is_main:
+            _log.warning("step %d was skipped: its loss or gradient is not finite", taken.step)
+        if self._bad_in_a_row == MAX_BAD_STEPS:
+            raise ValueError(
+                f"the loss or its gradient was not finite {MAX_BAD_STEPS} times in a row, up to step "
+                f"{taken.step}; lower the learning rate or train in fp32"
+            )
+        self._report(taken.step, {}, {})
 
     def _save(self, optimizer: torch.optim.Optimizer, step: int, *, or_warn: bool = False) -> None:
         """Save the state. If that fails, raise, or warn and go on."""
+        self._settle()
         if step == self._saved_step:
             return
         about = About(step, self.fingerprint, self.precision, self.skipped)

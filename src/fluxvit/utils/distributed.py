@@ -41,7 +41,8 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process; all get the same answer."""
-        return bool(self._reduce(torch.tensor(float(flag), device=self.device), dist.ReduceOp.MAX))
+        # Between the hosts, whatever the device is: it would have to be waited for.
+        return bool(self._reduce(torch.tensor(float(flag)), dist.ReduceOp.MAX))
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes by rank; they must be picklable."""
@@ -91,7 +92,7 @@ def join_world(device: str | None = None) -> World:
         own = usable_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(own)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), own)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fluxvit.utils.tensors import channel_values
 from fluxvit.video.base import VideoReader
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -192,10 +193,9 @@ def normalize(
         raise ValueError(f"clips must be [..., 3, T, H, W], got {list(video.shape)}")
     unit = 255.0 if video.dtype == torch.uint8 else 1.0
     # One multiply and one add over the clip: (x / unit - mean) / std = x * gain + bias.
-    gain = torch.tensor([1 / (unit * s) for s in std], device=video.device)
-    bias = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=video.device)
-    clip = video.contiguous().to(torch.float32)
-    return torch.addcmul(bias.view(3, 1, 1, 1), clip, gain.view(3, 1, 1, 1))
+    gain = channel_values(tuple(1 / (unit * s) for s in std), video.device)
+    bias = channel_values(tuple(-m / s for m, s in zip(mean, std, strict=True)), video.device)
+    return torch.addcmul(bias, video.contiguous().to(torch.float32), gain)
 
 
 def read_clips(

@@ -26,6 +26,7 @@ from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape, spread_layers
 from fluxvit.training.recipes import DistillSettings
 from fluxvit.training.tasks.base import Batch, Task
+from fluxvit.utils.tensors import channel_values
 
 
 class Scale(nn.Module):
@@ -138,7 +139,7 @@ class DistillTask(Task):
     def _targets(self, video: Tensor, shape: TokenShape, kept: Tensor | None) -> TeacherFeatures:
         """The teacher's features of normalised clips at the kept tokens ``[B, K]``; None: at all."""
         mean, std = (
-            torch.tensor(values, device=video.device).view(3, 1, 1, 1)
+            channel_values(tuple(values), video.device)
             for values in (self.checkpoint.mean, self.checkpoint.std)
         )
         return self.teacher.features(video * std + mean, shape, kept, self._layers)
