@@ -25,7 +25,8 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         devices = _devices((args, kwargs, result))
-        waits = func is not torch.ops.aten._to_copy.default or not kwargs.get("non_blocking")
+        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.to)
+        waits = not (copies and kwargs.get("non_blocking"))
         if "meta" in devices and waits:
             assert devices == {"meta"}, f"{func} works on {sorted(devices)}"
         return result

@@ -35,6 +35,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.models.graphs import CapturedFluxViT
 from fluxvit.models.inference import Backend, Precision, faster_dtype, form, prepare
 from fluxvit.utils.files import write_json
 from fluxvit.utils.schema import Finite, Positive, convert, located
@@ -99,7 +100,8 @@ class Checkpoint(FolderCheckpoint):
 
     def prepared(self, precision: Precision = "auto", backend: Backend = "auto") -> Checkpoint:
         """This checkpoint with its network in the inference form
-        (:func:`~fluxvit.models.inference.prepare`), which cannot be trained or saved.
+        (:func:`~fluxvit.models.inference.prepare`), which cannot be trained or saved. On CUDA devices it is
+        a :class:`~fluxvit.models.graphs.CapturedFluxViT`.
 
         A network that is not in fp32 was made smaller on purpose, and stays as it is.
 
@@ -115,7 +117,8 @@ class Checkpoint(FolderCheckpoint):
             return self
         kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
         dtype = faster_dtype(self.device) if precision == "auto" else kinds[precision]
-        return replace(self, model=prepare(self.model, dtype, backend))
+        model = prepare(self.model, dtype, backend)
+        return replace(self, model=CapturedFluxViT(model) if self.device.type == "cuda" else model)
 
     def pool(self, grid: SamplingGrid) -> int:
         """The number of tokens of a grid.

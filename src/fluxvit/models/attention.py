@@ -24,19 +24,33 @@ class Packing(NamedTuple):
     It is made once a batch, because the copy of ``ends`` to an accelerator would stall every block.
 
     Args:
-        lengths: Tokens of each sequence.
+        lengths: Tokens of each sequence. None: only the device knows them, so that the same operations serve
+            every packing of as many sequences and tokens.
         ends: int32 ``[1 + sequences]`` on the device of the tokens: 0, then where each sequence ends.
+        longest: No sequence is longer.
     """
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...] | None
     ends: Tensor
+    longest: int
+
+    def known_lengths(self) -> Sequence[int]:
+        """Tokens of each sequence; they are read from the device if they must."""
+        return self.ends.diff().tolist() if self.lengths is None else self.lengths
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         if device.type == "cuda":
             ends = ends.pin_memory()
-        return cls(tuple(lengths), ends.to(device, non_blocking=True))
+        return cls(tuple(lengths), ends.to(device, non_blocking=True), max(lengths, default=0))
+
+
+def native_packing(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one kernel serves all sequences of a packing. It never waits for their lengths."""
+    # The meta device stands for an accelerator in tests.
+    half = dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and half and device.type in ("cuda", "meta")
 
 
 def attention(
@@ -62,12 +76,13 @@ def attention(
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     assert not causal
     assert q.shape[0] == 1
-    assert q.shape[2] == sum(packing.lengths)
-    if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-        longest = max(packing.lengths)
+    if native_packing(q.device, q.dtype):
+        ends, longest = packing.ends, packing.longest
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
-        return varlen_attn(q, k, v, packing.ends, packing.ends, longest, longest).transpose(0, 1)[None]
-    sequences = zip(*(x.split(packing.lengths, dim=2) for x in (q, k, v)), strict=True)
+        return varlen_attn(q, k, v, ends, ends, longest, longest).transpose(0, 1)[None]
+    lengths = packing.known_lengths()
+    assert q.shape[2] == sum(lengths)
+    sequences = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
     return torch.cat([attention(*sequence) for sequence in sequences], dim=2)
 
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.cuda import is_current_stream_capturing
 from torch.nn import functional as F
 
 from fluxvit.models.norm import RMSNorm
@@ -126,7 +127,9 @@ class PositionTable(nn.Module):
         parameters = [p for p in (self.grid, self.scale, self.shift) if p is not None]
         # Parameters made in inference mode have no version that would reveal a change.
         unversioned = any(p.is_inference() for p in parameters)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or unversioned:
+        # A graph must compute what it reads: the cache is emptied at times.
+        recorded = torch.compiler.is_compiling() or (self.grid.is_cuda and is_current_stream_capturing())
+        if torch.is_grad_enabled() or recorded or unversioned:
             return self.cls.float(), self._resample(shape)
         # In-place changes (by an optimiser or a loaded checkpoint) raise the version; moves change the rest.
         state = tuple((p._version, p.data_ptr(), p.device, p.dtype) for p in parameters)

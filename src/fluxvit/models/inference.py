@@ -108,7 +108,8 @@ def faster_dtype(device: torch.device) -> torch.dtype:
     CPUs differ widely in bf16, so that both are tried, in turns: a load of the machine slows both.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     if device.type != "cpu" or not can_pack(torch.bfloat16):
         return torch.float32
     kinds = torch.bfloat16, torch.float32
@@ -282,7 +283,7 @@ class InferenceBlock(nn.Module):
             k = _rms_quotient(k, self.eps).to(dtype)
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         if self.packed:
-            lengths = [x.shape[1]] if packing is None else packing.lengths
+            lengths = [x.shape[1]] if packing is None else packing.known_lengths()
             sequences = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
             out = torch.cat([blocked_attention(*sequence) for sequence in sequences], dim=1)
         else:

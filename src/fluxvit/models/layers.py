@@ -52,7 +52,7 @@ class DropPath(nn.Module):
         """``[B, N, C]`` to the same; ``packing`` as in :func:`~fluxvit.models.attention.attention`."""
         if not self.training or self.rate == 0:
             return x
-        clips = x.shape[0] if packing is None else len(packing.lengths)
+        clips = x.shape[0] if packing is None else len(packing.ends) - 1
         stays = (torch.rand(clips, device=x.device) >= self.rate).float() / (1 - self.rate)
         if packing is None:
             return x * stays[:, None, None]

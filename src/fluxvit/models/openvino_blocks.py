@@ -69,7 +69,7 @@ class OpenVINOBlocks(nn.Module):
                 "OpenVINO does not run in a forked process: start processes with 'spawn', or use the backend "
                 "'torch'"
             )
-        parts = x.split([x.shape[1]] if packing is None else list(packing.lengths), dim=1)
+        parts = x.split([x.shape[1]] if packing is None else list(packing.known_lengths()), dim=1)
         outputs = [self._run(part, [index % len(self) for index in indices]) for part in parts]
         last, *layers = (torch.cat(output, dim=1) for output in zip(*outputs, strict=True))
         return last, layers
