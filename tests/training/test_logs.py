@@ -10,6 +10,8 @@ import torch
 from test_training import small_model, trainer, weights
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
 from fluxvit.training.logs import Meter, peak_memory, progress_line
 from fluxvit.training.tasks.classify import ClassifyTask
 from fluxvit.training.trainer import Trainer
@@ -41,6 +43,7 @@ def test_log_tells_speed_and_rates(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 2, 4]
     for row in rows:
         assert row.keys() >= {"loss", "lr", "grad_norm", "clips_per_s", "tokens_per_s", "data_wait"}
+        assert row["gemm_share"] > 0
         assert all(math.isfinite(value) for value in row.values())
     assert rows[0]["lr"] == pytest.approx(1e-3 / 2)
 
@@ -50,6 +53,19 @@ def test_kept_tokens_are_counted_over_all_budgets() -> None:
     # A pool of 72 tokens for budgets 24, 12 and 6; one of 18.
     assert count(torch.zeros(2, 3, 16, 24, 24)) == 2 * (24 + 12 + 6)
     assert count(torch.zeros(1, 3, 4, 24, 24)) == 18 + 12 + 6
+
+
+def test_multiply_accumulates_of_a_step() -> None:
+    model = small_model()
+    task, video = ClassifyTask(Checkpoint(model)), torch.zeros(2, 3, 16, 24, 24)
+    (one, *rest) = (grid_cost(model.config.size, SamplingGrid(16, 24, 24), keep) for keep in (24, 12, 6))
+    # All budgets share the embedding and the scores of the pool.
+    forward = one.total + sum(cost.blocks + cost.pooling + cost.classifier for cost in rest)
+    assert task.count_macs(video) == 3 * 2 * forward
+    model.blocks.requires_grad_(False)
+    assert task.count_macs(video) == 2 * forward
+    model.blocks[0].norm1.weight.requires_grad_(True)
+    assert task.count_macs(video) == 2 * 2 * forward
 
 
 def test_logging_does_not_change_the_run(tmp_path: Path) -> None:
@@ -90,7 +106,11 @@ def test_plain_line_where_there_is_no_terminal(capsys, monkeypatch: pytest.Monke
     monkeypatch.setattr("fluxvit.training.logs._PLAIN_LINE_SECONDS", -1.0)
     monkeypatch.setenv("TERM", "dumb")
     figures = {"clips_per_s": 12.3, "tokens_per_s": 45678.0, "data_wait": 0.25, "memory_gib": 1.5}
+    figures["gemm_share"] = 0.23
     with progress_line("Training", 10, 2, True) as advance:
         advance({"loss": 1.5, "accuracy@8": 0.25}, figures)
     printed = capsys.readouterr().out
-    assert "Training 3/10  loss 1.50 @8 0.25  45,678 tokens/s, 12.3 clips/s, 25 % waiting" in printed
+    assert (
+        "Training 3/10  loss 1.50 @8 0.25  45,678 tokens/s, 12.3 clips/s, 23 % of the GEMM rate, 25 % waiting"
+        in printed
+    )

@@ -152,7 +152,7 @@ class Parser(ArgumentParser):
 
     def _value_after(self, name: str, words: list[str]) -> str:
         """The value of an option that is not joined to its name: the next of ``words``."""
-        if _is_switch(self.options.get(name)) and words[:1] not in (["true"], ["false"]):
+        if _is_switch(self.options.get(name)) and words[:1] not in (["true"], ["false"], ["auto"]):
             return "true"
         if not words:
             self._check_known(name, "--")
@@ -266,7 +266,8 @@ class _Formatter(HelpFormatter):
             return super()._format_action_invocation(action)
         value = f"{action.dest.split('.')[-1].upper()}{',...' if _is_tuple(kind) else ''}"
         if _is_switch(kind):
-            value = "" if self._parser.get_default(action.dest) is False else "{true,false}"
+            values = {False: "", "auto": "{auto,true,false}"}
+            value = values.get(self._parser.get_default(action.dest), "{true,false}")
         return f"--{action.dest} {value}".rstrip()
 
     def _get_help_string(self, action: Action) -> str:

@@ -7,6 +7,7 @@ embedded only for a selector that reads embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluxvit.flux.grid import SamplingGrid
@@ -99,3 +100,17 @@ def grid_cost(
     """
     pool = size.pool(grid)
     return clip_cost(size, min(keep, pool), pool, get_selector(selector).reads)
+
+
+def joint_macs(
+    size: NetworkSize, grid: SamplingGrid, keeps: Sequence[int], selector: str | Selector = "group_dynamic"
+) -> int:
+    """MACs of one clip at several budgets at once, as in training: its pool is embedded and scored once.
+
+    Raises:
+        ValueError: See :func:`grid_cost`.
+    """
+    costs = [grid_cost(size, grid, keep, selector) for keep in keeps]
+    embedded = max(cost.embed_kept + cost.embed_dropped for cost in costs)
+    scored = max(cost.selection for cost in costs)
+    return embedded + scored + sum(cost.blocks + cost.pooling + cost.classifier for cost in costs)

@@ -79,10 +79,14 @@ class TrainConfig:
         ema: Decay of the exponential moving average of the weights, such as 0.9999; 0 means no average.
         checkpoint_blocks: Recompute activations in the backward pass, which saves memory and costs a third
             more compute.
-        compile_blocks: Compile each block with torch.compile.
+        compile_blocks: Compile each block with torch.compile, once for all grids and budgets. ``auto`` does
+            so on CUDA if Triton and a C compiler are installed and the run has 1000 steps or more, because
+            compiling takes a minute or two.
         shard: Shard parameters, gradients and optimiser state over the processes (FSDP2), for networks that
             do not fit on one device. It has no effect in a single process.
-        log_every: Number of steps between two lines of the log.
+        log_every: Number of steps between two lines of the log. A line has the metrics, tokens and clips per
+            second, the share of the device's own rate of matrix products, which is measured when the run
+            starts, the share of time spent waiting for data, and the memory in use.
         tensorboard: Also write the log for TensorBoard.
     """
 
@@ -102,7 +106,7 @@ class TrainConfig:
     accumulate: Batch = 1
     ema: Decay = 0.0
     checkpoint_blocks: bool = False
-    compile_blocks: bool = False
+    compile_blocks: bool | Literal["auto"] = "auto"
     shard: bool = False
     log_every: Count = 10
     tensorboard: bool = False

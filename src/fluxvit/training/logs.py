@@ -32,16 +32,20 @@ class Meter:
 
     Args:
         device: Device whose memory is reported.
+        rate: Multiply-accumulates per second of matrix products on this device, for ``gemm_share``.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, rate: float = math.nan) -> None:
+        self._device, self._rate = device, rate
         self._start = 0.0
+        self._held = math.nan
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self._reset()
 
     def _reset(self) -> None:
         self._busy = self._waited = 0.0
-        self._clips = self._tokens = 0
+        self._clips = self._tokens = self._macs = 0
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches. A step starts when its batch is asked for."""
@@ -55,24 +59,33 @@ class Meter:
             self._waited += time.perf_counter() - self._start
             yield batch
 
-    def finish_step(self, clips: int, tokens: int) -> None:
-        """Count a step over so many clips and tokens; the time until the next step is not counted."""
+    def finish_step(self, clips: int, tokens: int, macs: int = 0) -> None:
+        """Count a step over so many clips and tokens, with so many multiply-accumulates of this process; the
+        time until the next step is not counted.
+        """
         self._busy += time.perf_counter() - self._start
         self._clips += clips
         self._tokens += tokens
+        self._macs += macs
+        if self._device.type == "cuda":
+            self._held = torch.cuda.memory_allocated(self._device)
 
     def figures(self) -> dict[str, float]:
         """The figures of the steps since the last call.
 
-        ``clips_per_s``, ``tokens_per_s``; ``data_wait``, the part of the time that steps waited for their
-        batch, 0 to 1; ``memory_gib``, the most memory so far (see :func:`peak_memory`).
+        ``clips_per_s``, ``tokens_per_s``; ``gemm_share``, the part of the device's rate of matrix products
+        that the multiply-accumulates make up; ``data_wait``, the part of the time that steps waited for their
+        batch, 0 to 1; ``memory_gib``, the most memory so far (see :func:`peak_memory`), and
+        ``activations_gib``, the part of it that is free between steps. What is unknown is NaN.
         """
-        busy = max(self._busy, 1e-9)
+        busy, peak = max(self._busy, 1e-9), peak_memory(self._device)
         figures = {
             "clips_per_s": self._clips / busy,
             "tokens_per_s": self._tokens / busy,
+            "gemm_share": self._macs / busy / self._rate or math.nan,
             "data_wait": self._waited / busy,
-            "memory_gib": peak_memory(self._device) / 2**30,
+            "memory_gib": peak / 2**30,
+            "activations_gib": (peak - self._held) / 2**30,
         }
         self._reset()
         return figures
@@ -133,8 +146,10 @@ def progress_line(
                 for name, value in metrics.items()
             )
             if figures:
+                share = figures["gemm_share"]
                 progress.speed = (
                     f"{figures['tokens_per_s']:,.0f} tokens/s, {figures['clips_per_s']:.3g} clips/s, "
+                    f"{'' if math.isnan(share) else f'{100 * share:.0f} % of the GEMM rate, '}"
                     f"{100 * figures['data_wait']:.0f} % waiting for data, {figures['memory_gib']:.1f} GiB"
                 )
             progress.update(task, advance=1, metrics=text)
@@ -183,11 +198,10 @@ class Logs:
 
     def write_step(self, step: int, values: dict[str, float]) -> None:
         """Log a training step, everywhere. A full disk does not end the run."""
-        values = {name: float(f"{value:.7g}") for name, value in values.items()}
+        # Unknown values, such as the memory on some systems, are left out: JSON has no NaN.
+        values = {name: float(f"{value:.7g}") for name, value in values.items() if math.isfinite(value)}
         try:
-            # Unknown values, such as the memory on some systems, are left out: JSON has no NaN.
-            known = {name: value for name, value in values.items() if math.isfinite(value)}
-            append_json(self._path, {"step": step, **known})
+            append_json(self._path, {"step": step, **values})
         except OSError as error:
             _log.warning("%s: step %d is not logged: %s", self._path, step, error.strerror)
         self.write(step, {f"train/{name}": value for name, value in values.items()})

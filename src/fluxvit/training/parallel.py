@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +23,9 @@ def parallelize(
     task: Task,
     world: World,
     *,
+    steps: int = 0,
     checkpoint_blocks: bool,
-    compile_blocks: bool,
+    compile_blocks: bool | Literal["auto"],
     shard: bool = False,
 ) -> nn.Module:
     """Prepare a task for training in ``world``.
@@ -29,6 +34,7 @@ def parallelize(
     wrapping, so that compiled code never contains communication.
 
     Args:
+        steps: Steps of the run, for ``compile_blocks="auto"``.
         shard: Shard parameters, gradients and optimiser state over the processes (FSDP2) instead of copying
             the model to each. It replaces the parameters: make the optimiser afterwards. A world of one
             process has nothing to shard.
@@ -38,9 +44,10 @@ def parallelize(
     """
     if checkpoint_blocks:
         task.model.set_grad_checkpointing()
-    if compile_blocks:
-        for block in task.model.blocks:
-            block.compile()
+    if compile_blocks is True or (compile_blocks == "auto" and _compiling_pays(world.device, steps)):
+        for block in task.blocks():
+            # One compilation serves all numbers of clips and tokens. (A batch of one clip needs another.)
+            block.compile(dynamic=True)
     if world.size == 1:
         return task
     if shard:
@@ -55,6 +62,20 @@ def parallelize(
         return task
     devices = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(task, device_ids=devices)
+
+
+def _compiling_pays(device: torch.device, steps: int) -> bool:
+    """Whether compiled blocks save a run more time than their compilation takes.
+
+    On a CPU they save little (see benchmarks/training_step.py).
+    """
+    return (
+        steps >= 1000
+        and device.type == "cuda"
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (7, 0)  # Triton supports no older ones,
+        and any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang")))  # and compiles its launchers.
+    )
 
 
 def accumulating(step: nn.Module, last: bool) -> AbstractContextManager[None]:

@@ -34,6 +34,7 @@ from fluxvit.training.state import (
 )
 from fluxvit.training.tasks.base import Batch, Task
 from fluxvit.utils.distributed import ALONE, World
+from fluxvit.utils.gemm import gemm_rate
 from fluxvit.utils.system import Stopped, log_device
 
 # The settings that may change when a run goes on: its length, and with it the schedule of the learning rate.
@@ -188,6 +189,7 @@ class Trainer:
         step_module = parallelize(
             self.task,
             world,
+            steps=config.steps,
             checkpoint_blocks=config.checkpoint_blocks,
             compile_blocks=config.compile_blocks,
             shard=config.shard,
@@ -226,7 +228,9 @@ class Trainer:
         self, step_module: nn.Module, optimizer: torch.optim.Optimizer, first: int, title: str, progress: bool
     ) -> None:
         config, world = self.config, self.world
-        meter, figures = Meter(world.device), dict[str, float]()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        rate = gemm_rate(world.device, dtype) if self._logs is not None else math.nan
+        meter, figures = Meter(world.device, rate), dict[str, float]()
         saved = time.monotonic()
         smooth: dict[str, float] = {}
         with progress_line(title, config.steps, first, progress and world.is_main) as advance:
@@ -243,8 +247,11 @@ class Trainer:
             self._report = report
             for step, batch in enumerate(meter.watch(self.batches(first)), start=first):
                 self._step(step_module, batch, step, optimizer)
-                clips = len(batch.video) * world.size
-                meter.finish_step(clips, self.task.count_tokens(batch.video) * world.size)
+                meter.finish_step(
+                    len(batch.video) * world.size,
+                    self.task.count_tokens(batch.video) * world.size,
+                    self.task.count_macs(batch.video),
+                )
                 stop = self._call_after_step(step + 1) or world.any(self.stopping())
                 if stop or world.any(time.monotonic() - saved > config.save_seconds):
                     self._save(optimizer, step + 1, or_warn=not stop)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip
+from fluxvit.flux.cost import joint_macs
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.flux.selection import Selector
+from fluxvit.flux.selection import Selector, get_selector
 from fluxvit.models.adapters import merged_state
 from fluxvit.models.fluxvit import FluxViT
 
@@ -31,11 +32,13 @@ class Task(nn.Module, ABC):
 
     Args:
         checkpoint: The video model and its metadata. Clips are normalised by its mean and standard deviation.
+        selector: Selects the tokens of each budget.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, selector: str = "group_dynamic") -> None:
         super().__init__()
         self.model, self.checkpoint = checkpoint.model, checkpoint
+        self.selector = get_selector(selector)
 
     def collate(self, clips: Clip) -> Batch:
         """The batch of a step, on the CPU, with ``video`` as uint8 ``[B, 3, T, H, W]``."""
@@ -53,11 +56,27 @@ class Task(nn.Module, ABC):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``{"loss": scalar, name of a metric: scalar}`` of a prepared batch."""
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks that a step runs, which may be compiled."""
+        return list(self.model.blocks)
+
     def count_tokens(self, video: Tensor) -> int:
         """Tokens that clips ``[B, 3, T, H, W]`` send through the blocks of the model, over all budgets."""
         config = self.model.config
         pool = config.pool(SamplingGrid(*video.shape[2:]))
         return len(video) * sum(min(budget, pool) for budget in config.budgets)
+
+    def count_macs(self, video: Tensor) -> int:
+        """Multiply-accumulates of a step with clips ``[B, 3, T, H, W]``; 0 if they are not counted.
+
+        Of the networks of a task, only FluxViTs are counted. The backward pass is twice the forward pass, or
+        once if the blocks have adapters, or nothing if they are frozen; recomputed activations do not count.
+        """
+        config = self.model.config
+        trained = [parameter.requires_grad for parameter in self.model.blocks.parameters()]
+        passes = 3 if all(trained) else 2 if any(trained) else 1
+        grid = SamplingGrid(*video.shape[2:])
+        return passes * len(video) * joint_macs(config.size, grid, config.budgets, self.selector)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more axes that must not decay."""

@@ -96,11 +96,14 @@ class ChatTask(Task):
         adapters: nn.ModuleDict | None = None,
         adapter_scale: float = 1.0,
     ) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, questions.settings.selector)
         self.connector, self.questions = connector, questions
         self.adapters = nn.ModuleDict() if adapters is None else adapters
         self._before, _ = questions.language.first_turn("", questions.settings.instruction)
         self._adapter_scale = adapter_scale
+
+    def count_macs(self, video: Tensor) -> int:
+        return 0  # Most of them are the language model's.
 
     def collate(self, clips: Clip) -> Batch:
         return {"video": clips.video, **self.questions(clips.item)._asdict()}
@@ -113,7 +116,7 @@ class ChatTask(Task):
         budget = budgets[int(torch.randint(len(budgets), ()))]
         chat = VideoChat(self.model, self.connector, self.questions.language.network)
         before = self._before.to(video.device)
-        seen = chat.look([video], budget, self.questions.settings.selector)
+        seen = chat.look([video], budget, self.selector)
         ends = _ends(batch["turns"])
         likely, lengths = [], []
         # Conversations of about the same length go together, so that little is padding.

@@ -35,7 +35,7 @@ class ClassifyTask(Task):
         settings: TaskSettings = TaskSettings(),  # noqa: B008
         mixing: MixingSettings = MixingSettings(),  # noqa: B008
     ) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, settings.selector)
         self.settings, self.mixing = settings, mixing
 
     def prepare(self, batch: Batch, seed: tuple[int, ...]) -> Batch:
@@ -57,7 +57,7 @@ class ClassifyTask(Task):
         # The class of the clip that shows more, where two are mixed.
         truth = label if label.ndim == 1 else label.argmax(-1)
         loss = video.new_zeros((), dtype=torch.float32)
-        heads = pooled_at_budgets(self.model, video, budgets, self.settings.selector)
+        heads = pooled_at_budgets(self.model, video, budgets, self.selector)
         for head, (budget, (pooled, alignment)) in enumerate(zip(budgets, heads, strict=True)):
             logits = self.model.classify(pooled, head).float()
             loss = loss + self._classification_loss(logits, label)

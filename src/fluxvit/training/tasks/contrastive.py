@@ -87,7 +87,7 @@ class ContrastiveTask(Task):
         settings: ContrastiveSettings = ContrastiveSettings(),  # noqa: B008
         text_lr_scale: float = 1.0,
     ) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, settings.selector)
         self.language, self.captions, self._world = language, captions, world
         self.settings, self._text_lr_scale = settings, text_lr_scale
 
@@ -104,7 +104,7 @@ class ContrastiveTask(Task):
         if video.shape[2] == self.model.config.tubelet_size:
             budgets = [None] * len(budgets)
         vectors, align = [], video.new_zeros((), dtype=torch.float32)
-        for pooled, alignment in pooled_at_budgets(self.model, video, budgets, self.settings.selector):
+        for pooled, alignment in pooled_at_budgets(self.model, video, budgets, self.selector):
             vectors.append(self.language.embed_video(self.model, pooled))
             align = align + alignment
         loss = self.settings.align_weight * align

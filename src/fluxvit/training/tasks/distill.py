@@ -12,6 +12,7 @@ One step (paper section 3 and figure 2; where these are silent, InternVideo2's d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -20,7 +21,9 @@ from torch.nn import functional as F
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import Clip
-from fluxvit.flux.selection import gather_tokens, get_selector, keep_best
+from fluxvit.flux.cost import grid_cost
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import gather_tokens, keep_best
 from fluxvit.models.decoders import DistillationDecoders
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.teachers import Teacher, TeacherFeatures, TokenShape, spread_layers
@@ -62,7 +65,7 @@ class DistillTask(Task):
     """
 
     def __init__(self, checkpoint: Checkpoint, teacher: Teacher, settings: DistillSettings) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint, settings.selector)
         config = self.model.config
         if settings.teacher_tokens and settings.teacher_tokens < config.budgets[0]:
             raise ValueError(
@@ -70,7 +73,6 @@ class DistillTask(Task):
                 f"{config.budgets[0]}"
             )
         self.teacher, self.settings = teacher, settings
-        self.selector = get_selector(settings.selector)
         _, self._layers = spread_layers(config.depth, teacher.depth, settings.layers)
         widths = [teacher.widths[layer] for layer in self._layers]
         self.decoders = DistillationDecoders(config, widths, teacher.pooled_width)
@@ -99,6 +101,20 @@ class DistillTask(Task):
             center = total / count
             scale.center.copy_(center)
             scale.spread.copy_((squares / count - center**2).clamp_min(1e-12).sqrt())
+
+    def blocks(self) -> list[nn.Module]:
+        network = self.teacher.network
+        return [*self.model.blocks, *(network.blocks if isinstance(network, FluxViT) else ())]
+
+    def count_macs(self, video: Tensor) -> int:
+        total, network = super().count_macs(video), self.teacher.network
+        if isinstance(network, FluxViT):
+            size, shape = network.config.size, self.model.config
+            grid = SamplingGrid(*video.shape[2:])
+            tokens = grid.token_shape(shape.patch_size, shape.tubelet_size)
+            kept = self.settings.teacher_tokens or math.prod(tokens)
+            total += len(video) * grid_cost(size, SamplingGrid(*self.teacher.grid(tokens)), kept).total
+        return total
 
     def collate(self, clips: Clip) -> Batch:
         return {"video": clips.video}
