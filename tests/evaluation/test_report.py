@@ -17,6 +17,7 @@ from fluxvit.data.manifest import Entry
 from fluxvit.evaluation.report import figures
 from fluxvit.evaluation.report.filmstrips import Filmstrip, best_and_worst
 from fluxvit.evaluation.report.page import Section, write_report
+from fluxvit.utils.drawing import inline_svg, svg
 
 LIMIT = 5_000_000
 NASTY = '<script>alert("x")</script> & $\\frac$'
@@ -197,14 +198,14 @@ def test_a_single_point_and_an_empty_score_can_be_drawn() -> None:
     for cost in figures.COSTS:
         for top1 in (0.0, 1.0):
             drawn = figures.accuracy_figure([point("plain", 18, top1, **empty)], cost, 0.5)
-            assert ">plain</text>" in figures.inline_svg(drawn)
+            assert ">plain</text>" in inline_svg(drawn)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_drawing_holds_nothing_that_is_no_xml() -> None:
     drawn = figures.accuracy_figure([point("a\x00\x1b<&>--b", 18, 0.5)], "tokens", 0.5)
-    ElementTree.fromstring(figures.svg(drawn))
-    inline = ElementTree.fromstring(figures.inline_svg(drawn).replace("xlink:", ""))
+    ElementTree.fromstring(svg(drawn))
+    inline = ElementTree.fromstring(inline_svg(drawn).replace("xlink:", ""))
     assert "a\\x00\\x1b<&>--b" in "".join(inline.itertext())
 
 

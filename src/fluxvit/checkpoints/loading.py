@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 
 from fluxvit.checkpoints.chat import ChatCheckpoint
-from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint, pretrained_names
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.models.config import PRESETS
+from fluxvit.models.fluxvit import create_model
 
 
 def load(
@@ -34,3 +37,24 @@ def load(
     if ChatCheckpoint.is_in(folder):
         return ChatCheckpoint.load(folder, device)
     return Checkpoint.load(folder, device)
+
+
+def load_or_create(name: str, device: str | torch.device = "cpu") -> Checkpoint:
+    """A checkpoint, of any kind its video side, or a network of a named size with random weights.
+
+    Args:
+        name: A folder, the name of a checkpoint of the package, or a size such as ``fluxvit_small``.
+
+    Raises:
+        ValueError: It is none of them, or the folder cannot be read.
+    """
+    if name in PRESETS:
+        with torch.device(device):
+            model = create_model(name).eval()
+        side = 16 * model.config.patch_size
+        return Checkpoint(model, grids=[SamplingGrid(16, side, side)])
+    if not Path(name).exists() and name not in pretrained_names():
+        names = ", ".join([*PRESETS, *pretrained_names()])
+        raise ValueError(f"{name} is neither a checkpoint folder nor one of {names}")
+    loaded = load(name, device)
+    return loaded if isinstance(loaded, Checkpoint) else loaded.video

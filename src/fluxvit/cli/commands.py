@@ -95,6 +95,11 @@ _GROUPS: dict[str, dict[str, Command]] = {
             "fluxvit.optimization.dual_encoder:optimize_folder",
             resumes=True,
         ),
+        "bench": Command(
+            "measure how fast models run on this machine",
+            "fluxvit.deploy.config:BenchConfig",
+            "fluxvit.deploy.bench:run_bench",
+        ),
     },
     "use": {
         "predict": Command(

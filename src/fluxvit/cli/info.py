@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
-from fluxvit.checkpoints.checkpoint import Checkpoint, pretrained_names
-from fluxvit.checkpoints.loading import load
+from fluxvit.checkpoints.loading import load_or_create
 from fluxvit.deploy.config import InfoConfig
 from fluxvit.flux.cost import NetworkSize, clip_cost, grid_cost
 from fluxvit.flux.plan import Measured, Plan
 from fluxvit.models.config import PRESETS
-from fluxvit.models.fluxvit import create_model
 from fluxvit.utils.terminal import printable, say
 
 
 def run(settings: InfoConfig) -> None:
     """Print what a model is and costs."""
     name, grid = settings.model, settings.grid
-    plans: list[Plan] = []
-    if name in PRESETS:
-        with torch.device("meta"):
-            model = create_model(name)
-    elif Path(name).exists() or name in pretrained_names():
-        loaded = load(name)
-        checkpoint = loaded if isinstance(loaded, Checkpoint) else loaded.video
-        model, plans = checkpoint.model, checkpoint.plans
-    else:
-        names = ", ".join([*PRESETS, *pretrained_names()])
-        raise ValueError(f"{name} is neither a checkpoint folder nor one of {names}")
+    checkpoint = load_or_create(name, "meta" if name in PRESETS else "cpu")
+    model, plans = checkpoint.model, checkpoint.plans
     config = model.config
     count = sum(p.numel() for p in model.parameters())
     tables = sum(p.numel() for p in model.pos_embed.parameters())

@@ -11,7 +11,7 @@ from msgspec import Meta
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.options import POSITIONAL, DeviceOptions
-from fluxvit.utils.schema import Count, Positive, check
+from fluxvit.utils.schema import Batch, Count, Positive, check
 
 DATABASE = "runs/videos.db"
 
@@ -238,6 +238,46 @@ class ExportConfig:
     to: Target = "onnx"
     budget: Budget | None = None
     grid: SamplingGrid | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+BenchBackend = Literal["openvino", "torch", "plain"]
+
+
+@dataclass(frozen=True)
+class BenchConfig(DeviceOptions):
+    """Measure how fast models run on this machine.
+
+    For each model, budget, batch, precision and backend it prints the median and 90th percentile of a pass,
+    clips per second, and the share of the rate of large matrix products on the same machine; and for one clip
+    how long each stage from the video file to the logits takes. The numbers also go to bench.csv, bench.json
+    and a picture.
+
+    Args:
+        models: Checkpoint folders, or sizes of the network with random weights, such as fluxvit_small.
+        budget: Budgets in tokens. By default they are those of the model.
+        grid: Frames and pixels to sample, such as 16x224. By default they follow from the budget, and for a
+            size they are 16 frames of 16x16 patches.
+        batch: Numbers of clips in a pass.
+        precision: Precisions of the blocks.
+        backend: What runs the network: openvino, torch (both in the inference form), or plain, the network as
+            it is trained, which computes in bf16 by autocast.
+        runs: Passes of each row.
+        video: Video file whose decoding is measured. By default a clip of ten seconds is made.
+        out: Folder to write.
+    """
+
+    models: tuple[str, ...] = field(metadata=POSITIONAL)
+    budget: tuple[Count, ...] = ()
+    grid: SamplingGrid | None = None
+    batch: tuple[Batch, ...] = (1,)
+    precision: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    backend: tuple[BenchBackend, ...] = ("openvino", "torch", "plain")
+    runs: Count = 20
+    video: str = ""
+    out: str = "runs/bench"
 
     def __post_init__(self) -> None:
         check(self)

@@ -94,6 +94,21 @@ def environment(device: torch.device | str) -> dict[str, str]:
     }
 
 
+def cpu_instructions() -> dict[str, bool]:
+    """Whether this CPU has each of the instructions on which the speed of a network depends most."""
+    import torch
+
+    kinds = {
+        "AVX2": "_is_avx2_supported",
+        "AVX512": "_is_avx512_supported",
+        "AVX512-VNNI": "_is_vnni_supported",
+        "AVX512-BF16": "_is_avx512_bf16_supported",
+        "AMX": "_is_amx_tile_supported",
+    }
+    # These functions are not public, and older versions of PyTorch lack some.
+    return {kind: bool(getattr(torch.cpu, name, lambda: False)()) for kind, name in kinds.items()}
+
+
 def usable_device(name: str | int | torch.device | None = None) -> torch.device:
     """The device of a name such as ``cuda``, ``cuda:1``, ``mps`` or ``cpu``.
 

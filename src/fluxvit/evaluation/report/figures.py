@@ -1,40 +1,25 @@
 """Figures of an evaluation report.
 
-Each function returns a Matplotlib figure whose label states its content. :func:`svg` turns a figure into an
-SVG document, and :func:`inline_svg` makes it part of a page. A point is an element of ``points`` in the
-``results.json`` of ``fluxvit evaluate``, and a trial is an element of ``trials``.
+Each function returns a Matplotlib figure whose label states its content. :mod:`fluxvit.utils.drawing`
+turns it into SVG. A point is an element of ``points`` in the ``results.json`` of ``fluxvit evaluate``, and a
+trial is an element of ``trials``.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fluxvit.utils.terminal import printable
+from fluxvit.utils.drawing import BASELINES, MUTED, OPTIMISED, PLAIN, WIDTH, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
-INK, MUTED, RULE, PAPER = "#1f2430", "#687080", "#d8dce3", "#fdfdfe"
-PLAIN, OPTIMISED = "#1f66a8", "#d2620c"  # Blue and orange differ for every kind of colour blindness.
-BASELINES = ("#84660a", "#0c7489", "#8a3f9e", "#0f7a5a")
-CSS_VARIABLES = {
-    **{INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"},
-    **{PLAIN: "--plain", OPTIMISED: "--optimised"},
-    **{colour: f"--baseline-{number}" for number, colour in enumerate(BASELINES, start=1)},
-}
-"""The CSS variable that replaces each colour on a page, so that one drawing serves light and dark screens."""
-
-WIDTH = 9.0  # Inches.
 COSTS = {
     "tokens": "tokens that the encoder sees (log scale)",
     "gmacs": "GMACs of one view (log scale)",
@@ -42,72 +27,6 @@ COSTS = {
 }
 _MAIN = {"plain": (PLAIN, "o"), "optimised": (OPTIMISED, "D")}
 _LABELLED_BUDGETS = 8  # With more budgets than this, their labels would overlap.
-
-
-@contextmanager
-def _style(**settings: Any) -> Iterator[None]:
-    """Draw in the style of the report; also a decorator."""
-    import matplotlib
-
-    style: Any = {
-        "axes.axisbelow": True,
-        "axes.edgecolor": MUTED,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.labelcolor": MUTED,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": INK,
-        "axes.titlesize": 10.5,
-        "font.size": 9.5,
-        "grid.color": RULE,
-        "grid.linewidth": 0.7,
-        "legend.frameon": False,
-        "lines.linewidth": 1.9,
-        "lines.markersize": 5.5,
-        "svg.fonttype": "none",  # Text stays text, which can be searched.
-        "text.color": INK,
-        "text.parse_math": False,  # A name may contain "$".
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        **settings,
-    }
-    with matplotlib.rc_context(style):
-        yield
-
-
-def _figure(label: str, height: float, width: float = WIDTH) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure((width, height), layout="constrained")
-    figure.set_label(label)
-    return figure
-
-
-def svg(figure: Figure, **options: Any) -> str:
-    """A figure as an SVG document."""
-    document = io.StringIO()
-    # The salt keeps ids apart from those of other figures on a page, and equal from run to run.
-    with _style(**{"svg.hashsalt": figure.get_label()}):
-        figure.savefig(document, format="svg", metadata={"Date": None}, **options)
-    return printable(document.getvalue(), keep="\n\t")  # Matplotlib writes characters that XML forbids.
-
-
-def inline_svg(figure: Figure) -> str:
-    """A figure as an ``<svg>`` element in the page's colours."""
-    width, height = figure.get_size_inches()
-    # At 104 pixels an inch, 10-point text is 14 pixels high. Narrow screens scroll below 64 pixels an inch.
-    opening = (
-        f'<svg role="img" aria-label="{html.escape(str(figure.get_label()))}" '
-        f'viewBox="0 0 {72 * width:g} {72 * height:g}" '
-        f'style="max-width: {104 * width:.0f}px; min-width: {64 * width:.0f}px">'
-    )
-    _, _, body = svg(figure, transparent=True).partition("<svg")
-    # Group ids such as "axes_1" would repeat from figure to figure.
-    body = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', "", body, flags=re.DOTALL)
-    for colour, variable in CSS_VARIABLES.items():
-        body = body.replace(colour, f"var({variable}, {colour})")
-    return opening + body.partition(">")[2].strip()
 
 
 def kinds_of(points: Sequence[Row]) -> list[str]:
@@ -123,13 +42,13 @@ def cost_of(point: Row, cost: str) -> float:
     return float(point["keep" if cost == "tokens" else cost])
 
 
-@_style()
+@style()
 def accuracy_figure(points: Sequence[Row], cost: str, chance: float) -> Figure:
     """Top-1 accuracy of each kind of points against a cost, with 95 % intervals."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     label = f"Top-1 accuracy against {COSTS[cost].removesuffix(' (log scale)')}, by kind of sampling"
-    figure = _figure(label, 4.3)
+    figure = new_figure(label, 4.3)
     axes = figure.subplots()
     shown = [point for point in points if cost_of(point, cost)]
     costs = [cost_of(point, cost) for point in shown]
@@ -163,7 +82,7 @@ def accuracy_figure(points: Sequence[Row], cost: str, chance: float) -> Figure:
     return figure
 
 
-@_style()
+@style()
 def search_figure(trials: Sequence[Row], points: Sequence[Row]) -> Figure:
     """A heat map of frames and frame sizes for each budget, with the accuracy of the best trial of each grid.
 
@@ -180,7 +99,7 @@ def search_figure(trials: Sequence[Row], points: Sequence[Row]) -> Figure:
     down = -(-len(budgets) // across)
     across = -(-len(budgets) // down)  # The same number of rows, filled evenly.
     size = 0.6 + down * (0.5 + 0.4 * len(frames)), min(WIDTH, 1.2 + across * max(1.9, 0.68 * len(sizes)))
-    figure = _figure("Validation accuracy of the sampling grids that were tried", *size)
+    figure = new_figure("Validation accuracy of the sampling grids that were tried", *size)
     grey = LinearSegmentedColormap.from_list("grey", ["#e8ebf0", "#545d70"])  # Leaves colours to outlines.
     accuracies = [row["accuracy"] for row in best.values()]
     low, span = min(accuracies), max(accuracies) - min(accuracies) or 1.0

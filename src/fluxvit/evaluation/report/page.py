@@ -11,6 +11,7 @@ from typing import Any
 from fluxvit.evaluation.report import figures
 from fluxvit.evaluation.report.figures import Row
 from fluxvit.evaluation.report.filmstrips import Filmstrip, encode
+from fluxvit.utils.drawing import CSS_VARIABLES, inline_svg, svg
 from fluxvit.utils.files import atomic_path
 from fluxvit.utils.terminal import printable
 
@@ -88,7 +89,7 @@ def write_report(
         path = folder / f"{name}.svg"
         if name in drawn:
             with atomic_path(path) as partial:
-                partial.write_text(figures.svg(drawn[name], facecolor="white"), encoding="utf-8")
+                partial.write_text(svg(drawn[name], facecolor="white"), encoding="utf-8")
         else:
             path.unlink(missing_ok=True)
     with atomic_path(folder / PAGE) as partial:
@@ -136,7 +137,7 @@ def _render(
         finalize=lambda value: value if isinstance(value, Markup) else printable(value, keep="\n"),
     )
     environment.filters |= {"percent": _percent, "digits": _digits, "signed": _signed}
-    environment.globals["svg"] = lambda figure: Markup(figures.inline_svg(figure))
+    environment.globals["svg"] = lambda figure: Markup(inline_svg(figure))
     points = results["points"]
     kinds = figures.kinds_of(points)
     # Settings are columns where they differ, and are named once where they do not.
@@ -166,7 +167,7 @@ def _render(
         confused=confused,
         confusions=_confusions(confused, results["classes"]),
         figures=drawn,
-        css_variables=figures.CSS_VARIABLES,
+        css_variables=CSS_VARIABLES,
         filmstrips=list(zip(filmstrips, encode(filmstrips), strict=True)),
         sections=sections,
         ends=_ENDS,
