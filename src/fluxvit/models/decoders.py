@@ -46,22 +46,26 @@ class DistillationDecoders(nn.Module):
         self.pooled = Decoder(config.pool_dim, pooled_width)
 
     def decode_layers(
-        self, layers: Sequence[Tensor], shape: tuple[int, int, int], kept: Tensor | None, class_token: bool
+        self,
+        layers: Sequence[Tensor],
+        positions: tuple[Tensor, Tensor],
+        kept: Tensor | None,
+        class_token: bool,
     ) -> list[Tensor]:
         """Unit vectors to compare with the teacher's, fp32 ``[B, K, D]`` for each aligned layer.
 
         Args:
             layers: Layers of the student, ``[B, 1 + K, C]`` each, class token first.
-            shape: Tokens (t, h, w) of the pool.
+            positions: Positions of the class token and of the pool, as ``self.positions`` gives them.
             kept: Indices ``[B, K]`` into it; None: all.
             class_token: Whether the teacher has a class token; then the result is ``[B, 1 + K, D]``.
         """
-        cls_row, rows = self.positions(shape)
+        cls_row, rows = positions
         rows = rows.expand(layers[0].shape[0], -1, -1) if kept is None else rows[kept]
         cls = cls_row.expand(len(rows), -1, -1)
-        positions = torch.cat([cls, rows], dim=1)[:, 0 if class_token else 1 :]
+        added = torch.cat([cls, rows], dim=1)[:, 0 if class_token else 1 :]
         return [
-            decoder(layer[:, -positions.shape[1] :] + positions.to(layer.dtype))
+            decoder(layer[:, -added.shape[1] :] + added.to(layer.dtype))
             for decoder, layer in zip(self.layers, layers, strict=True)
         ]
 

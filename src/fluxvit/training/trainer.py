@@ -17,6 +17,7 @@ import torch.utils.deterministic
 from torch import Tensor, nn
 
 from fluxvit.data.dataset import Clip
+from fluxvit.models.gemm import gemm_rate
 from fluxvit.training.config import TrainConfig
 from fluxvit.training.ema import Ema
 from fluxvit.training.logs import Logs, Meter, progress_line, require_tensorboard
@@ -34,7 +35,6 @@ from fluxvit.training.state import (
 )
 from fluxvit.training.tasks.base import Batch, Task
 from fluxvit.utils.distributed import ALONE, World
-from fluxvit.utils.gemm import gemm_rate
 from fluxvit.utils.system import Stopped, log_device
 
 # The settings that may change when a run goes on: its length, and with it the schedule of the learning rate.

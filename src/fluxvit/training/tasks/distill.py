@@ -138,12 +138,12 @@ class DistillTask(Task):
             seen if chosen is None else chosen if seen is None else seen.gather(1, chosen)
             for chosen in visible
         ]
-        inputs = model.add_positions(embeddings, shape, choices)
+        inputs, positions = model.add_positions(embeddings, shape, choices), self.decoders.positions(shape)
         for head, (budget, chosen, kept, tokens) in enumerate(
             zip(budgets, visible, choices, inputs, strict=True)
         ):
             tokens, outputs = model.encode_layers(tokens, aligned)
-            decoded = self.decoders.decode_layers(outputs, shape, kept, self.teacher.class_token)
+            decoded = self.decoders.decode_layers(outputs, positions, kept, self.teacher.class_token)
             pairs = zip(decoded, (self._at(layer, chosen) for layer in layers), strict=True)
             layer_loss = torch.stack([_distance(ours, theirs) for ours, theirs in pairs]).mean()
             pooled = self.decoders.pooled(model.forward_head(tokens, head, pre_logits=True))
