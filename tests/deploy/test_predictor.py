@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -17,10 +19,12 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Entry, Manifest
 from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, shown_frames, write_explanation
+from fluxvit.deploy.predictor import Prediction
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured
 from fluxvit.models.fluxvit import create_model
 from fluxvit.models.inference import form
+from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
 from fluxvit.video.sampling import ClipSampling
 from fluxvit.video.transforms import to_tensor
@@ -231,3 +235,47 @@ def test_a_checkpoint_runs_in_its_inference_form_unless_it_was_made_smaller(
     predictor = Predictor(loaded, 12)
     assert predictor.model is loaded.model
     assert np.isfinite(predictor(clip).probabilities).all()
+
+
+# Many videos -----------------------------------------------------------------------------------------------
+
+
+def test_map_answers_in_order_and_goes_on_after_damaged_videos(
+    checkpoint: Path, clip: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor(checkpoint, 12)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(b"not a video")
+    frames = np.random.default_rng(0).integers(0, 256, (9, 30, 40, 3), dtype=np.uint8)
+    videos = [clip, damaged, frames, clip.read_bytes(), damaged]
+    answers = list(predictor.map(iter(videos), fps=10, ahead=2))
+    assert [isinstance(answer, VideoError) for answer in answers] == [False, True, False, False, True]
+    assert "damaged.mp4" in str(answers[1])
+    for video, answer in zip(videos, answers, strict=True):
+        if not isinstance(answer, VideoError):
+            np.testing.assert_array_equal(answer.probabilities, predictor(video, fps=10).probabilities)
+    assert list(predictor.map([])) == []
+    with pytest.raises(ValueError, match="ahead is 0"):
+        predictor.map([clip], ahead=0)
+
+
+def test_map_takes_few_videos_ahead_and_ends_when_it_is_closed(checkpoint: Path, clip: Path) -> None:
+    predictor, taken = Predictor(checkpoint, 12), []
+
+    def videos() -> Iterator[Path]:
+        for number in range(100):
+            taken.append(number)
+            yield clip
+
+    answers = predictor.map(videos(), ahead=3)
+    for count in (1, 2):
+        assert isinstance(next(answers), Prediction)
+        assert len(taken) <= count + 3
+    answers.close()
+    assert len(taken) <= 5
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_map_raises_what_is_not_the_fault_of_a_video(checkpoint: Path, clip: Path) -> None:
+    with pytest.raises(ValueError, match="fps"):
+        list(Predictor(checkpoint, 12).map([clip, np.zeros((4, 30, 40, 3), np.uint8)], fps=-1))

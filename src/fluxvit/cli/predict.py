@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -23,15 +22,13 @@ def run(config: PredictConfig) -> int:
     budget = None if config.cascade else config.budget
     predictor = load_predictor(config.checkpoint, budget, config.grid, config.device)
     checkpoint, size = predictor.checkpoint, predictor.model.config
-    answer: Callable[[str], Prediction] = predictor
+    answers = predictor.map(config.clips)
     if config.cascade:
-        answer = CascadePredictor(predictor, config.budget)
+        answers = CascadePredictor(predictor, config.budget).map(config.clips)
     failed = False
-    for clip in config.clips:
-        try:
-            prediction = answer(clip)
-        except VideoError as error:  # The other clips are still answered.
-            say(f"fluxvit: {printable(error)}", error=True)
+    for prediction in answers:
+        if isinstance(prediction, VideoError):  # The other clips are still answered.
+            say(f"fluxvit: {printable(prediction)}", error=True)
             failed = True
             continue
         log_device(predictor.device)

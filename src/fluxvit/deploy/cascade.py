@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fluxvit.checkpoints.latency import milliseconds, time_in_turns
-from fluxvit.deploy.predictor import Prediction, Predictor
+from fluxvit.deploy.predictor import Prediction, Predictor, Sampled, read_ahead
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cascade import Spent, chain_gmacs, chain_tokens, stage_answer
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Plan
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
+from fluxvit.video.base import VideoError
 from fluxvit.video.inputs import VideoInput
 
 
@@ -132,7 +133,6 @@ class CascadePredictor:
             return lambda cascade: measure_chains(self.model, prefixes(cascade.stages))
         return lambda cascade: chain_gmacs(self.model.config.size, cascade.stages)
 
-    @torch.inference_mode()
     def __call__(self, video: VideoInput, *, fps: float | None = None) -> Prediction:
         """Classify a video. The plan of the prediction is that of the last stage that was run.
 
@@ -144,8 +144,20 @@ class CascadePredictor:
             VideoError: The video cannot be read.
             ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
+        return self._predict(self._sample(video, fps))
+
+    def map(
+        self, videos: Iterable[VideoInput], *, fps: float | None = None, ahead: int = 2
+    ) -> Iterator[Prediction | VideoError]:
+        """Classify videos as :meth:`~fluxvit.deploy.predictor.Predictor.map` does."""
+        return read_ahead(videos, partial(self._sample, fps=fps), self._predict, ahead)
+
+    def _sample(self, video: VideoInput, fps: float | None) -> Sampled:
+        return self._predictor.sample(video, [plan.grid for plan in self.cascade.stages], fps)
+
+    @torch.inference_mode()
+    def _predict(self, sampled: Sampled) -> Prediction:
         cascade, predictor = self.cascade, self._predictor
-        sampled = predictor.sample(video, [plan.grid for plan in cascade.stages], fps)
         stages = run_stages(
             self.model, cascade.stages, lambda grid: predictor.checkpoint.clip(sampled.frames[grid], grid)
         )

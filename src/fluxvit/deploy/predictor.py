@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from fluxvit.models.fluxvit import FluxViTOutput
 from fluxvit.models.inference import Backend, Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
+from fluxvit.video.base import VideoError
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import read_clips
@@ -143,7 +147,6 @@ class Predictor:
             plan = replace(plan, head=head, measured=measured)
         self.plan = plan
 
-    @torch.inference_mode()
     def __call__(self, video: VideoInput, *, fps: float | None = None) -> Prediction:
         """Classify a video.
 
@@ -156,8 +159,30 @@ class Predictor:
             VideoError: The video cannot be read.
             ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
+        return self._predict(self.sample(video, [self.plan.grid], fps))
+
+    def map(
+        self, videos: Iterable[VideoInput], *, fps: float | None = None, ahead: int = 2
+    ) -> Iterator[Prediction | VideoError]:
+        """Classify videos; the next ones are decoded in threads while the network computes.
+
+        Args:
+            videos: As for a call, in any number. They are taken as they are needed.
+            fps: Frames per second of folders of frames and of frames in memory. None means 25.
+            ahead: Number of videos to decode at once, and of decoded clips that wait.
+
+        Yields:
+            In the order of the videos, the prediction of each, or the error of one that cannot be read.
+
+        Raises:
+            ValueError: Frames have another shape or type, or ``fps`` or ``ahead`` cannot be used.
+        """
+        read = partial(self.sample, grids=[self.plan.grid], fps=fps)
+        return read_ahead(videos, read, self._predict, ahead)
+
+    @torch.inference_mode()
+    def _predict(self, sampled: Sampled) -> Prediction:
         plan = self.plan
-        sampled = self.sample(video, [plan.grid], fps)
         frames = self.checkpoint.clip(sampled.frames[plan.grid], plan.grid)
         out = self.model(frames, plan.keep, plan.head, plan.selector)
         cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
@@ -196,6 +221,43 @@ class Predictor:
             embedding=embedding,
             spent=spent,
         )
+
+
+def read_ahead(
+    videos: Iterable[VideoInput],
+    read: Callable[[VideoInput], Sampled],
+    answer: Callable[[Sampled], Prediction],
+    ahead: int,
+) -> Iterator[Prediction | VideoError]:
+    """``answer(read(video))`` for each video, where threads read the next videos meanwhile; see
+    :meth:`Predictor.map`.
+    """
+    if ahead < 1:
+        raise ValueError(f"ahead is {ahead}; at least one video must be decoded at a time")
+    return _read_ahead(iter(videos), read, answer, ahead)
+
+
+def _read_ahead(
+    videos: Iterator[VideoInput],
+    read: Callable[[VideoInput], Sampled],
+    answer: Callable[[Sampled], Prediction],
+    ahead: int,
+) -> Iterator[Prediction | VideoError]:
+    waiting: deque[Future[Sampled]] = deque()
+    with ThreadPoolExecutor(ahead, thread_name_prefix="decode") as pool:
+        try:
+            while True:
+                waiting.extend(pool.submit(read, video) for video in islice(videos, ahead + 1 - len(waiting)))
+                if not waiting:
+                    return
+                try:
+                    sampled = waiting.popleft().result()
+                except VideoError as error:
+                    yield error
+                else:
+                    yield answer(sampled)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @cache
