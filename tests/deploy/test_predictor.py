@@ -248,12 +248,12 @@ def test_map_answers_in_order_and_goes_on_after_damaged_videos(
     damaged.write_bytes(b"not a video")
     frames = np.random.default_rng(0).integers(0, 256, (9, 30, 40, 3), dtype=np.uint8)
     videos = [clip, damaged, frames, clip.read_bytes(), damaged]
-    answers = list(predictor.map(iter(videos), fps=10, ahead=2))
+    answers = list(predictor.map(iter(videos), ahead=2))
     assert [isinstance(answer, VideoError) for answer in answers] == [False, True, False, False, True]
     assert "damaged.mp4" in str(answers[1])
     for video, answer in zip(videos, answers, strict=True):
         if not isinstance(answer, VideoError):
-            np.testing.assert_array_equal(answer.probabilities, predictor(video, fps=10).probabilities)
+            np.testing.assert_array_equal(answer.probabilities, predictor(video).probabilities)
     assert list(predictor.map([])) == []
     with pytest.raises(ValueError, match="ahead is 0"):
         predictor.map([clip], ahead=0)
@@ -276,6 +276,6 @@ def test_map_takes_few_videos_ahead_and_ends_when_it_is_closed(checkpoint: Path,
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_map_raises_what_is_not_the_fault_of_a_video(checkpoint: Path, clip: Path) -> None:
+def test_map_raises_what_is_not_the_fault_of_a_video(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="fps"):
-        list(Predictor(checkpoint, 12).map([clip, np.zeros((4, 30, 40, 3), np.uint8)], fps=-1))
+        list(Predictor(checkpoint, 12).map([np.zeros((4, 30, 40, 3), np.uint8)], fps=-1))
