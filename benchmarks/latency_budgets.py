@@ -3,7 +3,7 @@
 Budgets: five latencies are spread evenly, as ratios, between the cheapest plan of the table and the plan that
 an unlimited budget gives. For each latency a plan is chosen as `Budget(latency_ms=...)` chooses it, with an
 empty table of measurements. Then all chosen plans are measured again, in turns: "again" is that median, and
-"of asked" should lie within 95 to 100 %.
+"of asked" should lie within 95 to 100 %. The network is in its inference form, as predictors run it.
 
 Speed-up: the plan of the largest budget is compared with that of a quarter of it, in turns, in batches of one
 and of eight clips. Beside it stand the ratios of multiply-accumulates, of everything and of the kept tokens
@@ -23,7 +23,7 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -36,6 +36,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan, nearest_plan
 from fluxvit.models.config import PRESETS
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.models.inference import Backend, Precision, form
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import device_name, usable_cores
 
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--runs", type=int, default=50, help="passes of a measurement that is printed")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="such as bfloat16")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
+    parser.add_argument("--backend", choices=get_args(Backend), default="auto")
     parser.add_argument("--json", type=Path, metavar="OUT.json")
     args = parser.parse_args()
     device, batches = torch.device(args.device), [int(text) for text in args.batches.split(",")]
@@ -59,7 +61,6 @@ def main() -> None:
         "device": device_name(device),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "dtype": args.dtype,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "load_before": _load(),
@@ -67,11 +68,13 @@ def main() -> None:
     results = {}
     for name in args.models:
         model, plans = model_and_plans(name, args.size, device)
-        model.to(device, getattr(torch, args.dtype))
-        print(f"\n{name}: plans {', '.join(_words(model, plan) for plan in plans)}", flush=True)
+        model = Checkpoint(model.to(device)).prepared(args.precision, args.backend).model
+        print(
+            f"\n{name}, {form(model)}: plans {', '.join(_words(model, plan) for plan in plans)}", flush=True
+        )
         budgets = try_budgets(model, plans, args.runs)
         speedups = [compare(model, plans, batch, args.runs) for batch in batches]
-        results[name] = {"budgets": budgets, "speedups": speedups}
+        results[name] = {"form": form(model), "budgets": budgets, "speedups": speedups}
     conditions["load_after"] = _load()
     print("\n" + "; ".join(f"{name} {value}" for name, value in conditions.items()))
     if args.json is not None:
