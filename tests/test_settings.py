@@ -91,15 +91,15 @@ def test_scalars_of_numpy_and_pytorch_are_numbers() -> None:
     [
         (
             lambda: MAKERS[EvaluateConfig](precision="fp8"),
-            "precision is 'fp8', expected one of 'bf16', 'fp32'",
+            "precision is 'fp8', expected one of 'auto', 'bf16', 'fp32'",
         ),
         (
             lambda: MAKERS[RetrievalConfig](precision="fp8"),
-            "precision is 'fp8', expected one of 'bf16', 'fp32'",
+            "precision is 'fp8', expected one of 'auto', 'bf16', 'fp32'",
         ),
         (
             lambda: MAKERS[VideoQAConfig](precision="fp8"),
-            "precision is 'fp8', expected one of 'bf16', 'fp32'",
+            "precision is 'fp8', expected one of 'auto', 'bf16', 'fp32'",
         ),
         (lambda: MAKERS[EvaluateConfig](views=Views(0, 3)), "views[0] is 0, expected an integer from 1"),
         (lambda: MAKERS[ProbeConfig](lrs=()), "lrs is [], expected"),

@@ -140,7 +140,7 @@ def _joined(tested: dict[str, Any], compared: dict[str, Any], pace: Pace) -> dic
 def _report(config: DemoConfig, results: dict[str, Any], world: World) -> Path:
     """The report of an evaluation, with a section on the order of frames."""
     out = Path(config.out)
-    checkpoint = Checkpoint.load(out / "best", world.device)
+    checkpoint = Checkpoint.load(out / "best", world.device).prepared()
     manifest, plan = read_manifest(out / "data" / "test.jsonl"), checkpoint.plans[0]
     (usual,) = (p for p in results["points"] if p["kind"] == "optimised" and p["budget"] == plan.keep)
     rows = [("in order", Score(usual["correct"], usual["total"]))]

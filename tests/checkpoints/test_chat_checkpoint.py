@@ -33,6 +33,15 @@ def test_it_comes_back_as_it_was_with_its_adapters(tmp_path: Path) -> None:
     assert safetensors.torch.load_file(tmp_path / "copy/connector.safetensors").keys() == state.keys()
 
 
+def test_the_inference_form_sees_the_same(tmp_path: Path) -> None:
+    loaded = ChatCheckpoint.load(saved_chat(tmp_path))
+    prepared, video = loaded.prepared("fp32"), torch.randn(2, 3, 4, 16, 16)
+    assert prepared.video.model is prepared.model.video
+    with torch.inference_mode():
+        expected = loaded.model.look([video], 6)
+        assert torch.allclose(prepared.model.look([video], 6), expected, atol=1e-4)
+
+
 def test_other_folders_are_named(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="no chat model, which `fluxvit train-chat` makes"):
         ChatCheckpoint.load(checkpoint)

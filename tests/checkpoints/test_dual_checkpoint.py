@@ -36,6 +36,25 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dual"]
 
 
+def test_the_inference_form_embeds_the_same_and_has_no_digest(tmp_path: Path) -> None:
+    loaded = DualEncoderCheckpoint.load(saved_encoder(tmp_path / "dual"))
+    prepared, video = loaded.prepared("fp32"), torch.randn(2, 3, 4, 16, 16)
+    assert prepared.video.model is prepared.model.video
+    with torch.inference_mode():
+        expected = loaded.model.embed_video(video, 6)
+        assert torch.allclose(prepared.model.embed_video(video, 6), expected, atol=1e-5)
+    assert torch.equal(prepared.embed_texts(SENTENCES), loaded.embed_texts(SENTENCES))
+    for use in (
+        prepared.digest,
+        prepared.video.digest,
+        lambda: prepared.classifier(loaded.embed_texts(SENTENCES)),
+        lambda: prepared.save(tmp_path / "copy"),
+    ):
+        with pytest.raises(ValueError, match="use the checkpoint that it was prepared from"):
+            use()
+    assert not (tmp_path / "copy").exists()
+
+
 def test_with_a_network_of_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     encoder, texts = small_encoder()

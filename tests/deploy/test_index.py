@@ -22,7 +22,8 @@ from shades import GRID, shades
 @pytest.fixture
 def embedder(tmp_path: Path) -> Embedder:
     folder = saved_encoder(tmp_path / "encoder")
-    return Embedder(choose_settings(str(folder), Budget(tokens=6), GRID, 2.0, True))
+    settings = choose_settings(str(folder), Budget(tokens=6), GRID, 2.0, True)
+    return Embedder(settings, precision="fp32")
 
 
 def test_vectors_are_those_of_the_windows(tmp_path: Path, embedder: Embedder) -> None:
@@ -170,9 +171,11 @@ def test_another_encoder_is_refused(tmp_path: Path, embedder: Embedder) -> None:
     shades(tmp_path / "videos" / "a.mp4", 2)
     with VideoDatabase(tmp_path / "v.db", create=True) as database:
         update_index(database, tmp_path / "videos", embedder, progress=False)
+        changed = DualEncoderCheckpoint.load(embedder.settings.checkpoint)
         with torch.no_grad():
-            embedder.checkpoint.model.language.text_proj.weight.mul_(2)
-        embedder.digest = embedder.checkpoint.digest()
+            changed.model.language.text_proj.weight.mul_(2)
+        changed.save(embedder.settings.checkpoint)
+        embedder = Embedder(embedder.settings)
         with pytest.raises(ValueError, match="of another encoder"):
             update_index(database, tmp_path / "videos", embedder, progress=False)
         with pytest.raises(ValueError, match="of another encoder"):

@@ -59,11 +59,13 @@ def test_what_is_not_a_number_is_wrong() -> None:
     assert Predictions(logits, torch.tensor([0, 0])).score.correct == 1
 
 
-def test_bf16() -> None:
+def test_checkpoints_predict_in_the_form_that_they_are_in() -> None:
     data = dataset(2)
-    (low,), (full,) = (
-        predict_plans(INFO, data, [Plan(GRID, 6)], precision=name) for name in ("bf16", "fp32")
+    plain, full, low = (
+        predict_plans(checkpoint, data, [Plan(GRID, 6)])[0].logits
+        for checkpoint in (INFO, INFO.prepared("fp32"), INFO.prepared("bf16"))
     )
-    assert low.logits.dtype == torch.float32
-    assert not torch.equal(low.logits, full.logits)
-    assert torch.allclose(low.logits, full.logits, atol=0.05)
+    assert low.dtype == torch.float32
+    assert torch.allclose(full, plain, atol=1e-5)
+    assert not torch.equal(low, full)
+    assert torch.allclose(low, full, atol=0.05)

@@ -47,7 +47,8 @@ def data(clip: Path) -> Path:
 
 @pytest.fixture
 def config(checkpoint: Path, data: Path, tmp_path: Path) -> EvaluateConfig:
-    return EvaluateConfig(str(checkpoint), str(data), out=str(tmp_path / "out"), batch_size=2, latency=False)
+    options = {"out": str(tmp_path / "out"), "batch_size": 2, "latency": False, "precision": "fp32"}
+    return EvaluateConfig(str(checkpoint), str(data), **options)
 
 
 def evaluated(config: EvaluateConfig) -> list[EvaluatedPlan]:
@@ -155,7 +156,7 @@ def test_one_view_is_what_the_predictor_says(config: EvaluateConfig, clip: Path)
     run_evaluation(config, progress=False)
     file = np.load(Path(config.out) / "predictions.npz")
     place = file["requests"].tolist().index("8x16x32, 12 tokens, group_dynamic, nearest head")
-    said = Predictor(config.checkpoint, 12)(clip).probabilities
+    said = Predictor(config.checkpoint, 12, precision="fp32")(clip).probabilities
     assert np.allclose(np.exp(file["log_probabilities"][place, 0]), said, atol=1e-5)
 
 
@@ -187,9 +188,11 @@ def test_goes_on_behind_the_last_grid(config: EvaluateConfig, monkeypatch: pytes
     run_evaluation(config, progress=False)
     assert not grids
     # Another protocol forgets all of it.
-    with pytest.raises(KeyboardInterrupt):
-        run_evaluation(replace(config, views=Views(2, 1)), progress=False)
-    assert len(grids) == 2
+    for other in (replace(config, views=Views(2, 1)), replace(config, precision="bf16")):
+        grids.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(other, progress=False)
+        assert len(grids) == 2
 
 
 def test_a_damaged_file_of_predictions_is_computed_again(config: EvaluateConfig) -> None:

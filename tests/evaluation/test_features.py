@@ -38,6 +38,8 @@ def test_features_are_computed_once_for_each_backbone_plan_and_data(tmp_path: Pa
         (backbone(digest="others"), "digest"),
         (replace(backbone(), plan=Plan(GRID, 6, 0)), "digest"),
         (backbone(), "other videos"),
+        (replace(backbone(), checkpoint=INFO.prepared("fp32")), "digest"),
+        (replace(backbone(), checkpoint=INFO.prepared("bf16")), "digest"),
     ):
         before = source.reads
         cached_features(other, dataset(4, source, digest), tmp_path)

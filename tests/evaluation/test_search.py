@@ -410,16 +410,17 @@ def entries(path: Path) -> list[Entry]:
 
 def test_a_copy_gets_the_plans(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
-    config = OptimizeConfig(
-        str(checkpoint), str(data), (6,), exhaustive=True, to=str(tmp_path / "to"), out=str(tmp_path / "out")
-    )
+    once = OptimizeConfig(str(checkpoint), str(data), (6,), out=str(tmp_path / "out"), precision="fp32")
+    config = replace(once, exhaustive=True, to=str(tmp_path / "to"))
     result = run_optimize(config, progress=False)
     assert result.spent.share == pytest.approx(1)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
     assert result.best[6].plan in Checkpoint.load(tmp_path / "to").plans
     assert (tmp_path / "to" / "optimize.json").exists()
+    with pytest.raises(ValueError, match="holds a search with other precision"):
+        run_optimize(replace(config, precision="bf16"), progress=False)
     with pytest.raises(ValueError, match="holds a search with other exhaustive"):
-        run_optimize(OptimizeConfig(str(checkpoint), str(data), (6,), out=str(tmp_path / "out")))
+        run_optimize(once)
     other = small_model()
     torch.nn.init.ones_(other.cls_token)
     Checkpoint(other).save(tmp_path / "other")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -167,3 +169,22 @@ def test_a_batch_that_is_embedded_in_parts_equals_its_clips(monkeypatch: pytest.
     for expected, output in zip(whole, model(videos, [30, 300]), strict=True):
         assert relative(output.logits, expected.logits) < 1e-6
         assert output.kept is None if expected.kept is None else torch.equal(output.kept, expected.kept)
+
+
+def test_signals_arrive_after_networks_were_dropped() -> None:
+    pytest.importorskip("openvino")
+    code = """
+import os, signal, torch
+from fluxvit.models.fluxvit import create_model
+from fluxvit.models.inference import prepare
+
+signal.signal(signal.SIGUSR1, lambda *_: print("received"))
+networks = [prepare(create_model("fluxvit_nano"), backend="openvino") for _ in range(2)]
+for network in networks:
+    network(torch.zeros(1, 3, 4, 16, 16))
+del network, networks[0]
+del networks
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "received\n"), done.stderr

@@ -6,7 +6,7 @@ the language model, which is not copied. Its folder ``video`` is an ordinary che
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ from fluxvit.checkpoints.state_dicts import savable
 from fluxvit.models.adapters import merge_adapters
 from fluxvit.models.chat import Connector, ConnectorConfig, VideoChat
 from fluxvit.models.fluxvit import FluxViT
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import Name, convert, located
 from fluxvit.utils.schema import load as load_json
 
@@ -60,6 +61,12 @@ class ChatCheckpoint(FolderCheckpoint):
     instruction: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     adapters: dict[str, Tensor] = field(default_factory=dict)
+
+    def prepared(self, precision: Precision = "auto") -> ChatCheckpoint:
+        """This checkpoint with its video side in the inference form, as by :meth:`Checkpoint.prepared`."""
+        video = self.video.prepared(precision)
+        model = VideoChat(video.model, self.model.connector, self.model.language)
+        return replace(self, model=model, video=video)
 
     def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         connector = self.model.connector

@@ -36,8 +36,9 @@ from fluxvit.flux.plan import Cascade, Measured, Plan
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.graphs import CapturedFluxViT
-from fluxvit.models.inference import Backend, Precision, faster_dtype, form, prepare
+from fluxvit.models.inference import Backend, form, prepare, resolve_precision
 from fluxvit.utils.files import write_json
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import Finite, Positive, convert, located
 from fluxvit.utils.schema import load as load_json
 from fluxvit.utils.system import usable_device
@@ -115,9 +116,8 @@ class Checkpoint(FolderCheckpoint):
         """
         if form(self.model) != "plain" or self.model.cls_token.dtype != torch.float32:
             return self
-        kinds = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        dtype = faster_dtype(self.device) if precision == "auto" else kinds[precision]
-        model = prepare(self.model, dtype, backend)
+        bf16 = resolve_precision(precision, self.device) == "bf16"
+        model = prepare(self.model, torch.bfloat16 if bf16 else torch.float32, backend)
         return replace(self, model=CapturedFluxViT(model) if self.device.type == "cuda" else model)
 
     def pool(self, grid: SamplingGrid) -> int:
@@ -180,7 +180,12 @@ class Checkpoint(FolderCheckpoint):
         return normalize(video.to(self.device), self.mean, self.std)
 
     def digest(self) -> str:
-        """16 hexadecimal digits that identify weights, architecture and normalisation."""
+        """16 hexadecimal digits that identify weights, architecture and normalisation.
+
+        Raises:
+            ValueError: The network is in its inference form.
+        """
+        check_plain(self.model)
         facts = json.dumps([self.model.config.to_dict(), list(self.mean), list(self.std)], sort_keys=True)
         return state_digest(self.model.state_dict(), facts)
 
@@ -190,6 +195,7 @@ class Checkpoint(FolderCheckpoint):
 
     def _content(self, what: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         network = bare(self.model, FluxViT)
+        check_plain(network)
         if self.labels and len(self.labels) != network.num_classes:
             raise ValueError(f"{len(self.labels)} labels for a model of {network.num_classes} classes")
         state = savable(network.state_dict(), what)
@@ -268,6 +274,15 @@ class Checkpoint(FolderCheckpoint):
             model = FluxViT(config)
         load_state(model, state, folder / WEIGHTS, CONFIG, assign=True)
         return cls(model.requires_grad_(True).to(device).eval(), **facts)
+
+
+def check_plain(model: FluxViT) -> None:
+    """Raise a ValueError if a network is in its inference form, which is not what a checkpoint holds."""
+    if form(model) != "plain":
+        raise ValueError(
+            "the network is in its inference form, which cannot be saved or identified; use the checkpoint "
+            "that it was prepared from"
+        )
 
 
 def _plan_row(plan: Plan) -> dict[str, Any]:

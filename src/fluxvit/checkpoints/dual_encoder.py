@@ -17,7 +17,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.checkpoint import Checkpoint, check_plain
 from fluxvit.checkpoints.folder import (
     VIDEO,
     FolderCheckpoint,
@@ -35,6 +35,7 @@ from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.text import TextConfig, TextTower, TextTransformer
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import convert, located, shown
 from fluxvit.utils.schema import load as load_json
 
@@ -64,6 +65,11 @@ class DualEncoderCheckpoint(FolderCheckpoint):
     video: Checkpoint
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def prepared(self, precision: Precision = "auto") -> DualEncoderCheckpoint:
+        """This checkpoint with its video side in the inference form, as by :meth:`Checkpoint.prepared`."""
+        video = self.video.prepared(precision)
+        return replace(self, model=DualEncoder(video.model, self.model.language), video=video)
+
     @torch.no_grad()
     def embed_texts(self, sentences: Sequence[str]) -> Tensor:
         """Unit vectors ``[N, D]`` of sentences, fp32, on the CPU.
@@ -83,7 +89,11 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         temperature.
 
         It is in eval mode, and shares all weights except the classifiers with the encoder.
+
+        Raises:
+            ValueError: The video side is in its inference form.
         """
+        check_plain(self.model.video)
         video, language = self.model.video, self.model.language
         count, dim = vectors.shape
         config = {**video.config.to_dict(), "num_classes": count, "class_dim": dim}
@@ -103,7 +113,12 @@ class DualEncoderCheckpoint(FolderCheckpoint):
         return replace(self.video, model=model.eval().requires_grad_(False), labels=list(labels))
 
     def digest(self) -> str:
-        """16 hexadecimal digits that identify weights, normalisation and tokenizer."""
+        """16 hexadecimal digits that identify weights, normalisation and tokenizer.
+
+        Raises:
+            ValueError: The video side is in its inference form.
+        """
+        check_plain(self.model.video)
         facts = [self.video.mean, self.video.std, self.texts.to_json(), self.model.video.config.to_dict()]
         return state_digest(self.model.state_dict(), repr(facts))
 

@@ -12,9 +12,8 @@ from fluxvit.utils.terminal import say
 
 def run(config: ChatConfig) -> None:
     """Answer the questions of the command line, or those that are typed."""
-    chat = Chat(
-        config.checkpoint, config.budget, grid=config.grid, language=config.language, device=config.device
-    )
+    options = {name: getattr(config, name) for name in ("grid", "language", "device", "precision")}
+    chat = Chat(config.checkpoint, config.budget, **options)
     vectors = chat.watch(config.clip, config.clips)
     log_device(chat.device)
     parts = f"{config.clips} clips, each " if config.clips > 1 else ""

@@ -7,11 +7,10 @@ from typing import Any
 
 from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, Checkpoint
 from fluxvit.deploy.cascade import CascadePredictor
-from fluxvit.deploy.config import PredictConfig
+from fluxvit.deploy.config import PredictConfig, StreamConfig
 from fluxvit.deploy.explain import write_explanation
 from fluxvit.deploy.predictor import Answer, Prediction, Predictor
 from fluxvit.flux.budget import Budget
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.system import log_device
 from fluxvit.utils.terminal import json_line, printable, say
 from fluxvit.video.base import VideoError
@@ -20,7 +19,7 @@ from fluxvit.video.base import VideoError
 def run(config: PredictConfig) -> int:
     """Classify the clips; the exit code is 2 if one of them cannot be read."""
     budget = None if config.cascade else config.budget
-    predictor = load_predictor(config.checkpoint, budget, config.grid, config.device)
+    predictor = load_predictor(config, budget)
     checkpoint, size = predictor.checkpoint, predictor.model.config
     answers = predictor.map(config.clips)
     if config.cascade:
@@ -41,12 +40,11 @@ def run(config: PredictConfig) -> int:
     return 2 if failed else 0
 
 
-def load_predictor(
-    checkpoint: str, budget: Budget | None, grid: SamplingGrid | None, device: str
-) -> Predictor:
+def load_predictor(config: PredictConfig | StreamConfig, budget: Budget | None) -> Predictor:
     """The predictor of a checkpoint. Without one the packaged model answers, and a line says so."""
-    predictor = Predictor(checkpoint or DEFAULT_CHECKPOINT, budget, grid=grid, device=device)
-    if not checkpoint:
+    options = {"grid": config.grid, "device": config.device, "precision": config.precision}
+    predictor = Predictor(config.checkpoint or DEFAULT_CHECKPOINT, budget, **options)  # type: ignore[arg-type]
+    if not config.checkpoint:
         say(
             f"fluxvit: answering with {DEFAULT_CHECKPOINT}, which comes with the package and recognises "
             f"{len(predictor.labels)} motions of drawn objects; --checkpoint names another",

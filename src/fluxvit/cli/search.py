@@ -18,7 +18,8 @@ def run(config: SearchConfig) -> int:
         settings = settings_of(database)
         if settings is None:
             raise ValueError(f"{config.db} is empty; fill it with: fluxvit index FOLDER --db {config.db}")
-        embedder = Embedder(with_checkpoint(settings, config.checkpoint), config.device)
+        settings = with_checkpoint(settings, config.checkpoint)
+        embedder = Embedder(settings, config.device, config.precision)
         log_device(embedder.device)
         hits = search(database, embedder, config.sentence, config.video, config.count, only)
     for rank, hit in enumerate(hits, start=1):

@@ -22,7 +22,7 @@ def run(config: StreamConfig) -> None:
     if config.token_rate is not None:
         # About what a window will keep, which chooses the grid. The grid's tubelets round the hop later.
         budget = Budget(tokens=max(1, round(config.token_rate * (config.hop or window / DEFAULT_HOPS))))
-    predictor = load_predictor(config.checkpoint, budget, config.grid, config.device)
+    predictor = load_predictor(config, budget)
     span = predictor.checkpoint.sampling.window(predictor.plan.grid.frames)
     if config.window is None and span:
         window = min(span, source.seconds or span)

@@ -30,9 +30,10 @@ from fluxvit.deploy.config import BenchBackend, BenchConfig
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Plan
 from fluxvit.flux.selection import get_selector
-from fluxvit.models.inference import PackedLinear, Precision, can_pack
+from fluxvit.models.inference import PackedLinear, can_pack
 from fluxvit.utils.drawing import BASELINES, OPTIMISED, PLAIN, new_figure, style, svg
 from fluxvit.utils.files import atomic_path, check_replaceable, write_json
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import located
 from fluxvit.utils.system import cpu_instructions, environment, usable_device
 from fluxvit.utils.terminal import say, table

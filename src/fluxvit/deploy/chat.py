@@ -14,6 +14,7 @@ from fluxvit.checkpoints.hub import transformers_library
 from fluxvit.deploy.config import AnswerLimit, ClipCount, Temperature
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.inputs import VideoInput
@@ -36,6 +37,8 @@ class Chat:
         grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
         language: Folder or file of the language model, if it was moved after training.
         device: Device to run on. None is the accelerator if there is one.
+        precision: Number format in which the network multiplies; see
+            :meth:`~fluxvit.checkpoints.chat.ChatCheckpoint.prepared`.
 
     Raises:
         ValueError: The checkpoint, the language model, the budget or the grid cannot be used.
@@ -49,9 +52,11 @@ class Chat:
         grid: SamplingGrid | None = None,
         language: str = "",
         device: str | torch.device | None = None,
+        precision: Precision = "auto",
     ) -> None:
         self.device = usable_device(device)
-        self.checkpoint = ChatCheckpoint.load(checkpoint, self.device, language=language)
+        loaded = ChatCheckpoint.load(checkpoint, self.device, language=language)
+        self.checkpoint = loaded.prepared(precision)
         self.model, self.language = self.checkpoint.model, self.checkpoint.language
         self.plan = self.checkpoint.video.plan(budget, grid)
         self._cache: Any = None

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
-from fluxvit.utils.options import POSITIONAL, DeviceOptions
+from fluxvit.utils.options import POSITIONAL, DeviceOptions, ModelOptions
 from fluxvit.utils.schema import Batch, Count, Positive, check
 
 DATABASE = "runs/videos.db"
@@ -21,8 +21,8 @@ Temperature = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(DeviceOptions):
-    """The budget of a command that runs a model, and the device.
+class PlanOptions(ModelOptions):
+    """The budget of a command that runs a model, its device and precision.
 
     Args:
         budget: What one clip or window may cost: a number of tokens, such as 1024, or 20gflops, or 50ms. By
@@ -129,7 +129,7 @@ class IndexConfig(PlanOptions):
 
 
 @dataclass(frozen=True)
-class SearchConfig(DeviceOptions):
+class SearchConfig(ModelOptions):
     """Find moments in indexed videos by a sentence or by another video.
 
     Args:

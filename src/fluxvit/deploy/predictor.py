@@ -23,7 +23,8 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViTOutput
-from fluxvit.models.inference import Backend, Precision
+from fluxvit.models.inference import Backend
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
 from fluxvit.video.base import VideoError

@@ -46,18 +46,12 @@ class Predictions:
         return Score(int(right.sum()), len(self.labels))
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a network computes in ``fp32`` or ``bf16``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def predict_plans(
     checkpoint: Checkpoint,
     dataset: ClipDataset,
     plans: Sequence[Plan],
     *,
     views: Views = ONE_VIEW,
-    precision: str = "fp32",
     batch_size: int = 32,
     workers: int = 0,
     progress: str | None = None,
@@ -71,9 +65,9 @@ def predict_plans(
     share head and selector.
 
     Args:
+        checkpoint: The model, which computes in the form that it is in; see `Checkpoint.prepared`.
         plans: Grids, kept tokens, heads and selectors.
         views: Views of each clip, whose probabilities are averaged.
-        precision: ``fp32``, or ``bf16`` (autocast).
         batch_size: Clips at once, with all their views.
         workers: Processes that decode; with 0 this process decodes.
         progress: Title of a progress bar; None shows none.
@@ -98,7 +92,7 @@ def predict_plans(
             _ReadableOrBlack(dataset) if tolerant else dataset, batches, workers, name_faults=False
         )
         title = None if progress is None else f"{progress} at {grid}"
-        pass_ = _Pass(checkpoint, dataset, [plans[number] for number in numbers], views, precision)
+        pass_ = _Pass(checkpoint, dataset, [plans[number] for number in numbers], views)
         for clip in tracked(clips, title, len(batches)):
             pass_.add(clip)
             if after_batch is not None:
@@ -110,11 +104,8 @@ def predict_plans(
 class _Pass:
     """One pass over a data set, at plans that have one grid."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, dataset: ClipDataset, plans: list[Plan], views: Views, precision: str
-    ) -> None:
-        self._checkpoint, self._dataset, self._plans = checkpoint, dataset, plans
-        self._views, self._precision = views.total, precision
+    def __init__(self, checkpoint: Checkpoint, dataset: ClipDataset, plans: list[Plan], views: Views) -> None:
+        self._checkpoint, self._dataset, self._plans, self._views = checkpoint, dataset, plans, views.total
         self._model = checkpoint.model.eval()
         self._logits: list[list[Tensor]] = [[] for _ in plans]
         self._labels: list[Tensor] = []
@@ -123,9 +114,7 @@ class _Pass:
     @torch.inference_mode()
     def add(self, clip: Clip) -> None:
         """Predict a batch of clips."""
-        video = self._checkpoint.normalize(clip.video)
-        with autocast(self._checkpoint.device, self._precision):
-            outputs = _outputs(self._model, video, self._plans)
+        outputs = _outputs(self._model, self._checkpoint.normalize(clip.video), self._plans)
         bad = clip.replaced[:: self._views] > 0
         items = clip.item[:: self._views]
         for rows, logits in zip(self._logits, outputs, strict=True):

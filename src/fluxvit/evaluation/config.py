@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import SelectorName
-from fluxvit.utils.options import POSITIONAL, DecodeOptions, DeviceOptions
+from fluxvit.utils.options import POSITIONAL, DecodeOptions, ModelOptions
 from fluxvit.utils.schema import Batch, Count, Seed, Size, check, convert, shown
-
-Precision = Literal["fp32", "bf16"]
 
 MOST_VIEWS = 1000
 """Views of a video that an evaluation may ask for."""
@@ -79,7 +77,6 @@ class EvaluateConfig(DecodeOptions):
         plain_size: Side of the square frames of plain sampling in pixels. By default it is the size of the
             training grid with the most tokens whose frames fit into the smallest budget.
         target: Key of the class index in the manifest.
-        precision: Number format in which the model computes.
         batch_size: Number of views in a batch, at least the views of one video.
         latency: Measure the latency of each tested plan.
         out: Folder for the results.
@@ -97,7 +94,6 @@ class EvaluateConfig(DecodeOptions):
     baselines: tuple[SelectorName, ...] = ()
     plain_size: Size | None = None
     target: str = "label"
-    precision: Precision = "fp32"
     batch_size: Batch = 32
     latency: bool = True
     out: str = "runs/evaluate"
@@ -129,7 +125,6 @@ class RetrievalConfig(DecodeOptions):
             224x224.
         plain_size: Side of the square frames of plain sampling in pixels. By default it is the size of the
             training grid with the most tokens whose frames fit into the smallest budget.
-        precision: Number format in which the model computes.
         batch_size: Number of clips in a batch.
         out: Folder for the results.
 
@@ -142,7 +137,6 @@ class RetrievalConfig(DecodeOptions):
     budgets: tuple[Budget, ...] = ()
     grid: SamplingGrid | None = None
     plain_size: Size | None = None
-    precision: Precision = "fp32"
     batch_size: Batch = 32
     out: str = "runs/evaluate-retrieval"
 
@@ -151,7 +145,7 @@ class RetrievalConfig(DecodeOptions):
 
 
 @dataclass(frozen=True)
-class VideoQAConfig(DeviceOptions):
+class VideoQAConfig(ModelOptions):
     """Test a chat model on multiple-choice questions about videos: without the video, and at each budget.
 
     A dual encoder can be tested, too; it chooses the answer nearest to the video.
@@ -167,7 +161,6 @@ class VideoQAConfig(DeviceOptions):
         videos: Number of videos to draw from the manifest at random. By default all are used.
         seed: Seed of the choice of videos.
         language: Folder or file of the language model, if it was moved after training.
-        precision: Number format in which the model computes.
         out: Folder for the results.
 
     Raises:
@@ -181,7 +174,6 @@ class VideoQAConfig(DeviceOptions):
     videos: Count | None = None
     seed: Seed = 0
     language: str = ""
-    precision: Precision = "fp32"
     out: str = "runs/evaluate-qa"
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from fluxvit.checkpoints.checkpoint import SEARCH, Checkpoint, checkpoint_folder
 from fluxvit.checkpoints.latency import LatencyTable
 from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.manifest import Manifest, read_manifest, shared_videos, to_record
-from fluxvit.evaluation.classification import Predictions, autocast, number_for_checkpoint, predict_plans
+from fluxvit.evaluation.classification import Predictions, number_for_checkpoint, predict_plans
 from fluxvit.evaluation.config import EvaluateConfig
 from fluxvit.evaluation.metrics import average_precision, mean_of_classes, measure
 from fluxvit.evaluation.prediction_store import PredictionStore
@@ -35,6 +35,7 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.config import FluxViTConfig
+from fluxvit.models.inference import form, resolve_precision
 from fluxvit.utils.distributed import ALONE, World, fail_together, lock_run
 from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.schema import convert, load
@@ -139,6 +140,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Test a checkpoint on the videos of a manifest, as :func:`run_evaluation` does.
 
+    The network runs in its inference form, as in a predictor.
+
     Args:
         config: The options; its ``checkpoint`` and ``data`` are names, for messages and results.
     """
@@ -148,6 +151,10 @@ def evaluate(
             f"--report draws how often one class is right, but {config.checkpoint} predicts several classes "
             "of a video; leave it out, the figures are printed and in results.json"
         )
+    digest = checkpoint.digest()
+    # One choice for all processes, whose devices may differ.
+    precision = world.main_value(resolve_precision(config.precision, checkpoint.device))
+    checkpoint = checkpoint.prepared(precision)
     classes = checkpoint.model.num_classes if checkpoint.multi_label else None
     dataset = ClipDataset(manifest, sampling=checkpoint.sampling, classes=classes)
     find = partial(
@@ -158,10 +165,9 @@ def evaluate(
         grid=config.grid,
         plain_size=config.plain_size,
         baselines=config.baselines,
-        precision=config.precision,
     )
     tested = _in_main(world, find)
-    protocol = _protocol(config, manifest, checkpoint)
+    protocol = _protocol(config, manifest, checkpoint, digest)
     facts = {"version": _VERSION, **protocol} | ({"multi_label": True} if checkpoint.multi_label else {})
     store = PredictionStore(
         Path(config.out) / PREDICTIONS,
@@ -205,8 +211,10 @@ def _key(plan: Plan) -> str:
     return f"{plan.grid}, {plan.keep} tokens, {plan.selector}, {head}"
 
 
-def _protocol(config: EvaluateConfig, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything that predictions depend on, except the plans."""
+def _protocol(
+    config: EvaluateConfig, manifest: Manifest, checkpoint: Checkpoint, digest: str
+) -> dict[str, Any]:
+    """Everything that predictions depend on, except the plans; ``digest`` is that of the weights."""
     resize = RESIZE
     if config.views.crops > 1:
         resize = f"{resize.partition(';')[0]}; {config.views.crops} crops spread along the longer side"
@@ -216,8 +224,8 @@ def _protocol(config: EvaluateConfig, manifest: Manifest, checkpoint: Checkpoint
         "views": str(config.views),
         "sampling": str(checkpoint.sampling),
         "resize": resize,
-        "weights_digest": checkpoint.digest(),
-        "precision": config.precision,
+        "weights_digest": digest,
+        "precision": form(checkpoint.model),
         **environment(checkpoint.device),
     }
 
@@ -250,7 +258,6 @@ def _predict(
                 dataset,
                 plans,
                 views=config.views,
-                precision=config.precision,
                 batch_size=batch,
                 workers=config.workers,
                 progress="Testing" if progress and world.is_main else None,
@@ -299,8 +306,7 @@ def _finish(
                 point["confusion"] = metrics.confusion.tolist()
         point["latency_ms"] = None
         if config.latency:
-            with autocast(checkpoint.device, config.precision):
-                latency = asdict(LatencyTable(checkpoint.model).measure(row.plan))
+            latency = asdict(LatencyTable(checkpoint.model).measure(row.plan))
             point["latency_ms"] = {**latency, "device": protocol["device"]}
         points.append(point)
     classes = checkpoint.labels or list(manifest.labels) or checkpoint.class_names

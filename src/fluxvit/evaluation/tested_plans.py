@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.latency import LatencyTable, plan_for
-from fluxvit.evaluation.classification import autocast
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
@@ -49,17 +48,16 @@ def plans_to_test(
     grid: SamplingGrid | None = None,
     plain_size: int | None = None,
     baselines: Sequence[str] = (),
-    precision: str = "fp32",
 ) -> list[EvaluatedPlan]:
     """The plans to test, those of the largest budget first.
 
     Args:
+        checkpoint: The checkpoint; milliseconds are measured of its model as it is.
         name: The checkpoint's name, for messages.
         budgets: Budgets; by default those that the checkpoint was trained for.
         grid: Grid to test instead of those of the plan table.
         plain_size: Side of the frames of plain sampling; by default it is taken from the training grids.
         baselines: Selectors that are also tested on the grids of the main plans.
-        precision: Precision in which milliseconds are measured, on the model's device.
 
     Raises:
         ValueError: A budget, the grid or a baseline cannot be used.
@@ -78,9 +76,8 @@ def plans_to_test(
         if grid is not None:
             pool = checkpoint.pool(grid)
             known = [Plan(grid, min(budget.tokens or pool, pool))]
-        with autocast(checkpoint.device, precision):
-            plain = _plain(model, budget, size)
-            main = plan_for(model, budget, known) if known else plain
+        plain = _plain(model, budget, size)
+        main = plan_for(model, budget, known) if known else plain
         tokens = budget.tokens or main.keep
         tested[EvaluatedPlan("plain", tokens, plain)] = None
         if known:

@@ -33,8 +33,8 @@ from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.layers import AttentionPool, Block, Blocks, BudgetHead
 from fluxvit.models.norm import RMSNorm
 from fluxvit.models.openvino_blocks import OpenVINOBlocks, has_openvino
+from fluxvit.utils.options import Precision
 
-Precision = Literal["auto", "fp32", "bf16"]
 Backend = Literal["auto", "torch", "openvino"]
 """What runs the blocks; ``auto`` is OpenVINO on a CPU if it is installed, and otherwise PyTorch."""
 
@@ -123,6 +123,13 @@ def faster_dtype(device: torch.device) -> torch.dtype:
             fastest[i] = min(fastest[i], time.perf_counter() - start)
     # A little faster is not worth the rounding.
     return torch.bfloat16 if fastest[0] < 0.8 * fastest[1] else torch.float32
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """``precision``, with ``auto`` replaced by the format in which a device multiplies faster."""
+    if precision != "auto":
+        return precision
+    return "bf16" if faster_dtype(device) == torch.bfloat16 else "fp32"
 
 
 class PackedLinear(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -87,16 +88,26 @@ class OpenVINOBlocks(nn.Module):
 
     def _request(self, shape: tuple[int, int], layers: tuple[int, ...]) -> Any:
         """A request that computes ``layers`` and the last block for tokens of ``shape`` (clips, tokens)."""
-        import openvino
-
         own = (shape, layers) in self._requests or len(self._requests) < _OWN_GRAPHS
         key = (shape if own else None), layers
         if key not in self._requests:
             model = build_model(self._blocks, layers)
             if own:
                 model.reshape([*shape, -1])
-            self._requests[key] = openvino.compile_model(model, "CPU", self._options).create_infer_request()
+            self._requests[key] = _core().compile_model(model, "CPU", self._options).create_infer_request()
         return self._requests[key]
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO itself, which lives as long as the process.
+
+    Each one sets up a stack for signals, and takes it away with itself: a process that drops one of several
+    would die of the next signal, such as that of a worker that ends.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def build_model(blocks: Sequence[InferenceBlock], layers: Sequence[int] = ()) -> Any:

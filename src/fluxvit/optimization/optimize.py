@@ -25,6 +25,7 @@ from fluxvit.evaluation.classification import number_for_checkpoint
 from fluxvit.evaluation.metrics import Score
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.plan import Cascade, Measured, Plan
+from fluxvit.models.inference import form
 from fluxvit.optimization.candidates import aspect_of, find_candidates
 from fluxvit.optimization.cascade import tune_cascades
 from fluxvit.optimization.config import OptimizeConfig
@@ -221,11 +222,13 @@ def optimize(
     order = np.random.default_rng(config.seed).permutation(len(readable))[: config.videos]
     clips = replace(manifest, entries=tuple(readable[i] for i in order))
     candidates = find_candidates(config, checkpoint, lambda: aspect_of(clips))
-    search = Search(checkpoint, clips, VideoSource(clips), candidates, config.workers)
+    prepared = checkpoint.prepared(config.precision)
+    search = Search(prepared, clips, VideoSource(clips), candidates, config.workers)
     log_device(checkpoint.device)
     facts = {
         "search": _VERSION,
         "weights": checkpoint.digest(),
+        "precision": form(prepared.model),
         "data": manifest.digest,
         "clips": len(clips),
         "seed": config.seed,
@@ -248,7 +251,7 @@ def optimize(
         usable = tuple(clips.entries[i] for i in np.flatnonzero(search.table.usable))
         dataset = ClipDataset(replace(clips, entries=usable), sampling=checkpoint.sampling)
         cascades = tune_cascades(
-            checkpoint, dataset, config.cascades, plans=plans, workers=config.workers, progress=progress
+            prepared, dataset, config.cascades, plans=plans, workers=config.workers, progress=progress
         )
         result = replace(result, cascades=dict(zip(config.cascades, cascades, strict=True)))
     _save(config, checkpoint, manifest, result)

@@ -7,12 +7,14 @@ The options of a command are the fields of a frozen dataclass, whose docstring i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fluxvit.utils.schema import Workers
 
 POSITIONAL: dict[str, Any] = {"positional": True}
 """Metadata of a field that may be given without its name."""
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,20 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeOptions(DeviceOptions):
-    """The device of a command that reads many videos, and the processes that decode them.
+class ModelOptions(DeviceOptions):
+    """The device of a command that runs a trained network, and the precision.
+
+    Args:
+        precision: Number format in which the network multiplies: ``fp32``, ``bf16``, or ``auto`` for the
+            faster of both on the device. Tokens are selected in fp32, so that the same ones are kept.
+    """
+
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions(ModelOptions):
+    """The options of a command that runs a trained network on many videos.
 
     Args:
         workers: Number of processes that decode videos; with 0 the main process decodes them itself.

@@ -24,6 +24,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import NotFiniteError, check_finite
 from fluxvit.utils.files import lock_file
+from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import Count, Natural, check, convert, plain
 from fluxvit.utils.system import log_device, usable_device
 from fluxvit.utils.terminal import printable
@@ -74,15 +75,22 @@ class Embedder:
     Args:
         settings: Settings of the database.
         device: Device to run on. By default it is the accelerator, or the CPU if there is none.
+        precision: Number format in which the network multiplies. It may change from run to run: rounding
+            moves a vector far less than another window does.
 
     Raises:
         ValueError: The checkpoint cannot be read.
     """
 
-    def __init__(self, settings: IndexSettings, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        settings: IndexSettings,
+        device: str | torch.device | None = None,
+        precision: Precision = "auto",
+    ) -> None:
         self.settings, self.device = settings, usable_device(device)
-        self.checkpoint = DualEncoderCheckpoint.load(settings.checkpoint, self.device)
-        self.digest = self.checkpoint.digest()
+        loaded = DualEncoderCheckpoint.load(settings.checkpoint, self.device)
+        self.digest, self.checkpoint = loaded.digest(), loaded.prepared(precision)
 
     @torch.inference_mode()
     def embed_file(self, path: str | Path) -> tuple[list[tuple[float, float]], np.ndarray]:
@@ -261,7 +269,7 @@ def run_index(config: IndexConfig) -> str:
     with lock_file(config.db):
         former = _former_settings(config)
         settings = _settings(config, former)
-        embedder = Embedder(settings, config.device)
+        embedder = Embedder(settings, config.device, config.precision)
         log_device(embedder.device)
         if former is None or config.rebuild:
             # The database is made or replaced only when folder and encoder are known to be usable.

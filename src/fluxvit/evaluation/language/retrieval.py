@@ -25,6 +25,7 @@ from fluxvit.evaluation.language.recall import answers_of, recall, right_videos
 from fluxvit.evaluation.tested_plans import plans_to_test
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Plan
+from fluxvit.models.inference import form
 from fluxvit.models.layers import CosineClassifier
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import device_name, log_device, usable_device
@@ -92,14 +93,14 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> Retrieval:
         if not entry.captions:
             raise ValueError(f"{config.data}: {entry.path} has no caption")
     belongs = right_videos([entry.captions for entry in manifest.entries])
-    checkpoint = encoder.classifier(encoder.embed_texts(sentences))
+    classifier = encoder.classifier(encoder.embed_texts(sentences))
+    checkpoint = classifier.prepared(config.precision)
     tested = plans_to_test(
         checkpoint,
         config.checkpoint,
         config.budgets,
         grid=config.grid,
         plain_size=config.plain_size,
-        precision=config.precision,
     )
     log_device(device)
     plans = [row.plan for row in tested]
@@ -123,12 +124,12 @@ def run_retrieval(config: RetrievalConfig, progress: bool = True) -> Retrieval:
         "checkpoint": config.checkpoint,
         "data": config.data,
         "data_digest": manifest.digest,
-        "weights_digest": checkpoint.digest(),
+        "weights_digest": classifier.digest(),
         "videos": len(manifest),
         "captions": len(sentences),
         "shared_captions": sum(len(videos) > 1 for videos in belongs),
         "resize": RESIZE,
-        "precision": config.precision,
+        "precision": form(checkpoint.model),
         "device": device_name(device),
         "unreadable": unreadable_rows(manifest, unreadable),
         "rows": rows,
@@ -150,7 +151,7 @@ def cosines(
 
     Args:
         checkpoint: A classifier of Q texts.
-        config: Precision, batch size and workers.
+        config: Batch size and workers.
 
     Returns:
         Cosines ``[N, Q]`` at each plan, NaN in rows of videos that cannot be read; and why they cannot.
@@ -161,7 +162,6 @@ def cosines(
         checkpoint,
         ClipDataset(manifest, sampling=checkpoint.sampling),
         plans,
-        precision=config.precision,
         batch_size=config.batch_size,
         workers=config.workers,
         progress="Testing" if progress else None,

@@ -27,13 +27,13 @@ from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.data.dataset import ClipDataset, ClipRequest
 from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.questions import Question, pack_turns, questions_of
-from fluxvit.evaluation.classification import autocast
 from fluxvit.evaluation.config import RetrievalConfig, VideoQAConfig
 from fluxvit.evaluation.language.retrieval import cosines, unreadable_rows
 from fluxvit.evaluation.metrics import Score
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
+from fluxvit.models.inference import form
 from fluxvit.utils.files import write_json, write_json_lines
 from fluxvit.utils.progress import tracked
 from fluxvit.utils.system import device_name, log_device, usable_device
@@ -127,7 +127,7 @@ def run_video_qa(config: VideoQAConfig, progress: bool = True) -> VideoQA:
         "videos": len(manifest),
         "questions": len(records),
         "chance": float(np.mean([1 / len(record["choices"]) for record in records])),
-        "precision": config.precision,
+        "precision": form(reader.video.model),
         "device": device_name(device),
         "unreadable": unreadable_rows(manifest, reader.unreadable),
         "rows": rows,
@@ -176,10 +176,11 @@ class _ChatReader:
     """Answers by the likeliest choice."""
 
     def __init__(self, config: VideoQAConfig, device: torch.device) -> None:
-        chat = ChatCheckpoint.load(config.checkpoint, device, language=config.language)
+        loaded = ChatCheckpoint.load(config.checkpoint, device, language=config.language)
+        chat = loaded.prepared(config.precision)
         self._chat, self._language, self.video = chat.model, chat.language, chat.video
         self.name, self._instruction = chat.language.source, chat.instruction
-        self._precision, self._device = config.precision, device
+        self._device = device
         self.unreadable: dict[int, str] = {}
 
     def answers(self, manifest: Manifest, asked: _Asked, plans: Sequence[Plan], progress: bool) -> _Answers:
@@ -210,13 +211,12 @@ class _ChatReader:
             before, prompt = self._language.first_turn(question.with_choices, self._instruction)
             rows += [[(prompt, self._language.answer_ids(choice))] for choice in question.choices]
         ids, turns, _ = (tensor.to(self._device) for tensor in pack_turns(rows))
-        with autocast(self._device, self._precision):
-            scores = self._chat.log_probabilities(
-                before.to(self._device),
-                None if seen is None else seen.expand(len(rows), -1, -1),
-                ids,
-                turns > 0,
-            )
+        scores = self._chat.log_probabilities(
+            before.to(self._device),
+            None if seen is None else seen.expand(len(rows), -1, -1),
+            ids,
+            turns > 0,
+        )
         totals = check_finite(scores.sum(1), "answers").cpu().split([len(q.choices) for q in questions])
         return [q.choices[int(total.argmax())] for q, total in zip(questions, totals, strict=True)]
 

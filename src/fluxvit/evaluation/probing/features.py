@@ -25,6 +25,7 @@ from fluxvit.data.dataset import ClipDataset
 from fluxvit.data.loader import epoch_batches, loader
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
+from fluxvit.models.inference import form
 from fluxvit.utils.files import write_json
 from fluxvit.utils.progress import tracked
 
@@ -38,8 +39,8 @@ class Backbone:
     """A frozen model that turns clips into features at one plan.
 
     Args:
-        checkpoint: The model, in eval mode, and what it must be used with.
-        digest: Digest of the checkpoint, on which features depend.
+        checkpoint: The model, in eval mode or its inference form, and what it must be used with.
+        digest: Digest of the weights, on which features depend.
         plan: Grid, kept tokens, selector, and the head whose pooling is read.
     """
 
@@ -59,6 +60,7 @@ class Backbone:
         return {
             "features": _VERSION,
             "weights": self.digest,
+            "precision": form(self.checkpoint.model),
             "grid": str(self.plan.grid),
             "keep": self.plan.keep,
             "head": self.plan.head,

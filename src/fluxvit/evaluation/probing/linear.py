@@ -132,6 +132,7 @@ def merge(backbone: Backbone, readout: str, standardizer: Standardizer, probe: n
     """The backbone with one head, for the plan's budget, that computes what a probe does.
 
     Args:
+        backbone: The frozen model, not in its inference form.
         readout: The vector that the probe reads: ``pooled`` or ``mean``.
         standardizer: Applied to the vector before the probe.
 

@@ -124,7 +124,8 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     device, out = usable_device(config.device), Path(config.out)
     splits = read_splits(config.train, config.val, config.test, config.target)
     checkpoint = Checkpoint.load(config.checkpoint, device)
-    backbone = Backbone(checkpoint, checkpoint.digest(), _plan(checkpoint, config))
+    digest, prepared = checkpoint.digest(), checkpoint.prepared(config.precision)
+    backbone = Backbone(prepared, digest, _plan(checkpoint, config))
     log_device(device)
     features = {
         role: cached_features(
@@ -166,7 +167,8 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
     if "test" in splits:
         vectors = standardizer(features["test"][best.readout]).to(device)
         test = Score(score_probes(probes, vectors, labels["test"])[0][number], splits["test"].total)
-    model = merge(backbone, best.readout, standardizer, probes[number])  # type: ignore[arg-type]
+    plain = replace(backbone, checkpoint=checkpoint)
+    model = merge(plain, best.readout, standardizer, probes[number])  # type: ignore[arg-type]
     names = splits["train"].manifest.labels
     folder = replace(
         checkpoint,
