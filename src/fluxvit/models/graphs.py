@@ -58,23 +58,25 @@ class CUDARecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # Nothing else runs on this stream, so that cuBLAS takes its workspace there from the graphs' memory.
+        # PyTorch frees the workspace of a stream with any graph that was captured on it (pytorch#193402).
         self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def usable(self) -> bool:
         return torch.cuda.current_stream(self.device) == torch.cuda.default_stream(self.device)
 
     def record(self, work: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        for _ in range(_WARM_UPS):  # Libraries are initialised and kernels tuned before the capture.
+            work()
         graph = torch.cuda.CUDAGraph()
-        default = torch.cuda.default_stream(self.device)
-        self.stream.wait_stream(default)
-        # The outer context restores the stream even if the end of a failed capture raises.
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            for _ in range(_WARM_UPS):  # Libraries are initialised and kernels tuned before the capture.
-                work()
-            # Other threads may read videos into pinned memory meanwhile.
-            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                result = work()
-        default.wait_stream(self.stream)
+        # The outer context restores the stream even if the end of a failed capture raises. Other threads may
+        # read videos into pinned memory meanwhile.
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
+        ):
+            result = work()
         return graph.replay, result
 
 
