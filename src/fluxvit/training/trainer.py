@@ -75,8 +75,7 @@ class LateFigures:
         self._figures, self._copied = figures, None
         if figures.is_cuda:
             self._figures = figures.to("cpu", non_blocking=True)  # Into pinned memory.
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = torch.cuda.current_stream(figures.device).record_event()
 
     def read(self) -> list[float]:
         if self._copied is not None:
