@@ -68,7 +68,7 @@ def attention(
         ``[B, H, N, D]``.
     """
     if packing is None:
-        if q.dtype == torch.bfloat16 and q.requires_grad and not q.is_cuda:
+        if q.dtype == torch.bfloat16 and q.requires_grad and q.device.type == "cpu":
             # On CPUs PyTorch's backward pass of few tokens takes three times as long in bf16 as in fp32.
             with torch.autocast(q.device.type, enabled=False):
                 wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
