@@ -251,7 +251,7 @@ def share(macs: float, seconds: float) -> str:
 
 
 def main() -> None:
-    print("The formula on what was measured (H200; ms, formula / measured)\n")
+    print(f"{__doc__}\nThe formula on what was measured (H200; ms, formula / measured)\n")
     passes = []
     for name, keep, batch, *_ in MEASURED:
         grid = SMALL if keep <= 1024 else LARGE
