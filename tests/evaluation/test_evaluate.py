@@ -160,6 +160,13 @@ def test_one_view_is_what_the_predictor_says(config: EvaluateConfig, clip: Path)
     assert np.allclose(np.exp(file["log_probabilities"][place, 0]), said, atol=1e-5)
 
 
+def test_latencies_of_the_tested_plans(config: EvaluateConfig) -> None:
+    run_evaluation(replace(config, budgets=(Budget(tokens=6),), latency=True), progress=False)
+    for point in results(config)["points"]:
+        assert 0 < point["latency_ms"]["p10"] <= point["latency_ms"]["p50"] <= point["latency_ms"]["p90"]
+        assert point["latency_ms"]["device"]
+
+
 def test_goes_on_behind_the_last_grid(config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run_evaluation(replace(config, out=config.out + "2"), progress=False)
     real, grids = evaluate.predict_plans, []

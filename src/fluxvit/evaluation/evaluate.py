@@ -11,12 +11,13 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from msgspec import to_builtins
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -306,7 +307,7 @@ def _finish(
                 point["confusion"] = metrics.confusion.tolist()
         point["latency_ms"] = None
         if config.latency:
-            latency = asdict(LatencyTable(checkpoint.model).measure(row.plan))
+            latency = to_builtins(LatencyTable(checkpoint.model).measure(row.plan))
             point["latency_ms"] = {**latency, "device": protocol["device"]}
         points.append(point)
     classes = checkpoint.labels or list(manifest.labels) or checkpoint.class_names
