@@ -3,9 +3,10 @@
     python benchmarks/file_to_logits.py --model fluxvit_small
 
 For streams of H.264 clips of ten seconds it prints the milliseconds of a clip for decoding alone, the network
-alone, one clip after the other, and `Predictor.map`, which decodes the next clips meanwhile; then the stages
-of one clip. The last table compares 512 tokens, which are selected from twice as many frames, with all 2048
-tokens of a plain grid: the network alone and from the files, at batch 1 and 8.
+alone, one clip after the other, and `Predictor.map`, which decodes the next clips meanwhile; `bound` is the
+time in which all cores together can do both, if decoding takes one core and the network all of them. The
+stages of one clip follow. The last table compares 512 tokens, which are selected from twice as many frames,
+with all 2048 tokens of a plain grid: the network alone and from the files, at batch 1 and 8.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def main() -> None:
             for seed, file in enumerate(files):
                 write_clip(file, height, width, seed)
             sets[f"{width}x{height}"] = files
-        rows = [["clips", "decode", "network", "one by one", "map", "map / max(decode, network)"]]
+        rows = [["clips", "decode", "network", "one by one", "map", "bound", "map / max(decode, network)"]]
         stages = [["clips", *STAGES]]
         for name, files in sets.items():
             sampled = predictor.sample(files[0], [dense]).frames[dense]
@@ -126,7 +127,9 @@ def main() -> None:
                 return list(predictor.map(files))
 
             times = [per_clip(work, len(files), rounds) for work in (read, compute, one_by_one, ahead)]
-            rows.append([name, *(f"{each:.1f}" for each in times), f"{times[3] / max(times[:2]):.2f}"])
+            bound = times[0] / torch.get_num_threads() + times[1]
+            ratio = times[3] / max(times[:2])
+            rows.append([name, *(f"{each:.1f}" for each in (*times, bound)), f"{ratio:.2f}"])
             spent = time_stages(Form("auto", "auto", checkpoint), few, files[0], 10)
             stages.append([name, *(f"{spent[stage]:.2f}" for stage in STAGES)])
         print("\nMilliseconds of a clip:", *table(rows), sep="\n")

@@ -24,6 +24,7 @@ from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViTOutput
 from fluxvit.models.inference import Backend
+from fluxvit.models.openvino_blocks import OpenVINOBlocks
 from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
@@ -142,6 +143,8 @@ class Predictor:
             )
         self.labels = checkpoint.class_names
         plan = checkpoint.plan(budget, grid)
+        if isinstance(self.model.blocks, OpenVINOBlocks):
+            self.model.blocks.clear()  # Plans that were measured for the budget are not needed any more.
         if head is not None and head != plan.head:
             # The measured accuracy belongs to the other head; the cost is the same.
             measured = plan.measured and replace(plan.measured, correct=None, total=None)

@@ -324,8 +324,15 @@ class FluxViT(nn.Module):
             For each budget ``[B, 1 + K, C]``, class token first.
         """
         cls, rows = self._positions(embeddings, shape)
-        pool = embeddings.flatten(1, 2) + rows
-        return [_with_class_token(cls, pool, kept) for kept in choices]
+        pool = embeddings.flatten(1, 2)
+        if torch.is_grad_enabled():
+            # The backward pass of one addition is faster than that of gathering positions for each budget.
+            pool = pool + rows
+            return [_with_class_token(cls, pool, kept) for kept in choices]
+        return [
+            torch.cat([cls, pool + rows if kept is None else gather_tokens(pool, kept) + rows[kept]], dim=1)
+            for kept in choices
+        ]
 
     def _positions(self, embeddings: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """The class token with its position ``[B, 1, C]``, and the pool's positions ``[N, C]``."""

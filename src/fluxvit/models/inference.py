@@ -227,6 +227,8 @@ class InferencePatchEmbed(PatchEmbed):
     is linear, so that tubelets are divided by their RMS after it, when they are smaller.
     """
 
+    bias: Tensor
+
     _ORDER = (0, 2, 4, 6, 3, 1, 5, 7)
 
     def __init__(self, embed: PatchEmbed, linear: type[PackedLinear] | type[PlainLinear]) -> None:
@@ -243,12 +245,17 @@ class InferencePatchEmbed(PatchEmbed):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Project the pixels of tubelets ``[..., V]`` to ``[..., D]``."""
+        # In place, because memory that is new to the process takes a CPU longer than the arithmetic.
+        in_place = not torch.is_grad_enabled()
+        mul, add = (Tensor.mul_, Tensor.add_) if in_place else (torch.mul, torch.add)
         patches = patches.float()
         x = self.proj(patches)
         if isinstance(self.norm_before, RMSNorm):
-            square = torch.linalg.vector_norm(patches, dim=-1, keepdim=True).square()
-            x = x * torch.rsqrt(square / patches.shape[-1] + self.norm_before.eps)
-        return self.norm(x + self.bias)
+            x = mul(x, _inverse_rms(patches, self.norm_before.eps))
+        x = add(x, self.bias)
+        if isinstance(self.norm, RMSNorm):
+            x = mul(mul(x, _inverse_rms(x, self.norm.eps)), self.norm.weight)
+        return x
 
 
 class InferenceBlock(nn.Module):
@@ -345,4 +352,10 @@ class InferencePool(nn.Module):
 def _rms_quotient(x: Tensor, eps: float) -> Tensor:
     """``x / rms(x)`` over the last axis, fp32."""
     wide = x.float()
-    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return wide * _inverse_rms(wide, eps)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """``1 / rms(x)`` over the last axis, which is kept; in one pass over ``x``, fp32."""
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+    return torch.rsqrt(square / x.shape[-1] + eps)

@@ -75,6 +75,11 @@ class OpenVINOBlocks(nn.Module):
         last, *layers = (torch.cat(output, dim=1) for output in zip(*outputs, strict=True))
         return last, layers
 
+    def clear(self) -> None:
+        """Drop the compiled graphs, so that the next shapes get graphs of their own."""
+        with self._lock:
+            self._requests.clear()
+
     def _run(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """The output of the last block, then those of the blocks ``indices``."""
         layers = tuple(sorted({*indices} - {len(self) - 1}))
