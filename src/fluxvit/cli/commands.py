@@ -136,7 +136,7 @@ _GROUPS: dict[str, dict[str, Command]] = {
     },
     "ship": {
         "export": Command(
-            "write a checkpoint at one budget for ONNX Runtime, OpenVINO or torch.export",
+            "write a checkpoint at one budget for ONNX Runtime, OpenVINO or ExecuTorch",
             "fluxvit.deploy.config:ExportConfig",
             "fluxvit.deploy.export:run_export",
         ),

@@ -212,7 +212,7 @@ class ChatConfig(PlanOptions):
         check(self)
 
 
-Target = Literal["pt2", "onnx", "openvino"]
+Target = Literal["pt2", "onnx", "openvino", "executorch"]
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,8 @@ class ExportConfig:
     Args:
         checkpoint: Checkpoint folder, such as runs/demo/best.
         out: Folder to write.
-        to: Format. ``onnx`` runs in ONNX Runtime, ``openvino`` in OpenVINO, ``pt2`` in PyTorch itself
-            (torch.export) without this package.
+        to: Format. ``onnx`` runs in ONNX Runtime, ``openvino`` in OpenVINO, ``executorch`` in ExecuTorch with
+            XNNPACK, one clip at a time, and ``pt2`` in PyTorch itself (torch.export) without this package.
         budget: What one clip may cost: a number of tokens, such as 1024, or 20gflops, or 50ms. By default it
             is the largest budget that the model was trained for.
         grid: Frames and pixels to sample, such as 16x224 for 16 frames of 224x224. By default they follow

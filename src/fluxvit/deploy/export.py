@@ -12,9 +12,10 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,20 @@ Session = Callable[[np.ndarray], list[np.ndarray]]
 
 FACTS = "export.json"
 OUTPUTS = ("logits", "embedding", "kept")
-MODEL_FILES: dict[Target, str] = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
+MODEL_FILES: dict[Target, str] = {
+    "pt2": "model.pt2",
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "executorch": "model.pte",
+}
 # Large weights lie beside the model.
 _FILES = frozenset({*MODEL_FILES.values(), "model.bin", "model.onnx.data", FACTS})
-_PACKAGES: dict[Target, str] = {"pt2": "", "onnx": "onnx", "openvino": "openvino"}
+PACKAGES: dict[Target, tuple[str, ...]] = {
+    "pt2": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "executorch": ("executorch",),
+}
 # Runtimes that agree with PyTorch in fp32 differ by less, relative to the largest logit.
 _AGREES = 1e-3
 
@@ -99,7 +110,8 @@ def run_export(config: ExportConfig) -> str:
     model = ExportedModel(checkpoint, plan)
     with atomic_folder(out) as folder:
         write_model(model, folder, config.to)
-        report = compare(model, open_exported(folder / MODEL_FILES[config.to], config.to))
+        session = open_exported(folder / MODEL_FILES[config.to], config.to)
+        report = compare(model, session, (1,) if config.to == "executorch" else (1, 3))
         if not report["agrees"]:
             raise ValueError(
                 f"{config.checkpoint}: the model exported to {config.to} disagrees with PyTorch (largest "
@@ -118,16 +130,24 @@ def run_export(config: ExportConfig) -> str:
 
 
 def write_model(model: ExportedModel, folder: Path, target: Target) -> None:
-    """Write the files of an exported model into a folder that exists. The batch size stays free."""
+    """Write the files of an exported model into a folder that exists. The batch size stays free, except in
+    ExecuTorch.
+    """
     file = folder / MODEL_FILES[target]
     with _quiet():
-        program = export_program(model)
+        program = export_program(model, free_batch=target != "executorch")
         if target == "pt2":
             torch.export.save(program, file)
         elif target == "onnx":
             onnx = torch.onnx.export(program, dynamo=True, input_names=["frames"], output_names=[*OUTPUTS])
             assert onnx is not None
             onnx.save(file)
+        elif target == "executorch":
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            file.write_bytes(edge.to_executorch().buffer)
         else:
             import openvino
 
@@ -135,10 +155,11 @@ def write_model(model: ExportedModel, folder: Path, target: Target) -> None:
             openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
 
 
-def export_program(model: ExportedModel) -> ExportedProgram:
-    """The model as a graph of PyTorch's operators, for batches of any size."""
-    frames = torch.from_numpy(_noise(model.plan, 2))
-    return torch.export.export(model, (frames,), dynamic_shapes={"frames": {0: Dim("batch", max=1024)}})
+def export_program(model: ExportedModel, *, free_batch: bool = True) -> ExportedProgram:
+    """The model as a graph of PyTorch's operators, for batches of any size or of one clip."""
+    frames = torch.from_numpy(_noise(model.plan, 2 if free_batch else 1))
+    shapes = {"frames": {0: Dim("batch", max=1024)}} if free_batch else None
+    return torch.export.export(model, (frames,), dynamic_shapes=shapes)
 
 
 def open_exported(file: Path, target: Target) -> Session:
@@ -153,6 +174,12 @@ def open_exported(file: Path, target: Target) -> Session:
 
         compiled = openvino.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda frames: list(compiled(frames).to_tuple())
+    if target == "executorch":
+        from executorch.runtime import Runtime
+
+        method = Runtime.get().load_program(file).load_method("forward")
+        # The outputs lie in memory that the next call writes to.
+        return lambda frames: [x.numpy().copy() for x in method.execute([torch.from_numpy(frames)])]
     module = torch.export.load(file).module()
 
     @torch.inference_mode()
@@ -163,10 +190,10 @@ def open_exported(file: Path, target: Target) -> Session:
 
 
 @torch.inference_mode()
-def compare(model: ExportedModel, session: Session) -> dict[str, Any]:
-    """Compare an exported model with PyTorch on noise, at batches of one and three."""
+def compare(model: ExportedModel, session: Session, batches: Sequence[int] = (1, 3)) -> dict[str, Any]:
+    """Compare an exported model with PyTorch on noise, at several sizes of a batch."""
     difference, kept_equal = 0.0, True
-    for batch in (1, 3):
+    for batch in batches:
         frames = _noise(model.plan, batch)
         logits, _, kept = (output.numpy() for output in model(torch.from_numpy(frames)))
         outputs = session(frames)
@@ -193,6 +220,7 @@ def compare(model: ExportedModel, session: Session) -> dict[str, Any]:
 def export_facts(checkpoint: Checkpoint, plan: Plan, target: Target) -> dict[str, Any]:
     """What a program needs besides the model's file, in values that JSON knows."""
     grid = plan.grid
+    batch = 1 if target == "executorch" else None  # Any.
     cost = grid_cost(checkpoint.model.config.size, grid, plan.keep, plan.selector)
     return {
         "format": "fluxvit export 1",
@@ -203,12 +231,12 @@ def export_facts(checkpoint: Checkpoint, plan: Plan, target: Target) -> dict[str
             "name": "frames",
             "type": "uint8",
             "layout": "batch, frame, row, column, RGB",
-            "shape": [None, grid.frames, grid.height, grid.width, 3],
+            "shape": [batch, grid.frames, grid.height, grid.width, 3],
         },
         "outputs": {
-            "logits": [None, checkpoint.model.num_classes],
-            "embedding": [None, checkpoint.model.config.pool_dim],
-            "kept": [None, min(plan.keep, checkpoint.pool(grid))],
+            "logits": [batch, checkpoint.model.num_classes],
+            "embedding": [batch, checkpoint.model.config.pool_dim],
+            "kept": [batch, min(plan.keep, checkpoint.pool(grid))],
         },
         "probabilities": "sigmoid" if checkpoint.multi_label else "softmax",
         "labels": checkpoint.class_names,
@@ -231,13 +259,8 @@ def _noise(plan: Plan, batch: int) -> np.ndarray:
 
 def _require(target: Target) -> None:
     """Raise a ValueError if the packages that write and run a target are not installed."""
-    from importlib.util import find_spec
-
-    names = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}.get(target, ())
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise ValueError(
-            f"--to {target} needs {', '.join(missing)}: pip install 'fluxvit[{_PACKAGES[target]}]'"
-        )
+    if missing := [name for name in PACKAGES[target] if find_spec(name) is None]:
+        raise ValueError(f"--to {target} needs {', '.join(missing)}: pip install 'fluxvit[{target}]'")
 
 
 @contextmanager

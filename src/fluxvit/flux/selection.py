@@ -280,11 +280,11 @@ def keep_best(scores: Tensor, groups: Sequence[int], keep: int) -> Tensor:
     for share, capacity in zip(share_budget(keep, capacities), capacities, strict=True):
         picks.append(_topk_lowest_index(scores.flatten(1)[:, start : start + capacity], share) + start)
         start += capacity
-    return torch.cat(picks, dim=1).sort(dim=1).values
+    return torch.cat(picks, dim=1)
 
 
 def _topk_lowest_index(scores: Tensor, k: int) -> Tensor:
-    """Indices of ``topk``, with ties broken towards the lowest index; plain ``topk`` leaves ties open.
+    """Ascending indices of the highest scores. Ties go to the lowest index; plain ``topk`` leaves them open.
 
     All tokens above the k-th value are kept, and the first of those that equal it. The function uses only
     ``topk``, comparisons and a running sum, which can be exported with dynamic shapes.

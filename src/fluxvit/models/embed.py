@@ -20,9 +20,6 @@ class PatchEmbed(nn.Module):
     The values of a tubelet are ordered (time, height, width, channel).
     """
 
-    # Axes of the video cut into tubelets, [B, C, t, tt, h, p, w, p], in the order of the patches.
-    _ORDER = (0, 2, 4, 6, 3, 5, 7, 1)
-
     def __init__(
         self, patch_size: int, tubelet_size: int, in_chans: int, embed_dim: int, *, dual_norm: bool
     ) -> None:
@@ -66,7 +63,7 @@ class PatchEmbed(nn.Module):
             raise ValueError(
                 f"expected a normalised floating-point video, got {video.dtype}; normalize it first"
             )
-        batch, channels, frames, height, width = video.shape
+        frames, height, width = video.shape[2:]
         p, tt = self.patch_size, self.tubelet_size
         if frames % tt or height % p or width % p or min(frames, height, width) == 0:
             raise ValueError(
@@ -74,8 +71,13 @@ class PatchEmbed(nn.Module):
                 f"{tt} frames of {p}x{p} pixels; resize or crop it"
             )
         t, h, w = frames // tt, height // p, width // p
-        x = video.to(dtype or video.dtype).reshape(batch, channels, t, tt, h, p, w, p)
-        return x.permute(self._ORDER).reshape(batch, t, h * w, -1), (t, h, w)
+        return self._cut(video.to(dtype or video.dtype), (t, h, w)), (t, h, w)
+
+    def _cut(self, video: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """The pixels of each tubelet, ``[B, t, h * w, V]``."""
+        (t, h, w), p, tt = shape, self.patch_size, self.tubelet_size
+        x = video.reshape(video.shape[0], self.in_chans, t, tt, h, p, w, p)
+        return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(video.shape[0], t, h * w, -1)
 
     def embed(self, patches: Tensor) -> Tensor:
         """Project the pixels of tubelets ``[..., V]`` to ``[..., D]``."""

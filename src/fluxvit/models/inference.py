@@ -71,6 +71,7 @@ def prepare(
         prepared.blocks = run  # type: ignore[assignment]
         embed = InferencePatchEmbed(model.patch_embed, PackedLinear if packed else PlainLinear)
         prepared.patch_embed = embed
+        prepared.head_drop = nn.Identity()  # type: ignore[assignment]
         for head in prepared.heads:
             assert isinstance(head, BudgetHead)
             head.pool = InferencePool(head.pool)  # type: ignore[assignment]
@@ -229,8 +230,6 @@ class InferencePatchEmbed(PatchEmbed):
 
     bias: Tensor
 
-    _ORDER = (0, 2, 4, 6, 3, 1, 5, 7)
-
     def __init__(self, embed: PatchEmbed, linear: type[PackedLinear] | type[PlainLinear]) -> None:
         nn.Module.__init__(self)
         self.patch_size, self.tubelet_size = embed.patch_size, embed.tubelet_size
@@ -242,6 +241,12 @@ class InferencePatchEmbed(PatchEmbed):
         weight = weight.unflatten(1, (*sides, self.in_chans)).permute(0, 1, 4, 2, 3).flatten(1)
         self.proj = linear(weight, None, torch.float32, None)  # type: ignore[assignment]
         self.register_buffer("bias", embed.proj.bias.detach().clone(), persistent=False)
+
+    def _cut(self, video: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        (t, h, w), p, batch = shape, self.patch_size, video.shape[0]
+        # Six axes at most, because runtimes for phones know no more.
+        x = video.transpose(1, 2).reshape(batch * t, self.tubelet_size * self.in_chans, h, p, w, p)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, t, h * w, -1)
 
     def embed(self, patches: Tensor) -> Tensor:
         """Project the pixels of tubelets ``[..., V]`` to ``[..., D]``."""
