@@ -18,6 +18,7 @@ blocks); the errors of the formula on that table are printed first. All else is 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import statistics
@@ -251,6 +252,9 @@ def share(macs: float, seconds: float) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(f"{__doc__}\nThe formula on what was measured (H200; ms, formula / measured)\n")
     passes = []
     for name, keep, batch, *_ in MEASURED:

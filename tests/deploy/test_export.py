@@ -77,7 +77,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     loaded.model.reset_classifier(0)
     loaded.labels = []
     loaded.save(tmp_path / "features")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
     for arguments, message in (
         ([str(tmp_path / "features"), "--to", "pt2"], "has no classifier"),
         ([str(checkpoint), "--to", "pt2", "--budget", "0"], "budget"),
@@ -92,7 +92,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
 def test_a_model_that_disagrees_is_not_written(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: ExportedModel, session: export.Session) -> dict[str, object]:
+    def wrong(model: ExportedModel, session: export.Session, batches: object) -> dict[str, object]:
         return {"agrees": False, "difference": 0.5, "kept_equal": True}
 
     monkeypatch.setattr(export, "compare", wrong)

@@ -179,7 +179,9 @@ def open_exported(file: Path, target: Target) -> Session:
 
         method = Runtime.get().load_program(file).load_method("forward")
         # The outputs lie in memory that the next call writes to.
-        return lambda frames: [x.numpy().copy() for x in method.execute([torch.from_numpy(frames)])]
+        return lambda frames: [
+            x.numpy().copy() for x in method.execute([torch.from_numpy(np.ascontiguousarray(frames))])
+        ]
     module = torch.export.load(file).module()
 
     @torch.inference_mode()

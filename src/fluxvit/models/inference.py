@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from functools import cache
 from typing import Literal
@@ -34,6 +35,12 @@ from fluxvit.models.layers import AttentionPool, Block, Blocks, BudgetHead
 from fluxvit.models.norm import RMSNorm
 from fluxvit.models.openvino_blocks import OpenVINOBlocks, has_openvino
 from fluxvit.utils.options import Precision
+from fluxvit.utils.system import cpu_instructions
+
+# oneDNN, and PyTorch above it, keep the kernels of the last 1024 shapes: 0.7 GB after random budgets.
+# Both read these at the first product, so that a process that has computed before keeps its setting.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "256")
 
 Backend = Literal["auto", "torch", "openvino"]
 """What runs the blocks; ``auto`` is OpenVINO on a CPU if it is installed, and otherwise PyTorch."""
@@ -106,13 +113,18 @@ def _uses_openvino(backend: Backend, device: torch.device) -> bool:
 def faster_dtype(device: torch.device) -> torch.dtype:
     """The type in which the matrices of a prepared network are multiplied faster, bfloat16 or float32.
 
-    CPUs differ widely in bf16, so that both are tried, in turns: a load of the machine slows both.
+    x86 processors say whether they multiply in bf16. Others differ widely, so that both types are tried.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     if device.type != "cpu" or not can_pack(torch.bfloat16):
         return torch.float32
+    instructions = cpu_instructions()
+    if instructions["AVX2"]:
+        # Not by time: on a busy machine an interrupted run and its continuation must choose the same.
+        native = instructions["AVX512-BF16"] or instructions["AMX"]
+        return torch.bfloat16 if native else torch.float32
     kinds = torch.bfloat16, torch.float32
     layers = [PackedLinear(torch.ones(1024, 256), None, dtype, None) for dtype in kinds]
     inputs = [torch.ones(1024, 256, dtype=dtype) for dtype in kinds]
