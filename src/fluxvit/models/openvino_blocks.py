@@ -48,6 +48,8 @@ class OpenVINOBlocks(nn.Module):
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
+            # Shapes whose kernels stay in memory; 5000 by default.
+            "CPU_RUNTIME_CACHE_CAPACITY": 64,
         }
         self._process, self._lock = os.getpid(), Lock()
         # For each shape and layers; no shape means any.
