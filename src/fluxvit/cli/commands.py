@@ -118,6 +118,12 @@ _GROUPS: dict[str, dict[str, Command]] = {
             "fluxvit.deploy.search.index:run_index",
             resumes=True,
         ),
+        "features": Command(
+            "write features of long videos, window by window",
+            "fluxvit.deploy.config:FeaturesConfig",
+            "fluxvit.deploy.features:run_features",
+            resumes=True,
+        ),
         "search": Command(
             "find moments in indexed videos by a sentence or another video",
             "fluxvit.deploy.config:SearchConfig",

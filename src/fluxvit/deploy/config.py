@@ -129,6 +129,34 @@ class IndexConfig(PlanOptions):
 
 
 @dataclass(frozen=True)
+class FeaturesConfig(PlanOptions):
+    """Write the features of long videos, window by window, as .npy files for ActionFormer and OpenTAD.
+
+    NAME.npy holds a row for each window, and NAME.spans.npy its start and end in seconds. Run it again to
+    continue an interrupted run, or when videos were added.
+
+    Args:
+        videos: Video files, and folders of videos, including their subfolders.
+        checkpoint: Folder of a classifier, a pre-trained network or a dual encoder.
+        window: Length of a window in seconds. By default it is the length of the clips that the checkpoint
+            was trained on if they were sampled densely, and otherwise 4.
+        stride: Seconds from one window to the next. By default it is half a window.
+        batch: Number of windows in a pass.
+        out: Folder to write.
+    """
+
+    videos: tuple[str, ...] = field(metadata=POSITIONAL)
+    checkpoint: str = "fluxvit_nano_motionworld"
+    window: Positive | None = None
+    stride: Positive | None = None
+    batch: Batch = 8
+    out: str = "runs/features"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class SearchConfig(ModelOptions):
     """Find moments in indexed videos by a sentence or by another video.
 

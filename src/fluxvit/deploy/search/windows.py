@@ -42,7 +42,14 @@ class Window:
     video: Tensor
 
 
-def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: bool = True) -> Iterator[Window]:
+def windows(
+    video: VideoInput,
+    grid: SamplingGrid,
+    seconds: float,
+    *,
+    shots: bool = True,
+    stride: float | None = None,
+) -> Iterator[Window]:
     """Cut a video into windows of about ``seconds``.
 
     Args:
@@ -50,6 +57,7 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
         grid: Sampling grid of the windows.
         seconds: Length of a window in seconds.
         shots: Whether windows end at cuts between shots.
+        stride: Seconds from one window to the next, at most ``seconds``. By default it is half of them.
 
     Raises:
         VideoError: The video cannot be read.
@@ -59,6 +67,10 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
     with open_video(video, short_side=max(grid.height, grid.width)) as reader:
         end = reader.end
         rate = max(min(_LEAST_RATE, _MOST_FRAMES / seconds), grid.frames / min(seconds, end))
+        stride = stride or seconds / 2
+        if stride != seconds / 2:
+            # A window begins at a sampled frame, so that the stride must be a whole number of them.
+            rate = max(1, np.ceil(rate * stride - 1e-9)) / stride
         times = _sampled_times(reader.times, end, rate, seconds)
         shot: list[tuple[float, np.ndarray]] = []
         former: _Look | None = None
@@ -75,11 +87,10 @@ def windows(video: VideoInput, grid: SamplingGrid, seconds: float, *, shots: boo
                 yield from _last(shot, done, time, seconds, grid)
                 shot, done = [], time
             elif shot and time - shot[0][0] >= seconds:
-                # The next window begins half a window later.
                 start = shot[0][0]
                 yield _window([image for _, image in shot], start, time, grid)
                 done = time
-                shot = [(at, image) for at, image in shot if at >= start + seconds / 2]
+                shot = [(at, image) for at, image in shot if at >= start + stride - 1e-9]
             former = look
             shot.append((time, frame))
         yield from _last(shot, done, end, seconds, grid)

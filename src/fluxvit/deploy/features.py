@@ -1,0 +1,225 @@
+"""Features of long videos, window by window: ``fluxvit features``.
+
+The windows are those of ``fluxvit index`` with another stride, and do not end at cuts. A video ``NAME.mp4``
+becomes ``NAME.npy``, fp32 ``[N, P]``, one row a window, as ActionFormer and OpenTAD read them, and
+``NAME.spans.npy``, the start and end of each window in seconds, float64 ``[N, 2]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
+from fluxvit.checkpoints.loading import load
+from fluxvit.data.formats.layout import videos_below
+from fluxvit.data.formats.walk import LeftOut
+from fluxvit.deploy.config import FeaturesConfig
+from fluxvit.deploy.search.windows import windows
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Plan
+from fluxvit.models.finite import check_finite
+from fluxvit.models.inference import form
+from fluxvit.utils.files import atomic_path, lock_folder, write_json
+from fluxvit.utils.options import Precision
+from fluxvit.utils.schema import read
+from fluxvit.utils.system import log_device, usable_device
+from fluxvit.utils.terminal import printable, say
+from fluxvit.video.base import VideoError
+from fluxvit.video.inputs import VideoInput
+
+SETTINGS = "features.json"
+_FORMAT = "fluxvit features 1"
+
+
+class FeatureExtractor:
+    """Embeds the windows of videos.
+
+    Args:
+        checkpoint: Checkpoint folder: of a classifier or a pre-trained network, whose pooled vectors are the
+            features; or of a dual encoder, whose unit vectors are.
+        budget: What a window may cost. By default it is the largest token budget of training.
+        grid: Sampling grid of a window. By default it follows from the budget.
+        window: Length of a window in seconds. By default it is that of the clips of dense training, or 4.
+        stride: Seconds from one window to the next. By default it is half a window.
+        batch: Windows in a pass.
+        device: Device to run on. By default it is the accelerator, or the CPU if there is none.
+        precision: Number format in which the network multiplies.
+
+    Raises:
+        ValueError: The checkpoint, the budget or the grid cannot be used, or the stride is longer than the
+            window.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        budget: Budget | int | None = None,
+        grid: SamplingGrid | None = None,
+        *,
+        window: float | None = None,
+        stride: float | None = None,
+        batch: int = 8,
+        device: str | torch.device | None = None,
+        precision: Precision = "auto",
+    ) -> None:
+        self.device, self.batch = usable_device(device), batch
+        loaded = load(checkpoint, self.device)
+        if not isinstance(loaded, (Checkpoint, DualEncoderCheckpoint)):
+            loaded = loaded.video
+        self.digest, prepared = loaded.digest(), loaded.prepared(precision)
+        self._video = prepared if isinstance(prepared, Checkpoint) else prepared.video
+        self.plan: Plan = self._video.plan(budget, grid)
+        self._embed: Callable[[Tensor], Tensor] = self._embed_pooled
+        if isinstance(prepared, DualEncoderCheckpoint):
+            model, plan = prepared.model, self.plan
+            self._embed = lambda video: model.embed_video(video, plan.keep, plan.head, plan.selector)
+        self.window = window or self._video.sampling.window(self.plan.grid.frames) or 4.0
+        self.stride = stride or self.window / 2
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride:g} s is longer than the window of {self.window:g} s and would leave "
+                "video out; lengthen the window"
+            )
+
+    def _embed_pooled(self, video: Tensor) -> Tensor:
+        plan = self.plan
+        return self._video.model(video, plan.keep, plan.head, plan.selector).embedding
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the features depend on besides the video."""
+        plan = self.plan
+        return {
+            "format": _FORMAT,
+            "checkpoint": self.digest,
+            "form": form(self._video.model),
+            "grid": str(plan.grid),
+            "tokens": plan.keep,
+            "head": plan.head,
+            "selector": plan.selector,
+            "window_s": self.window,
+            "stride_s": self.stride,
+        }
+
+    @torch.inference_mode()
+    def __call__(self, video: VideoInput) -> tuple[np.ndarray, np.ndarray]:
+        """The features of a video.
+
+        Returns:
+            Start and end of each window in seconds, float64 ``[N, 2]``, and its features, fp32 ``[N, P]``.
+            The rest at the end is a window of its own if it is at least an eighth of a window.
+
+        Raises:
+            VideoError: The video cannot be read.
+        """
+        spans, rows = [], []
+        remaining = windows(video, self.plan.grid, self.window, shots=False, stride=self.stride)
+        while batch := list(islice(remaining, self.batch)):
+            spans += [(window.start, window.end) for window in batch]
+            clips = self._video.normalize(torch.stack([window.video for window in batch]))
+            name = video if isinstance(video, (str, Path)) else "the given video"
+            rows.append(check_finite(self._embed(clips).float().cpu(), name).numpy())
+        return np.array(spans), np.concatenate(rows)
+
+
+def run_features(config: FeaturesConfig) -> int:
+    """Write the features of videos; the exit code is 2 if one of them cannot be read.
+
+    Videos whose features are there already are left out, so that an interrupted run continues.
+
+    Raises:
+        ValueError: The videos, the checkpoint or an option cannot be used, or the folder holds features that
+            were made with other settings.
+    """
+    out, names = Path(config.out), _named(config.videos)
+    extract = FeatureExtractor(
+        config.checkpoint,
+        config.budget,
+        config.grid,
+        window=config.window,
+        stride=config.stride,
+        batch=config.batch,
+        device=config.device,
+        precision=config.precision,
+    )
+    log_device(extract.device)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out):
+        _check_settings(out / SETTINGS, extract.settings)
+        todo = {name: path for name, path in names.items() if not (out / f"{name}.npy").exists()}
+        rows, failed = 0, []
+        console = Console(stderr=True)
+        for name, path in track(
+            todo.items(), "Features", console=console, transient=True, disable=not console.is_terminal
+        ):
+            try:
+                spans, features = extract(path)
+            except VideoError as error:  # The other videos go on.
+                failed.append(str(error))
+                continue
+            # The features come last: when they are there, the video is done.
+            for file, values in ((f"{name}.spans.npy", spans), (f"{name}.npy", features)):
+                with atomic_path(out / file) as partial_file:
+                    np.save(partial_file, values)
+            rows += len(features)
+    for reason in failed:
+        say(f"fluxvit: {printable(reason)}", error=True)
+    done = len(todo) - len(failed)
+    say(f"wrote   {out}: {rows} windows of {done} videos, {len(names) - len(todo)} were there already")
+    return 2 if failed else 0
+
+
+def _named(videos: Sequence[str]) -> dict[str, Path]:
+    """The videos of files and folders, by the name of their features.
+
+    Raises:
+        ValueError: A folder holds no videos, or two videos would have the same name.
+    """
+    named: dict[str, Path] = {}
+    for name, path in _listed(videos):
+        if name in named:
+            raise ValueError(f"{named[name]} and {path} would both be written to {name}.npy; run them apart")
+        named[name] = path
+    return named
+
+
+def _listed(videos: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for text in videos:
+        folder = Path(text)
+        if not folder.is_dir():
+            yield folder.stem, folder
+            continue
+        left_out = LeftOut()
+        found = videos_below(folder, left_out)
+        if not found:
+            raise ValueError("; ".join((f"{folder}: no videos in it", *left_out.notes)))
+        for path in found:
+            name = path.relative_to(folder) if path != folder else Path(folder.name)
+            yield name.with_suffix("").as_posix(), path
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings, or compare them with those of the features that are there.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if not path.exists():
+        write_json(path, settings)
+        return
+    former = read(path, dict[str, Any])
+    if changed := [name for name in settings if former.get(name) != settings[name]]:
+        raise ValueError(
+            f"{path.parent} holds features of other settings ({', '.join(changed)}); choose another --out"
+        )

@@ -1,0 +1,134 @@
+"""``fluxvit features``: rows for windows, resumed runs, damaged files and wrong inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT
+from fluxvit.cli import main
+from fluxvit.deploy import features
+from fluxvit.deploy.features import FeatureExtractor
+from fluxvit.deploy.search.index import Embedder, choose_settings
+from fluxvit.deploy.search.windows import windows
+from fluxvit.flux.budget import Budget
+from fluxvit.video.writer import write_video
+from language import saved_encoder
+from shades import GRID, shades
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    rng = np.random.default_rng(0)
+    write_video(path, (rng.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(60)), 10)
+    return path
+
+
+def test_rows_are_the_networks_embeddings_of_the_windows(video: Path) -> None:
+    extract = FeatureExtractor(DEFAULT_CHECKPOINT, 36, window=2, stride=0.5, batch=3, device="cpu")
+    spans, rows = extract(video)
+    np.testing.assert_allclose(spans[:, 0], np.arange(len(spans)) * 0.5)
+    np.testing.assert_allclose(spans[:9, 1] - spans[:9, 0], 2)
+    assert rows.dtype == np.float32
+    plan, checkpoint = extract.plan, extract._video
+    cut = list(windows(video, plan.grid, 2, shots=False, stride=0.5))
+    assert len(cut) == len(rows)
+    for window, row in zip(cut, rows, strict=True):
+        clip = checkpoint.normalize(window.video)[None]
+        with torch.inference_mode():
+            expected = checkpoint.model(clip, plan.keep, plan.head, plan.selector).embedding[0]
+        np.testing.assert_allclose(row, expected.numpy(), rtol=0.02, atol=0.02)
+
+
+def test_rows_of_a_dual_encoder_are_those_of_index(tmp_path: Path) -> None:
+    path, folder = shades(tmp_path / "a.mp4", 5), saved_encoder(tmp_path / "encoder")
+    settings = choose_settings(str(folder), Budget(tokens=6), GRID, 2.0, False)
+    spans, vectors = Embedder(settings, "cpu", "fp32").embed_file(path)
+    extract = FeatureExtractor(folder, 6, GRID, window=2, device="cpu", precision="fp32")
+    our_spans, rows = extract(path)
+    np.testing.assert_array_equal(our_spans, spans)
+    np.testing.assert_array_equal(rows, vectors)
+
+
+@pytest.mark.parametrize("stride", [0.3, 0.7, 1.0, 2.0])
+def test_windows_keep_their_stride(video: Path, stride: float) -> None:
+    extract = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, stride=stride, device="cpu")
+    starts = extract(video)[0][:, 0]
+    np.testing.assert_allclose(starts, np.arange(len(starts)) * stride, atol=1e-6)
+    assert 6 - starts[-1] <= 2 + stride
+
+
+def test_a_short_video_has_one_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_video(tmp_path / "a.mp4", (rng.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(5)), 10)
+    spans, rows = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, device="cpu")(tmp_path / "a.mp4")
+    assert (spans.tolist(), len(rows)) == ([[0.0, pytest.approx(0.5)]], 1)
+
+
+def run(videos: Path, out: Path, *options: str) -> int:
+    fixed = ("--window=2", "--budget=18", "--device=cpu", "--precision=fp32")
+    return main(["features", str(videos), "--out", str(out), *fixed, *options])
+
+
+def test_a_run_goes_on_after_damaged_videos_and_where_it_stopped(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.mp4", "sub/b.mp4"):
+        (folder / name).write_bytes(video.read_bytes())
+    (folder / "c.mp4").write_bytes(b"not a video")
+    done = []
+    save = np.save
+
+    def save_one(file: Path, values: np.ndarray) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(file)
+        save(file, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features.np, "save", save_one)
+        with pytest.raises(KeyboardInterrupt):
+            features.run_features(_config(folder, out))
+    assert sorted(path.name for path in out.rglob("*.npy")) == ["a.npy", "a.spans.npy"]
+    before = (out / "a.npy").stat().st_mtime_ns
+    assert run(folder, out) == 2
+    said = capsys.readouterr()
+    assert "c.mp4" in said.err
+    assert "1 videos, 1 were there already" in said.out
+    assert (out / "a.npy").stat().st_mtime_ns == before
+    np.testing.assert_array_equal(np.load(out / "a.npy"), np.load(out / "sub" / "b.npy"))
+    assert np.load(out / "a.spans.npy").shape == (len(np.load(out / "a.npy")), 2)
+    assert json.loads((out / "features.json").read_text())["window_s"] == 2
+
+
+def _config(folder: Path, out: Path) -> features.FeaturesConfig:
+    return features.FeaturesConfig(
+        videos=(str(folder),),
+        out=str(out),
+        window=2,
+        budget=Budget(tokens=18),
+        device="cpu",
+        precision="fp32",
+    )
+
+
+def test_wrong_inputs(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(video, out) == 0
+    for videos, options, message in (
+        (video, ["--stride=3"], "stride 3 s is longer than the window of 2 s"),
+        (video, ["--stride=0.5"], "holds features of other settings (stride_s)"),
+        (tmp_path / "out", [], "no videos in it"),
+        (video, ["--checkpoint=nothing"], "nothing"),
+    ):
+        assert run(videos, out, *options) == 2
+        assert message in capsys.readouterr().err
+    assert main(["features", str(video), str(video), "--out", str(out), "--device=cpu"]) == 2
+    assert "would both be written to long.npy" in capsys.readouterr().err
