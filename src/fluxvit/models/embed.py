@@ -161,7 +161,8 @@ class PositionTable(nn.Module):
 
 
 def _full_precision(device: str) -> AbstractContextManager:
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    # Not `torch.amp.is_autocast_available`, which torch.export of PyTorch 2.6 cannot trace.
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _resample_axis(values: Tensor, size: int, mode: str) -> Tensor:
