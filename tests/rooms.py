@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "models video",
         "checkpoints data",
         "synthetic deploy",
-        "evaluation",
+        "evaluation hf serving",
         "optimization training",
         "demo",
         "cli",
