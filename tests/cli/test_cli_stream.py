@@ -43,7 +43,7 @@ def test_a_window_is_as_long_as_the_clips_of_dense_training(
 
 def test_token_rate(checkpoint: Path, clip: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["stream", str(clip), "--checkpoint", str(checkpoint), "--json"]
-    assert main([*arguments, "--window", "2", "--hop", "1", "--token_rate", "13"]) == 0
+    assert main([*arguments, "--window", "2", "--hop", "1", "--budget", "13/s"]) == 0
     (answer,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (answer["grid"], answer["tokens"]) == ("8x16x32", 13)
 
@@ -75,10 +75,9 @@ def test_answers_come_at_once_and_ctrl_c_ends_the_stream(checkpoint: Path) -> No
     [
         (["--explain", "x.mp4"], "--explain is unknown"),
         (["other.mp4"], "'other.mp4': unexpected"),
-        (["--budget", "3", "--token_rate", "9"], "not both"),
         (["--window", "9"], "before the first window of 9 s"),
         (["--window", "1", "--hop", "-1"], "hop is -1.0, expected a number above 0"),
-        (["--window", "1", "--token_rate", "-1"], "token_rate is -1.0, expected a number above 0"),
+        (["--window", "1", "--budget", "1/s"], "token rate 1: that is less than one token a hop of 0.25 s"),
         (["--window", "nan"], "--window is 'nan', expected a finite number"),
         (["--live"], "a file waits"),
     ],

@@ -93,7 +93,7 @@ def test_the_rate_counts_both_operations_of_a_product(monkeypatch: pytest.Monkey
     ("options", "message"),
     [
         ({"models": ("nothing",)}, "nothing is neither a checkpoint folder nor one of fluxvit_nano"),
-        ({"budget": (9999,)}, "budget 9999: the grid .* has .* tokens; choose a larger"),
+        ({"budget": (9999,)}, "budget 9999 tokens: the grid .* has .* tokens; give at most"),
         ({"video": "missing.mp4"}, "missing.mp4"),
         ({"grid": SamplingGrid(3, 64, 64)}, "multiple of 4"),
     ],

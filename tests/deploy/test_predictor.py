@@ -67,8 +67,45 @@ def test_plans_are_used_and_budgets_between_them_cut_down(checkpoint: Path) -> N
     assert Predictor(checkpoint).plan == Plan(SamplingGrid(8, 24, 24), 24)
     assert Predictor(checkpoint, 20).plan == Plan(SamplingGrid(8, 16, 32), 20)
     assert Predictor(checkpoint, 5).plan.keep == 5
-    # Above every pool: all tokens of the largest plan's grid.
-    assert Predictor(checkpoint, 10**6).plan == Plan(SamplingGrid(8, 24, 24), 36)
+    with pytest.raises(ValueError, match="budget 1000000 tokens: the grid 8x24 has 36 tokens"):
+        Predictor(checkpoint, 10**6)
+
+
+def test_a_budget_per_second_is_spread_over_the_video(checkpoint: Path, clip: Path) -> None:
+    predictor = Predictor(checkpoint, Budget(tokens_per_s=25))  # 50 tokens in two seconds, at most 24 a clip.
+    answer = predictor(clip)
+    assert (answer.spent.passes, answer.plan.keep, answer.spent.tokens) == (3, 16, 48)
+    frames = answer.plan.grid.frames
+    assert answer.times.shape == (3 * frames,)
+    pool = predictor.checkpoint.pool(answer.plan.grid)
+    assert answer.kept.shape == (48,)
+    assert (np.bincount(answer.kept // pool) == 16).all()
+    # The clips are the views of a test.
+    plain, sampling = Predictor(checkpoint, 16), predictor.checkpoint.sampling
+    with open_video(clip) as reader:
+        views = [sampling.times(0, reader.end, frames, reader.fps, view=n, views=3) for n in range(3)]
+        parts = [plain(reader.read(times), fps=25) for times in views]
+    np.testing.assert_array_equal(answer.times, np.concatenate(views))
+    mean = np.mean([part.probabilities for part in parts], axis=0)
+    np.testing.assert_allclose(answer.probabilities, mean, atol=1e-6)
+    np.testing.assert_array_equal(answer.kept[:16], parts[0].kept)
+    shown = explain(answer, predictor.model.config.patch_size, predictor.model.config.tubelet_size)
+    assert len(shown) == 3 * frames
+    (mapped,) = predictor.map([clip])
+    np.testing.assert_array_equal(mapped.probabilities, answer.probabilities)
+    with pytest.raises(ValueError, match="the plan follows from the length of a video"):
+        predictor.plan  # noqa: B018
+
+
+def test_a_video_too_short_for_a_budget_per_second_is_an_error_of_that_video(
+    checkpoint: Path, clip: Path
+) -> None:
+    predictor = Predictor(checkpoint, Budget(tokens_per_s=10))
+    short = np.zeros((2, 32, 32, 3), np.uint8)
+    error, answer = predictor.map([short, clip], fps=None)
+    assert isinstance(error, VideoError)
+    assert "0.08 s of video get 0.8 tokens; give more tokens per second" in str(error)
+    assert answer.spent.tokens == 20
 
 
 def test_a_grid_can_be_asked_for(checkpoint: Path, clip: Path) -> None:

@@ -87,7 +87,7 @@ def test_streaming_is_the_model_on_the_frames_of_the_window(
 @pytest.mark.parametrize("selector", ["group_dynamic", "pixel_difference", "uniform"])
 def test_no_token_is_embedded_twice(selector: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(checkpoint)
-    predictor.plan = Plan(SamplingGrid(8, 16, 16), 8, selector=selector)  # 4 tubelets of 4 tokens.
+    predictor._plan = Plan(SamplingGrid(8, 16, 16), 8, selector=selector)  # 4 tubelets of 4 tokens.
     seen: list[Tensor] = []
     embed = predictor.model.patch_embed.embed
 

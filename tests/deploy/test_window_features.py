@@ -132,3 +132,11 @@ def test_wrong_inputs(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err
     assert main(["features", str(video), str(video), "--out", str(out), "--device=cpu"]) == 2
     assert "would both be written to long.npy" in capsys.readouterr().err
+
+
+def test_a_budget_per_second_is_that_of_a_stride() -> None:
+    rate = Budget(tokens_per_s=36)
+    assert FeatureExtractor(DEFAULT_CHECKPOINT, rate, window=2, stride=0.5, device="cpu").plan.keep == 18
+    assert FeatureExtractor(DEFAULT_CHECKPOINT, rate, device="cpu").plan.keep == 72  # Half of 4 seconds.
+    with pytest.raises(ValueError, match=r"0\.02 s of video get 0\.72 tokens"):
+        FeatureExtractor(DEFAULT_CHECKPOINT, rate, window=2, stride=0.02, device="cpu")

@@ -55,6 +55,8 @@ def right(share: float) -> Measured:
         ("0.5GFLOPs", Budget(gflops=0.5)),
         ("50ms", Budget(latency_ms=50)),
         ("1 token", Budget(tokens=1)),
+        ("64/s", Budget(tokens_per_s=64)),
+        ("0.5 tokens/s", Budget(tokens_per_s=0.5)),
     ],
 )
 def test_parse(text: str, budget: Budget) -> None:
@@ -70,6 +72,7 @@ def test_parse(text: str, budget: Budget) -> None:
         (Budget(gflops=100), "100 GFLOPs"),
         (Budget(latency_ms=12.345678901), "12.345678901 ms"),
         (Budget(latency_ms=1e-7), "0.0000001 ms"),
+        (Budget(tokens_per_s=64), "64 tokens/s"),
         (Budget(latency_ms=1e22), "10000000000000000000000 ms"),
     ],
 )
@@ -150,8 +153,34 @@ def test_nearest_plan_is_the_largest_that_was_made_for_less() -> None:
     assert nearest_plan(plans, 3) == Plan(SPARSE, 3)
 
 
-def test_tokens_above_the_pool_keep_the_pool() -> None:
-    assert fit(Budget(tokens=10**6), [Plan(SPARSE, 24)]) == Plan(SPARSE, 128)
+def test_tokens_above_the_pool_are_an_error() -> None:
+    with pytest.raises(ValueError, match="budget 129 tokens: the grid 16x32 has 128 tokens; give at most"):
+        fit(Budget(tokens=129), [Plan(SPARSE, 24)])
+    assert fit(Budget(tokens=128), [Plan(SPARSE, 24)]) == Plan(SPARSE, 128)
+    # The pool of another plan is large enough.
+    assert fit(Budget(tokens=129), [Plan(SPARSE, 96), Plan(DENSE, 24)]) == Plan(DENSE, 129)
+
+
+def test_a_budget_per_second_follows_the_length() -> None:
+    rate = Budget(tokens_per_s=64)
+    assert rate.spread(2, 512) == (1, 128)
+    assert rate.spread(600, 512) == (75, 512)
+    assert rate.spread(9, 512) == (2, 288)
+    assert rate.spread(8.1, 512) == (2, 259)  # 518 tokens.
+    with pytest.raises(ValueError, match=r"budget 64 tokens/s: 0.01 s of video get 0.64 tokens; give more"):
+        rate.spread(0.01, 512)
+    with pytest.raises(ValueError, match="this takes what one clip may cost"):
+        fit(rate, [Plan(SPARSE, 24)])
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1, 59.94, 3600.5])
+@pytest.mark.parametrize("most", [36, 1000])
+def test_what_is_spread_is_not_more_than_the_budget(seconds: float, most: int) -> None:
+    for rate in (10, 12.5, 333):
+        clips, tokens = Budget(tokens_per_s=rate).spread(seconds, most)
+        assert tokens <= most
+        total = int(rate * seconds + 1e-6)
+        assert total - clips < clips * tokens <= total
 
 
 TABLES = [

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_pil_images(mode: str) -> None:
     video = [images.fromarray(frame).convert(mode) for frame in grey]
     with open_video(video) as reader:
         assert numbers_of(reader.read(reader.times)) == list(range(6))
-    with pytest.raises(ValueError, match="a list of frames, not an object of type Image"):
+    with pytest.raises(ValueError, match=r"or a VideoDecoder .*, not an object of type Image"):
         open_video(video[0])
 
 
@@ -177,7 +178,7 @@ def test_a_path_as_bytes_is_refused(clip: Path) -> None:
 @pytest.mark.parametrize("kind", [str, Path])
 def test_addresses_are_not_opened(kind: Callable[[str], Any], tmp_path: Path) -> None:
     for scheme in ("http", "https", "rtsp", "s3", "file"):
-        with pytest.raises(VideoError, match=r"download it first, or open it with: fluxvit stream"):
+        with pytest.raises(VideoError, match=r"an address, not a path; open it as a file, such as"):
             open_video(kind(f"{scheme}://127.0.0.1:9/clip.mp4"))
 
 
@@ -237,3 +238,53 @@ def test_arrays_without_content_are_one_line(frames: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message if video is frames else "frame") as caught:
             open_video(video)
         assert "\n" not in str(caught.value)
+
+
+class Decoder:
+    """Decodes frames of given times as torchcodec does; frame k is filled with k."""
+
+    def __init__(self, starts: list[float], end: float, *, channels_last: bool = False) -> None:
+        self.starts, self.channels_last = np.array(starts), channels_last
+        self.metadata = SimpleNamespace(
+            num_frames=len(starts),
+            begin_stream_seconds=starts[0],
+            end_stream_seconds=end,
+            height=24,
+            width=32,
+            codec="h264",
+        )
+
+    def get_frames_played_at(self, seconds: list[float]) -> SimpleNamespace:
+        assert self.starts[0] <= min(seconds)
+        assert max(seconds) < self.metadata.end_stream_seconds
+        shown = np.searchsorted(self.starts, seconds, side="right") - 1
+        frames = torch.tensor(shown, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 24, 32)
+        return SimpleNamespace(data=frames.permute(0, 2, 3, 1) if self.channels_last else frames)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_decoder_says_which_frame_is_shown(channels_last: bool) -> None:
+    # The rate varies, and the first frame is at 1.5 seconds.
+    decoder = Decoder([1.5, 1.6, 2.5, 3.0], 3.5, channels_last=channels_last)
+    with open_video(decoder) as reader:
+        assert (reader.end, reader.fps) == (2, 2)
+        clip = reader.read([0, 0.1, 0.99, 1.0, 1.7, 9, -1, 0.05])
+        assert clip.shape == (8, 24, 32, 3)
+        assert clip[:, 0, 0, 0].tolist() == [0, 1, 1, 2, 3, 3, 0, 0]
+        assert (clip == clip[:, :1, :1, :1]).all()
+        assert [image[0, 0, 0] for image in reader.walk(np.linspace(0, 1.99, 40))][::13] == [0, 1, 2, 3]
+    with open_video(decoder, short_side=12) as reader:
+        assert reader.read([0]).shape == (1, 12, 16, 3)
+
+
+def test_decoders_that_cannot_be_used() -> None:
+    with pytest.raises(ValueError, match="a decoder knows its own"):
+        open_video(Decoder([0, 1], 2), fps=3)
+    decoder = Decoder([0, 1], 2)
+    decoder.metadata.num_frames = 0
+    with pytest.raises(VideoError, match="<decoder>: it knows no frames"):
+        open_video(decoder)
+    decoder = Decoder([0, 1], 2)
+    decoder.get_frames_played_at = lambda seconds: SimpleNamespace(data=torch.zeros(len(seconds), 3, 24, 32))
+    with pytest.raises(VideoError, match="not uint8 RGB"):
+        open_video(decoder).read([0])

@@ -132,13 +132,18 @@ class Checkpoint(FolderCheckpoint):
         """The plan that a budget leads to, on the device of the model.
 
         Args:
-            budget: Maximum cost of a clip; a number is a number of tokens. None: the largest trained budget.
+            budget: Maximum cost of a clip; a number is a number of tokens, all of which are kept. None: the
+                largest trained budget, or all tokens of the largest grid.
             grid: Sampling grid; None: that of the plan table, or one of training.
 
         Raises:
             ValueError: The budget or the grid cannot be used, or the checkpoint has no training grids.
         """
-        budget = Budget.of(self.model.config.budgets[0] if budget is None else budget)
+        if budget is None:
+            grids = [grid] if grid else [plan.grid for plan in self.plans] or self.grids
+            most = self.model.config.budgets[0]
+            budget = min(most, max(map(self.pool, grids), default=most))
+        budget = Budget.of(budget)
         if grid:
             known = [Plan(grid, budget.tokens or self.pool(grid))]
         else:

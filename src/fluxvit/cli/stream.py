@@ -19,14 +19,15 @@ def run(config: StreamConfig) -> None:
     window, budget = config.window, config.budget
     if window is None:
         window = min(DEFAULT_WINDOW_S, source.seconds or DEFAULT_WINDOW_S)
-    if config.token_rate is not None:
+    rate = None if budget is None else budget.tokens_per_s
+    if rate is not None:
         # About what a window will keep, which chooses the grid. The grid's tubelets round the hop later.
-        budget = Budget(tokens=max(1, round(config.token_rate * (config.hop or window / DEFAULT_HOPS))))
+        budget = Budget(tokens=max(1, round(rate * (config.hop or window / DEFAULT_HOPS))))
     predictor = load_predictor(config, budget)
     span = predictor.checkpoint.sampling.window(predictor.plan.grid.frames)
     if config.window is None and span:
         window = min(span, source.seconds or span)
-    streaming = StreamingPredictor(predictor, window, config.hop, token_rate=config.token_rate)
+    streaming = StreamingPredictor(predictor, window, config.hop, token_rate=rate)
     log_device(predictor.device)
     say(f"fluxvit: {printable(source.name)}: {streaming}", error=True)
     dropped = 0

@@ -362,12 +362,7 @@ def _plans(name: str, checkpoint: Checkpoint, config: BenchConfig) -> list[Plan]
     plans = []
     with located(name):
         for budget in config.budget or checkpoint.model.config.budgets:
-            plan = checkpoint.plan(budget, config.grid)
-            if budget > (pool := checkpoint.pool(plan.grid)):
-                raise ValueError(
-                    f"budget {budget}: the grid {plan.grid} has {pool} tokens; choose a larger --grid"
-                )
-            plans.append(replace(plan, keep=budget, measured=None))
+            plans.append(replace(checkpoint.plan(budget, config.grid), measured=None))
     return plans
 
 

@@ -86,6 +86,8 @@ def nearest_cascade(
     means = [cascade.mean(costs(cascade)) for cascade in cascades]
     limit = float("inf")
     if budget is not None:
+        if budget.tokens_per_s is not None:
+            raise ValueError(f"budget {budget}: a cascade takes the mean cost of a clip, such as 3gflops")
         limit = budget.tokens or budget.gflops or budget.latency_ms or limit
     fitting = [i for i, mean in enumerate(means) if mean <= limit]
     if not fitting:

@@ -39,6 +39,9 @@ class PlanOptions(ModelOptions):
 class PredictConfig(PlanOptions):
     """Classify videos at a budget.
 
+    With a budget for each second of video, such as 64/s, a long video is sampled several times, and the mean
+    is the answer.
+
     Args:
         clips: Video files, or folders of frames.
         checkpoint: Checkpoint folder, such as runs/demo/best. By default a small model that comes with the
@@ -74,6 +77,8 @@ class PredictConfig(PlanOptions):
 class StreamConfig(PlanOptions):
     """Classify a video while it plays. Each answer is about a window that slides over the video.
 
+    A budget for each second of video, such as 64/s, is what the steps of a second encode.
+
     Args:
         source: Video file, camera (/dev/video0, camera:0), address (rtsp://...), or - for standard input.
         checkpoint: Checkpoint folder, such as runs/demo/best. By default a small model that comes with the
@@ -81,7 +86,6 @@ class StreamConfig(PlanOptions):
         window: Length of the window in seconds. By default it is the length of the clips that the checkpoint
             was trained on if they were sampled densely, and otherwise 4, or the length of a shorter file.
         hop: Seconds between two answers. By default it is an eighth of the window.
-        token_rate: Number of tokens to encode per second of video. It replaces the budget.
         live: Skip windows when the model is too slow for all of them. By default it is true for cameras and
             live addresses such as rtsp.
         top: Number of classes to show.
@@ -92,15 +96,12 @@ class StreamConfig(PlanOptions):
     checkpoint: str = ""
     window: Positive | None = None
     hop: Positive | None = None
-    token_rate: Positive | None = None
     live: bool | None = None
     top: Count = 1
     json: bool = False
 
     def __post_init__(self) -> None:
         check(self)
-        if self.token_rate is not None and self.budget is not None:
-            raise ValueError("give --budget, what a window may cost, or --token_rate, not both")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class FeaturesConfig(PlanOptions):
     """Write the features of long videos, window by window, as .npy files for ActionFormer and OpenTAD.
 
     NAME.npy holds a row for each window, and NAME.spans.npy its start and end in seconds. Run it again to
-    continue an interrupted run, or when videos were added.
+    continue an interrupted run, or when videos were added. Of a budget for each second of video, such as
+    64/s, a window gets what its stride is worth.
 
     Args:
         videos: Video files, and folders of videos, including their subfolders.

@@ -95,9 +95,9 @@ def explain(prediction: Prediction, patch_size: int, tubelet_size: int) -> np.nd
         uint8 ``[T, H, 2 W + gap, 3]``.
     """
     frames = shown_frames(prediction)
-    mask = kept_mask(
-        prediction.kept, prediction.plan.grid.token_shape(patch_size, tubelet_size), tubelet_size
-    )
+    _, height, width = prediction.plan.grid.token_shape(patch_size, tubelet_size)
+    shape = len(prediction.times) // tubelet_size, height, width
+    mask = kept_mask(prediction.kept, shape, tubelet_size)
     gap = np.full((*frames.shape[:2], 2 * (1 + frames.shape[2] // 80), 3), 255, np.uint8)
     return np.concatenate([frames, gap, dim_dropped(frames, mask)], axis=2)
 

@@ -48,7 +48,8 @@ class FeatureExtractor:
     Args:
         checkpoint: Checkpoint folder: of a classifier or a pre-trained network, whose pooled vectors are the
             features; or of a dual encoder, whose unit vectors are.
-        budget: What a window may cost. By default it is the largest token budget of training.
+        budget: What a window may cost, or the tokens of a second of video, which a stride gets. By default it
+            is the largest token budget of training.
         grid: Sampling grid of a window. By default it follows from the budget.
         window: Length of a window in seconds. By default it is that of the clips of dense training, or 4.
         stride: Seconds from one window to the next. By default it is half a window.
@@ -79,18 +80,26 @@ class FeatureExtractor:
             loaded = loaded.video
         self.digest, prepared = loaded.digest(), loaded.prepared(precision)
         self._video = prepared if isinstance(prepared, Checkpoint) else prepared.video
+        budget = None if budget is None else Budget.of(budget)
+        if budget is not None and budget.tokens_per_s is not None:
+            # Windows begin every stride, whose length follows from the grid if it is not given.
+            seconds = stride or (window or self._window(self._video.plan(None, grid))) / 2
+            budget = Budget(tokens=budget.of_seconds(seconds))
         self.plan: Plan = self._video.plan(budget, grid)
         self._embed: Callable[[Tensor], Tensor] = self._embed_pooled
         if isinstance(prepared, DualEncoderCheckpoint):
             model, plan = prepared.model, self.plan
             self._embed = lambda video: model.embed_video(video, plan.keep, plan.head, plan.selector)
-        self.window = window or self._video.sampling.window(self.plan.grid.frames) or 4.0
+        self.window = window or self._window(self.plan)
         self.stride = stride or self.window / 2
         if self.stride > self.window:
             raise ValueError(
                 f"stride {self.stride:g} s is longer than the window of {self.window:g} s and would leave "
                 "video out; lengthen the window"
             )
+
+    def _window(self, plan: Plan) -> float:
+        return self._video.sampling.window(plan.grid.frames) or 4.0
 
     def _embed_pooled(self, video: Tensor) -> Tensor:
         plan = self.plan

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ from fluxvit.video.base import VideoError
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import read_clips
+
+# Clips of one video that are decoded together, and that pass through the network together.
+_DECODED, _BATCH = 64, 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,10 @@ class Answer:
 class Prediction(Answer):
     """An answer about a video.
 
+    With a budget per second, a long video is answered by N clips, which are spread over it as the views of a
+    test. Probabilities and embedding are then means over the clips, ``plan`` is that of each clip, and
+    ``kept`` ``[N K]`` and ``times`` ``[N T]`` describe the clips as if they were one.
+
     Args:
         path: The video; None if it was given in memory.
         times: Seconds of the sampled frames, float64 ``[T]``.
@@ -100,9 +110,11 @@ class Predictor:
     Args:
         checkpoint: A checkpoint, which stays on its device; a checkpoint folder; or the name of a checkpoint
             that comes with the package.
-        budget: What a clip may cost; a number means tokens. None is the largest trained budget. With
+        budget: What a video may cost; a number means tokens. None is the largest trained budget. With
             milliseconds ``device`` is measured when the predictor is made
             (:func:`~fluxvit.checkpoints.latency.plan_for`), and ``plan.measured`` holds the cost of the plan.
+            With tokens per second each video has a plan that follows from its length, and several clips if it
+            may cost more than the largest trained budget.
         grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
         head: Index of the head to read. None is the one trained nearest to the number of kept tokens.
         device: Device to run on if the checkpoint is read from disk. None is the accelerator if there is one.
@@ -142,14 +154,34 @@ class Predictor:
                 f"head {head} does not exist; this model has heads 0 to {len(config.budgets) - 1}"
             )
         self.labels = checkpoint.class_names
-        plan = checkpoint.plan(budget, grid)
+        self._grid, self._head = grid, head
+        budget = None if budget is None else Budget.of(budget)
+        self._rate = budget if budget is not None and budget.tokens_per_s is not None else None
+        self._plans: dict[int, Plan] = {}
+        self._plan = None if self._rate else self._plan_for(budget)
         if isinstance(self.model.blocks, OpenVINOBlocks):
             self.model.blocks.clear()  # Plans that were measured for the budget are not needed any more.
-        if head is not None and head != plan.head:
-            # The measured accuracy belongs to the other head; the cost is the same.
-            measured = plan.measured and replace(plan.measured, correct=None, total=None)
-            plan = replace(plan, head=head, measured=measured)
-        self.plan = plan
+
+    @property
+    def plan(self) -> Plan:
+        """How the budget of a clip is spent.
+
+        Raises:
+            ValueError: The budget is one per second, so that each video has its own plan.
+        """
+        if self._plan is None:
+            raise ValueError(
+                f"budget {self._rate}: the plan follows from the length of a video; see its prediction.plan"
+            )
+        return self._plan
+
+    def _plan_for(self, budget: Budget | int | None) -> Plan:
+        plan, head = self.checkpoint.plan(budget, self._grid), self._head
+        if head is None or head == plan.head:
+            return plan
+        # The measured accuracy belongs to the other head; the cost is the same.
+        measured = plan.measured and replace(plan.measured, correct=None, total=None)
+        return replace(plan, head=head, measured=measured)
 
     def __call__(self, video: VideoInput, *, fps: float | None = None) -> Prediction:
         """Classify a video.
@@ -163,6 +195,8 @@ class Predictor:
             VideoError: The video cannot be read.
             ValueError: Frames have another shape or type, or ``fps`` cannot be used.
         """
+        if self._rate is not None:
+            return self._predict_views(video, self._rate, fps)
         return self._predict(self.sample(video, [self.plan.grid], fps))
 
     def map(
@@ -181,6 +215,10 @@ class Predictor:
         Raises:
             ValueError: Frames have another shape or type, or ``fps`` or ``ahead`` cannot be used.
         """
+        if self._rate is not None:  # A video may be too long to be decoded before its clips are classified.
+            return read_ahead(
+                videos, lambda video: video, partial(self._predict_views, rate=self._rate, fps=fps), ahead
+            )
         read = partial(self.sample, grids=[self.plan.grid], fps=fps)
         return read_ahead(videos, read, self._predict, ahead)
 
@@ -192,6 +230,42 @@ class Predictor:
         cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
         spent = Spent(plan.keep, cost.total / 1e9)
         return self.prediction(sampled, plan, self.checkpoint.probabilities(out.logits.cpu()), out, spent)
+
+    @torch.inference_mode()
+    def _predict_views(self, video: VideoInput, rate: Budget, fps: float | None) -> Prediction:
+        """The mean answer about the clips that ``rate`` gives a video."""
+        checkpoint, name = self.checkpoint, given_path(video) or "the given video"
+        with open_video(video, fps=fps) as reader:
+            try:
+                count, tokens = rate.spread(reader.end, self.model.config.budgets[0])
+            except ValueError as error:
+                raise VideoError.of(name, str(error)) from None
+            if tokens not in self._plans:
+                self._plans[tokens] = self._plan_for(tokens)
+            plan = self._plans[tokens]
+            grid, size = plan.grid, (plan.grid.height, plan.grid.width)
+            times = [
+                checkpoint.sampling.times(0, reader.end, grid.frames, reader.fps, view=view, views=count)
+                for view in range(count)
+            ]
+            outputs = []
+            for first in range(0, count, _DECODED):
+                clips = read_clips(reader, [(moments, size) for moments in times[first : first + _DECODED]])
+                for start in range(0, len(clips), _BATCH):
+                    batch = [checkpoint.clip(frames, grid) for frames in clips[start : start + _BATCH]]
+                    outputs.append(self.model(torch.cat(batch), plan.keep, plan.head, plan.selector))
+        kept = None
+        if outputs[0].kept is not None:
+            # As if the clips were one after the other in a single pool.
+            starts = checkpoint.pool(grid) * torch.arange(count)[:, None]
+            kept = (torch.cat([out.kept.cpu() for out in outputs]) + starts).reshape(1, -1)
+        probabilities = torch.cat([checkpoint.probabilities(out.logits.cpu()) for out in outputs]).mean(0)
+        embedding = torch.cat([out.embedding for out in outputs]).mean(0)
+        out = outputs[0]._replace(embedding=embedding[None], kept=kept)
+        cost = grid_cost(self.model.config.size, grid, plan.keep, plan.selector)
+        spent = Spent(count * plan.keep, count * cost.total / 1e9, count)
+        sampled = Sampled(given_path(video), {grid: np.concatenate(times)}, {})
+        return self.prediction(sampled, plan, probabilities[None], out, spent)
 
     def sample(self, video: VideoInput, grids: Sequence[SamplingGrid], fps: float | None = None) -> Sampled:
         """Frames of a video on each of ``grids``, at the times that the checkpoint was trained for.
@@ -229,8 +303,8 @@ class Predictor:
 
 def read_ahead(
     videos: Iterable[VideoInput],
-    read: Callable[[VideoInput], Sampled],
-    answer: Callable[[Sampled], Prediction],
+    read: Callable[[VideoInput], T],
+    answer: Callable[[T], Prediction],
     ahead: int,
 ) -> Iterator[Prediction | VideoError]:
     """``answer(read(video))`` for each video, where threads read the next videos meanwhile; see
@@ -243,11 +317,11 @@ def read_ahead(
 
 def _read_ahead(
     videos: Iterator[VideoInput],
-    read: Callable[[VideoInput], Sampled],
-    answer: Callable[[Sampled], Prediction],
+    read: Callable[[VideoInput], T],
+    answer: Callable[[T], Prediction],
     ahead: int,
 ) -> Iterator[Prediction | VideoError]:
-    waiting: deque[Future[Sampled]] = deque()
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(ahead, thread_name_prefix="decode") as pool:
         try:
             while True:
@@ -255,11 +329,11 @@ def _read_ahead(
                 if not waiting:
                     return
                 try:
-                    sampled = waiting.popleft().result()
+                    answered = answer(waiting.popleft().result())
                 except VideoError as error:
                     yield error
                 else:
-                    yield answer(sampled)
+                    yield answered
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -169,7 +169,8 @@ def fit_budget(
             argument is true, it measures now; otherwise an earlier measurement is enough.
 
     Raises:
-        ValueError: Not even one token fits, or no plan that was found kept the budget when measured again.
+        ValueError: Not even one token fits, no grid has so many tokens, the budget is one per second of
+            video, or no plan that was found kept the budget when measured again.
     """
 
     def pool(plan: Plan) -> int:
@@ -178,9 +179,21 @@ def fit_budget(
     def gmacs(plan: Plan) -> float:
         return grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9
 
+    if budget.tokens_per_s is not None:
+        raise ValueError(
+            f"budget {budget}: this takes what one clip may cost: tokens (1024), GFLOPs (20gflops) or "
+            "milliseconds (50ms)"
+        )
     if budget.tokens is not None:
         plan = nearest_plan(plans, budget.tokens)
-        return plan if plan.keep <= pool(plan) else replace(plan, keep=pool(plan), measured=None)
+        if plan.keep > pool(plan):  # A grid of another plan may have enough tokens.
+            plan = Plan(max(plans, key=pool).grid, budget.tokens, selector=plan.selector)
+        if plan.keep > pool(plan):
+            raise ValueError(
+                f"budget {budget}: the grid {plan.grid} has {pool(plan)} tokens; give at most as many, or a "
+                "larger grid"
+            )
+        return plan
     rows = _best_first([replace(plan, keep=min(plan.keep, pool(plan))) for plan in plans], gmacs)
     if budget.gflops is not None:
         found = _PlanSearch(budget.gflops, rows, pool, gmacs, gmacs, enough=1.0).plan()

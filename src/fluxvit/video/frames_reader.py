@@ -95,16 +95,25 @@ class ArrayReader(FixedRateReader):
         height, width = frames[0].shape[:2]
         size = height, width
         super().__init__(Path("<frames>"), len(frames), fps, size, codec="rawvideo")
-        self._frames, self._short_side = frames, short_side
-        self._shrinks = short_side is not None and short_side < min(size)
+        self._frames, self._shrink = frames, Shrinker(size, short_side)
 
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
-        convert: RGBConverter | None = None
         for index in indices:
-            # Tensors are made from the image later, and PyTorch warns about memory that is read-only.
-            image = np.require(self._frames[index], requirements=["C", "W"])
-            if self._shrinks:
-                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-                convert = convert or RGBConverter(frame, self._short_side)
-                image = convert(frame)
-            yield image
+            yield self._shrink(self._frames[index])
+
+
+class Shrinker:
+    """Shrinks images of (height, width) to ``short_side``, if that is smaller than their shorter side."""
+
+    def __init__(self, size: tuple[int, int], short_side: int | None) -> None:
+        self._short_side = short_side if short_side is not None and short_side < min(size) else None
+        self._convert: RGBConverter | None = None
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        # Tensors are made from the image later, and PyTorch warns about memory that is read-only.
+        image = np.require(image, requirements=["C", "W"])
+        if self._short_side is None:
+            return image
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        self._convert = self._convert or RGBConverter(frame, self._short_side)
+        return self._convert(frame)

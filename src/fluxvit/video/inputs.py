@@ -1,4 +1,4 @@
-"""The kinds of input that are accepted as a video: a path, the bytes of a file, an open file, or frames."""
+"""The kinds of input that are accepted as a video: a path, a file, frames, or a decoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -19,15 +19,25 @@ from fluxvit.video.tar_members import TarMember, Window
 if TYPE_CHECKING:
     import torch
 
+
+class VideoDecoder(Protocol):
+    """What is used of torchcodec's ``VideoDecoder``."""
+
+    metadata: Any
+
+    def get_frames_played_at(self, seconds: list[float]) -> Any: ...
+
+
 VideoInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | torch.Tensor | "
-    "Sequence[Any]"
+    "Sequence[Any] | VideoDecoder"
 )
 """A video, as `fluxvit.video.reader.open_video` takes it:
 
 - the path of a video file or of a folder of images;
 - the content of a video file, as bytes or as a seekable file opened in binary mode;
-- frames: an array or tensor, uint8 ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL images.
+- frames: an array or tensor, uint8 ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL images;
+- a ``VideoDecoder`` of torchcodec, or an object like it.
 """
 
 # A Path keeps one of the two slashes. A single letter would be a drive of Windows.
@@ -49,7 +59,9 @@ def given_path(video: VideoInput) -> Path | None:
     address = _ADDRESS.fullmatch(text)
     if address and TarMember.parse(text) is None and not os.path.exists(text):
         raise VideoError.of(
-            text, "this is an address, not a path; download it first, or open it with: fluxvit stream"
+            text,
+            "this is an address, not a path; open it as a file, such as fsspec.open(address).open(), or use "
+            "fluxvit stream",
         )
     return Path(text)
 
@@ -73,8 +85,8 @@ def as_file(video: Any) -> tuple[str, IO[bytes]]:
         size, opened = _size_of(video, name), video
     else:
         raise ValueError(
-            "a video is a path, bytes, a file opened in binary mode, frames uint8 [T, H, W, 3] or a list of "
-            f"frames, not an object of type {type(video).__name__}"
+            "a video is a path, bytes, a file opened in binary mode, frames uint8 [T, H, W, 3], a list of "
+            f"frames or a VideoDecoder of torchcodec, not an object of type {type(video).__name__}"
         )
     if size == 0:
         raise VideoError.of(name, "it is empty (0 bytes)")

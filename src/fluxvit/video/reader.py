@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from fluxvit.video.base import VideoError, VideoInfo, VideoReader
+from fluxvit.video.decoder_reader import DecoderReader, is_decoder
 from fluxvit.video.folder_reader import FolderReader
 from fluxvit.video.frames_reader import DEFAULT_FPS, ArrayReader
 from fluxvit.video.inputs import VideoInput, as_file, as_frames, given_path
@@ -13,6 +14,7 @@ from fluxvit.video.tar_members import split_pattern
 
 __all__ = [
     "ArrayReader",
+    "DecoderReader",
     "FolderReader",
     "PyAVReader",
     "VideoError",
@@ -42,7 +44,8 @@ def open_video(
             - the content of a video file: bytes, or a seekable file opened in binary mode. It is read from
               its beginning and is not closed; nothing else may read it meanwhile;
             - frames: an array or tensor, uint8 RGB ``[T, H, W, 3]``, or a list of arrays ``[H, W, 3]`` or PIL
-              images of one size. They are not copied.
+              images of one size. They are not copied;
+            - a ``VideoDecoder`` of torchcodec, which nothing else may use meanwhile.
         short_side: Shrink frames to this many pixels along the shorter side while they are converted to RGB.
             Large videos then take less memory and less resizing later, but no less decoding. Frames are never
             enlarged. The filter is FFmpeg's area average, so pixels differ a little from resizing
@@ -58,6 +61,12 @@ def open_video(
         raise ValueError(f"short_side must be at least 1 pixel, got {short_side}")
     rate = DEFAULT_FPS if fps is None else fps
     path = given_path(video)
+    if is_decoder(video):
+        if fps is not None:
+            raise ValueError(
+                "fps is only for folders of images and frames in memory; a decoder knows its own"
+            )
+        return DecoderReader(video, short_side=short_side)
     if path is None and (frames := as_frames(video)) is not None:
         return ArrayReader(frames, fps=rate, short_side=short_side)
     if path is not None and os.path.isdir(path):
