@@ -27,12 +27,16 @@ export function drawCurve(plot, plans, answers, now) {
     content.push(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(share), y2: y(share) }));
     content.push(svg("text", { x: 0, y: y(share) + 4, text: `${100 * share} %` }));
   }
-  let free = -Infinity;
+  // Numbers along the axis, as far as there is room before the last one, which names the unit.
+  const last = plans.at(-1);
+  let free = 0;
   for (const plan of plans) {
-    if (x(plan.tokens) < free) continue;
-    free = x(plan.tokens) + 12 + 7 * String(plan.tokens).length;
+    const half = 4 * String(plan.tokens).length;
+    if (plan === last || x(plan.tokens) - half < free || x(plan.tokens) + half > width - 90) continue;
+    free = x(plan.tokens) + half + 8;
     content.push(svg("text", { x: x(plan.tokens), y: HEIGHT - 8, "text-anchor": "middle", text: plan.tokens }));
   }
+  content.push(svg("text", { x: width - MARGIN.right, y: HEIGHT - 8, "text-anchor": "end", text: `${last.tokens} tokens` }));
   if (now) content.push(svg("line", { class: "now", x1: x(now.tokens), x2: x(now.tokens), y1: y(1) - 6, y2: y(0) }));
 
   const known = plans.filter((plan) => plan.accuracy != null);
@@ -46,6 +50,8 @@ export function drawCurve(plot, plans, answers, now) {
     const title = svg("title", { text: `${plan.tokens} tokens: ${top.label}, ${percent(top.score)}` });
     content.push(svg("circle", { class: name, cx: x(plan.tokens), cy: y(top.score), r: 4.5 }, title));
   }
+  if (now?.score != null && !asked.some(([plan]) => plan.tokens === now.tokens))
+    content.push(svg("circle", { class: "score", cx: x(now.tokens), cy: y(now.score), r: 4.5 }));
   if (now?.score != null) content.push(svg("circle", { class: "present", cx: x(now.tokens), cy: y(now.score), r: 8 }));
   plot.replaceChildren(...content);
 }

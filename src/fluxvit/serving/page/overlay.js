@@ -44,7 +44,7 @@ export class Overlay {
 
   /** The tokens of the frame that is shown at `time`; nothing is drawn anew unless they differ or `force`. */
   draw(force = false, time = this.#video.currentTime) {
-    const step = this.#maps.length ? stepAt(time, this.#answer) : null;
+    const step = this.#maps.length && this.#video.videoWidth ? stepAt(time, this.#answer) : null;
     if (!force && step === this.#step) return;
     this.#step = step;
     this.#canvas.dataset.step = step ?? "";
@@ -55,8 +55,8 @@ export class Overlay {
   #drawOver() {
     const { context, width, height } = prepared(this.#canvas);
     const map = this.#maps[this.#step];
+    if (!map) return;
     const { videoWidth, videoHeight } = this.#video;
-    if (!map || !videoWidth) return;
     // The picture lies in the middle of the element, between bars if their aspects differ.
     const zoom = Math.min(width / videoWidth, height / videoHeight);
     const picture = { width: zoom * videoWidth, height: zoom * videoHeight };

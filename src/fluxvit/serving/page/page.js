@@ -6,6 +6,7 @@ import { $, clock, compact, duration, el, number, percent } from "./dom.js";
 import { Overlay } from "./overlay.js";
 
 const DEBOUNCE_MS = 200;
+const MOST_TICKS = 7; // Numbers below the slider.
 const SWEEP_BYTES = 50 * 2 ** 20; // A larger video is sent once for each plan only when asked for.
 
 const video = $("#video");
@@ -41,7 +42,7 @@ async function start() {
   $("#answer").hidden = !can("classify");
   $("#chat").hidden = !can("chat");
   $("#search").hidden = !can("search");
-  if (!can("classify")) $("#answers").prepend($("#search")); // Search is then what the page is for.
+  if (!can("classify")) $("#budget").after($("#search")); // Search is then what the page is for.
   $("#answer-empty").textContent = `The model chooses among ${number(model.labels.length)} labels.`;
   state.budget = state.accepted = model.default_budget;
   makeStops();
@@ -101,7 +102,8 @@ function take(file) {
   clearAnswer();
   URL.revokeObjectURL(video.src);
   video.src = URL.createObjectURL(file);
-  video.hidden = $("#overlay").hidden = false;
+  video.hidden = false;
+  $("#overlay").hidden = !$("#toggle").checked;
   $("#invitation").hidden = $("#unplayable").hidden = true;
   $("#controls").hidden = $("#transport").hidden = false;
   $("#name").textContent = file.name;
@@ -125,9 +127,10 @@ video.addEventListener("loadedmetadata", () => {
 video.addEventListener("error", () => video.hidden || cannotPlay());
 
 function cannotPlay() {
-  video.hidden = $("#overlay").hidden = $("#transport").hidden = true;
+  video.hidden = $("#overlay").hidden = $("#transport").hidden = $(".switch").hidden = true;
   $("#unplayable").hidden = false;
-  $("#unplayable").textContent = "This browser cannot play this file. The server reads it all the same.";
+  $("#unplayable").textContent = "This browser cannot play this file.";
+  overlay.draw(true);
 }
 
 $("#play").addEventListener("click", () => (video.paused ? video.play().catch(() => {}) : video.pause()));
@@ -162,7 +165,9 @@ function makeStops() {
   const { plans } = state.model;
   $("#stops").hidden = plans.length < 2;
   $("#slider").max = plans.length - 1;
-  $("#ticks").replaceChildren(...plans.map((plan) => el("span", { text: plan.tokens })));
+  const every = Math.ceil(plans.length / MOST_TICKS);
+  const named = (i) => (plans.length - 1 - i) % every === 0;
+  $("#ticks").replaceChildren(...plans.map((plan, i) => el("span", { text: named(i) ? plan.tokens : "·" })));
 }
 
 let timer = 0;
@@ -199,6 +204,7 @@ function showBudget() {
   const shown = spent ?? plan;
   $("#spent").textContent = tokens === undefined ? budget : `${number(tokens)} tokens`;
   $("#spent-of").textContent = shown ? `of ${number(shown.pool)} · ${shown.grid} · ${number(gflops)} GFLOPs` : "";
+  slider.classList.toggle("between", model.plans[slider.value].tokens !== tokens);
   slider.setAttribute("aria-valuetext", `${$("#spent").textContent} ${$("#spent-of").textContent}`);
   slider.style.setProperty("--part", slider.max > 0 ? slider.value / slider.max : 0);
   [...$("#ticks").children].forEach((tick, i) => tick.classList.toggle("on", model.plans[i].tokens === tokens));
@@ -292,10 +298,10 @@ function clearAnswer() {
   problem("");
   waiting(false);
   overlay.show(null);
-  $("#strip").hidden = true;
+  $("#strip").hidden = $(".switch").hidden = true;
   $("#labels").replaceChildren();
   $("#answer-empty").hidden = false;
-  $("#answer-empty").textContent = "The model has not answered yet.";
+  $("#answer-empty").textContent = "No answer yet.";
   $("#kept").textContent = "";
   $("#cost").hidden = true;
   showBudget();
@@ -305,6 +311,7 @@ function clearAnswer() {
 function showAnswer(answer) {
   state.answer = answer;
   overlay.show(answer);
+  $("#unplayable").textContent = "This browser cannot play this file. The server reads it all the same.";
   showLabels(answer.labels ?? []);
   showKept(answer);
   showLatency(answer.milliseconds);
@@ -330,6 +337,7 @@ function showLabels(labels) {
 function showKept({ kept, plan }) {
   const counts = overlay.counts;
   $("#strip").hidden = !kept;
+  $(".switch").hidden = !kept || video.hidden;
   $("#strip").setAttribute("aria-label", `Kept tokens over time, of ${counts.length} steps: ${counts.join(", ")}.`);
   $("#kept").textContent = kept
     ? `${number(kept.indices.length)} of ${number(plan.pool)} tokens kept, at ${counts.length} steps of the clip.`
