@@ -208,8 +208,18 @@ class Checkpoint(FolderCheckpoint):
             report = compare_keys(state, FluxViT(network.config))
         if not report.matches:
             raise ValueError(f"{what}: model and configuration disagree: {report.summary}")
-        facts = {
-            "model": network.config.to_dict(),
+        facts = self.facts
+        _read_facts(convert(facts, _ConfigFile, what), what)
+        return state, facts
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The content of ``config.json`` except ``format``, as plain values. ``model_type`` is there for
+        Hugging Face's Auto classes (:mod:`fluxvit.hf`).
+        """
+        return {
+            "model_type": "fluxvit",
+            "model": bare(self.model, FluxViT).config.to_dict(),
             "labels": list(self.labels),
             "multi_label": self.multi_label,
             "normalization": {"mean": list(self.mean), "std": list(self.std)},
@@ -217,8 +227,17 @@ class Checkpoint(FolderCheckpoint):
             "sampling": _without_none(asdict(self.sampling)),
             "provenance": self.provenance,
         }
-        _read_facts(convert(facts, _ConfigFile, what), what)
-        return state, facts
+
+    @property
+    def plan_table(self) -> dict[str, list[dict[str, Any]]]:
+        """The content of ``plans.json``, as plain values."""
+        return {
+            "plans": list(map(_plan_row, self.plans)),
+            "cascades": [
+                _without_none(asdict(cascade)) | {"stages": [_plan_row(plan) for plan in cascade.stages]}
+                for cascade in self.cascades
+            ],
+        }
 
     def _save_others(self, folder: Path) -> None:
         if self.plans or self.cascades:
@@ -226,16 +245,7 @@ class Checkpoint(FolderCheckpoint):
 
     def save_plans(self, folder: str | Path) -> None:
         """Write the plan table alone, into a folder that holds the rest of the checkpoint."""
-        write_json(
-            Path(folder) / PLANS,
-            {
-                "plans": list(map(_plan_row, self.plans)),
-                "cascades": [
-                    _without_none(asdict(cascade)) | {"stages": [_plan_row(plan) for plan in cascade.stages]}
-                    for cascade in self.cascades
-                ],
-            },
-        )
+        write_json(Path(folder) / PLANS, self.plan_table)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device | None = "cpu") -> Checkpoint:
@@ -269,10 +279,8 @@ class Checkpoint(FolderCheckpoint):
                 elif (folder / name).is_symlink():
                     hint = f"; the link {folder / name} leads nowhere"
                 raise ValueError(f"{folder} is not a checkpoint: it has no {name}{hint}")
-        where = str(folder / CONFIG)
-        config, facts = _read_facts(read_format(load_json(folder / CONFIG), _ConfigFile, where), where)
-        if (folder / PLANS).exists():
-            facts |= _read_plans(load_json(folder / PLANS), str(folder / PLANS), config)
+        plans = load_json(folder / PLANS) if (folder / PLANS).exists() else None
+        config, facts = read_facts(load_json(folder / CONFIG), plans, folder)
         state = read_state(folder / WEIGHTS)
         check_size(config.parameters, state, f"{folder}: {WEIGHTS} and {CONFIG}")
         with torch.device("meta"):
@@ -288,6 +296,24 @@ def check_plain(model: FluxViT) -> None:
             "the network is in its inference form, which cannot be saved or identified; use the checkpoint "
             "that it was prepared from"
         )
+
+
+def read_facts(config: Any, plans: Any, folder: str | Path) -> tuple[FluxViTConfig, dict[str, Any]]:
+    """The architecture and the other fields of a :class:`Checkpoint`, from the contents of its JSON files.
+
+    Args:
+        config: The content of ``config.json``.
+        plans: The content of ``plans.json``; None if there is no such file.
+        folder: The folder of both, for messages.
+
+    Raises:
+        ValueError: A value has another type or range, or does not fit the others.
+    """
+    where = str(Path(folder) / CONFIG)
+    architecture, facts = _read_facts(read_format(config, _ConfigFile, where), where)
+    if plans is not None:
+        facts |= _read_plans(plans, str(Path(folder) / PLANS), architecture)
+    return architecture, facts
 
 
 def _plan_row(plan: Plan) -> dict[str, Any]:
