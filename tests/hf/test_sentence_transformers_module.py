@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_forms_of_a_video(folder: Path, clip: Path) -> None:
     described = {"array": array, "video_metadata": {"fps": 10}}
     frames = [array, channels_first, list(array), described, {"video": described}]
     np.testing.assert_allclose(model.encode(frames), np.stack([video] * 5), atol=1e-5)
+    facts = {"num_frames": 20, "begin_stream_seconds": 0.0, "end_stream_seconds": 2.0}
+    decoder = SimpleNamespace(  # As torchcodec's.
+        metadata=SimpleNamespace(width=64, height=48, codec="h264", **facts),
+        get_frames_played_at=lambda times: SimpleNamespace(data=channels_first[[int(10 * t) for t in times]]),
+    )
+    np.testing.assert_allclose(model.encode(decoder), video, atol=1e-5)
     # Another size and number of frames, in one batch.
     assert model.encode([array, array[:3, :20, :30]]).shape == (2, 12)
 

@@ -80,7 +80,7 @@ class MTEBEncoder(AbsEncoder):
         self.plan = plan = self.video.plan(budget)
         spent = str(Budget.of(plan.keep if budget is None else budget)).replace(" ", "-")
         parameters = list(loaded.model.parameters())
-        # Results are cached by name and revision, so that these say all that scores depend on.
+        # mteb caches results by name and revision, which therefore tell weights, budgets and plans apart.
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": f"{name or f'fluxvit/{Path(checkpoint).name}'}-{spent}",
@@ -117,6 +117,8 @@ class MTEBEncoder(AbsEncoder):
             ValueError: A text is empty, or the checkpoint cannot embed texts.
         """
         dataset: Any = inputs.dataset
+        # Nothing else is decoded, such as sound.
+        dataset = dataset.select_columns([name for name in ("video", "text") if name in dataset.features])
         if isinstance(dataset.features.get("video"), datasets.Video):
             # Undecoded: datasets decodes by torchcodec.
             dataset = dataset.cast_column("video", datasets.Video(decode=False))

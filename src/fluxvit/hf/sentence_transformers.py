@@ -20,9 +20,7 @@ try:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
-    raise ImportError(
-        f"sentence-transformers cannot be imported ({error}): pip install 'fluxvit[mteb]'"
-    ) from error
+    raise ImportError(f"this needs sentence-transformers ({error}): pip install 'fluxvit[mteb]'") from error
 
 _ENCODER = "encoder"
 
