@@ -3,7 +3,7 @@
 Importing this package registers the models with the Auto classes. A folder that ``save_pretrained`` writes
 is a checkpoint folder of fluxvit, too, and ``from_pretrained`` reads folders that fluxvit has written.
 
-The names for sentence-transformers and mteb need the extra ``mteb`` and are imported when they are first used.
+What is for sentence-transformers and mteb needs the extra ``mteb`` and is imported when it is first used.
 """
 
 from __future__ import annotations
