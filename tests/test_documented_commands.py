@@ -31,6 +31,7 @@ TINY = {
     "bench": "--budget=6 --precision=fp32 --backend=plain --runs=1 --video=clip.mp4",
     "export": "--budget=6",
     "evaluate": "--grid=8x24 --budgets=12,6 --latency=false",
+    "label": "--budget=12",
     "optimize": "--frames=4,8 --sizes=16,24 --budgets=12,6",
     "predict": "--budget=12",
     "stream": "--budget=12",
@@ -154,6 +155,7 @@ def test_commands_of_the_readme_run_one_after_the_other(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")  # The target of export.
+    pytest.importorskip("pyarrow")  # The table of label.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     classes = ["one", "other"]

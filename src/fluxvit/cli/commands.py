@@ -124,6 +124,18 @@ _GROUPS: dict[str, dict[str, Command]] = {
             "fluxvit.deploy.features:run_features",
             resumes=True,
         ),
+        "label": Command(
+            "classify many videos, on this machine or a Ray cluster, and write a table",
+            "fluxvit.deploy.bulk.config:LabelConfig",
+            "fluxvit.deploy.bulk.job:run_bulk",
+            resumes=True,
+        ),
+        "embed": Command(
+            "embed many videos, on this machine or a Ray cluster, and write a table",
+            "fluxvit.deploy.bulk.config:EmbedConfig",
+            "fluxvit.deploy.bulk.job:run_bulk",
+            resumes=True,
+        ),
         "search": Command(
             "find moments in indexed videos by a sentence or another video",
             "fluxvit.deploy.config:SearchConfig",

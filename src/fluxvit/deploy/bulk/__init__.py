@@ -1,0 +1,1 @@
+"""Tables of many videos: ``fluxvit label`` and ``fluxvit embed``, on one machine or on a Ray cluster."""
