@@ -158,6 +158,11 @@ _GROUPS: dict[str, dict[str, Command]] = {
             "fluxvit.deploy.config:ExportConfig",
             "fluxvit.deploy.export:run_export",
         ),
+        "serve": Command(
+            "serve a checkpoint over HTTP, with a page to try it",
+            "fluxvit.serving.config:ServeConfig",
+            "fluxvit.serving.run:run_server",
+        ),
         "convert": Command(
             "turn a .pth file of the FluxViT authors or of InternVideo2 into a checkpoint folder",
             "fluxvit.checkpoints.config:ConvertConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,19 @@ class Chat:
                     for start in starts.tolist()
                 ],
             )
-        videos = [checkpoint.clip(part, grid) for part in parts]
+        return self.see(parts)
+
+    @torch.inference_mode()
+    def see(self, clips: Sequence[np.ndarray]) -> int:
+        """Encode clips of a video, and begin a new conversation.
+
+        Args:
+            clips: Each uint8 ``[T, height, width, 3]``, on the grid of the plan.
+
+        Returns:
+            The number of vectors that the language model is given for them.
+        """
+        videos = [self.checkpoint.video.clip(clip, self.plan.grid) for clip in clips]
         seen = self.model.look(videos, self.plan.keep, self.plan.selector)
         before, _ = self.language.first_turn("", self.checkpoint.instruction)
         words = self.model.embed_words(before[None].to(self.device))
