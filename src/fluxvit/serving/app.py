@@ -43,8 +43,7 @@ from fluxvit.serving.service import Service
 TOKEN = "FLUXVIT_SERVE_TOKEN"
 """The environment variable with the token that requests must carry."""
 
-_PAGE = {"": "index.html", "page.css": "page.css", "page.js": "page.js"}
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _POLICY = (
     "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; style-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -124,20 +123,17 @@ def create_app(service: Service, token: str = "") -> FastAPI:
             fields, _ = await _fields(request, service)
             return await service.search(_checked(SearchRequest, fields), arrived)
 
-    page = files("fluxvit.serving") / "page"
-    for route, name in _PAGE.items():
-        content, kind = (page / name).read_bytes(), _TYPES[Path(name).suffix]
+    page = {file.name: file.read_bytes() for file in (files("fluxvit.serving") / "page").iterdir()}
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/page/{name}", include_in_schema=False)
+    async def page_file(name: str = "index.html") -> Response:
+        if name not in page:
+            raise HTTPException(404, f"the page has no file {name!r}")
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-        response = partial(Response, content, headers=headers, media_type=kind)
-        app.get(f"/{route}", include_in_schema=False)(_page_route(response))
+        return Response(page[name], headers=headers, media_type=_TYPES[Path(name).suffix])
+
     return app
-
-
-def _page_route(response: Callable[[], Response]) -> Callable[[], Awaitable[Response]]:
-    async def page() -> Response:
-        return response()
-
-    return page
 
 
 def _body(model: type[BaseModel], video: bool = True) -> dict[str, Any]:
@@ -272,7 +268,7 @@ async def _authorized(
     request: Request, call_next: Callable[[Request], Awaitable[Response]], token: str
 ) -> Response:
     path = request.url.path
-    public = path in ("/health", "/ready") or path.lstrip("/") in _PAGE
+    public = path in ("/health", "/ready") or path == "/" or path.startswith("/page/")
     if token and not public:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), token.encode()):

@@ -117,6 +117,10 @@ def _prepare(megabytes: int) -> None:
         resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
+def _nothing() -> None:
+    """What a process does to show that it is there."""
+
+
 class Decoders:
     """A pool of processes that decode videos.
 
@@ -136,6 +140,12 @@ class Decoders:
         # Not forked: the threads of the network do not exist in a fork.
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(count, context=context, initializer=_prepare, initargs=(megabytes,))
+        self._count = count
+
+    def start(self) -> None:
+        """Start the processes, which import their libraries meanwhile, and wait for them."""
+        for future in [self._pool.schedule(_nothing) for _ in range(self._count)]:
+            future.result()
 
     async def length(self, path: str, name: str) -> float:
         """See :func:`read_length`.
@@ -154,10 +164,12 @@ class Decoders:
     async def _run(self, name: str, work: Any) -> Any:
         from pebble import ProcessExpired
 
-        future = self._pool.schedule(work, timeout=self._seconds)
+        future = asyncio.wrap_future(self._pool.schedule(work, timeout=self._seconds))
+        # Nobody may be there any more to take an error.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             # Shielded, because stopping a process costs more than finishing a video.
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(future)
         except TooLargeError as error:
             raise RequestError(413, "too_large", str(error)) from None
         except VideoError as error:

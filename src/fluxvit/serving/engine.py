@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class Engine:
             return model.forward_packed(clips, keeps, plan.head, plan.selector)
         video = torch.stack(clips)
         out = model(video, plan.keep, plan.head, plan.selector)
-        return [tree_map_only(Tensor, lambda x, i=i: x[i : i + 1], out) for i in range(len(clips))]
+        return [tree_map_only(Tensor, partial(_row, i), out) for i in range(len(clips))]
 
     def _means(self, batch: Sequence[Work], outputs: list[FluxViTOutput]) -> list[Result]:
         results, first = [], 0
@@ -200,6 +200,10 @@ class Engine:
         self._chat.plan = plan
         self._chat.see(list(clips.frames))
         return "".join(self._chat.ask(question, limit=_LIMIT))
+
+
+def _row(number: int, x: Tensor) -> Tensor:
+    return x[number : number + 1]
 
 
 def _ms(plan: Plan) -> float:

@@ -66,12 +66,13 @@ class Service:
     """
 
     def __init__(self, config: ServeConfig) -> None:
+        self._folders = [_folder(name) for name in config.allow]
         self.config, self.metrics, self.engine = config, Metrics(), Engine(config)
         self.draining = False
-        self._folders = [_folder(name) for name in config.allow]
         limits = Limits(config.max_seconds, config.max_pixels, config.max_frames)
         count = config.decoders or usable_cores()
         self._decoders = Decoders(count, config.decode_time, config.decode_memory, limits)
+        self._decoders.start()
         self._batcher = TokenBatcher(self.engine.run, config.batch_tokens, self.metrics.batch)
         self._budget = lru_cache(1024)(Budget.parse)
         self._in_flight = 0
