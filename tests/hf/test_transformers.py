@@ -105,6 +105,19 @@ def test_the_pipeline_answers_as_the_predictor_does(world: list[str], budget: An
         assert [row["score"] for row in answer] == pytest.approx(probabilities, abs=1e-5)
 
 
+def test_the_pipeline_needs_nothing_but_the_folder(world: list[str], tmp_path: Path) -> None:
+    model = FluxViTForVideoClassification.from_checkpoint("fluxvit_nano_motionworld")
+    model.save_pretrained(tmp_path / "saved")
+    classify = pipeline("video-classification", str(tmp_path / "saved"), model_kwargs={"budget": 18})
+    processor = FluxViTVideoProcessor(model.config, 18)
+    given = pipeline("video-classification", model=model, video_processor=processor)
+    for answer, expected in zip(classify(world), given(world), strict=True):
+        assert [row["label"] for row in answer] == [row["label"] for row in expected]
+        assert [row["score"] for row in answer] == pytest.approx([row["score"] for row in expected], abs=1e-5)
+    assert classify.model.config.budget == 18
+    assert classify(world[0], num_frames=16) != classify(world[0])
+
+
 def test_the_processor_takes_what_the_predictor_takes(checkpoint: Path, clip: Path) -> None:
     processor = FluxViTVideoProcessor.from_pretrained(checkpoint)
     inputs = processor(str(clip), 12)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 try:
     from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
+
+    # Its name in `transformers` itself needs torchvision; the pipeline takes it from here.
+    from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 except ImportError as error:
     raise ImportError("fluxvit.hf needs the package transformers: pip install 'fluxvit[hf]'") from error
 
@@ -45,6 +48,7 @@ __all__ = [
 AutoConfig.register("fluxvit", FluxViTConfig, exist_ok=True)
 AutoModel.register(FluxViTConfig, FluxViTModel, exist_ok=True)
 AutoModelForVideoClassification.register(FluxViTConfig, FluxViTForVideoClassification, exist_ok=True)
+AutoVideoProcessor.register(FluxViTConfig, FluxViTVideoProcessor, exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:

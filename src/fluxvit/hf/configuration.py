@@ -21,6 +21,7 @@ from fluxvit.utils.files import write_json
 from fluxvit.utils.schema import load as load_json
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
+PREPROCESSOR = "video_preprocessor_config.json"
 _MULTI_LABEL = "multi_label_classification"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -161,7 +162,10 @@ class FluxViTConfig(PreTrainedConfig):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write ``config.json``, and ``plans.json`` if there are plans."""
+        """Write ``config.json``, ``plans.json`` if there are plans, and the name of the processor's class, by
+        which pipelines find it.
+        """
+        write_json(Path(save_directory) / PREPROCESSOR, {"video_processor_type": "FluxViTVideoProcessor"})
         path = Path(save_directory) / PLANS
         if self.plan_table:
             write_json(path, self.plan_table)

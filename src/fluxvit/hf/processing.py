@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,9 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.hf.configuration import FluxViTConfig
-from fluxvit.utils.files import write_json
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import normalize, read_clips, to_tensor
-
-PREPROCESSOR = "video_preprocessor_config.json"
 
 
 class FluxViTVideoProcessor:
@@ -61,11 +57,8 @@ class FluxViTVideoProcessor:
         return cls(config, budget)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:
-        """Write the configuration, from which :meth:`from_pretrained` makes the processor again, and a file
-        that names this class.
-        """
+        """Write the configuration, from which :meth:`from_pretrained` makes the processor again."""
         self.config.save_pretrained(save_directory)
-        write_json(Path(save_directory) / PREPROCESSOR, {"video_processor_type": type(self).__name__})
 
     def plan(self, budget: Budget | int | str | None = None, num_frames: int | None = None) -> Plan:
         """The plan that a budget leads to: its grid is sampled.
