@@ -45,7 +45,7 @@ def main() -> None:
         print(f"{seconds:g} s of video; {resident_mb():.0f} MB before the first pass")
         for number in range(1, args.passes + 1):
             start = time.perf_counter()
-            _, rows = extract(path)
+            rows = extract(path).rows
             spent = time.perf_counter() - start
             print(
                 f"pass {number}: {len(rows)} windows in {spent:.1f} s, {seconds / spent:.0f} times "

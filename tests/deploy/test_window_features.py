@@ -31,7 +31,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_are_the_networks_embeddings_of_the_windows(video: Path) -> None:
     extract = FeatureExtractor(DEFAULT_CHECKPOINT, 36, window=2, stride=0.5, batch=3, device="cpu")
-    spans, rows = extract(video)
+    spans, rows, _ = extract(video)
     np.testing.assert_allclose(spans[:, 0], np.arange(len(spans)) * 0.5)
     np.testing.assert_allclose(spans[:9, 1] - spans[:9, 0], 2)
     assert rows.dtype == np.float32
@@ -50,7 +50,7 @@ def test_rows_of_a_dual_encoder_are_those_of_index(tmp_path: Path) -> None:
     settings = choose_settings(str(folder), Budget(tokens=6), GRID, 2.0, False)
     spans, vectors = Embedder(settings, "cpu", "fp32").embed_file(path)
     extract = FeatureExtractor(folder, 6, GRID, window=2, device="cpu", precision="fp32")
-    our_spans, rows = extract(path)
+    our_spans, rows, _ = extract(path)
     np.testing.assert_array_equal(our_spans, spans)
     np.testing.assert_array_equal(rows, vectors)
 
@@ -58,7 +58,7 @@ def test_rows_of_a_dual_encoder_are_those_of_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stride", [0.3, 0.7, 1.0, 2.0])
 def test_windows_keep_their_stride(video: Path, stride: float) -> None:
     extract = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, stride=stride, device="cpu")
-    starts = extract(video)[0][:, 0]
+    starts = extract(video).spans[:, 0]
     np.testing.assert_allclose(starts, np.arange(len(starts)) * stride, atol=1e-6)
     assert 6 - starts[-1] <= 2 + stride
 
@@ -66,7 +66,7 @@ def test_windows_keep_their_stride(video: Path, stride: float) -> None:
 def test_a_short_video_has_one_row(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_video(tmp_path / "a.mp4", (rng.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(5)), 10)
-    spans, rows = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, device="cpu")(tmp_path / "a.mp4")
+    spans, rows, _ = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, device="cpu")(tmp_path / "a.mp4")
     assert (spans.tolist(), len(rows)) == ([[0.0, pytest.approx(0.5)]], 1)
 
 
@@ -83,17 +83,17 @@ def test_a_run_goes_on_after_damaged_videos_and_where_it_stopped(
     for name in ("a.mp4", "sub/b.mp4"):
         (folder / name).write_bytes(video.read_bytes())
     (folder / "c.mp4").write_bytes(b"not a video")
-    done = []
-    save = np.save
+    finished: list[features._RowFile] = []
+    finish = features._RowFile.finish
 
-    def save_one(file: Path, values: np.ndarray) -> None:
-        if len(done) == 2:
+    def finish_two(file: features._RowFile) -> None:
+        if len(finished) == 2:  # The features and the spans of the first video.
             raise KeyboardInterrupt
-        done.append(file)
-        save(file, values)
+        finished.append(file)
+        finish(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features.np, "save", save_one)
+        patch.setattr(features._RowFile, "finish", finish_two)
         with pytest.raises(KeyboardInterrupt):
             features.run_features(_config(folder, out))
     assert sorted(path.name for path in out.rglob("*.npy")) == ["a.npy", "a.spans.npy"]
@@ -106,6 +106,34 @@ def test_a_run_goes_on_after_damaged_videos_and_where_it_stopped(
     np.testing.assert_array_equal(np.load(out / "a.npy"), np.load(out / "sub" / "b.npy"))
     assert np.load(out / "a.spans.npy").shape == (len(np.load(out / "a.npy")), 2)
     assert json.loads((out / "features.json").read_text())["window_s"] == 2
+
+
+def test_features_of_tokens_and_of_layers(video: Path, tmp_path: Path) -> None:
+    options = ("--stride=1", "--batch=2", f"--checkpoint={DEFAULT_CHECKPOINT}")
+    assert run(video, tmp_path / "tokens", "--tokens=true", "--layers=0,-1", *options) == 0
+    assert run(video, tmp_path / "means", "--layers=0,-1", *options) == 0
+    tokens, kept, spans = (
+        np.load(tmp_path / "tokens" / f"long{kind}.npy") for kind in ("", ".kept", ".spans")
+    )
+    assert (tokens.dtype, kept.dtype) == (np.float32, np.int64)
+    assert tokens.shape[:2] == kept.shape == (len(spans), 18)
+    np.testing.assert_allclose(np.load(tmp_path / "means" / "long.npy"), tokens.mean(1), atol=1e-5)
+    extract = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, stride=1, device="cpu", precision="fp32")
+    window = list(windows(video, extract.plan.grid, 2, shots=False, stride=1))[2]
+    clip = extract._video.normalize(window.video)[None]
+    with torch.inference_mode():
+        out = extract._video.model.forward_intermediates(clip, [0, -1], 18)
+    np.testing.assert_array_equal(kept[2], out.kept[0].numpy())
+    expected = torch.cat(out.layers, -1)[0, 1:].numpy()
+    np.testing.assert_allclose(tokens[2], expected, atol=1e-3)
+
+
+def test_tokens_of_a_complete_pool(video: Path) -> None:
+    extract = FeatureExtractor(DEFAULT_CHECKPOINT, 128, window=2, stride=2, tokens=True, device="cpu")
+    features = extract(video)
+    np.testing.assert_array_equal(features.kept, np.tile(np.arange(128), (len(features.spans), 1)))
+    with pytest.raises(ValueError, match="layer 99 does not exist; this model has layers 0 to"):
+        FeatureExtractor(DEFAULT_CHECKPOINT, layers=[99], device="cpu")
 
 
 def _config(folder: Path, out: Path) -> features.FeaturesConfig:

@@ -17,6 +17,7 @@ DATABASE = "runs/videos.db"
 
 ClipCount = Annotated[int, Meta(ge=1, le=10_000)]
 AnswerLimit = Annotated[int, Meta(ge=1, le=1 << 20)]
+Layer = Annotated[int, Meta(ge=-1000, le=999)]
 Temperature = Annotated[float, Meta(ge=0, le=1e6)]
 
 
@@ -143,6 +144,10 @@ class FeaturesConfig(PlanOptions):
         window: Length of a window in seconds. By default it is the length of the clips that the checkpoint
             was trained on if they were sampled densely, and otherwise 4.
         stride: Seconds from one window to the next. By default it is half a window.
+        layers: Blocks whose outputs are the features, such as 1,3 or -1 for the last one: their means over
+            the tokens, one after the other. By default the pooled vector of the network is the feature.
+        tokens: Write the features of each kept token, by default those of the last block, and
+            NAME.kept.npy, the position of each in the window.
         batch: Number of windows in a pass.
         out: Folder to write.
     """
@@ -151,6 +156,8 @@ class FeaturesConfig(PlanOptions):
     checkpoint: str = "fluxvit_nano_motionworld"
     window: Positive | None = None
     stride: Positive | None = None
+    layers: tuple[Layer, ...] = ()
+    tokens: bool = False
     batch: Batch = 8
     out: str = "runs/features"
 

@@ -2,15 +2,17 @@
 
 The windows are those of ``fluxvit index`` with another stride, and do not end at cuts. A video ``NAME.mp4``
 becomes ``NAME.npy``, fp32 ``[N, P]``, one row a window, as ActionFormer and OpenTAD read them, and
-``NAME.spans.npy``, the start and end of each window in seconds, float64 ``[N, 2]``.
+``NAME.spans.npy``, the start and end of each window in seconds, float64 ``[N, 2]``. Features of tokens are
+fp32 ``[N, K, C]``; ``NAME.kept.npy``, int64 ``[N, K]``, says where in the pool of a window they come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +44,18 @@ SETTINGS = "features.json"
 _FORMAT = "fluxvit features 1"
 
 
+class Features(NamedTuple):
+    """Features of windows.
+
+    ``spans`` float64 ``[N, 2]``, start and end in seconds; ``rows`` fp32 ``[N, P]``, or ``[N, K, C]`` of
+    tokens; ``kept`` int64 ``[N, K]``, the indices of the tokens in the pool of their window, or None.
+    """
+
+    spans: np.ndarray
+    rows: np.ndarray
+    kept: np.ndarray | None = None
+
+
 class FeatureExtractor:
     """Embeds the windows of videos.
 
@@ -53,6 +67,9 @@ class FeatureExtractor:
         grid: Sampling grid of a window. By default it follows from the budget.
         window: Length of a window in seconds. By default it is that of the clips of dense training, or 4.
         stride: Seconds from one window to the next. By default it is half a window.
+        layers: Blocks whose outputs are the features, concatenated; negative numbers count from the end. They
+            are means over the tokens. By default the pooled vector is taken.
+        tokens: Give the features of each kept token, by default those of the last block.
         batch: Windows in a pass.
         device: Device to run on. By default it is the accelerator, or the CPU if there is none.
         precision: Number format in which the network multiplies.
@@ -70,11 +87,14 @@ class FeatureExtractor:
         *,
         window: float | None = None,
         stride: float | None = None,
+        layers: Sequence[int] = (),
+        tokens: bool = False,
         batch: int = 8,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
     ) -> None:
         self.device, self.batch = usable_device(device), batch
+        self._layers, self._tokens = (tuple(layers) or (-1,) if tokens else tuple(layers)), tokens
         loaded = load(checkpoint, self.device)
         if not isinstance(loaded, (Checkpoint, DualEncoderCheckpoint)):
             loaded = loaded.video
@@ -86,10 +106,10 @@ class FeatureExtractor:
             seconds = stride or (window or self._window(self._video.plan(None, grid))) / 2
             budget = Budget(tokens=budget.of_seconds(seconds))
         self.plan: Plan = self._video.plan(budget, grid)
-        self._embed: Callable[[Tensor], Tensor] = self._embed_pooled
-        if isinstance(prepared, DualEncoderCheckpoint):
-            model, plan = prepared.model, self.plan
-            self._embed = lambda video: model.embed_video(video, plan.keep, plan.head, plan.selector)
+        depth = len(self._video.model.blocks)
+        if wrong := [layer for layer in self._layers if not -depth <= layer < depth]:
+            raise ValueError(f"layer {wrong[0]} does not exist; this model has layers 0 to {depth - 1}")
+        self._dual = prepared.model if isinstance(prepared, DualEncoderCheckpoint) else None
         self.window = window or self._window(self.plan)
         self.stride = stride or self.window / 2
         if self.stride > self.window:
@@ -101,15 +121,25 @@ class FeatureExtractor:
     def _window(self, plan: Plan) -> float:
         return self._video.sampling.window(plan.grid.frames) or 4.0
 
-    def _embed_pooled(self, video: Tensor) -> Tensor:
-        plan = self.plan
-        return self._video.model(video, plan.keep, plan.head, plan.selector).embedding
+    def _embed(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The rows of normalised clips ``[B, C, T, H, W]``, and the indices of their tokens."""
+        plan, model = self.plan, self._video.model
+        if self._layers:
+            out = model.forward_intermediates(video, self._layers, plan.keep, plan.selector)
+            tokens = torch.cat(out.layers, dim=-1)[:, 1:]  # Without the class token.
+            if not self._tokens:
+                return tokens.mean(1), None
+            kept = out.kept
+            return tokens, torch.arange(plan.keep).expand(len(video), -1) if kept is None else kept
+        if self._dual is not None:
+            return self._dual.embed_video(video, plan.keep, plan.head, plan.selector), None
+        return model(video, plan.keep, plan.head, plan.selector).embedding, None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the features depend on besides the video."""
         plan = self.plan
-        return {
+        settings = {
             "format": _FORMAT,
             "checkpoint": self.digest,
             "form": form(self._video.model),
@@ -120,26 +150,40 @@ class FeatureExtractor:
             "window_s": self.window,
             "stride_s": self.stride,
         }
+        if self._layers:
+            settings |= {"layers": list(self._layers), "per_token": self._tokens}
+        return settings
 
-    @torch.inference_mode()
-    def __call__(self, video: VideoInput) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, video: VideoInput) -> Features:
         """The features of a video.
 
-        Returns:
-            Start and end of each window in seconds, float64 ``[N, 2]``, and its features, fp32 ``[N, P]``.
-            The rest at the end is a window of its own if it is at least an eighth of a window.
+        The rest at the end is a window of its own if it is at least an eighth of a window.
 
         Raises:
             VideoError: The video cannot be read.
         """
-        spans, rows = [], []
+        spans, rows, kept = zip(*self.batches(video), strict=True)
+        return Features(
+            np.concatenate(spans), np.concatenate(rows), np.concatenate(kept) if self._tokens else None
+        )
+
+    def batches(self, video: VideoInput) -> Iterator[Features]:
+        """The features of a video, some windows at a time, for a video whose features are too many to hold.
+
+        Raises:
+            VideoError: The video cannot be read.
+        """
         remaining = windows(video, self.plan.grid, self.window, shots=False, stride=self.stride)
+        name = video if isinstance(video, (str, Path)) else "the given video"
         while batch := list(islice(remaining, self.batch)):
-            spans += [(window.start, window.end) for window in batch]
-            clips = self._video.normalize(torch.stack([window.video for window in batch]))
-            name = video if isinstance(video, (str, Path)) else "the given video"
-            rows.append(check_finite(self._embed(clips).float().cpu(), name).numpy())
-        return np.array(spans), np.concatenate(rows)
+            with torch.inference_mode():
+                clips = self._video.normalize(torch.stack([window.video for window in batch]))
+                rows, kept = self._embed(clips)
+            yield Features(
+                np.array([(window.start, window.end) for window in batch]),
+                check_finite(rows.float().cpu(), name).numpy(),
+                None if kept is None else kept.cpu().numpy(),
+            )
 
 
 def run_features(config: FeaturesConfig) -> int:
@@ -158,6 +202,8 @@ def run_features(config: FeaturesConfig) -> int:
         config.grid,
         window=config.window,
         stride=config.stride,
+        layers=config.layers,
+        tokens=config.tokens,
         batch=config.batch,
         device=config.device,
         precision=config.precision,
@@ -173,20 +219,57 @@ def run_features(config: FeaturesConfig) -> int:
             todo.items(), "Features", console=console, transient=True, disable=not console.is_terminal
         ):
             try:
-                spans, features = extract(path)
+                rows += _write(out, name, extract.batches(path))
             except VideoError as error:  # The other videos go on.
                 failed.append(str(error))
-                continue
-            # The features come last: when they are there, the video is done.
-            for file, values in ((f"{name}.spans.npy", spans), (f"{name}.npy", features)):
-                with atomic_path(out / file) as partial_file:
-                    np.save(partial_file, values)
-            rows += len(features)
     for reason in failed:
         say(f"fluxvit: {printable(reason)}", error=True)
     done = len(todo) - len(failed)
     say(f"wrote   {out}: {rows} windows of {done} videos, {len(names) - len(todo)} were there already")
     return 2 if failed else 0
+
+
+def _write(out: Path, name: str, batches: Iterator[Features]) -> int:
+    """Write the files of a video, and return the number of its windows."""
+    first = next(batches)
+    suffixes = [".npy", ".spans.npy"] + ([] if first.kept is None else [".kept.npy"])
+    with ExitStack() as stack:
+        # The files get their names in reverse: when the features are there, the video is done.
+        partial = [stack.enter_context(atomic_path(out / (name + suffix))) for suffix in suffixes]
+        files = [_RowFile(stack.enter_context(path.open("wb"))) for path in partial]
+        for batch in (first, *batches):
+            for file, values in zip(files, (batch.rows, batch.spans, batch.kept), strict=False):
+                assert values is not None
+                file.append(values)
+        for file in files:
+            file.finish()
+    return files[0].count
+
+
+class _RowFile:
+    """An .npy file to which rows are appended, because their number is only known at the end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.count = file, 0
+        self._facts: dict[str, Any] = {}
+
+    def append(self, rows: np.ndarray) -> None:
+        if not self._facts:
+            self._facts = np.lib.format.header_data_from_array_1_0(rows)
+            self._write_header()
+        self._file.write(np.ascontiguousarray(rows).data)
+        self.count += len(rows)
+
+    def finish(self) -> None:
+        end = self._file.tell()
+        self._file.seek(0)
+        self._write_header()
+        self._file.seek(end)
+
+    def _write_header(self) -> None:
+        # NumPy leaves room in it for a longer first axis.
+        shape = (self.count, *self._facts["shape"][1:])
+        np.lib.format.write_array_header_1_0(self._file, {**self._facts, "shape": shape})
 
 
 def _named(videos: Sequence[str]) -> dict[str, Path]:
@@ -228,7 +311,7 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     former = read(path, dict[str, Any])
-    if changed := [name for name in settings if former.get(name) != settings[name]]:
+    if changed := [name for name in {**settings, **former} if former.get(name) != settings.get(name)]:
         raise ValueError(
             f"{path.parent} holds features of other settings ({', '.join(changed)}); choose another --out"
         )
