@@ -11,7 +11,7 @@ import torch
 
 from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT
 from fluxvit.cli import main
-from fluxvit.deploy import features
+from fluxvit.deploy import feature_files, features
 from fluxvit.deploy.features import FeatureExtractor
 from fluxvit.deploy.search.index import Embedder, choose_settings
 from fluxvit.deploy.search.windows import windows
@@ -83,17 +83,17 @@ def test_a_run_goes_on_after_damaged_videos_and_where_it_stopped(
     for name in ("a.mp4", "sub/b.mp4"):
         (folder / name).write_bytes(video.read_bytes())
     (folder / "c.mp4").write_bytes(b"not a video")
-    finished: list[features._RowFile] = []
-    finish = features._RowFile.finish
+    finished: list[feature_files._RowFile] = []
+    finish = feature_files._RowFile.finish
 
-    def finish_two(file: features._RowFile) -> None:
+    def finish_two(file: feature_files._RowFile) -> None:
         if len(finished) == 2:  # The features and the spans of the first video.
             raise KeyboardInterrupt
         finished.append(file)
         finish(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features._RowFile, "finish", finish_two)
+        patch.setattr(feature_files._RowFile, "finish", finish_two)
         with pytest.raises(KeyboardInterrupt):
             features.run_features(_config(folder, out))
     assert sorted(path.name for path in out.rglob("*.npy")) == ["a.npy", "a.spans.npy"]
@@ -128,6 +128,22 @@ def test_features_of_tokens_and_of_layers(video: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(tokens[2], expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_parquet_holds_the_same(tokens: bool, video: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    options = (f"--tokens={str(tokens).lower()}", "--stride=1", "--batch=2")
+    assert run(video, tmp_path / "npy", *options) == 0
+    for _ in range(2):  # The second run finds everything done.
+        assert run(video, tmp_path / "parquet", "--format=parquet", *options) == 0
+    table = parquet.read_table(tmp_path / "parquet" / "long.parquet").to_pydict()
+    rows, spans = (np.load(tmp_path / "npy" / f"long{kind}.npy") for kind in ("", ".spans"))
+    np.testing.assert_array_equal(table["feature"], rows.reshape(-1, rows.shape[-1]))
+    each = len(table["start"]) // len(spans)
+    assert table["start"][::each] == spans[:, 0].tolist()
+    if tokens:
+        assert table["token"] == np.load(tmp_path / "npy" / "long.kept.npy").reshape(-1).tolist()
+
+
 def test_tokens_of_a_complete_pool(video: Path) -> None:
     extract = FeatureExtractor(DEFAULT_CHECKPOINT, 128, window=2, stride=2, tokens=True, device="cpu")
     features = extract(video)
@@ -159,7 +175,7 @@ def test_wrong_inputs(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert run(videos, out, *options) == 2
         assert message in capsys.readouterr().err
     assert main(["features", str(video), str(video), "--out", str(out), "--device=cpu"]) == 2
-    assert "would both be written to long.npy" in capsys.readouterr().err
+    assert "would both be written to long;" in capsys.readouterr().err
 
 
 def test_a_budget_per_second_is_that_of_a_stride() -> None:

@@ -132,7 +132,7 @@ class IndexConfig(PlanOptions):
 
 @dataclass(frozen=True)
 class FeaturesConfig(PlanOptions):
-    """Write the features of long videos, window by window, as .npy files for ActionFormer and OpenTAD.
+    """Write the features of long videos, window by window, as ActionFormer and OpenTAD read them.
 
     NAME.npy holds a row for each window, and NAME.spans.npy its start and end in seconds. Run it again to
     continue an interrupted run, or when videos were added. Of a budget for each second of video, such as
@@ -148,6 +148,7 @@ class FeaturesConfig(PlanOptions):
             the tokens, one after the other. By default the pooled vector of the network is the feature.
         tokens: Write the features of each kept token, by default those of the last block, and
             NAME.kept.npy, the position of each in the window.
+        format: npy, or parquet: NAME.parquet, with a row for each window, or for each token.
         batch: Number of windows in a pass.
         out: Folder to write.
     """
@@ -158,6 +159,7 @@ class FeaturesConfig(PlanOptions):
     stride: Positive | None = None
     layers: tuple[Layer, ...] = ()
     tokens: bool = False
+    format: Literal["npy", "parquet"] = "npy"
     batch: Batch = 8
     out: str = "runs/features"
 

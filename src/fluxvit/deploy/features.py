@@ -3,16 +3,17 @@
 The windows are those of ``fluxvit index`` with another stride, and do not end at cuts. A video ``NAME.mp4``
 becomes ``NAME.npy``, fp32 ``[N, P]``, one row a window, as ActionFormer and OpenTAD read them, and
 ``NAME.spans.npy``, the start and end of each window in seconds, float64 ``[N, 2]``. Features of tokens are
-fp32 ``[N, K, C]``; ``NAME.kept.npy``, int64 ``[N, K]``, says where in the pool of a window they come from.
+fp32 ``[N, K, C]``; ``NAME.kept.npy``, int64 ``[N, K]``, says where in the pool of a window they come from. As
+Parquet a video is one file, ``NAME.parquet``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ from fluxvit.checkpoints.loading import load
 from fluxvit.data.formats.layout import videos_below
 from fluxvit.data.formats.walk import LeftOut
 from fluxvit.deploy.config import FeaturesConfig
+from fluxvit.deploy.feature_files import Features, write_npy, write_parquet
 from fluxvit.deploy.search.windows import windows
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.inference import form
-from fluxvit.utils.files import atomic_path, lock_folder, write_json
+from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import read
 from fluxvit.utils.system import log_device, usable_device
@@ -42,18 +44,6 @@ from fluxvit.video.inputs import VideoInput
 
 SETTINGS = "features.json"
 _FORMAT = "fluxvit features 1"
-
-
-class Features(NamedTuple):
-    """Features of windows.
-
-    ``spans`` float64 ``[N, 2]``, start and end in seconds; ``rows`` fp32 ``[N, P]``, or ``[N, K, C]`` of
-    tokens; ``kept`` int64 ``[N, K]``, the indices of the tokens in the pool of their window, or None.
-    """
-
-    spans: np.ndarray
-    rows: np.ndarray
-    kept: np.ndarray | None = None
 
 
 class FeatureExtractor:
@@ -195,6 +185,9 @@ def run_features(config: FeaturesConfig) -> int:
         ValueError: The videos, the checkpoint or an option cannot be used, or the folder holds features that
             were made with other settings.
     """
+    if config.format == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("--format parquet needs pyarrow: pip install 'fluxvit[bulk]'")
+    write, suffix = (write_npy, ".npy") if config.format == "npy" else (write_parquet, ".parquet")
     out, names = Path(config.out), _named(config.videos)
     extract = FeatureExtractor(
         config.checkpoint,
@@ -212,14 +205,14 @@ def run_features(config: FeaturesConfig) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
         _check_settings(out / SETTINGS, extract.settings)
-        todo = {name: path for name, path in names.items() if not (out / f"{name}.npy").exists()}
+        todo = {name: path for name, path in names.items() if not (out / f"{name}{suffix}").exists()}
         rows, failed = 0, []
         console = Console(stderr=True)
         for name, path in track(
             todo.items(), "Features", console=console, transient=True, disable=not console.is_terminal
         ):
             try:
-                rows += _write(out, name, extract.batches(path))
+                rows += write(out / name, extract.batches(path))
             except VideoError as error:  # The other videos go on.
                 failed.append(str(error))
     for reason in failed:
@@ -227,49 +220,6 @@ def run_features(config: FeaturesConfig) -> int:
     done = len(todo) - len(failed)
     say(f"wrote   {out}: {rows} windows of {done} videos, {len(names) - len(todo)} were there already")
     return 2 if failed else 0
-
-
-def _write(out: Path, name: str, batches: Iterator[Features]) -> int:
-    """Write the files of a video, and return the number of its windows."""
-    first = next(batches)
-    suffixes = [".npy", ".spans.npy"] + ([] if first.kept is None else [".kept.npy"])
-    with ExitStack() as stack:
-        # The files get their names in reverse: when the features are there, the video is done.
-        partial = [stack.enter_context(atomic_path(out / (name + suffix))) for suffix in suffixes]
-        files = [_RowFile(stack.enter_context(path.open("wb"))) for path in partial]
-        for batch in (first, *batches):
-            for file, values in zip(files, (batch.rows, batch.spans, batch.kept), strict=False):
-                assert values is not None
-                file.append(values)
-        for file in files:
-            file.finish()
-    return files[0].count
-
-
-class _RowFile:
-    """An .npy file to which rows are appended, because their number is only known at the end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.count = file, 0
-        self._facts: dict[str, Any] = {}
-
-    def append(self, rows: np.ndarray) -> None:
-        if not self._facts:
-            self._facts = np.lib.format.header_data_from_array_1_0(rows)
-            self._write_header()
-        self._file.write(np.ascontiguousarray(rows).data)
-        self.count += len(rows)
-
-    def finish(self) -> None:
-        end = self._file.tell()
-        self._file.seek(0)
-        self._write_header()
-        self._file.seek(end)
-
-    def _write_header(self) -> None:
-        # NumPy leaves room in it for a longer first axis.
-        shape = (self.count, *self._facts["shape"][1:])
-        np.lib.format.write_array_header_1_0(self._file, {**self._facts, "shape": shape})
 
 
 def _named(videos: Sequence[str]) -> dict[str, Path]:
@@ -281,7 +231,7 @@ def _named(videos: Sequence[str]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for name, path in _listed(videos):
         if name in named:
-            raise ValueError(f"{named[name]} and {path} would both be written to {name}.npy; run them apart")
+            raise ValueError(f"{named[name]} and {path} would both be written to {name}; run them apart")
         named[name] = path
     return named
 
