@@ -5,9 +5,9 @@ const TRIES = 8;
 const LONGEST_WAIT_S = 30;
 
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, kind = "") {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, kind });
   }
 }
 
@@ -51,7 +51,7 @@ export async function request(path, { body, signal, onwait } = {}) {
 async function asError(response) {
   const content = await response.json().catch(() => null);
   const message = content?.error?.message ?? `The server answered ${response.status} ${response.statusText}.`;
-  return new ApiError(response.status, sentence(message));
+  return new ApiError(response.status, sentence(message), content?.error?.type);
 }
 
 /** Error messages of the server begin with a small letter and end without a full stop. */

@@ -29,14 +29,15 @@ export function drawCurve(plot, plans, answers, now) {
   }
   // Numbers along the axis, as far as there is room before the last one, which names the unit.
   const last = plans.at(-1);
+  const end = Math.min(width, x(last.tokens) + 36);
   let free = 0;
   for (const plan of plans) {
     const half = 4 * String(plan.tokens).length;
-    if (plan === last || x(plan.tokens) - half < free || x(plan.tokens) + half > width - 90) continue;
+    if (plan === last || x(plan.tokens) - half < free || x(plan.tokens) + half > end - 80) continue;
     free = x(plan.tokens) + half + 8;
     content.push(svg("text", { x: x(plan.tokens), y: HEIGHT - 8, "text-anchor": "middle", text: plan.tokens }));
   }
-  content.push(svg("text", { x: width - MARGIN.right, y: HEIGHT - 8, "text-anchor": "end", text: `${last.tokens} tokens` }));
+  content.push(svg("text", { x: end, y: HEIGHT - 8, "text-anchor": "end", text: `${last.tokens} tokens` }));
   if (now) content.push(svg("line", { class: "now", x1: x(now.tokens), x2: x(now.tokens), y1: y(1) - 6, y2: y(0) }));
 
   const known = plans.filter((plan) => plan.accuracy != null);

@@ -4,6 +4,8 @@ const KEPT = "#ffd60a";
 const DROPPED = "rgb(10 12 18 / 0.7)";
 const UNSEEN = "rgb(10 12 18 / 0.5)"; // Over DROPPED: the network does not see this part of the frame.
 const LARGEST_MAP = 56;
+const SMALLEST_MAP = 26;
+const MOST_LINES = 3; // Of maps; maps become smaller than the smallest where these are full.
 
 export class Overlay {
   #video;
@@ -91,22 +93,26 @@ export class Overlay {
   #drawStrip() {
     if (!this.#maps.length) return;
     const [steps, rows, columns] = this.#answer.kept.shape;
-    const pitch = this.#strip.clientWidth / steps;
+    const width = this.#strip.clientWidth;
+    const perLine = Math.min(steps, Math.max(Math.floor(width / SMALLEST_MAP), Math.ceil(steps / MOST_LINES)));
+    const pitch = width / perLine;
     const side = Math.min((0.85 * pitch) / columns, LARGEST_MAP / Math.max(rows, columns));
-    this.#strip.style.height = `${Math.ceil(rows * side) + 7}px`;
+    const line = rows * side + 8;
+    this.#strip.style.height = `${Math.ceil(Math.ceil(steps / perLine) * line)}px`;
     const { context } = prepared(this.#strip);
     const styles = getComputedStyle(this.#strip);
+    const [keptColour, droppedColour, ink] = ["--kept", "--rule", "--ink"].map((name) => styles.getPropertyValue(name));
+    const patch = side - Math.min(1, side / 4);
     this.#maps.forEach((map, step) => {
-      const left = (step + 0.5) * pitch - (side * columns) / 2;
+      const left = ((step % perLine) + 0.5) * pitch - (side * columns) / 2;
+      const top = Math.floor(step / perLine) * line;
       map.forEach((kept, i) => {
-        const [x, y] = [i % columns, Math.floor(i / columns)];
-        context.fillStyle = styles.getPropertyValue(kept ? "--kept" : "--rule");
-        context.fillRect(left + x * side, y * side, side - Math.min(1, side / 4), side - Math.min(1, side / 4));
+        context.fillStyle = kept ? keptColour : droppedColour;
+        context.fillRect(left + (i % columns) * side, top + Math.floor(i / columns) * side, patch, patch);
       });
-      if (step === this.#step) {
-        context.fillStyle = styles.getPropertyValue("--ink");
-        context.fillRect(left, rows * side + 4, side * columns - 1, 2);
-      }
+      if (step !== this.#step) return;
+      context.fillStyle = ink;
+      context.fillRect(left, top + rows * side + 3, side * columns - 1, 2);
     });
   }
 }

@@ -196,19 +196,20 @@ function setBudget(budget, wait) {
 function showBudget() {
   const { model, budget, answer } = state;
   const plan = model.plans.find((one) => one.budget === budget);
-  const spent = answer && answer.budget === budget ? answer.plan : null;
+  const shown = answer?.budget === budget ? { ...answer.plan, ...answer.cost, pool: pool(answer) } : plan;
   const slider = $("#slider");
-  const tokens = spent?.tokens ?? plan?.tokens;
-  if (tokens !== undefined) slider.value = nearest(model.plans, tokens);
-  const gflops = spent ? answer.cost.gflops : plan?.gflops;
-  const shown = spent ?? plan;
-  $("#spent").textContent = tokens === undefined ? budget : `${number(tokens)} tokens`;
-  $("#spent-of").textContent = shown ? `of ${number(shown.pool)} · ${shown.grid} · ${number(gflops)} GFLOPs` : "";
+  const tokens = shown?.tokens;
+  if (shown) slider.value = nearest(model.plans, tokens);
+  $("#spent").textContent = shown ? `${number(tokens)} tokens` : budget;
+  $("#spent-of").textContent = shown ? `of ${number(shown.pool)} · ${shown.grid} · ${number(shown.gflops)} GFLOPs` : "";
   slider.classList.toggle("between", model.plans[slider.value].tokens !== tokens);
   slider.setAttribute("aria-valuetext", `${$("#spent").textContent} ${$("#spent-of").textContent}`);
   slider.style.setProperty("--part", slider.max > 0 ? slider.value / slider.max : 0);
   [...$("#ticks").children].forEach((tick, i) => tick.classList.toggle("on", model.plans[i].tokens === tokens));
 }
+
+/** All tokens of the clips; a budget per second of video takes several clips. */
+const pool = ({ plan }) => plan.pool * (plan.clips ?? 1);
 
 const nearest = (plans, tokens) =>
   plans.reduce((found, plan, i) => (Math.abs(plan.tokens - tokens) < Math.abs(plans[found].tokens - tokens) ? i : found), 0);
@@ -273,7 +274,7 @@ function waiting(busy) {
 
 function fail(error, budget) {
   if (error.status === 401) return askForToken();
-  if (error.status === 400 && /budget/i.test(error.message)) {
+  if (error.kind === "bad_budget") {
     // The answer and the slider stay with the budget that the server took last.
     budgetError(error.message);
     state.budget = state.accepted;
@@ -334,14 +335,15 @@ function showLabels(labels) {
   });
 }
 
-function showKept({ kept, plan }) {
+function showKept(answer) {
+  const { kept } = answer;
   const counts = overlay.counts;
   $("#strip").hidden = !kept;
   $(".switch").hidden = !kept || video.hidden;
   $("#strip").setAttribute("aria-label", `Kept tokens over time, of ${counts.length} steps: ${counts.join(", ")}.`);
   $("#kept").textContent = kept
-    ? `${number(kept.indices.length)} of ${number(plan.pool)} tokens kept, at ${counts.length} steps of the clip.`
-    : `All ${number(plan.pool)} tokens are kept.`;
+    ? `${number(kept.indices.length)} of ${number(pool(answer))} tokens kept, at ${counts.length} steps of time.`
+    : `All ${number(pool(answer))} tokens are kept.`;
 }
 
 const PARTS = [
@@ -368,10 +370,10 @@ function showLatency(times) {
   );
 }
 
-function announce({ labels, plan }) {
-  const top = labels?.[0];
+function announce(answer) {
+  const top = answer.labels?.[0];
   const what = top ? `${top.label}, ${percent(top.score)},` : "The video was read";
-  say(`${what} with ${plan.tokens} of ${plan.pool} tokens.`);
+  say(`${what} with ${answer.cost.tokens} of ${pool(answer)} tokens.`);
 }
 
 /** Tells a screen reader, and shows the text in `place`, if one is given. */
@@ -391,7 +393,7 @@ function showCurve() {
   section.hidden = plans.length < 2 || !(scored || measured);
   if (section.hidden) return;
   const top = answer?.labels?.[0];
-  const tokens = answer?.budget === budget ? answer.plan.tokens : plans.find((plan) => plan.budget === budget)?.tokens;
+  const tokens = answer?.budget === budget ? answer.cost.tokens : plans.find((plan) => plan.budget === budget)?.tokens;
   const now = tokens && { tokens, score: answer?.budget === budget ? top?.score : undefined, label: top?.label };
   drawCurve($("#plot"), plans, answers, now);
   fillTable($("#table"), plans, answers);
