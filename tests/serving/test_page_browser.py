@@ -50,36 +50,47 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, config: ServeConfig, token: str = "", **options: Any) -> Iterator[tuple[Any, list]]:
-    """The page of a server, and the errors of its console and its scripts."""
+def serving(token: str = "", **options: Any) -> Iterator[str]:
+    """The address of a server."""
     from fluxvit.serving.app import create_app
     from fluxvit.serving.service import Service
 
-    app = create_app(Service(config), token)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    config = ServeConfig(device="cpu", precision="fp32", decoders=1, **options)
+    server = uvicorn.Server(uvicorn.Config(create_app(Service(config), token), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    page = None
     try:
         while not server.started:
-            time.sleep(0.01)
             assert thread.is_alive()
+            time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        errors: list[str] = []
-        page = browser.new_page(**options)
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"http://127.0.0.1:{port}/")
-        yield page, errors
+        yield f"http://127.0.0.1:{port}/"
     finally:
-        if page is not None:
-            page.close()
         server.should_exit = True
         thread.join()
 
 
-def config(**options: Any) -> ServeConfig:
-    return ServeConfig(device="cpu", precision="fp32", decoders=1, **options)
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of the packaged checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUXVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with serving(max_bytes=100_000) as address:
+            yield address
+
+
+@contextmanager
+def opened(browser: Any, address: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
+    """The page, and the errors of its console and its scripts."""
+    errors: list[str] = []
+    page = browser.new_page(**options)
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        page.goto(address)
+        yield page, errors
+    finally:
+        page.close()
 
 
 def encoded(path: Path, codec: str) -> Path:
@@ -96,8 +107,8 @@ def encoded(path: Path, codec: str) -> Path:
     return path
 
 
-def test_labels_and_overlay_follow_the_budget(browser: Any, clip: Path) -> None:
-    with opened(browser, config(), viewport={"width": 1440, "height": 900}) as (page, errors):
+def test_labels_and_overlay_follow_the_budget(browser: Any, classifier: str, clip: Path) -> None:
+    with opened(browser, classifier, viewport={"width": 1440, "height": 900}) as (page, errors):
         page.set_input_files("#file", clip)
         best = page.locator("#labels li").first.locator(".label")
         expect(page.locator("#labels li")).to_have_count(5)
@@ -116,7 +127,9 @@ def test_labels_and_overlay_follow_the_budget(browser: Any, clip: Path) -> None:
         page.keyboard.press("Home")
         expect(page.locator("#spent")).to_have_text(f"{stops[0]} tokens")
         expect(page.locator("#kept")).to_contain_text(f"{stops[0]} of 72 tokens kept")
-        expect(page.locator("#slider")).to_have_attribute("aria-valuetext", re.compile(f"^{stops[0]} tokens of 72"))
+        expect(page.locator("#slider")).to_have_attribute(
+            "aria-valuetext", re.compile(f"^{stops[0]} tokens of 72")
+        )
         expect(best).to_have_text(Predictor(budget=int(stops[0]), precision="fp32")(clip).top(1)[0][0])
         assert page.inner_text("#labels") != labels
         assert page.evaluate(DRAWN) != before
@@ -127,12 +140,14 @@ def test_labels_and_overlay_follow_the_budget(browser: Any, clip: Path) -> None:
         page.set_viewport_size({"width": 390, "height": 844})
         expect(page.locator("#overlay")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        expect(page.locator("#overlay")).to_have_attribute("width", "356")  # It is drawn anew at the new size.
+        expect(page.locator("#overlay")).to_have_attribute(
+            "width", "356"
+        )  # It is drawn anew at the new size.
         assert errors == []
 
 
-def test_what_the_browser_plays_and_what_it_cannot(browser: Any, tmp_path: Path) -> None:
-    with opened(browser, config()) as (page, errors):
+def test_what_the_browser_plays_and_what_it_cannot(browser: Any, classifier: str, tmp_path: Path) -> None:
+    with opened(browser, classifier) as (page, errors):
         page.set_input_files("#file", encoded(tmp_path / "clip.webm", "libvpx"))
         expect(page.locator("#labels li")).to_have_count(5)
         expect(page.locator("#overlay")).to_have_attribute("data-step", re.compile("[1-9]"))  # It plays.
@@ -143,8 +158,8 @@ def test_what_the_browser_plays_and_what_it_cannot(browser: Any, tmp_path: Path)
         assert errors == []
 
 
-def test_errors_are_shown_where_they_arise(browser: Any, tmp_path: Path, clip: Path) -> None:
-    with opened(browser, config(max_bytes=100_000)) as (page, errors):
+def test_errors_are_shown_where_they_arise(browser: Any, classifier: str, tmp_path: Path, clip: Path) -> None:
+    with opened(browser, classifier) as (page, errors):
         (tmp_path / "bad.mp4").write_bytes(b"<b>no video</b>")
         page.set_input_files("#file", tmp_path / "bad.mp4")
         expect(page.locator("#problem p")).to_contain_text("bad.mp4")
@@ -158,7 +173,9 @@ def test_errors_are_shown_where_they_arise(browser: Any, tmp_path: Path, clip: P
         page.fill("#custom", "many")
         page.keyboard.press("Enter")
         expect(page.locator("#budget-error")).to_contain_text("many")
-        expect(page.locator("#spent")).to_have_text("72 tokens")  # The answer that is shown is still this one.
+        expect(page.locator("#spent")).to_have_text(
+            "72 tokens"
+        )  # The answer that is shown is still this one.
         page.fill("#custom", "0.03gflops")
         page.keyboard.press("Enter")
         expect(page.locator("#spent")).to_have_text("26 tokens")
@@ -174,7 +191,10 @@ def test_search_behind_a_token(browser: Any, tmp_path: Path, clip: Path) -> None
     with VideoDatabase(db, create=True) as database:
         update_index(database, tmp_path / "videos", embedder, progress=False)
         hits = search(database, embedder, SENTENCES[0], count=3)
-    with opened(browser, config(checkpoint=encoder, db=str(db)), "secret") as (page, errors):
+    with (
+        serving("secret", checkpoint=encoder, db=str(db)) as address,
+        opened(browser, address) as (page, errors),
+    ):
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
         expect(page.locator("#token-hint")).to_contain_text("does not accept")
