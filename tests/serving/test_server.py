@@ -14,9 +14,14 @@ pytest.importorskip("pebble")
 
 from starlette.testclient import TestClient
 
+from conftest import small_model
 from fluxvit import Budget, Predictor
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.plan import Measured, Plan
 from fluxvit.serving.app import create_app
 from fluxvit.serving.config import ServeConfig
+from fluxvit.serving.engine import Engine
 from fluxvit.serving.service import Service
 from fluxvit.video.writer import write_video
 
@@ -105,6 +110,14 @@ def test_the_model_and_its_plans(client: TestClient, folder: Path) -> None:
     assert client.get("/ready").json() == {"status": "ready"}
     schema = client.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
     assert schema["multipart/form-data"]["schema"]["properties"]["video"]["format"] == "binary"
+
+
+def test_stored_plans_are_served_with_their_accuracy(tmp_path: Path) -> None:
+    plans = [Plan(SamplingGrid(8, 24, 24), keep, measured=Measured(3, 4)) for keep in (24, 17, 10, 5)]
+    folder = Checkpoint(small_model(), plans=plans).save(tmp_path / "checkpoint")
+    ladder = Engine(ServeConfig(str(folder), **OPTIONS)).ladder
+    assert [plan.keep for plan in ladder] == [5, 10, 17, 24]
+    assert {plan.measured.accuracy for plan in ladder if plan.measured} == {0.75}
 
 
 def test_videos_by_path(client: TestClient, folder: Path, tmp_path: Path) -> None:

@@ -213,10 +213,14 @@ def _ms(plan: Plan) -> float:
 
 
 def _ladder(checkpoint: Checkpoint) -> list[Plan]:
-    """Plans of the budgets of training, of half of the smallest and of those between, with their latency."""
+    """The stored plans, with their latency. If there are no more of them than budgets of training, plans of
+    these, of half of the smallest and of those between join them.
+    """
     budgets = sorted({min(budget, checkpoint.plan().keep) for budget in checkpoint.model.config.budgets})
-    budgets = [max(1, budgets[0] // 2), *budgets]
-    steps = {*budgets, *((a + b) // 2 for a, b in pairwise(budgets))}
+    steps = {plan.keep for plan in checkpoint.plans}
+    if len(steps) <= len(budgets):
+        budgets = [max(1, budgets[0] // 2), *budgets]
+        steps |= {*budgets, *((a + b) // 2 for a, b in pairwise(budgets))}
     table, plans = LatencyTable(checkpoint.model), []
     for tokens in sorted(steps):
         plan = checkpoint.plan(tokens)
