@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,12 @@ def test_what_cannot_be_encoded_is_named(checkpoint: Path, clip: Path, tmp_path:
     texts = DataLoader(Dataset.from_dict({"text": ["a ball"]}), 1)
     with pytest.raises(ValueError, match="embeds no texts"):
         encoder.encode(texts, show_progress_bar=False)
+
+
+@pytest.mark.parametrize("library", ["mteb", "sentence_transformers"])
+def test_a_missing_library_is_named_with_its_extra(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (library, f"{library}.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"fluxvit.hf.{library}", raising=False)
+    with pytest.raises(ImportError, match=rf"needs {library.replace('_', '-')} .*'fluxvit\[mteb\]'"):
+        import_module(f"fluxvit.hf.{library}")
