@@ -29,7 +29,7 @@ import torch
 
 from fluxvit.checkpoints.checkpoint import DEFAULT_CHECKPOINT, Checkpoint
 from fluxvit.deploy.predictor import Predictor
-from fluxvit.deploy.streaming import StreamAnswer, StreamingPredictor
+from fluxvit.deploy.streaming import StreamAnswer, StreamingPredictor, Tubelet
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.fluxvit import create_model
@@ -169,7 +169,8 @@ def measure(case: Case, video: Path, steps: int, device: str, folder: Path) -> d
         """Skips the work on pixels: yields tubelets of the clip that was made before."""
 
         def tubelets(self, source: Any) -> Any:
-            yield from clip.split(size.tubelet_size, dim=2)
+            for number, video in enumerate(clip.split(size.tubelet_size, dim=2)):
+                yield Tubelet(video, number)
 
     ready = Ready(predictor, case.window_s, case.hop_s)(TimedFrames([]))
     network = in_turns(ready, network_anew, steps)

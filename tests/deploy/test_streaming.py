@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from pathlib import Path
 from threading import Event
@@ -16,7 +17,7 @@ from fluxvit.flux.cost import grid_cost
 from fluxvit.models.fluxvit import create_model
 from fluxvit.video.base import VideoError
 from fluxvit.video.reader import open_video
-from fluxvit.video.stream import FileFrames, FrameSource, TimedFrames, open_stream
+from fluxvit.video.stream import FileFrames, FrameSource, Part, TimedFrames, open_stream
 from fluxvit.video.transforms import normalize, resize_and_crop, to_tensor
 
 
@@ -215,6 +216,50 @@ def test_a_live_stream_that_breaks_off_answers_first(checkpoint: Path) -> None:
     assert next(answers).end == 8
     with pytest.raises(VideoError, match="unplugged"):
         next(answers)
+
+
+class Interrupted(FrameSource):
+    """A source of several parts, each with its start; frames arrived a minute ago."""
+
+    def __init__(self, parts: list[tuple[float, np.ndarray]], live: bool) -> None:
+        self._parts, self.live = parts, live
+
+    def sample(self, period: float) -> Generator[np.ndarray, None, None]:
+        raise NotImplementedError
+
+    def parts(self, period: float) -> Generator[Part, None, None]:
+        end = 0.0
+        for start, frames in self._parts:
+            yield Part(start, start - end, self._images(frames))
+            end = start + len(frames) * period
+
+    def _images(self, frames: np.ndarray) -> Generator[np.ndarray, None, None]:
+        for frame in frames:
+            self.arrived = time.monotonic() - 60
+            yield frame
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_no_window_contains_a_gap(live: bool, checkpoint: Path) -> None:
+    predictor, frames = Predictor(checkpoint, 12), noise(60)
+    # The second part is too short for a window, and the other ones end within a hop.
+    parts = [(0.0, frames[:13]), (20.0, frames[13:19]), (30.0, frames[19:34]), (50.0, frames[34:43])]
+    answers = list(StreamingPredictor(predictor, 8, 2)(Interrupted(parts, live)))
+    whole = [(start + k, frames[k : k + 8]) for start, frames in parts for k in range(0, len(frames) - 7, 2)]
+    assert sum(answer.dropped for answer in answers) + len(answers) == len(whole)
+    windows = dict(whole)
+    for answer in answers:
+        assert answer.end == answer.start + 8
+        clip = normalize(resize_and_crop(to_tensor(windows[answer.start]), (16, 32)))
+        with torch.no_grad():
+            out = predictor.model(clip[None], 12)
+        np.testing.assert_allclose(answer.probabilities, out.logits[0].softmax(-1).numpy(), atol=1e-4)
+        assert answer.lag is not None
+        assert answer.lag >= 60
+    if not live:
+        assert [(answer.start, answer.gap) for answer in answers] == [
+            (0, 0), (2, 0), (4, 0), (30, 4), (32, 0), (34, 0), (36, 0), (50, 5)
+        ]  # fmt: skip
 
 
 def test_leaving_releases_the_source(checkpoint: Path) -> None:

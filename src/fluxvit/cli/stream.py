@@ -15,7 +15,7 @@ from fluxvit.video.stream import open_stream
 
 def run(config: StreamConfig) -> None:
     """Classify the window, hop by hop, until the video ends."""
-    source = open_stream(config.source, live=config.live)
+    source = open_stream(config.source, live=config.live, reconnect=config.reconnect)
     window, budget = config.window, config.budget
     if window is None:
         window = min(DEFAULT_WINDOW_S, source.seconds or DEFAULT_WINDOW_S)
@@ -43,8 +43,9 @@ def run(config: StreamConfig) -> None:
 
 
 def _as_json(source: str, answer: StreamAnswer, top: int) -> str:
-    times = {"start": round(answer.start, 6), "end": round(answer.end, 6)}
-    return json_line({"clip": source, **times, **top_classes(answer, top), "dropped": answer.dropped})
+    value = {"clip": source, "start": round(answer.start, 6), "end": round(answer.end, 6)}
+    value |= {**top_classes(answer, top), "dropped": answer.dropped, "gap": round(answer.gap, 3)}
+    return json_line(value if answer.lag is None else value | {"lag": round(answer.lag, 3)})
 
 
 def _as_text(source: str, answer: StreamAnswer, top: int) -> str:

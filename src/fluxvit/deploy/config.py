@@ -11,7 +11,7 @@ from msgspec import Meta
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.utils.options import POSITIONAL, DeviceOptions, ModelOptions
-from fluxvit.utils.schema import Batch, Count, Positive, check
+from fluxvit.utils.schema import Batch, Count, NotNegative, Positive, check
 
 DATABASE = "runs/videos.db"
 
@@ -89,6 +89,8 @@ class StreamConfig(PlanOptions):
         hop: Seconds between two answers. By default it is an eighth of the window.
         live: Skip windows when the model is too slow for all of them. By default it is true for cameras and
             live addresses such as rtsp.
+        reconnect: Seconds for which a live camera or address that was lost is tried again, with waits that
+            grow from 1 to 30 seconds. 0 ends the command when the stream is lost or ends.
         top: Number of classes to show.
         json: Print a JSON object for each answer.
     """
@@ -98,6 +100,7 @@ class StreamConfig(PlanOptions):
     window: Positive | None = None
     hop: Positive | None = None
     live: bool | None = None
+    reconnect: NotNegative = 300.0
     top: Count = 1
     json: bool = False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
@@ -43,11 +44,34 @@ class StreamAnswer(Answer):
         start: Start of the window, in seconds from the first frame.
         end: End of the window.
         dropped: Windows left out just before this one, because the network was too slow for a live stream.
+        gap: Seconds without a frame before this window, because the stream had been lost; 0 if it had not.
+        lag: Seconds since the newest frame of the window arrived; None if that is unknown.
     """
 
     start: float
     end: float
     dropped: int
+    gap: float = 0.0
+    lag: float | None = None
+
+
+@dataclass(frozen=True)
+class Tubelet:
+    """A tubelet of a stream.
+
+    Args:
+        video: The input of the network, ``[1, 3, tubelet_size, H, W]``.
+        number: The tubelets before it in its part. A part begins when the stream begins or comes back.
+        start: Start of the part, in seconds.
+        gap: Seconds without a frame before the part.
+        arrived: See :class:`~fluxvit.video.stream.FrameSource`.
+    """
+
+    video: Tensor
+    number: int
+    start: float = 0.0
+    gap: float = 0.0
+    arrived: float | None = None
 
 
 class StreamingPredictor:
@@ -59,6 +83,7 @@ class StreamingPredictor:
 
     Every window is answered if the stream is not live. The frames of a live stream are received in a thread
     while the network computes; if it took longer than a hop, the newest complete window is answered next.
+    When a lost stream comes back, a new window begins, and its seconds include the time in between.
 
     Args:
         predictor: Model and plan; a cascade cannot be used.
@@ -157,12 +182,14 @@ class StreamingPredictor:
         tubelets = self.tubelets(source)
         windows = (_newest_windows if source.live else _all_windows)(tubelets, self._tubelets, self._hop)
         pool = _SlidingPool(self.model, self.plan)
-        end = self._tubelets  # End of the window, in tubelets: seconds would accumulate rounding errors.
-        with closing(windows):
+        gap = 0.0
+        # The source is closed first: the thread that receives may wait for it.
+        with closing(windows), closing(source):
             for fresh, dropped in windows:
-                end += dropped * self._hop
-                out = pool.advance(torch.cat(fresh, dim=2))
-                seconds = end * self.window_s / self._tubelets
+                out = pool.advance(torch.cat([tubelet.video for tubelet in fresh], dim=2))
+                newest = fresh[-1]
+                # From a count, because sums of seconds would accumulate rounding errors.
+                seconds = newest.start + (newest.number + 1) * self.window_s / self._tubelets
                 logits = check_finite(out.logits[0].cpu(), source.name)
                 yield StreamAnswer(
                     start=seconds - self.window_s,
@@ -173,25 +200,33 @@ class StreamingPredictor:
                     kept=None if out.kept is None else out.kept[0].cpu().numpy(),
                     embedding=out.embedding[0].float().cpu().numpy(),
                     dropped=dropped,
+                    gap=0.0 if newest.gap == gap else newest.gap,
+                    lag=None if newest.arrived is None else time.monotonic() - newest.arrived,
                 )
-                end += self._hop
+                gap = newest.gap
 
-    def tubelets(self, source: FrameSource) -> Generator[Tensor, None, None]:
-        """The tubelets of a source as inputs of the network, ``[1, 3, tubelet_size, H, W]``.
+    def tubelets(self, source: FrameSource) -> Generator[Tubelet, None, None]:
+        """The tubelets of a source.
 
         Raises:
             VideoError: As in a call.
         """
-        grid, size, count = self.plan.grid, self.model.config.tubelet_size, 0
-        with closing(source.sample(self.window_s / grid.frames)) as images:
-            while group := list(itertools.islice(images, size)):
-                count += len(group)
-                if len(group) == size:
-                    yield self._predictor.checkpoint.clip(np.stack(group), grid)
-        if count < grid.frames:
+        grid, size = self.plan.grid, self.model.config.tubelet_size
+        period = self.window_s / grid.frames
+        most, end = 0, 0.0
+        for part in source.parts(period):
+            start, count = max(part.start, end), 0  # Frames may have come faster than the clock.
+            with closing(part.images):
+                while group := list(itertools.islice(part.images, size)):
+                    if len(group) == size:
+                        video = self._predictor.checkpoint.clip(np.stack(group), grid)
+                        yield Tubelet(video, count // size, start, part.gap, source.arrived)
+                    count += len(group)
+            most, end = max(most, count), start + count * period
+        if most < grid.frames:
             raise VideoError.of(
                 source.name,
-                f"ended after {count * self.window_s / grid.frames:.3g} s, before the first window of "
+                f"ended after {most * period:.3g} s, before the first window of "
                 f"{self.window_s:g} s was full; choose a shorter window",
             )
 
@@ -223,32 +258,43 @@ class _SlidingPool:
         return joined[:, -self._shape[0] :]
 
 
-_Windows = Generator[tuple[list[Tensor], int], None, None]
+_Windows = Generator[tuple[list[Tubelet], int], None, None]
 
 
-def _all_windows(tubelets: Generator[Tensor, None, None], window: int, hop: int) -> _Windows:
+def _all_windows(tubelets: Generator[Tubelet, None, None], window: int, hop: int) -> _Windows:
     """The tubelets that each window adds to the one before, and the number of windows left out, 0."""
+    fresh: list[Tubelet] = []
     with closing(tubelets):
-        missing = window
-        while len(fresh := list(itertools.islice(tubelets, missing))) == missing:
-            yield fresh, 0
-            missing = hop
+        for tubelet in tubelets:
+            if tubelet.number == 0:
+                fresh, missing = [], window
+            fresh.append(tubelet)
+            if len(fresh) == missing:
+                yield fresh, 0
+                fresh, missing = [], hop
 
 
-def _newest_windows(tubelets: Generator[Tensor, None, None], window: int, hop: int) -> _Windows:
+def _newest_windows(tubelets: Generator[Tubelet, None, None], window: int, hop: int) -> _Windows:
     """The same for a live stream, whose frames a thread receives: the newest complete window each time."""
-    waiting: deque[Tensor] = deque(maxlen=window + hop)  # It contains the newest complete window.
+    waiting: deque[Tubelet] = deque(maxlen=window + hop)  # It contains the newest complete window.
     changed = Condition()
-    seen, ended, left = 0, False, False
+    # Of the present part: tubelets seen, tubelets given, and the end of the next window.
+    seen, given, end = 0, 0, window
+    missed, ended, left = 0, False, False
     failure: Exception | None = None
 
     def receive() -> None:
-        nonlocal seen, ended, failure
+        nonlocal seen, given, end, missed, ended, failure
         try:
             # Closed in this thread: a camera must not be closed while another thread reads it.
             with closing(tubelets):
                 for tubelet in tubelets:
                     with changed:
+                        if tubelet.number == 0:
+                            # Windows of the part before this one that are still to be answered.
+                            missed += max(0, (seen - end) // hop + 1)
+                            seen, given, end = 0, 0, window
+                            waiting.clear()
                         waiting.append(tubelet)
                         seen += 1
                         changed.notify()
@@ -263,7 +309,6 @@ def _newest_windows(tubelets: Generator[Tensor, None, None], window: int, hop: i
     # A daemon, because it may wait forever for a camera that sends nothing any more.
     thread = Thread(target=receive, daemon=True)
     thread.start()
-    given, end = 0, window
     try:
         while True:
             with changed:
@@ -272,12 +317,13 @@ def _newest_windows(tubelets: Generator[Tensor, None, None], window: int, hop: i
                     changed.wait(timeout=0.5)
                 if seen < end:
                     break
-                dropped = (seen - end) // hop
-                end += dropped * hop
+                skipped = (seen - end) // hop
+                end += skipped * hop
                 first = seen - len(waiting)
                 fresh = [waiting[i - first] for i in range(max(given, end - window), end)]
+                given, end = end, end + hop
+                dropped, missed = skipped + missed, 0
             yield fresh, dropped
-            given, end = end, end + hop
     finally:
         left = True
         thread.join(timeout=2.0)

@@ -1,5 +1,7 @@
 """Prints text from files, such as labels, names and captions, without letting it command a terminal.
 
+User names, passwords and tokens in addresses are masked.
+
 A name may hold escape sequences that clear the screen or set the title of a window, characters that reverse
 the direction of text, line breaks, and bytes that are not Unicode. They are printed as escapes such as
 ``\\x1b``.
@@ -17,6 +19,14 @@ from typing import Any
 # for the bytes of names that are not UTF-8.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+# What comes before the last @ of an address, except behind the slash after a host and port. Lengths are
+# limited, because the text may be a stranger's.
+_CREDENTIALS = re.compile(r"(?<=://)(?![^\s/@:]{0,300}(?::\d{1,5})?/)[^\s\"'<>]{0,300}@(?=[^\s/@])")
+# Values in the query of an address that are secrets by their names.
+_SECRETS = re.compile(
+    r"([?&][^\s=&?]{0,40}(?:user|login|pass|pwd|token|key|secret|auth|sig)[^\s=&?]{0,40}=)[^\s&#\"'<>()]+",
+    re.I,
 )
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
@@ -38,7 +48,14 @@ def printable(text: object, keep: str = "") -> str:
             number -= 0xDC00
         return _SHORT.get(character, f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
 
-    return _UNPRINTABLE.sub(shown, str(text))
+    return _UNPRINTABLE.sub(shown, mask_credentials(str(text)))
+
+
+def mask_credentials(text: str) -> str:
+    """Replace user names, passwords and tokens in the addresses of a text by ``***``."""
+    if "://" not in text:
+        return text
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
 def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool = False) -> None:

@@ -6,6 +6,7 @@ chooses the same times, so that a stream gives the frames that reading the file 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -13,19 +14,21 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import IO, Any
+from contextlib import closing
+from typing import IO, Any, NamedTuple
 
-import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
 
+from fluxvit.utils.terminal import mask_credentials, printable
 from fluxvit.video.base import CLOCK_SLACK, VideoError
-from fluxvit.video.clock import Clock
-from fluxvit.video.container import open_address, open_container, script_kind
+from fluxvit.video.connection import Address, Picture
+from fluxvit.video.container import script_kind
 from fluxvit.video.inputs import VideoInput
 from fluxvit.video.reader import open_video
 from fluxvit.video.rgb import RGBConverter
+
+_log = logging.getLogger(__name__)
 
 # FFmpeg's name of the camera input of each system, and how it names a camera.
 _CAMERAS = {
@@ -39,7 +42,17 @@ _PIPE_CURE = "; mp4 with its index at the end cannot be read from a pipe: use ff
 LONGEST_STILL_S = 600.0
 """The longest time in seconds that one frame of a stream is shown; a longer gap is a leap of the clock."""
 _SAMPLES_AT_ONCE = 1 << 16
-_PATIENCE = 10.0  # Seconds without data after which an address is given up.
+# Waits before a lost stream is opened again; they are short again after one that held for a while.
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _STEADY_S = 1.0, 30.0, 5.0
+
+
+class Part(NamedTuple):
+    """A part of a stream: the seconds at which it starts, the seconds without a frame before it, and its
+    frames, as `FrameSource.sample` gives them."""
+
+    start: float
+    gap: float
+    images: Generator[np.ndarray, None, None]
 
 
 class FrameSource(ABC):
@@ -49,11 +62,13 @@ class FrameSource(ABC):
         name: Name for messages.
         live: The source does not wait: frames are skipped when the receiver falls behind.
         seconds: Its length, None if that is unknown.
+        arrived: `time.monotonic` when the frame that was sampled last had arrived, None if that is unknown.
     """
 
     name: str = "stream"
     live: bool = False
     seconds: float | None = None
+    arrived: float | None = None
 
     @abstractmethod
     def sample(self, period: float) -> Generator[np.ndarray, None, None]:
@@ -64,6 +79,19 @@ class FrameSource(ABC):
         Raises:
             VideoError: The stream broke off; the frames before that were yielded.
         """
+
+    def parts(self, period: float) -> Iterator[Part]:
+        """Its parts without a gap. A source that is lost and comes back has several.
+
+        Each is read to its end before the next one.
+
+        Raises:
+            VideoError: As :meth:`sample`.
+        """
+        yield Part(0.0, 0.0, self.sample(period))
+
+    def close(self) -> None:  # noqa: B027
+        """Wait for no more frames. Any thread may call it, while another one waits for a frame."""
 
 
 class FileFrames(FrameSource):
@@ -155,7 +183,112 @@ def _shown_until(frames: Iterable[tuple[float, Any]]) -> Iterator[tuple[Any, flo
         yield shown, start + gap
 
 
-def open_stream(address: str, *, live: bool | None = None) -> FrameSource:
+class _Encoded(FrameSource):
+    """A stream that FFmpeg demuxes as it comes, and that is opened again when it is lost.
+
+    Args:
+        address: What to open. It is opened at once.
+        reconnect: Seconds for which a lost stream is tried; 0 ends it.
+
+    Raises:
+        VideoError: It cannot be opened.
+    """
+
+    def __init__(self, address: Address, reconnect: float = 0.0) -> None:
+        self.name, self.live = address.name, address.live
+        self._address, self._reconnect = address, reconnect
+        self._opened: InputContainer | None = address.open()
+        self._delay = _FIRST_DELAY_S
+
+    def sample(self, period: float) -> Generator[np.ndarray, None, None]:
+        for part in self.parts(period):
+            with closing(part.images):
+                yield from part.images
+
+    def parts(self, period: float) -> Iterator[Part]:
+        first = self._begin()
+        pictures: _Pictures | None = first
+        began = ended = first.first.arrived
+        while pictures:
+            start = pictures.first.arrived
+            images = TimedFrames(pictures, convert=self._converter()).sample(period)
+            yield Part(start - began, start - ended, images)
+            ended = pictures.last.arrived
+            if self._reconnect and not self._address.left.is_set():
+                pictures = self._again(pictures)
+            elif pictures.loss:
+                raise pictures.loss
+            else:
+                return
+
+    def close(self) -> None:
+        self._address.left.set()
+
+    def _begin(self) -> _Pictures:
+        container, self._opened = self._opened or self._address.open(), None
+        return _Pictures(self._address.pictures(container))
+
+    def _again(self, lost: _Pictures) -> _Pictures | None:
+        """The next connection, or None if nobody waits for it any more."""
+        loss = lost.loss or VideoError.of(self.name, "ended")
+        _log.warning("%s; it is tried again for up to %g seconds", loss, self._reconnect)
+        if lost.last.arrived - lost.first.arrived > _STEADY_S:
+            self._delay = _FIRST_DELAY_S
+        until = time.monotonic() + self._reconnect
+        while not self._address.left.wait(max(0.0, min(self._delay, until - time.monotonic()))):
+            self._delay = min(2 * self._delay, _LONGEST_DELAY_S)
+            try:
+                again = self._begin()
+            except VideoError as error:
+                if time.monotonic() < until or self._address.left.is_set():
+                    continue
+                reason = str(error).removeprefix(f"{printable(self.name)}: ")
+                raise VideoError.of(
+                    self.name, f"was lost and did not come back within {self._reconnect:g} seconds; {reason}"
+                ) from None
+            _log.info("%s: back after %.1f seconds", self.name, again.first.arrived - lost.last.arrived)
+            return again
+        return None
+
+    def _converter(self) -> Callable[[Picture], np.ndarray]:
+        converters: list[RGBConverter] = []
+
+        def to_rgb(picture: Picture) -> np.ndarray:
+            if not converters:
+                converters.append(RGBConverter(picture.frame))
+            self.arrived = picture.arrived
+            return converters[0](picture.frame)
+
+        return to_rgb
+
+
+class _Pictures:
+    """The pictures of one connection, with their times.
+
+    Attributes:
+        first, last: The first and the newest picture.
+        loss: Why the connection broke off.
+
+    Raises:
+        VideoError: There is not even a first picture.
+    """
+
+    def __init__(self, pictures: Iterator[Picture]) -> None:
+        self._pictures = pictures
+        self.first = self.last = next(pictures)
+        self.loss: VideoError | None = None
+
+    def __iter__(self) -> Iterator[tuple[float, Picture]]:
+        yield self.first.seconds, self.first
+        try:
+            for picture in self._pictures:
+                self.last = picture
+                yield picture.seconds, picture
+        except VideoError as error:
+            self.loss = error
+
+
+def open_stream(address: str, *, live: bool | None = None, reconnect: float = 0.0) -> FrameSource:
     """Open a file, a camera, an address or a pipe as a source of frames.
 
     Args:
@@ -164,6 +297,8 @@ def open_stream(address: str, *, live: bool | None = None) -> FrameSource:
             name of the camera); or an address that FFmpeg opens, such as ``rtsp://...``.
         live: Skip frames when falling behind. By default cameras and addresses such as ``rtsp://`` are live,
             and everything else waits.
+        reconnect: Seconds for which a live camera or address that was lost is opened again and again, after
+            waits that grow from 1 to 30 seconds. 0 ends the stream there. Pipes and files end in any case.
 
     Raises:
         VideoError: It cannot be opened.
@@ -174,18 +309,20 @@ def open_stream(address: str, *, live: bool | None = None) -> FrameSource:
         device, name = camera
         # avfoundation asks for a rate that few cameras have, if none is given.
         options = {"framerate": "30"} if device == "avfoundation" else {}
-        return _encoded(address, live is not False, name, format=device, options=options)
-    if protocol:
+        opened = Address(address, name, live is not False, format=device, options=options)
+    elif protocol:
         is_live = protocol[1].lower() in _LIVE_PROTOCOLS if live is None else live
         options = {"rtsp_transport": "tcp"} if protocol[1].lower().startswith("rtsp") else {}
-        return _encoded(address, is_live, address, options=options, timeout=_PATIENCE)
-    if address == "-":
-        return _encoded("standard input", bool(live), _standard_input(), cure=_PIPE_CURE)
-    if _is_script(address):
-        return _encoded(address, bool(live), address)
-    if live:
+        opened = Address(mask_credentials(address), address, is_live, options=options)
+    elif address == "-":
+        return _Encoded(Address("standard input", _standard_input(), bool(live), cure=_PIPE_CURE))
+    elif _is_script(address):
+        opened = Address(address, address, bool(live))
+    elif live:
         raise ValueError(f"{address}: a file waits, and none of it is skipped; live is for streams")
-    return FileFrames(address)
+    else:
+        return FileFrames(address)
+    return _Encoded(opened, reconnect if opened.live else 0.0)
 
 
 def _is_script(address: str) -> bool:
@@ -215,64 +352,3 @@ def _standard_input() -> IO[bytes]:
         )
     # Unbuffered: a buffer would wait until it is full.
     return open(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-
-
-def _encoded(name: str, live: bool, source: str | IO[bytes], *, cure: str = "", **how: Any) -> TimedFrames:
-    """A stream that FFmpeg demuxes as it comes; ``cure`` ends the error if no frame comes out of it."""
-    try:
-        container = open_address(source, **how) if isinstance(source, str) else open_container(source)
-    except (FFmpegError, OSError, ValueError) as error:
-        reason = f"cannot be opened ({_reason(error)}){cure}"
-        if device := how.get("format"):
-            reason = f"no {device} camera opens ({_reason(error)}); is it connected, allowed, and not in use?"
-        raise VideoError.of(name, reason) from None
-    if not container.streams.video:
-        container.close()
-        raise VideoError.of(name, "no picture stream in it")
-    converters: list[RGBConverter] = []
-
-    def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-        if not converters:
-            converters.append(RGBConverter(frame))
-        return converters[0](frame)
-
-    return TimedFrames(_decoded(container, name, cure), name, live=live, convert=to_rgb)
-
-
-def _decoded(container: InputContainer, name: str, cure: str) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Frames with their times."""
-    stream = container.streams.video[0]
-    period = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-    seconds, started = -period, False
-    clock = Clock(float(stream.time_base or 1 / 90000), 1 / period, int(container.format.flags))
-    with container:
-        try:
-            for packet in _packets(container):
-                clock.mend(packet)
-                try:
-                    frames = stream.decode(packet)
-                except FFmpegError:
-                    continue  # Damage; the decoder goes on at the next key frame.
-                for frame in frames:
-                    seconds, started = seconds + period if frame.time is None else frame.time, True
-                    yield seconds, frame
-        except FFmpegError as error:
-            raise VideoError.of(name, f"broke off ({_reason(error)}){'' if started else cure}") from None
-    if not started:
-        raise VideoError.of(name, f"ended without a frame that could be decoded{cure}")
-
-
-def _packets(container: InputContainer) -> Iterator[av.Packet]:
-    while True:
-        try:
-            yield from container.demux(container.streams.video[0])
-            return
-        except BlockingIOError:
-            # avfoundation does not wait for its next frame.
-            time.sleep(0.005)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, av.error.ExitError):
-        return f"nothing came for {_PATIENCE:g} seconds"
-    return getattr(error, "strerror", None) or str(error)
