@@ -18,9 +18,11 @@ from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.cli import main
 from fluxvit.deploy.bulk import job
 from fluxvit.deploy.bulk.config import LabelConfig
+from fluxvit.deploy.bulk.decoding import Part, Sampler, decode
 from fluxvit.deploy.bulk.inputs import Item, list_inputs, open_item
-from fluxvit.deploy.bulk.work import Part, decode
 from fluxvit.deploy.predictor import Predictor
+from fluxvit.flux.budget import Budget
+from fluxvit.flux.plan import Plan
 from fluxvit.utils.files import write_json_lines
 from fluxvit.video.base import VideoError
 from fluxvit.video.sampling import SPARSE
@@ -31,6 +33,8 @@ from shades import GRID, shades
 pytest.importorskip("pyarrow")
 fsspec = pytest.importorskip("fsspec")
 from pyarrow import parquet  # noqa: E402
+
+SAMPLER = Sampler(SPARSE, (Plan(GRID, 6),))
 
 
 @pytest.fixture
@@ -78,6 +82,20 @@ def test_rows_are_what_predict_says(videos: Path, checkpoint: Path, tmp_path: Pa
     assert damaged["reason"].startswith("not a video")
 
 
+def test_a_budget_per_second_follows_the_length(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert run("label", videos, out, checkpoint, "--budget=20/s") == 2
+    predict, found = Predictor(checkpoint, Budget(tokens_per_s=20), device="cpu"), rows(out)
+    for row in found:
+        answer = predict(row["path"])
+        assert (row["tokens"], row["gflops"]) == (answer.spent.tokens, answer.spent.gmacs)
+        assert row["frames"] == len(answer.times)
+        np.testing.assert_allclose(row["scores"], [score for _, score in answer.top(5)], atol=1e-3)
+    assert len({row["tokens"] for row in found}) > 3
+    assert run("label", videos, again, checkpoint, "--budget=20/s", "--models=2") == 2
+    assert content(again) == content(out)
+
+
 def test_vectors_are_those_of_the_network(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("embed", videos, out, checkpoint) == 2
@@ -93,8 +111,8 @@ def test_vectors_of_a_dual_encoder_and_a_lance_table(tmp_path: Path) -> None:
     fixed = [f"--checkpoint={folder}", f"--grid={GRID}", "--budget=6", "--device=cpu", f"--out={out}"]
     assert main(["embed", str(video), *fixed, "--format=lance"]) == 0
     loaded = DualEncoderCheckpoint.load(folder)
-    decoded = decode(Part(0, [Item(str(video))]), GRID, SPARSE)
-    clip = loaded.video.clip(decoded.clips[0].frames, GRID)
+    decoded = decode(Part(0, [Item(str(video))]), SAMPLER)
+    clip = loaded.video.clip(decoded.clips[0].frames[0], GRID)
     with torch.inference_mode():
         vector = loaded.model.embed_video(clip, 6)[0].numpy()
     (row,) = rows(out)
@@ -176,7 +194,7 @@ def test_inputs_of_every_kind(videos: Path, tmp_path: Path, monkeypatch: pytest.
 
 def test_segments_are_read_between_their_ends(videos: Path) -> None:
     part = Part(0, [Item(str(videos / "9.mp4"), 0.5, 1.0), Item(str(videos / "9.mp4"), 5.0, 6.0)])
-    decoded = decode(part, GRID, SPARSE)
+    decoded = decode(part, SAMPLER)
     (clip,) = decoded.clips
     assert (clip.start, clip.seconds) == (0.5, 0.5)
     assert "segment" in decoded.damaged[0][1]
@@ -236,11 +254,9 @@ def test_web_servers_send_files_to_the_reader(videos: Path) -> None:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         items = list_inputs([f"{address}/3.mp4", f"{address}/none.mp4"])
-        found, local = (
-            decode(Part(0, part), GRID, SPARSE) for part in (items, [Item(str(videos / "3.mp4"))])
-        )
+        found, local = (decode(Part(0, part), SAMPLER) for part in (items, [Item(str(videos / "3.mp4"))]))
         server.shutdown()
-    np.testing.assert_array_equal(found.clips[0].frames, local.clips[0].frames)
+    np.testing.assert_array_equal(found.clips[0].frames[0], local.clips[0].frames[0])
     ((path, reason),) = found.damaged
     assert path == f"{address}/none.mp4"
     assert reason.startswith("cannot be fetched (FileNotFoundError")
@@ -266,4 +282,4 @@ def test_ray_continues_what_the_local_engine_began(videos: Path, checkpoint: Pat
     finally:
         ray.shutdown()
     assert content(out) == content(whole)
-    assert json.loads((out / "job.json").read_text())["tokens"] == 12
+    assert json.loads((out / "job.json").read_text())["plan"]["keep"] == 12

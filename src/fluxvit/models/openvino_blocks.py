@@ -51,6 +51,7 @@ class OpenVINOBlocks(nn.Module):
             # Shapes whose kernels stay in memory; 5000 by default.
             "CPU_RUNTIME_CACHE_CAPACITY": 64,
         }
+        self.own_graphs = _OWN_GRAPHS
         self._process, self._lock = os.getpid(), Lock()
         # For each shape and layers; no shape means any.
         self._requests: dict[tuple[tuple[int, int] | None, tuple[int, ...]], Any] = {}
@@ -95,7 +96,7 @@ class OpenVINOBlocks(nn.Module):
 
     def _request(self, shape: tuple[int, int], layers: tuple[int, ...]) -> Any:
         """A request that computes ``layers`` and the last block for tokens of ``shape`` (clips, tokens)."""
-        own = (shape, layers) in self._requests or len(self._requests) < _OWN_GRAPHS
+        own = (shape, layers) in self._requests or len(self._requests) < self.own_graphs
         key = (shape if own else None), layers
         if key not in self._requests:
             model = build_model(self._blocks, layers)

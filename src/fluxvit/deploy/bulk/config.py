@@ -57,7 +57,8 @@ class BulkOptions(PlanOptions):
 class LabelConfig(BulkOptions):
     """Classify many videos, and write a table of their labels.
 
-    Run it again to continue an interrupted run.
+    Run it again to continue an interrupted run. With a budget for each second of video, such as 64/s, a long
+    video is sampled several times, and the mean is the answer.
 
     Args:
         top: Number of classes to store for each video.
@@ -71,5 +72,6 @@ class EmbedConfig(BulkOptions):
     """Embed many videos, and write a table of their vectors.
 
     The vectors are the pooled ones of a classifier or a pre-trained network, or the unit vectors of a dual
-    encoder. Run it again to continue an interrupted run.
+    encoder. Run it again to continue an interrupted run. With a budget for each second of video, such as
+    64/s, a long video is sampled several times, and the vector is their mean.
     """

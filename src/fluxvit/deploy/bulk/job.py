@@ -15,8 +15,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from fluxvit.deploy.bulk.config import BulkOptions, LabelConfig
+from fluxvit.deploy.bulk.decoding import Decoded, Part, decode
 from fluxvit.deploy.bulk.inputs import list_digest, list_inputs
-from fluxvit.deploy.bulk.work import Decoded, Network, Part, Result, decode, one_thread
+from fluxvit.deploy.bulk.network import Network, Result, one_thread
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.utils.ahead import map_ahead
@@ -36,11 +37,12 @@ class LocalEngine:
 
     Args:
         config: The options of the job.
-        plan: How the budget is spent; see :class:`~fluxvit.deploy.bulk.work.Network`.
+        plan: How the budget is spent; see :class:`~fluxvit.deploy.bulk.network.Network`.
     """
 
     def __init__(self, config: BulkOptions, plan: Plan | None) -> None:
-        self._config, self._network = config, Network(config, plan)
+        self._network = Network(config, plan)
+        self._config, self._plan = config, self._network.sampler.plan
         self.settings, device = self._network.settings, self._network.device
         cores = min(usable_cores(), _MOST_WORKERS)
         self._workers = config.workers or cores
@@ -52,7 +54,7 @@ class LocalEngine:
         first = self._network
         networks = SimpleQueue[Network]()
         for number in range(min(self._models, len(parts))):
-            networks.put(Network(self._config, first.plan) if number else first)
+            networks.put(Network(self._config, self._plan) if number else first)
 
         def run(decoded: Decoded) -> Result:
             network = networks.get()
@@ -61,7 +63,7 @@ class LocalEngine:
             finally:
                 networks.put(network)
 
-        read = partial(decode, grid=first.plan.grid, sampling=first.sampling)
+        read = partial(decode, sampler=first.sampler)
         return map_ahead(run, map_ahead(read, parts, self._workers), self._models)
 
 
@@ -134,10 +136,10 @@ def _engine(config: BulkOptions, plan: Plan | None) -> Any:
     return RayEngine(config, plan)
 
 
-def _plan(settings: dict[str, Any]) -> Plan:
+def _plan(settings: dict[str, Any]) -> Plan | None:
     """The plan of an earlier run: a budget in milliseconds may lead to another one if measured again."""
-    grid = SamplingGrid.parse(settings["sampled"])
-    return Plan(grid, settings["tokens"], settings["head"], settings["selector"])
+    plan = settings.get("plan")
+    return Plan(**plan | {"grid": SamplingGrid.parse(plan["grid"])}) if plan else None
 
 
 def _compare(out: Path, former: dict[str, Any] | None, settings: dict[str, Any]) -> None:

@@ -18,10 +18,9 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from fluxvit.deploy.bulk.config import BulkOptions
-from fluxvit.deploy.bulk.work import Network, Part, Result, decode
-from fluxvit.flux.grid import SamplingGrid
+from fluxvit.deploy.bulk.decoding import Part, Sampler, decode
+from fluxvit.deploy.bulk.network import Network, Result
 from fluxvit.flux.plan import Plan
-from fluxvit.video.sampling import ClipSampling
 
 
 class RayEngine:
@@ -29,7 +28,7 @@ class RayEngine:
 
     Args:
         config: The options of the job.
-        plan: How the budget is spent; see :class:`~fluxvit.deploy.bulk.work.Network`.
+        plan: How the budget is spent; see :class:`~fluxvit.deploy.bulk.network.Network`.
 
     Raises:
         ValueError: The cluster cannot be reached or is too small, or the checkpoint cannot be used.
@@ -52,7 +51,7 @@ class RayEngine:
             )
         describe = ray.remote(num_cpus=1, num_gpus=self._gpus)(_describe)
         try:
-            self.settings, self._plan, self._sampling = ray.get(describe.remote(self._config, plan))
+            self.settings, self._sampler = ray.get(describe.remote(self._config, plan))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
 
@@ -60,20 +59,20 @@ class RayEngine:
         """The results of parts, in any order."""
         if not parts:
             return
-        grid, data = self._plan.grid, cast(Any, ray.data)
+        data, grids = cast(Any, ray.data), [plan.grid for plan in self._sampler.plans]
         # A row is a part: rows are never cut.
         packed = [{"part": pickle.dumps(part)} for part in parts]
         decoded = data.from_items(packed, override_num_blocks=len(packed)).map(
             _decode,
-            fn_args=(grid, self._sampling),
+            fn_args=(self._sampler,),
             compute=TaskPoolStrategy(self._config.workers),
             num_cpus=1,
             # Frames and their copy. If tasks asked for the same as the actors, Ray would run them there.
-            memory=2 * self._config.part * grid.frames * grid.height * grid.width * 3,
+            memory=2 * self._config.part * max(3 * g.frames * g.height * g.width for g in grids),
         )
         results = decoded.map(
             _Model,
-            fn_constructor_args=(self._config, self._plan, self.settings),
+            fn_constructor_args=(self._config, self._sampler.plan, self.settings),
             compute=ActorPoolStrategy(size=self._models),
             num_cpus=1 - self._gpus,
             num_gpus=self._gpus,
@@ -100,20 +99,20 @@ def _connect(address: str) -> None:
         raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
-def _describe(config: BulkOptions, plan: Plan | None) -> tuple[dict[str, Any], Plan, ClipSampling]:
-    """The settings, the plan and the sampling of a network as the machines of the cluster load it."""
+def _describe(config: BulkOptions, plan: Plan | None) -> tuple[dict[str, Any], Sampler]:
+    """The settings and the sampler of a network as the machines of the cluster load it."""
     network = Network(config, plan)
-    return network.settings, network.plan, network.sampling
+    return network.settings, network.sampler
 
 
-def _decode(row: dict[str, bytes], grid: SamplingGrid, sampling: ClipSampling) -> dict[str, bytes]:
-    return {"decoded": pickle.dumps(decode(pickle.loads(row["part"]), grid, sampling))}
+def _decode(row: dict[str, bytes], sampler: Sampler) -> dict[str, bytes]:
+    return {"decoded": pickle.dumps(decode(pickle.loads(row["part"]), sampler))}
 
 
 class _Model:
     """The network in a process of its own."""
 
-    def __init__(self, config: BulkOptions, plan: Plan, settings: dict[str, Any]) -> None:
+    def __init__(self, config: BulkOptions, plan: Plan | None, settings: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         self._network = Network(config, plan)
         if self._network.settings != settings:

@@ -1,4 +1,4 @@
-"""What a bulk job does with one part of its videos: decode it, run the network, and make its tables.
+"""The network of a bulk job, and the tables of what it says.
 
 A part is a fixed run of the list of videos. Its clips are put into batches of one size that hold clips of no
 other part, and a network computes in one thread, because sums of several threads round differently. So the
@@ -7,9 +7,11 @@ results of a part are the same bits whoever computes it, in whatever order.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,47 +23,18 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.checkpoints.loading import load
 from fluxvit.deploy.bulk.config import BulkOptions, LabelConfig
-from fluxvit.deploy.bulk.inputs import Item, open_item
+from fluxvit.deploy.bulk.decoding import Clip, Decoded, Sampler
 from fluxvit.flux.cost import grid_cost
-from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.inference import form
+from fluxvit.models.openvino_blocks import OpenVINOBlocks
 from fluxvit.utils.system import usable_device
 from fluxvit.utils.terminal import printable
-from fluxvit.video.base import VideoError
-from fluxvit.video.sampling import ClipSampling
-from fluxvit.video.transforms import read_clips, to_tensor
+from fluxvit.video.transforms import to_tensor
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-class Part(NamedTuple):
-    """Part ``number`` of the videos of a job."""
-
-    number: int
-    items: Sequence[Item]
-
-
-class Clip(NamedTuple):
-    """A decoded video: where it starts, its seconds, and its frames uint8 ``[T, height, width, 3]``."""
-
-    path: str
-    start: float
-    seconds: float
-    frames: np.ndarray
-
-
-class Decoded(NamedTuple):
-    """A part after decoding: its clips, (path, reason) of those that cannot be read, and the seconds that it
-    took.
-    """
-
-    number: int
-    clips: list[Clip]
-    damaged: list[tuple[str, str]]
-    busy_s: float
 
 
 class Result(NamedTuple):
@@ -72,24 +45,6 @@ class Result(NamedTuple):
     damaged: pa.Table
     decode_s: float
     network_s: float
-
-
-def decode(part: Part, grid: SamplingGrid, sampling: ClipSampling) -> Decoded:
-    """Read the clips of a part."""
-    started = time.perf_counter()
-    clips, damaged = [], []
-    for item in part.items:
-        try:
-            with open_item(item.path) as reader:
-                start, end = item.span(reader.end)
-                times = sampling.times(start, end, grid.frames, reader.fps)
-                [frames] = read_clips(reader, [(times, (grid.height, grid.width))])
-        except VideoError as error:
-            reason = str(error).removeprefix(f"{printable(item.path)}: ").removeprefix("<file>: ")
-            damaged.append((item.path, reason))
-        else:
-            clips.append(Clip(item.path, start, end - start, frames))
-    return Decoded(part.number, clips, damaged, time.perf_counter() - started)
 
 
 @contextmanager
@@ -124,18 +79,23 @@ class Network:
         digest, prepared = loaded.digest(), loaded.prepared(config.precision)
         self._dual = prepared.model if isinstance(prepared, DualEncoderCheckpoint) else None
         self._video = prepared if isinstance(prepared, Checkpoint) else prepared.video
-        self.device, self.sampling = self._video.device, self._video.sampling
-        self.plan = plan = plan or self._video.plan(config.budget, config.grid)
-        self.settings: dict[str, Any] = {
-            "checkpoint": digest,
-            "form": form(self._video.model),
-            "sampled": str(plan.grid),
-            "tokens": plan.keep,
-            "head": plan.head,
-            "selector": plan.selector,
-        }
-        size = self._video.model.config.size
-        self._gflops = grid_cost(size, plan.grid, plan.keep, plan.selector).total / 1e9
+        self.device, video = self._video.device, self._video
+        rate = config.budget if config.budget and config.budget.tokens_per_s else None
+        if rate:
+            most = video.plan(None, config.grid).keep
+            plans = tuple(video.plan(tokens, config.grid) for tokens in range(1, most + 1))
+        else:
+            plans = (plan or video.plan(config.budget, config.grid),)
+        if isinstance(blocks := video.model.blocks, OpenVINOBlocks):
+            # Graphs follow from the batch alone, not from plans that were measured before or other batches.
+            blocks.clear()
+            blocks.own_graphs = 0 if rate else 1
+        self.sampler = Sampler(video.sampling, plans, rate)
+        self.settings: dict[str, Any] = {"checkpoint": digest, "form": form(video.model)}
+        if rate:
+            self.settings["plans"] = hashlib.sha256(repr(plans).encode()).hexdigest()[:16]
+        else:
+            self.settings["plan"] = asdict(plans[0]) | {"grid": str(plans[0].grid), "measured": None}
 
     def __call__(self, decoded: Decoded) -> Result:
         """The tables of a part.
@@ -145,36 +105,35 @@ class Network:
         """
         started = time.perf_counter()
         clips = decoded.clips
-        remaining = iter(clips)
-        outputs = [self._run(batch) for batch in iter(lambda: list(islice(remaining, self._batch)), [])]
-        rows = self._table(clips, np.concatenate(outputs) if outputs else None)
+        values: list[list[np.ndarray]] = [[] for _ in clips]
+        for plan in dict.fromkeys(clip.plan for clip in clips):
+            views = ((n, view) for n, clip in enumerate(clips) if clip.plan == plan for view in clip.frames)
+            while batch := list(islice(views, self._batch)):
+                outputs = self._run([view for _, view in batch], plan)
+                for (number, _), row in zip(batch, outputs, strict=True):
+                    values[number].append(check_finite(row, printable(clips[number].path)).numpy())
+        rows = self._table(clips, [np.mean(rows, axis=0) for rows in values])
         spent = time.perf_counter() - started
         return Result(decoded.number, rows, _damaged_table(decoded.damaged), decoded.busy_s, spent)
 
     @torch.inference_mode()
-    def _run(self, clips: list[Clip]) -> np.ndarray:
-        """Probabilities float64 ``[N, classes]`` or vectors fp32 ``[N, P]``."""
+    def _run(self, views: list[np.ndarray], plan: Plan) -> Tensor:
+        """Probabilities float64 ``[N, classes]`` or vectors fp32 ``[N, P]``, on the CPU."""
         # Batches have one size, because other sizes may run other kernels, which round differently.
-        padded = clips + clips[-1:] * (self._batch - len(clips))
-        video = self._video.normalize(torch.stack([to_tensor(clip.frames) for clip in padded]))
-        values = self._values(video)[: len(clips)].cpu()
-        for clip, row in zip(clips, values, strict=True):
-            check_finite(row, printable(clip.path))
-        return values.numpy()
-
-    def _values(self, video: Tensor) -> Tensor:
-        plan = self.plan
+        padded = views + views[-1:] * (self._batch - len(views))
+        video = self._video.normalize(torch.stack([to_tensor(frames) for frames in padded]))
+        settings = plan.keep, plan.head, plan.selector
         if self._dual is not None:
-            return self._dual.embed_video(video, plan.keep, plan.head, plan.selector).float()
-        out = self._video.model(video, plan.keep, plan.head, plan.selector)
-        if self._top is None:
-            return out.embedding.float()
-        return self._video.probabilities(out.logits.cpu())
+            values = self._dual.embed_video(video, *settings).float()
+        else:
+            out = self._video.model(video, *settings)
+            logits = out.logits.cpu()  # Not all devices have fp64.
+            values = out.embedding.float() if self._top is None else self._video.probabilities(logits)
+        return values[: len(views)].cpu()
 
-    def _table(self, clips: list[Clip], values: np.ndarray | None) -> pa.Table:
+    def _table(self, clips: Sequence[Clip], values: Sequence[np.ndarray]) -> pa.Table:
         import pyarrow as pa
 
-        count, plan = len(clips), self.plan
         columns: dict[str, Any] = {
             "path": pa.array([_unicode(clip.path) for clip in clips], pa.string()),
             "start": pa.array([clip.start for clip in clips], pa.float64()),
@@ -183,28 +142,36 @@ class Network:
         if self._top is not None:
             columns |= self._label_columns(values)
         else:
-            flat = pa.array(np.empty(0, np.float32) if values is None else values.ravel())
-            columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self._width)
-        columns |= {
-            "frames": pa.array([plan.grid.frames] * count, pa.int32()),
-            "tokens": pa.array([plan.keep] * count, pa.int32()),
-            "gflops": pa.array([self._gflops] * count, pa.float64()),
-        }
+            flat = np.concatenate([np.empty(0, np.float32), *map(self._unit, values)])
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), self._width)
+        spent = [self._spent(clip) for clip in clips]
+        columns["frames"] = pa.array([cost[0] for cost in spent], pa.int64())
+        columns["tokens"] = pa.array([cost[1] for cost in spent], pa.int64())
+        columns["gflops"] = pa.array([cost[2] for cost in spent], pa.float64())
         return pa.table(columns)
 
-    def _label_columns(self, probabilities: np.ndarray | None) -> dict[str, pa.Array]:
+    def _label_columns(self, probabilities: Sequence[np.ndarray]) -> dict[str, pa.Array]:
         import pyarrow as pa
 
-        values = np.empty((0, 1)) if probabilities is None else probabilities
-        order = np.argsort(-values, axis=1, kind="stable")[:, : self._top]
-        names = [[self._video.class_names[i] for i in row] for row in order]
-        scores = np.take_along_axis(values, order, axis=1).astype(np.float32).tolist()
+        orders = [np.argsort(-values, kind="stable")[: self._top] for values in probabilities]
+        names = [[self._video.class_names[i] for i in order] for order in orders]
+        scores = [values[order].tolist() for values, order in zip(probabilities, orders, strict=True)]
         return {
             "label": pa.array([row[0] for row in names], pa.string()),
             "score": pa.array([row[0] for row in scores], pa.float32()),
             "labels": pa.array(names, pa.list_(pa.string())),
             "scores": pa.array(scores, pa.list_(pa.float32())),
         }
+
+    def _unit(self, vector: np.ndarray) -> np.ndarray:
+        """The mean of views, which for a dual encoder is a unit vector again."""
+        return vector if self._dual is None else vector / np.linalg.norm(vector)
+
+    def _spent(self, clip: Clip) -> tuple[int, int, float]:
+        """Frames, tokens and GFLOPs of all views."""
+        plan, views = clip.plan, len(clip.frames)
+        cost = grid_cost(self._video.model.config.size, plan.grid, plan.keep, plan.selector)
+        return views * plan.grid.frames, views * plan.keep, views * cost.total / 1e9
 
     @property
     def _width(self) -> int:
