@@ -29,6 +29,26 @@ PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 PYTHONS_OF_LOWEST = ("3.10", "3.11", "3.12")
 ROWS = [*((python, "lowest") for python in PYTHONS_OF_LOWEST), *((python, "newest") for python in PYTHONS)]
 
+# The modules of the package that need an extra.
+EXTRAS = {
+    "": "fluxvit fluxvit.deploy.predictor fluxvit.training.trainer fluxvit.cli",
+    "report": "fluxvit.evaluation.report.page matplotlib jinja2",
+    "tensorboard": "tensorboard",
+    "huggingface": "fluxvit.checkpoints.huggingface_text transformers",
+    "hf": "fluxvit.hf accelerate",
+    "mteb": "fluxvit.hf.mteb fluxvit.hf.sentence_transformers",
+    "serve": "fluxvit.serving.app fluxvit.serving.service fluxvit.serving.run pebble uvicorn httpx",
+    "bulk": "fluxvit.deploy.bulk.job pyarrow fsspec",
+    "lance": "lance",
+    "ray": "fluxvit.deploy.bulk.on_ray",
+    "lora": "peft",
+    "chat": "gguf accelerate transformers",
+    "onnx": "onnx onnxscript onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "shards": "fsspec aiohttp",
+}
+
 _VIDEO = ("tests/video", "tests/data", "tests/deploy")
 _NETWORKS = ("tests/models", "tests/checkpoints", "tests/deploy/test_talking.py")
 # Python, the version of one library, and the tests that it matters to. The rows of ``tests`` cover av 19,
@@ -70,6 +90,19 @@ def libraries(session: nox.Session, pin: str, targets: tuple[str, ...]) -> None:
     """The tests that depend on one library, with one version of it and the newest of all others."""
     _install(session, "newest", pin)
     _pytest(session, *targets)
+
+
+@nox.session
+@nox.parametrize("extra", list(EXTRAS), ids=[extra or "base" for extra in EXTRAS])
+def extras(session: nox.Session, extra: str) -> None:
+    """The package with one extra alone: its modules import, and a command runs."""
+    session.install(os.environ.get("TORCH", "torch"))
+    session.install(f".[{extra}]" if extra else ".")
+    session.cd(session.create_tmp())  # Away from the sources.
+    for module in EXTRAS[extra].split():
+        session.run("python", "-c", f"import {module}")
+    session.run("fluxvit", "info", "fluxvit_nano_motionworld", silent=True)
+    session.run("python", "-m", "pip", "check")
 
 
 def _install(session: nox.Session, versions: str, *pins: str) -> None:
