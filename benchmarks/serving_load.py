@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -320,25 +321,18 @@ def uploads(server: Server, clip: bytes, limit: int, count: int) -> dict[str, Co
     start = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
     prefix, mb = body[: -len(clip)], bytes(1 << 20)
     over = [prefix, *[mb] * (limit // len(mb) + 2)]
-    declared = f"{start}Content-Length: {limit * 2}\r\n\r\n".encode()
+    declared = f"{start}Content-Length: {sum(map(len, over))}\r\n\r\n".encode()
     chunked = f"{start}Transfer-Encoding: chunked\r\n\r\n".encode()
     ordinary = f"{start}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
-    async def aborted(seed: int) -> Reply:
+    async def left(request: bytes, longest: float, seed: int) -> Reply:
+        """Leave after a random time, and come again with a whole request."""
         connection = Connection(server.port)
-        sending = asyncio.ensure_future(connection.send(ordinary[:-1], b"", pause=60))
-        await asyncio.sleep(random.Random(seed).uniform(0.05, 0.5))
-        connection.close()
+        sending = asyncio.ensure_future(connection.send(request))
+        await asyncio.sleep(random.Random(seed).uniform(0, longest))
+        sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-        return await Connection(server.port).send(ordinary)  # The next client is served.
-
-    async def gone(seed: int) -> Reply:
-        """Leave after everything was sent, before the answer."""
-        connection = Connection(server.port)
-        sending = asyncio.ensure_future(connection.send(ordinary))
-        await asyncio.sleep(random.Random(seed).uniform(0.001, 0.05))
         connection.close()
-        await asyncio.gather(sending, return_exceptions=True)
         return await Connection(server.port).send(ordinary)
 
     kinds: dict[str, Callable[[int], Awaitable[Reply]]] = {
@@ -347,8 +341,8 @@ def uploads(server: Server, clip: bytes, limit: int, count: int) -> dict[str, Co
         "slow": lambda _: Connection(server.port).send(
             *(ordinary[at : at + 64] for at in range(0, len(ordinary) - 64, 64)), pause=0.25
         ),
-        "aborted, then one more": aborted,
-        "gone before the answer, then one more": gone,
+        "aborted, then one more": partial(left, ordinary[:-1], 0.5),
+        "gone before the answer, then one more": partial(left, ordinary, 0.05),
     }
 
     async def run(kind: Callable[[int], Awaitable[Reply]]) -> Counter[int]:

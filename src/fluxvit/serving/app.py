@@ -9,8 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +17,10 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fluxvit import __version__
 from fluxvit.serving.errors import RequestError
@@ -48,6 +48,10 @@ _POLICY = (
     "default-src 'self'; media-src 'self' blob:; img-src 'self' blob: data:; style-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# The status of requests whose client has gone, as in nginx.
+_GONE = 499
+# Seconds for which the rest of a body that is too large is read.
+_LINGER = 5
 # Bytes of a JSON body, and of the fields beside a file.
 _MOST_JSON = 1 << 16
 
@@ -68,8 +72,10 @@ def create_app(service: Service, token: str = "") -> FastAPI:
 
     # The pages of FastAPI's documentation load files from elsewhere.
     app = FastAPI(title="fluxvit", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.middleware("http")(partial(_authorized, token=token))
+    if token:
+        app.add_middleware(_Authorized, token=token)
     app.exception_handler(RequestError)(_request_error)
+    app.exception_handler(ClientDisconnect)(_client_has_gone)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(Exception)(_unexpected)
     answers: dict[int | str, Any] = {
@@ -193,7 +199,7 @@ async def _counted(service: Service, task: str) -> AsyncIterator[None]:
         status = error.status
         raise
     except (ClientDisconnect, asyncio.CancelledError):
-        status = 499  # The client has gone; nginx uses this number, too.
+        status = _GONE
         raise
     finally:
         service.metrics.requests.labels(task, status).inc()
@@ -249,10 +255,22 @@ def _limited(request: Request, most: int) -> Callable[[], Awaitable[Any]]:
         message = await request.receive()
         received += len(message.get("body", b""))
         if received > most:
+            if message.get("more_body"):
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(_discard(request, most), _LINGER)
             raise RequestError(413, "too_large", f"the body has more than {most} bytes")
         return message
 
     return receive
+
+
+async def _discard(request: Request, most: int) -> None:
+    """Read on, because closing a connection with unread bytes resets it, and the answer may be lost."""
+    while most > 0:
+        message = await request.receive()
+        most -= len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
 
 
 def _checked(model: type[Asked], fields: dict[str, Any]) -> Asked:
@@ -264,17 +282,22 @@ def _checked(model: type[Asked], fields: dict[str, Any]) -> Asked:
         raise RequestError(400, "bad_request", f"the field {name!r}: {first['msg']}") from None
 
 
-async def _authorized(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]], token: str
-) -> Response:
-    path = request.url.path
-    public = path in ("/health", "/ready") or path == "/" or path.startswith("/page/")
-    if token and not public:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), token.encode()):
-            message = "the request needs the header Authorization: Bearer TOKEN"
-            return _error(RequestError(401, "unauthorized", message))
-    return await call_next(request)
+class _Authorized:
+    """Refuses requests without the token, except for the page and for what asks whether the server lives."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            public = path in ("/", "/health", "/ready") or path.startswith("/page/")
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self._token)
+            if not (public or right):
+                message = "the request needs the header Authorization: Bearer TOKEN"
+                return await _error(RequestError(401, "unauthorized", message))(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 def _error(error: RequestError) -> JSONResponse:
@@ -290,6 +313,10 @@ def _error(error: RequestError) -> JSONResponse:
 async def _request_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return _error(error)
+
+
+async def _client_has_gone(_: Request, error: Exception) -> Response:
+    return Response(status_code=_GONE)  # Nobody reads it.
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

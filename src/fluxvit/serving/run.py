@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import FrameType
 
 from fluxvit.serving.config import ServeConfig
@@ -33,8 +34,10 @@ def run_server(config: ServeConfig) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # Uvicorn's own repeats the signal at the end, so that the exit code is not 0.
             service.draining = True
-            super().handle_exit(sig, frame)
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
 
         async def startup(self, sockets: list | None = None) -> None:
             await super().startup(sockets)
