@@ -5,7 +5,7 @@ const DROPPED = "rgb(10 12 18 / 0.7)";
 const UNSEEN = "rgb(10 12 18 / 0.5)"; // Over DROPPED: the network does not see this part of the frame.
 const LARGEST_MAP = 56;
 const SMALLEST_MAP = 26;
-const MOST_LINES = 3; // Of maps; maps become smaller than the smallest where these are full.
+const MOST_LINES = 3; // Of maps; of a longer clip, those around the shown step are drawn.
 
 export class Overlay {
   #video;
@@ -94,23 +94,25 @@ export class Overlay {
     if (!this.#maps.length) return;
     const [steps, rows, columns] = this.#answer.kept.shape;
     const width = this.#strip.clientWidth;
-    const perLine = Math.min(steps, Math.max(Math.floor(width / SMALLEST_MAP), Math.ceil(steps / MOST_LINES)));
+    const perLine = Math.min(steps, Math.max(1, Math.floor(width / SMALLEST_MAP)));
+    const most = MOST_LINES * perLine;
+    const first = most * Math.floor((this.#step ?? 0) / most);
     const pitch = width / perLine;
     const side = Math.min((0.85 * pitch) / columns, LARGEST_MAP / Math.max(rows, columns));
     const line = rows * side + 8;
-    this.#strip.style.height = `${Math.ceil(Math.ceil(steps / perLine) * line)}px`;
+    this.#strip.style.height = `${Math.ceil(Math.min(MOST_LINES, Math.ceil(steps / perLine)) * line)}px`;
     const { context } = prepared(this.#strip);
     const styles = getComputedStyle(this.#strip);
     const [keptColour, droppedColour, ink] = ["--kept", "--rule", "--ink"].map((name) => styles.getPropertyValue(name));
     const patch = side - Math.min(1, side / 4);
-    this.#maps.forEach((map, step) => {
-      const left = ((step % perLine) + 0.5) * pitch - (side * columns) / 2;
-      const top = Math.floor(step / perLine) * line;
+    this.#maps.slice(first, first + most).forEach((map, place) => {
+      const left = ((place % perLine) + 0.5) * pitch - (side * columns) / 2;
+      const top = Math.floor(place / perLine) * line;
       map.forEach((kept, i) => {
         context.fillStyle = kept ? keptColour : droppedColour;
         context.fillRect(left + (i % columns) * side, top + Math.floor(i / columns) * side, patch, patch);
       });
-      if (step !== this.#step) return;
+      if (first + place !== this.#step) return;
       context.fillStyle = ink;
       context.fillRect(left, top + rows * side + 3, side * columns - 1, 2);
     });

@@ -6,6 +6,7 @@ import { $, clock, compact, duration, el, number, percent } from "./dom.js";
 import { Overlay } from "./overlay.js";
 
 const DEBOUNCE_MS = 200;
+const MOST_READ = 24; // Numbers that describe the kept tokens to a screen reader.
 const MOST_TICKS = 7; // Numbers below the slider.
 const SWEEP_BYTES = 50 * 2 ** 20; // A larger video is sent once for each plan only when asked for.
 
@@ -48,6 +49,7 @@ async function start() {
   makeStops();
   showBudget();
   showCurve();
+  if (state.file) ask(); // The token was asked for in the meantime.
 }
 
 const can = (task) => state.model.tasks.includes(task);
@@ -121,7 +123,6 @@ const megabytes = (bytes) => `${number(bytes / 2 ** 20)} MB`;
 video.addEventListener("loadedmetadata", () => {
   if (!video.videoWidth) return cannotPlay();
   $("#frame").style.aspectRatio = `${video.videoWidth} / ${video.videoHeight}`;
-  $("#seek").max = video.duration;
   showTime();
 });
 video.addEventListener("error", () => video.hidden || cannotPlay());
@@ -151,8 +152,10 @@ for (const event of ["play", "pause"]) {
 for (const event of ["timeupdate", "seeked"]) video.addEventListener(event, showTime);
 
 function showTime() {
-  const [now, end] = [video.currentTime, video.duration || 0];
-  const seek = $("#seek");
+  // Browsers do not know the length of some recordings before they have played them.
+  const end = Number.isFinite(video.duration) ? video.duration : (state.answer?.seconds ?? 0);
+  const [now, seek] = [video.currentTime, $("#seek")];
+  seek.max = end || 1;
   if (document.activeElement !== seek || !video.paused) seek.value = now;
   seek.style.setProperty("--part", end ? now / end : 0);
   seek.setAttribute("aria-valuetext", `${now.toFixed(1)} of ${end.toFixed(1)} seconds`);
@@ -275,11 +278,13 @@ function waiting(busy) {
 function fail(error, budget) {
   if (error.status === 401) return askForToken();
   if (error.kind === "bad_budget") {
-    // The answer and the slider stay with the budget that the server took last.
+    // The page stays with the budget that the server took last, or goes back to the server's own.
     budgetError(error.message);
+    if (budget === state.accepted) state.accepted = state.model.default_budget;
     state.budget = state.accepted;
     showBudget();
     showCurve();
+    if (!state.answer && budget !== state.budget) ask();
     return;
   }
   clearAnswer();
@@ -340,7 +345,8 @@ function showKept(answer) {
   const counts = overlay.counts;
   $("#strip").hidden = !kept;
   $(".switch").hidden = !kept || video.hidden;
-  $("#strip").setAttribute("aria-label", `Kept tokens over time, of ${counts.length} steps: ${counts.join(", ")}.`);
+  const summary = counts.length > MOST_READ ? `${Math.min(...counts)} to ${Math.max(...counts)} at a step` : counts.join(", ");
+  $("#strip").setAttribute("aria-label", `Kept tokens over time: ${summary}.`);
   $("#kept").textContent = kept
     ? `${number(kept.indices.length)} of ${number(pool(answer))} tokens kept, at ${counts.length} steps of time.`
     : `All ${number(pool(answer))} tokens are kept.`;
