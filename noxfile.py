@@ -107,11 +107,13 @@ def extras(session: nox.Session, extra: str) -> None:
 
 def _install(session: nox.Session, versions: str, *pins: str) -> None:
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras["report"], *extras["huggingface"]]
-    wanted += [line for line in extras["lora"] if not line.startswith("fluxvit")]
-    wanted += [tool for tool in extras["dev"] if not tool.startswith("fluxvit")]
+    # fluxvit.hf needs a newer transformers than the rest.
+    names = ["report", "huggingface", "lora", "serve", "bulk", "lance", "dev"]
+    names += ["hf", "mteb", "ray"] if versions == "newest" else []
+    lines = [line for name in names for line in extras[name] if not line.startswith("fluxvit")]
+    wanted = [*PROJECT["dependencies"], *lines]
     if versions == "lowest":
-        wanted = [line.replace(">=", "==") for line in wanted]
+        wanted = [line.replace(">=", "==") for line in wanted if not line.startswith("ray")]
     # PyTorch is in the same call as all else: otherwise pip may replace it.
     session.install(*wanted, *pins)
     session.install("--no-deps", "-e", ".")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", minversion="5")
 
 from transformers import AutoModel, AutoModelForVideoClassification, Trainer, TrainingArguments, pipeline
 

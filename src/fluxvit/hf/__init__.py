@@ -16,10 +16,11 @@ try:
 
     # Its name in `transformers` itself needs torchvision; the pipeline takes it from here.
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-except ImportError as error:
-    raise ImportError("fluxvit.hf needs the package transformers: pip install 'fluxvit[hf]'") from error
 
-from fluxvit.hf.configuration import FluxViTConfig
+    from fluxvit.hf.configuration import FluxViTConfig  # Older ones lack what it imports.
+except ImportError as error:
+    raise ImportError("fluxvit.hf needs transformers 5 or newer: pip install 'fluxvit[hf]'") from error
+
 from fluxvit.hf.modeling import FluxViTForVideoClassification, FluxViTModel, FluxViTPreTrainedModel
 from fluxvit.hf.processing import FluxViTVideoProcessor
 
