@@ -310,7 +310,7 @@ def test_map_takes_few_videos_ahead_and_ends_when_it_is_closed(checkpoint: Path,
         assert len(taken) <= count + 3
     answers.close()
     assert len(taken) <= 5
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_map_raises_what_is_not_the_fault_of_a_video(checkpoint: Path) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +23,7 @@ from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViTOutput
 from fluxvit.models.inference import Backend
 from fluxvit.models.openvino_blocks import OpenVINOBlocks
+from fluxvit.utils.ahead import map_ahead
 from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
@@ -312,30 +310,14 @@ def read_ahead(
     """
     if ahead < 1:
         raise ValueError(f"ahead is {ahead}; at least one video must be decoded at a time")
-    return _read_ahead(iter(videos), read, answer, ahead)
 
-
-def _read_ahead(
-    videos: Iterator[VideoInput],
-    read: Callable[[VideoInput], T],
-    answer: Callable[[T], Prediction],
-    ahead: int,
-) -> Iterator[Prediction | VideoError]:
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(ahead, thread_name_prefix="decode") as pool:
+    def attempt(function: Callable[[Any], Any], value: Any) -> Any:
         try:
-            while True:
-                waiting.extend(pool.submit(read, video) for video in islice(videos, ahead + 1 - len(waiting)))
-                if not waiting:
-                    return
-                try:
-                    answered = answer(waiting.popleft().result())
-                except VideoError as error:
-                    yield error
-                else:
-                    yield answered
-        finally:
-            pool.shutdown(cancel_futures=True)
+            return value if isinstance(value, VideoError) else function(value)
+        except VideoError as error:
+            return error
+
+    return (attempt(answer, sampled) for sampled in map_ahead(partial(attempt, read), videos, ahead))
 
 
 @cache

@@ -25,7 +25,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> I
     """
     remaining = iter(items)
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
         try:
             while True:
                 free = threads + 1 - len(waiting)
