@@ -107,7 +107,8 @@ def encoded(path: Path, codec: str) -> Path:
     return path
 
 
-def test_labels_and_overlay_follow_the_budget(browser: Any, classifier: str, clip: Path) -> None:
+def test_labels_and_overlay_follow_the_budget(browser: Any, classifier: str, tmp_path: Path) -> None:
+    clip = encoded(tmp_path / "clip.webm", "libvpx")
     with opened(browser, classifier, viewport={"width": 1440, "height": 900}) as (page, errors):
         page.set_input_files("#file", clip)
         best = page.locator("#labels li").first.locator(".label")
@@ -120,6 +121,7 @@ def test_labels_and_overlay_follow_the_budget(browser: Any, classifier: str, cli
         stops = page.locator("#ticks span").all_inner_texts()
         expect(page.locator("#plot circle.score")).to_have_count(len(stops))  # They are asked in turn.
 
+        expect(page.locator("#overlay")).to_have_attribute("data-step", re.compile("[1-9]"))  # It plays.
         page.locator("#play").click()
         expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
         before, labels = page.evaluate(DRAWN), page.inner_text("#labels")
@@ -148,9 +150,12 @@ def test_labels_and_overlay_follow_the_budget(browser: Any, classifier: str, cli
 
 def test_what_the_browser_plays_and_what_it_cannot(browser: Any, classifier: str, tmp_path: Path) -> None:
     with opened(browser, classifier) as (page, errors):
-        page.set_input_files("#file", encoded(tmp_path / "clip.webm", "libvpx"))
+        page.set_input_files("#file", encoded(tmp_path / "clip.mp4", "libx264"))
         expect(page.locator("#labels li")).to_have_count(5)
-        expect(page.locator("#overlay")).to_have_attribute("data-step", re.compile("[1-9]"))  # It plays.
+        if page.evaluate(
+            """video.canPlayType('video/mp4; codecs="avc1.42E01E"')"""
+        ):  # Some builds lack H.264.
+            expect(page.locator("#overlay")).to_have_attribute("data-step", re.compile("[1-9]"))
         page.set_input_files("#other", encoded(tmp_path / "clip.avi", "mpeg4"))
         expect(page.locator("#unplayable")).to_contain_text("The server reads it all the same")
         expect(page.locator("#labels li")).to_have_count(5)
