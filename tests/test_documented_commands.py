@@ -135,13 +135,14 @@ def test_the_names_and_pages_of_the_reference_exist() -> None:
             assert hasattr(import_module(module), attribute), f"{page}: {name}"
 
 
-def test_the_cells_of_the_notebook_are_python() -> None:
-    """``tests/slow/test_quickstart.py`` runs them."""
-    cells = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+@pytest.mark.parametrize("name", ["quickstart.ipynb", "huggingface.ipynb"])
+def test_the_cells_of_a_notebook_are_python(name: str) -> None:
+    """``tests/slow/test_notebooks.py`` runs them."""
+    cells = json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert len(code) > 4
     for source in code:
-        compile(source, "quickstart.ipynb", "exec")
+        compile(source, name, "exec")
     assert not any(cell.get("outputs") for cell in cells)
 
 

@@ -123,7 +123,7 @@ def test_the_processor_takes_what_the_predictor_takes(checkpoint: Path, clip: Pa
     inputs = processor(str(clip), 12)
     assert inputs["pixel_values_videos"].shape == (1, 8, 3, 16, 32)
     assert inputs["budget"] == 12
-    for video in (clip, clip.read_bytes(), [clip]):
+    for video in (clip, clip.read_bytes(), [clip], {"path": None, "bytes": clip.read_bytes()}):
         assert torch.equal(processor(video, 12)["pixel_values_videos"], inputs["pixel_values_videos"])
     frames = np.zeros((8, 40, 40, 3), np.uint8)
     many = processor([frames, list(frames)])["pixel_values_videos"]
@@ -312,6 +312,15 @@ def test_push_to_hub_uploads_a_folder_that_both_load(
     model.push_to_hub("name", token="secret")
     assert uploads[0]["revision"] == "v1"
     assert [upload["ignore_patterns"] for upload in uploads] == [None, ["README.md"]]
+
+
+def test_labels_of_another_task_replace_the_former_ones(checkpoint: Path, tmp_path: Path) -> None:
+    model = load(checkpoint, id2label={0: "yes", 1: "no"}, ignore_mismatched_sizes=True)
+    assert model.config.label2id == {"yes": 0, "no": 1}
+    model.save_pretrained(tmp_path / "saved")
+    assert Checkpoint.load(tmp_path / "saved").labels == ["yes", "no"]
+    weights = [head.fc.weight for head in model.model.heads]
+    assert all(weight.shape == (2, 16) and 0.005 < weight.std() < 0.05 for weight in weights)
 
 
 def test_a_configuration_makes_a_new_model_of_a_named_size() -> None:

@@ -78,6 +78,8 @@ class FluxViTPreTrainedModel(PreTrainedModel):
                 f"attn_implementation {config._attn_implementation!r}: FluxViT has sdpa, PyTorch's "
                 "scaled_dot_product_attention, which chooses a kernel itself; leave the option out"
             )
+        # from_pretrained(id2label=...) leaves the numbers of the former labels.
+        config.label2id = {str(label): int(i) for i, label in (config.id2label or {}).items()}
         self.model = FluxViT(config.architecture)
         self._forgot_accuracy = False
         self.post_init()
@@ -326,14 +328,13 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
         else:
             choices = [budgets]
         outputs = self._classify(clips, choices, head, selector or "group_dynamic")
-        output = outputs[0]
-        if labels is not None:
-            losses = [
-                self.loss_function(labels=labels, pooled_logits=each.logits, config=self.config)
-                for each in outputs
-            ]
-            output.loss = torch.stack(losses).mean()
-        return output
+        if labels is None:
+            return outputs[0]
+        losses = [
+            self.loss_function(labels=labels, pooled_logits=output.logits, config=self.config)
+            for output in outputs
+        ]
+        return FluxViTClassifierOutput(loss=torch.stack(losses).mean(), **outputs[0])
 
     def _classify(
         self,

@@ -14,10 +14,9 @@ from transformers import BatchFeature
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
+from fluxvit.hf.clips import read_clip
 from fluxvit.hf.configuration import FluxViTConfig
-from fluxvit.video.inputs import VideoInput
-from fluxvit.video.reader import open_video
-from fluxvit.video.transforms import normalize, read_clips, to_tensor
+from fluxvit.video.transforms import normalize
 
 
 class FluxViTVideoProcessor:
@@ -86,22 +85,21 @@ class FluxViTVideoProcessor:
 
     def __call__(
         self,
-        videos: VideoInput | Sequence[VideoInput],
+        videos: Any,
         budget: Budget | int | str | None = None,
         *,
         num_frames: int | None = None,
-        fps: float | None = None,
         do_sample_frames: bool = True,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Read videos for a model.
 
         Args:
-            videos: A video or a list of videos: paths, bytes, open files, or frames; see
-                :func:`~fluxvit.video.reader.open_video`. A list of images is one video.
+            videos: A video or a list of videos. A video is a path, the bytes of a file, an open file, frames
+                uint8 ``[T, H, W, 3]`` or ``[T, 3, H, W]``, a list of images, or a video of ``datasets`` that
+                is not decoded, ``{"path": ..., "bytes": ...}``.
             budget: What a clip may cost; None: the budget of the processor.
             num_frames: Frames to sample; None: those of the budget's plan.
-            fps: Frames per second of folders of frames and of frames in memory; None: 25.
             do_sample_frames: Must be True, as pipelines say it.
             return_tensors: ``pt`` or ``np``.
 
@@ -118,7 +116,7 @@ class FluxViTVideoProcessor:
                 "do_sample_frames=False: frames are sampled; to use all, give num_frames=len(frames)"
             )
         plan = self.plan(budget, num_frames)
-        clips = [self._clip(video, plan.grid, fps) for video in _each(videos)]
+        clips = [self._clip(video, plan.grid) for video in _each(videos)]
         features = BatchFeature({"pixel_values_videos": torch.stack(clips)}, tensor_type=return_tensors)
         features["budget"] = plan.keep
         if plan.head is not None:
@@ -145,13 +143,10 @@ class FluxViTVideoProcessor:
             "pixel_values_videos": torch.stack(clips) if is_one_grid else _ClipList(clips),
         }
 
-    def _clip(self, video: VideoInput, grid: SamplingGrid, fps: float | None) -> Tensor:
+    def _clip(self, video: Any, grid: SamplingGrid) -> Tensor:
         """A normalised clip ``[T, 3, height, width]``."""
-        with open_video(video, fps=fps) as reader:
-            times = self._checkpoint.sampling.times(0, reader.end, grid.frames, reader.fps)
-            (frames,) = read_clips(reader, [(times, (grid.height, grid.width))])
-        clip = normalize(to_tensor(frames), self._checkpoint.mean, self._checkpoint.std)
-        return clip.transpose(0, 1).contiguous()
+        clip = read_clip(video, grid, self._checkpoint.sampling)
+        return normalize(clip, self._checkpoint.mean, self._checkpoint.std).transpose(0, 1).contiguous()
 
 
 class _ClipList(list[Tensor]):
@@ -161,10 +156,9 @@ class _ClipList(list[Tensor]):
         return sum(clip.numel() for clip in self)
 
 
-def _each(videos: Any) -> Sequence[VideoInput]:
-    """The videos of a list; a list of images is one video."""
+def _each(videos: Any) -> Sequence[Any]:
+    """The videos of a list; a list of images, arrays or those of PIL, is one video."""
     if not isinstance(videos, list | tuple) or not videos:
         return [videos]
-    first = videos[0]
-    is_video = isinstance(first, str | bytes | os.PathLike | list | tuple) or hasattr(first, "read")
-    return videos if is_video or getattr(first, "ndim", 0) == 4 else [videos]
+    is_image = getattr(videos[0], "ndim", 0) == 3 or hasattr(videos[0], "convert")
+    return [videos] if is_image else videos
