@@ -4,6 +4,7 @@ import { ApiError, request, setToken } from "./api.js";
 import { drawCurve, fillTable } from "./curve.js";
 import { $, clock, compact, duration, el, number, percent } from "./dom.js";
 import { Overlay } from "./overlay.js";
+import { fillHits, onSubmit } from "./words.js";
 
 const DEBOUNCE_MS = 200;
 const MOST_READ = 24; // Numbers that describe the kept tokens to a screen reader.
@@ -460,47 +461,14 @@ function untilVisible(signal) {
 
 // ---- Words ----
 
-function onSubmit(section, act) {
-  const error = section.querySelector(".error");
-  let running = null;
-  section.querySelector("form").addEventListener("submit", async (event) => {
-    event.preventDefault();
-    running?.abort();
-    const mine = (running = new AbortController());
-    error.textContent = "";
-    section.setAttribute("aria-busy", true);
-    try {
-      await act(mine.signal);
-    } catch (failure) {
-      if (failure.status === 401) askForToken();
-      else if (!mine.signal.aborted) error.textContent = failure.message;
-    } finally {
-      if (running === mine) section.setAttribute("aria-busy", false);
-    }
-  });
-}
-
 onSubmit($("#search"), async (signal) => {
   const text = $("#text").value.trim();
   if (!text) return;
   const wait = (seconds) => say(`The server is busy; the page tries again in ${number(seconds)} s.`, $("#found"));
   const { results } = await request("v1/search", { body: { text, top: 5 }, signal, onwait: wait });
   $("#found").textContent = results.length ? `${results.length} moments, best first` : "Nothing was found.";
-  $("#results").replaceChildren(
-    ...results.map(({ video: path, start, end, score }) => {
-      const cut = Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\")) + 1;
-      const name = el("span", { class: "label", title: path }, el("b", { text: path.slice(cut) }));
-      if (cut) name.append(" ", el("small", { text: path.slice(0, cut) }));
-      return el(
-        "li",
-        {},
-        name,
-        el("span", { class: "span", text: `${clock(start, true)} to ${clock(end, true)}` }),
-        el("span", { class: "score", text: score.toFixed(2) }),
-      );
-    }),
-  );
-});
+  fillHits($("#results"), results);
+}, askForToken);
 
 onSubmit($("#chat"), async (signal) => {
   const question = $("#question").value.trim();
@@ -515,6 +483,6 @@ onSubmit($("#chat"), async (signal) => {
     $("#reply").textContent = "";
     throw error;
   }
-});
+}, askForToken);
 
 start();
