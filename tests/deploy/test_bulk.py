@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -269,7 +270,20 @@ def test_missing_packages_are_named(videos: Path, monkeypatch: pytest.MonkeyPatc
             job.run_bulk(LabelConfig(inputs=(str(videos),), **options))
 
 
-def test_ray_continues_what_the_local_engine_began(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_ray_cluster_that_does_not_answer(
+    videos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert run("label", videos, tmp_path / "out", checkpoint, "--engine=ray", f"--address={address}") == 2
+    assert f"--address {address}: no Ray cluster answers there" in capsys.readouterr().err
+
+
+def test_ray_continues_what_the_local_engine_began(
+    videos: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ray = pytest.importorskip("ray")
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert run("label", videos, whole, checkpoint) == 2
@@ -279,6 +293,8 @@ def test_ray_continues_what_the_local_engine_began(videos: Path, checkpoint: Pat
     ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         assert run("label", videos, out, checkpoint, "--engine=ray") == 2
+        assert run("label", videos, out, checkpoint, "--engine=ray", "--models=2") == 2
+        assert "--models 2: the Ray cluster has 2 CPUs and 0 GPUs" in capsys.readouterr().err
     finally:
         ray.shutdown()
     assert content(out) == content(whole)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from fluxvit.deploy.bulk.config import BulkOptions
 from fluxvit.deploy.bulk.decoding import Part, Sampler, decode
 from fluxvit.deploy.bulk.network import Network, Result
 from fluxvit.flux.plan import Plan
+
+# Longest time that a cluster may take to answer, in seconds.
+_REACH_S = 10.0
 
 
 class RayEngine:
@@ -88,14 +92,17 @@ def _connect(address: str) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():  # Ray itself waits for minutes.
+            socket.create_connection((host, int(port)), timeout=_REACH_S).close()
         ray.init(
             address or "local",
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
