@@ -262,6 +262,16 @@ def test_no_window_contains_a_gap(live: bool, checkpoint: Path) -> None:
         ]  # fmt: skip
 
 
+def test_a_picture_that_is_shown_for_long_is_prepared_once(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, prepared = Predictor(checkpoint, 12), []
+    clip = predictor.checkpoint.clip
+    monkeypatch.setattr(predictor.checkpoint, "clip", lambda *given: prepared.append(0) or clip(*given))
+    assert len(list(StreamingPredictor(predictor, 8, 2)(at(noise(4), fps=1 / 16)))) == 29
+    assert len(prepared) == 4
+
+
 def test_leaving_releases_the_source(checkpoint: Path) -> None:
     tap = Tap([8, 1])
     answers = StreamingPredictor(Predictor(checkpoint, 12), 8)(tap)

@@ -217,11 +217,14 @@ class StreamingPredictor:
         for part in source.parts(period):
             start, count = max(part.start, end), 0  # Frames may have come faster than the clock.
             with closing(part.images):
+                former: list[np.ndarray] = []
                 while group := list(itertools.islice(part.images, size)):
                     if len(group) == size:
-                        video = self._predictor.checkpoint.clip(np.stack(group), grid)
+                        # A picture that is shown for long, as after dropped ones, is prepared once.
+                        if len(former) != size or any(a is not b for a, b in zip(group, former, strict=True)):
+                            video = self._predictor.checkpoint.clip(np.stack(group), grid)
                         yield Tubelet(video, count // size, start, part.gap, source.arrived)
-                    count += len(group)
+                    count, former = count + len(group), group
             most, end = max(most, count), start + count * period
         if most < grid.frames:
             raise VideoError.of(

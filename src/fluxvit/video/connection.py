@@ -183,6 +183,7 @@ class Address:
             if failure is not None:
                 raise failure
         finally:
+            failure = None  # Its traceback refers to this frame, and both would keep the decoder.
             done.set()
 
     def error(self, reason: str) -> VideoError:

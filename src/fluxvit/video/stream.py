@@ -42,8 +42,9 @@ _PIPE_CURE = "; mp4 with its index at the end cannot be read from a pipe: use ff
 LONGEST_STILL_S = 600.0
 """The longest time in seconds that one frame of a stream is shown; a longer gap is a leap of the clock."""
 _SAMPLES_AT_ONCE = 1 << 16
-# Waits before a lost stream is opened again; they are short again after one that held for a while.
-_FIRST_DELAY_S, _LONGEST_DELAY_S, _STEADY_S = 1.0, 30.0, 5.0
+# Waits before a lost stream is opened again. They begin anew after a connection that held for longer than the
+# first of them.
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 30.0
 
 
 class Part(NamedTuple):
@@ -214,12 +215,11 @@ class _Encoded(FrameSource):
             images = TimedFrames(pictures, convert=self._converter()).sample(period)
             yield Part(start - began, start - ended, images)
             ended = pictures.last.arrived
-            if self._reconnect and not self._address.left.is_set():
-                pictures = self._again(pictures)
-            elif pictures.loss:
-                raise pictures.loss
-            else:
+            if self._address.left.is_set() or not (self._reconnect or pictures.loss):
                 return
+            if not self._reconnect and pictures.loss:
+                raise pictures.loss
+            pictures = self._again(pictures)
 
     def close(self) -> None:
         self._address.left.set()
@@ -232,7 +232,7 @@ class _Encoded(FrameSource):
         """The next connection, or None if nobody waits for it any more."""
         loss = lost.loss or VideoError.of(self.name, "ended")
         _log.warning("%s; it is tried again for up to %g seconds", loss, self._reconnect)
-        if lost.last.arrived - lost.first.arrived > _STEADY_S:
+        if lost.last.arrived - lost.first.arrived > _FIRST_DELAY_S:
             self._delay = _FIRST_DELAY_S
         until = time.monotonic() + self._reconnect
         while not self._address.left.wait(max(0.0, min(self._delay, until - time.monotonic()))):
@@ -285,7 +285,8 @@ class _Pictures:
                 self.last = picture
                 yield picture.seconds, picture
         except VideoError as error:
-            self.loss = error
+            # Its traceback refers to this object, and both would keep the decoder.
+            self.loss = error.with_traceback(None)
 
 
 def open_stream(address: str, *, live: bool | None = None, reconnect: float = 0.0) -> FrameSource:
