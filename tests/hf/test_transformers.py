@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,20 @@ def test_the_processor_takes_what_the_predictor_takes(checkpoint: Path, clip: Pa
     assert many.shape == (2, 8, 3, 24, 24)
     assert processor(list(frames), num_frames=4, budget=6)["pixel_values_videos"].shape[:2] == (1, 4)
     assert isinstance(processor(frames, return_tensors="np")["pixel_values_videos"], np.ndarray)
+
+
+def test_grids_may_keep_the_aspect_of_videos(checkpoint: Path) -> None:
+    processor = FluxViTVideoProcessor.from_pretrained(checkpoint, 12, keep_aspect=True)
+    model = load(checkpoint)
+    wide, tall, square = ((20, 30, 60, 3), (20, 90, 30, 3), (20, 40, 40, 3))
+    rng = np.random.default_rng(0)
+    videos = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in (wide, tall, square, wide)]
+    inputs = processor(videos)  # The grid is 8x16x32: 4 times 8 tokens.
+    sizes = [tuple(clip.shape) for clip in inputs["pixel_values_videos"]]
+    assert sizes == [(8, 3, 16, 32), (8, 3, 32, 16), (8, 3, 16, 24), (8, 3, 16, 32)]
+    assert [len(kept) for kept in model(**inputs).kept] == [12] * 4
+    assert processor(videos[0])["pixel_values_videos"].shape == (1, 8, 3, 16, 32)
+    assert len(processor(videos[1], 32)["pixel_values_videos"]) == 1  # The whole pool: no patch is lost.
 
 
 def test_a_budget_is_kept_or_refused(checkpoint: Path, clip: Path, tmp_path: Path) -> None:
@@ -283,6 +298,9 @@ def test_measured_accuracy_is_in_the_card_until_the_weights_change(tmp_path: Pat
     trained = Checkpoint.load(tmp_path / "trained")
     assert trained.cascades == []
     assert [plan.measured for plan in trained.plans] == [None]
+    assert trained.provenance["license"] == "cc0-1.0"
+    assert "trained in transformers" in trained.provenance["made_by"]
+    assert trained.provenance["start"] == {"made_by": "a test"}
 
 
 def test_push_to_hub_uploads_a_folder_that_both_load(
@@ -337,6 +355,14 @@ def test_a_configuration_makes_a_new_model_of_a_named_size() -> None:
         FluxViTForVideoClassification(FluxViTConfig(model="fluxvit_nano", num_labels=0))
     with pytest.raises(ValueError, match="depth"):
         FluxViTConfig(model={"depth": "4"})
+
+
+def test_the_extra_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("fluxvit.hf")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'fluxvit\[hf\]'"):
+        import_module("fluxvit.hf")
 
 
 def test_a_folder_can_carry_its_own_code(

@@ -99,6 +99,24 @@ class SamplingGrid:
         return frames * height * width
 
 
+def with_aspect(grid: SamplingGrid, aspect: float, patch_size: int, least: int = 1) -> SamplingGrid:
+    """The shape of a grid's frames that is nearest to that of a video, so that little is cropped.
+
+    Args:
+        grid: The grid. The result has as many frames, at most as many patches, and at least three quarters.
+        aspect: Width of the video over its height.
+        patch_size: Side of a patch in pixels.
+        least: Patches that each frame must have at least, no more than the grid's.
+    """
+    most = grid.height // patch_size * (grid.width // patch_size)
+    least = max(least, math.ceil(0.75 * most))
+    shapes = [(h, w) for h in range(1, most + 1) for w in range(1, most // h + 1) if h * w >= least]
+    height, width = min(
+        shapes, key=lambda shape: (abs(math.log(shape[1] / shape[0] / aspect)), -math.prod(shape))
+    )
+    return SamplingGrid(grid.frames, height * patch_size, width * patch_size)
+
+
 def max_pool() -> int:
     """Largest number of tokens in the pool of a clip in this process.
 

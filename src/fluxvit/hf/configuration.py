@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
+from fluxvit import __version__
 from fluxvit.checkpoints.checkpoint import PLANS, Checkpoint, read_facts
 from fluxvit.checkpoints.folder import FORMAT
 from fluxvit.models.config import FluxViTConfig as Architecture
@@ -44,6 +45,8 @@ class FluxViTConfig(PreTrainedConfig):
         plan_table: The content of ``plans.json``: known plans and cascades.
         budget: Tokens that the model keeps and that processors plan for, if a call names no budget. None: the
             model keeps all tokens, and processors plan for the largest trained budget.
+        keep_aspect: Whether processors give the grid the shape of each video, instead of cutting out the
+            middle. The number of frames and the budget stay, and the pool is at most a quarter smaller.
         num_frames: Frames that the pipeline asks processors for. None leaves them to the budget.
 
     Raises:
@@ -64,6 +67,7 @@ class FluxViTConfig(PreTrainedConfig):
         provenance: Mapping[str, Any] | None = None,
         plan_table: Any = None,
         budget: int | None = None,
+        keep_aspect: bool = False,
         num_frames: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -77,6 +81,7 @@ class FluxViTConfig(PreTrainedConfig):
         self.provenance = dict(provenance or {})
         self.plan_table = plan_table
         self.budget = budget
+        self.keep_aspect = keep_aspect
         self.num_frames = num_frames
         if kwargs.get("id2label") is None:
             if labels:
@@ -134,11 +139,17 @@ class FluxViTConfig(PreTrainedConfig):
         if file is not None:
             self.plan_table = load_json(Path(file))
 
-    def forget_accuracy(self) -> None:
-        """Drop what was measured of the plans, and the cascades: neither holds for other weights."""
+    def mark_trained(self) -> None:
+        """Say that the weights were trained further. What was measured of the plans, and the cascades, do not
+        hold for them and are dropped; what was known of their origin is that of their start.
+        """
         checkpoint = self.to_checkpoint()
         plans = [replace(plan, measured=None) for plan in checkpoint.plans]
         self.plan_table = replace(checkpoint, plans=plans, cascades=[]).plan_table
+        known = {name: value for name, value in self.provenance.items() if name != "license"}
+        kept = {"license": self.provenance["license"]} if "license" in self.provenance else {}
+        made = {"made_by": f"fluxvit {__version__}, trained in transformers"}
+        self.provenance = kept | made | ({"start": known} if known else {})
 
     # What is written -------------------------------------------------------------------------------------
 

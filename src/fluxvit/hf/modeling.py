@@ -81,7 +81,7 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         # from_pretrained(id2label=...) leaves the numbers of the former labels.
         config.label2id = {str(label): int(i) for i, label in (config.id2label or {}).items()}
         self.model = FluxViT(config.architecture)
-        self._forgot_accuracy = False
+        self._is_marked = False
         self.post_init()
 
     @classmethod
@@ -212,9 +212,9 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: A budget is no number of tokens, or is larger than the pool of its clip.
         """
-        if self.training and not self._forgot_accuracy:
-            self.config.forget_accuracy()
-            self._forgot_accuracy = True
+        if self.training and not self._is_marked:
+            self.config.mark_trained()
+            self._is_marked = True
         clips = self._clips(videos)
         given: Any = self.config.budget if budget is None else budget
         if isinstance(given, Tensor):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from fluxvit.flux.budget import Budget
-from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.grid import SamplingGrid, with_aspect
 from fluxvit.flux.plan import Plan
 from fluxvit.hf.clips import read_clip
 from fluxvit.hf.configuration import FluxViTConfig
@@ -104,7 +104,8 @@ class FluxViTVideoProcessor:
             return_tensors: ``pt`` or ``np``.
 
         Returns:
-            ``pixel_values_videos`` ``[B, T, 3, H, W]``; ``budget``, the tokens to keep; and ``head`` and
+            ``pixel_values_videos`` ``[B, T, 3, H, W]``, or a list of clips ``[T, 3, H, W]`` where
+            ``keep_aspect`` gives them several sizes; ``budget``, the tokens to keep; and ``head`` and
             ``selector``, where the plan of the checkpoint names them.
 
         Raises:
@@ -116,8 +117,11 @@ class FluxViTVideoProcessor:
                 "do_sample_frames=False: frames are sampled; to use all, give num_frames=len(frames)"
             )
         plan = self.plan(budget, num_frames)
-        clips = [self._clip(video, plan.grid) for video in _each(videos)]
-        features = BatchFeature({"pixel_values_videos": torch.stack(clips)}, tensor_type=return_tensors)
+        clips = [self._clip(video, plan) for video in _each(videos)]
+        if len({clip.shape for clip in clips}) == 1:
+            features = BatchFeature({"pixel_values_videos": torch.stack(clips)}, tensor_type=return_tensors)
+        else:
+            features = BatchFeature({"pixel_values_videos": clips})
         features["budget"] = plan.keep
         if plan.head is not None:
             features["head"] = plan.head
@@ -143,9 +147,15 @@ class FluxViTVideoProcessor:
             "pixel_values_videos": torch.stack(clips) if is_one_grid else _ClipList(clips),
         }
 
-    def _clip(self, video: Any, grid: SamplingGrid) -> Tensor:
+    def _clip(self, video: Any, plan: Plan) -> Tensor:
         """A normalised clip ``[T, 3, height, width]``."""
-        clip = read_clip(video, grid, self._checkpoint.sampling)
+
+        def grid(aspect: float) -> SamplingGrid:
+            network = self._checkpoint.model.config
+            least = -(-plan.keep * network.tubelet_size // plan.grid.frames)
+            return with_aspect(plan.grid, aspect, network.patch_size, least)
+
+        clip = read_clip(video, grid if self.config.keep_aspect else plan.grid, self._checkpoint.sampling)
         return normalize(clip, self._checkpoint.mean, self._checkpoint.std).transpose(0, 1).contiguous()
 
 
