@@ -42,6 +42,9 @@ import torch
 from fluxvit.deploy.bench import conditions
 from fluxvit.synthetic.motionworld.dataset import MakeMotionWorldConfig, make_motionworld
 
+UPLOADS = 32
+"""Uploads of each kind at once."""
+
 LOST = 0
 """The status of a request that got no answer."""
 
@@ -144,12 +147,17 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd")), len(files)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serving(checkpoint: str, *options: str) -> Iterator[Server]:
     """A server with a checkpoint that is ready for requests. It is killed if it still runs at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "fluxvit", "serve", checkpoint, "--port", str(port), *options]
     with tempfile.TemporaryDirectory() as scratch:
         process = subprocess.Popen(command, env=os.environ | {"TMPDIR": scratch})
@@ -193,7 +201,7 @@ def drawn_clips(count: int = 16) -> list[bytes]:
         return [path.read_bytes() for path in sorted(Path(folder).rglob("*.mp4"))[:count]]
 
 
-OPTIONS = {"uploads": ("--max_bytes", "8000000", "--upload", "3")}
+OPTIONS = {"uploads": ("--max_bytes", "4000000", "--upload", "8")}
 """Options of the server for parts that would take long without."""
 
 
@@ -355,9 +363,9 @@ def uploads(server: Server, clip: bytes, limit: int, count: int) -> dict[str, Co
 def show_uploads(server: Server, args: argparse.Namespace) -> None:
     clip = drawn_clips(1)[0]
     limit = json.loads(server.get("/v1/model"))["limits"]["bytes"]
-    uploads(server, clip, limit, 1)
+    uploads(server, clip, limit, UPLOADS)
     before, memory = server.leftovers, sum(server.memory.values())
-    for name, statuses in uploads(server, clip, limit, 32).items():
+    for name, statuses in uploads(server, clip, limit, UPLOADS).items():
         print(f"uploads {name}: {dict(statuses)}")
     time.sleep(3)
     print(

@@ -57,6 +57,7 @@ class Service:
 
     Args:
         config: Options of the server.
+        batcher: What makes batches of requests.
 
     Attributes:
         draining: Whether no more requests are admitted.
@@ -65,7 +66,7 @@ class Service:
         ValueError: The checkpoint, the database, a folder or the default budget cannot be used.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, batcher: type[TokenBatcher] = TokenBatcher) -> None:
         self._folders = [_folder(name) for name in config.allow]
         self.config, self.metrics, self.engine = config, Metrics(), Engine(config)
         self.draining = False
@@ -73,7 +74,7 @@ class Service:
         count = config.decoders or usable_cores()
         self._decoders = Decoders(count, config.decode_time, config.decode_memory, limits)
         self._decoders.start()
-        self._batcher = TokenBatcher(self.engine.run, config.batch_tokens, self.metrics.batch)
+        self._batcher = batcher(self.engine.run, config.batch_tokens, self.metrics.batch)
         self._budget = lru_cache(1024)(Budget.parse)
         self._in_flight = 0
         self._between, self._last = 0.1, 0.0  # Mean seconds between answers, and when the last one was given.
