@@ -3,7 +3,7 @@
     python benchmarks/serving_load.py                          # all parts, about five minutes
     python benchmarks/serving_load.py --parts damaged --cases FOLDER
 
-The server is a process of its own. Clients send drawn clips with budgets drawn at random, each over its own
+The server is a process of its own. Clients send clips with random budgets, each over its own
 connection, and ask again as soon as they have the answer. The parts:
 
 load      one client, then many: answers a second, latency per budget, memory, and whether every answer is the
@@ -194,11 +194,13 @@ def _status(pid: int, name: str) -> int:
     return next((int(row.split()[1]) for row in rows if row.startswith(f"{name}:")), 0)
 
 
-def drawn_clips(count: int = 16) -> list[bytes]:
-    """Clips of MotionWorld."""
-    with tempfile.TemporaryDirectory() as folder:
-        make_motionworld(MakeMotionWorldConfig(out=f"{folder}/clips", videos=count, workers=1))
+def videos(folder: str | None, count: int = 16) -> list[bytes]:
+    """The first videos of a folder, or drawn ones of MotionWorld."""
+    if folder:
         return [path.read_bytes() for path in sorted(Path(folder).rglob("*.mp4"))[:count]]
+    with tempfile.TemporaryDirectory() as drawn:
+        make_motionworld(MakeMotionWorldConfig(out=f"{drawn}/clips", videos=count, workers=1))
+        return videos(drawn, count)
 
 
 OPTIONS = {"uploads": ("--max_bytes", "4000000", "--upload", "8")}
@@ -294,10 +296,9 @@ def load(
     return result
 
 
-def show_load(server: Server, args: argparse.Namespace) -> None:
-    clips = drawn_clips()
+def show_load(server: Server, clips: Sequence[bytes], args: argparse.Namespace) -> None:
     expected = expected_scores(server, clips, args.budgets)
-    alone = load(server, clips, args.budgets, expected, 1, args.seconds / 6)
+    alone = load(server, clips, args.budgets, expected, 1, args.seconds / 12)
     many = load(server, clips, args.budgets, expected, args.clients, args.seconds)
     for name, result in (("1 client", alone), (f"{args.clients} clients", many)):
         statuses = {status or "lost": count for status, count in sorted(result.statuses.items())}
@@ -309,6 +310,9 @@ def show_load(server: Server, args: argparse.Namespace) -> None:
             if times:
                 p50, p99 = (1000 * np.percentile(times, q) for q in (50, 99))
                 print(f"  {budget:>10}: {len(times):>6} answers, p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+    batches = dict(line.split() for line in server.get("/metrics").decode().splitlines() if line[:1] != "#")
+    passes, requests = (float(batches[f"fluxvit_batch_requests_{name}"]) for name in ("count", "sum"))
+    print(f"{requests / passes:.1f} requests in a pass of the network")
     print(f"throughput: {many.rate / alone.rate:.2f} times that of one client")
     print("memory, MB: " + " ".join(f"{mb:.0f}" for mb in many.memory))
     fourth = len(many.memory) // 4
@@ -360,8 +364,8 @@ def uploads(server: Server, clip: bytes, limit: int, count: int) -> dict[str, Co
     return {name: asyncio.run(run(kind)) for name, kind in kinds.items()}
 
 
-def show_uploads(server: Server, args: argparse.Namespace) -> None:
-    clip = drawn_clips(1)[0]
+def show_uploads(server: Server, clips: Sequence[bytes], args: argparse.Namespace) -> None:
+    clip = clips[0]
     limit = json.loads(server.get("/v1/model"))["limits"]["bytes"]
     uploads(server, clip, limit, UPLOADS)
     before, memory = server.leftovers, sum(server.memory.values())
@@ -427,8 +431,7 @@ def send_damaged(
     return statuses, longest
 
 
-def show_damaged(server: Server, args: argparse.Namespace) -> None:
-    clips = drawn_clips()
+def show_damaged(server: Server, clips: Sequence[bytes], args: argparse.Namespace) -> None:
     cases = (
         [path.read_bytes() for path in sorted(Path(args.cases).rglob("*")) if path.is_file()]
         if args.cases
@@ -486,8 +489,8 @@ def drain(server: Server, clips: Sequence[bytes], requests: int) -> Drain:
     return Drain(before, after, code, time.perf_counter() - start)
 
 
-def show_drain(server: Server, args: argparse.Namespace) -> None:
-    result = drain(server, drawn_clips(), args.clients)
+def show_drain(server: Server, clips: Sequence[bytes], args: argparse.Namespace) -> None:
+    result = drain(server, clips, args.clients)
     print(
         f"SIGTERM with {args.clients} requests under way: {dict(result.before)}; {result.before[LOST]} lost; "
         f"sent after it: {dict(result.after)} (0: no connection); exit code {result.code} after "
@@ -495,7 +498,7 @@ def show_drain(server: Server, args: argparse.Namespace) -> None:
     )
 
 
-PARTS: dict[str, Callable[[Server, argparse.Namespace], None]] = {
+PARTS: dict[str, Callable[[Server, Sequence[bytes], argparse.Namespace], None]] = {
     "load": show_load,
     "uploads": show_uploads,
     "damaged": show_damaged,
@@ -509,16 +512,18 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", default="fluxvit_nano_motionworld")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--budgets", nargs="+", default=["18", "36", "72", "0.02gflops"])
+    parser.add_argument("--budgets", nargs="+", default=["18", "36", "72", "0.03gflops"])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--damaged", type=int, default=2000)
     parser.add_argument("--cases", help="folder of more damaged files")
+    parser.add_argument("--videos", help="folder with .mp4 files to send; drawn ones by default")
     args = parser.parse_args()
+    clips = videos(args.videos)
     print(", ".join(f"{name} {value}" for name, value in conditions(torch.device("cpu")).items()))
     for part in args.parts:
         with serving(args.checkpoint, *OPTIONS.get(part, ())) as server:
-            PARTS[part](server, args)
+            PARTS[part](server, clips, args)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class RayBatcher(TokenBatcher):
         run: Callable[[Sequence[Any]], Sequence[Any]],
         capacity: int,
         observe: Callable[[int, int, float], None],
+        linger: Callable[[], float],
     ) -> None:
         super().__init__(run, capacity, observe)
 

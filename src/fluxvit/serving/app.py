@@ -50,6 +50,8 @@ _POLICY = (
 )
 # The status of requests whose client has gone, as in nginx.
 _GONE = 499
+# Bytes that are copied in less time than another thread takes to begin.
+_SMALL = 1 << 20
 # Seconds for which the rest of a body that is too large is read.
 _LINGER = 5
 # Bytes of a JSON body, and of the fields beside a file.
@@ -175,7 +177,10 @@ async def _about_video(
         with tempfile.NamedTemporaryFile(prefix="fluxvit-", delete=True) as file:
             if upload is not None:
                 name = Path(upload.filename or "the video").name
-                await asyncio.to_thread(_copy, upload, file)
+                if (upload.size or 0) > _SMALL:
+                    await asyncio.to_thread(_copy, upload, file)
+                else:
+                    _copy(upload, file)
             else:
                 assert asked.url is not None
                 name = asked.url

@@ -33,13 +33,13 @@ class Answered(Generic[Answer]):
 class TokenBatcher(Generic[Request, Answer]):
     """Runs requests in batches of up to a number of tokens, one batch after the other, in one thread.
 
-    A batch is what waits when the former batch is done, so that nobody waits for a batch to fill. Requests
-    run in the order in which they came.
+    A batch is what waits when the former batch is done. Requests run in the order in which they came.
 
     Args:
         run: Answers a batch of requests, in their order; it runs in the thread.
         capacity: Tokens of a batch. A larger request runs alone.
         observe: Is told the number of requests and of tokens of each batch, and its seconds.
+        linger: Gives the seconds for which a batch that is not full waits for more requests.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class TokenBatcher(Generic[Request, Answer]):
         run: Callable[[Sequence[Request]], Sequence[Answer]],
         capacity: int,
         observe: Callable[[int, int, float], None] = lambda requests, tokens, seconds: None,
+        linger: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._run, self._capacity, self._observe = run, capacity, observe
+        self._run, self._capacity, self._observe, self._linger = run, capacity, observe, linger
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._waiting: deque[_Waiting[Request, Answer]] = deque()
         self._came = asyncio.Event()
@@ -78,7 +79,12 @@ class TokenBatcher(Generic[Request, Answer]):
         while True:
             await self._came.wait()
             self._came.clear()
-            while batch := self._next():
+            while self._waiting:
+                if self.waiting_tokens < self._capacity and (seconds := self._linger()):
+                    await asyncio.sleep(seconds)
+                batch = self._next()
+                if not batch:
+                    break
                 start = loop.time()
                 try:
                     answers = await loop.run_in_executor(

@@ -140,7 +140,12 @@ class Decoders:
         # Not forked: the threads of the network do not exist in a fork.
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(count, context=context, initializer=_prepare, initargs=(megabytes,))
-        self._count = count
+        self._count, self._running = count, 0
+
+    @property
+    def saturated(self) -> bool:
+        """Whether at least as many videos wait for a process as there are processes."""
+        return self._running >= 2 * self._count
 
     def start(self) -> None:
         """Start the processes, which import their libraries meanwhile, and wait for them."""
@@ -165,8 +170,8 @@ class Decoders:
         from pebble import ProcessExpired
 
         future = asyncio.wrap_future(self._pool.schedule(work, timeout=self._seconds))
-        # Nobody may be there any more to take an error.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._running += 1
+        future.add_done_callback(self._done)
         try:
             # Shielded, because stopping a process costs more than finishing a video.
             return await asyncio.shield(future)
@@ -183,6 +188,11 @@ class Decoders:
         except MemoryError:
             message = f"{name} needs more memory to decode than the server allows"
             raise RequestError(413, "too_large", message) from None
+
+    def _done(self, future: asyncio.Future[Any]) -> None:
+        self._running -= 1
+        if not future.cancelled():
+            future.exception()  # Nobody may be there any more to take it.
 
     def close(self) -> None:
         """Stop the processes at once."""

@@ -46,6 +46,8 @@ from fluxvit.utils.system import device_name, usable_cores
 
 T = TypeVar("T")
 
+# Seconds for which batches fill while videos wait for decoding processes.
+_LINGER = 0.05
 # The share of the newest answer in the mean time between answers.
 _NEWEST = 0.05
 
@@ -74,10 +76,15 @@ class Service:
         count = config.decoders or usable_cores()
         self._decoders = Decoders(count, config.decode_time, config.decode_memory, limits)
         self._decoders.start()
-        self._batcher = batcher(self.engine.run, config.batch_tokens, self.metrics.batch)
+        self._batcher = batcher(self.engine.run, config.batch_tokens, self.metrics.batch, self._linger)
         self._budget = lru_cache(1024)(Budget.parse)
         self._in_flight = 0
         self._between, self._last = 0.1, 0.0  # Mean seconds between answers, and when the last one was given.
+
+    def _linger(self) -> float:
+        # Larger batches leave more of the processor to the decoders. Where videos wait for these anyway, the
+        # time does not count.
+        return _LINGER if self._decoders.saturated else 0.0
 
     def model(self) -> ModelAnswer:
         """What is served."""
