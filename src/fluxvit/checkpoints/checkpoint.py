@@ -99,6 +99,16 @@ class Checkpoint(FolderCheckpoint):
         """The labels, or numbers for classes without names."""
         return self.labels or [f"class {i}" for i in range(self.model.num_classes)]
 
+    @property
+    def video(self) -> Checkpoint:
+        """This checkpoint: dual encoders and chat models have one for their video side."""
+        return self
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length P of the vectors of videos."""
+        return self.model.config.pool_dim
+
     def prepared(self, precision: Precision = "auto", backend: Backend = "auto") -> Checkpoint:
         """This checkpoint with its network in the inference form
         (:func:`~fluxvit.models.inference.prepare`), which cannot be trained or saved. On CUDA devices it is
@@ -183,6 +193,18 @@ class Checkpoint(FolderCheckpoint):
     def normalize(self, video: Tensor) -> Tensor:
         """Clips ``[..., 3, T, H, W]``, normalised as in training, on the model's device."""
         return normalize(video.to(self.device), self.mean, self.std)
+
+    def embed(self, video: Tensor, plan: Plan) -> Tensor:
+        """The vectors of normalised clips ``[B, 3, T, H, W]``, fp32 ``[B, P]``."""
+        return self.vectors(self.model(video, plan.keep, plan.head, plan.selector).embedding)
+
+    def vectors(self, pooled: Tensor) -> Tensor:
+        """The vectors of videos, fp32 ``[B, P]``, which are the network's pooled vectors."""
+        return pooled.float()
+
+    def mean_vector(self, vectors: Tensor) -> Tensor:
+        """The vector ``[P]`` of a video whose clips have ``vectors`` ``[N, P]``."""
+        return vectors.mean(0)
 
     def digest(self) -> str:
         """16 hexadecimal digits that identify weights, architecture and normalisation.

@@ -16,6 +16,7 @@ import msgspec
 import torch
 from msgspec import Meta
 from torch import Tensor
+from torch.nn import functional as F
 
 from fluxvit.checkpoints.checkpoint import Checkpoint, check_plain
 from fluxvit.checkpoints.folder import (
@@ -30,6 +31,7 @@ from fluxvit.checkpoints.folder import (
 from fluxvit.checkpoints.huggingface_text import remake_text
 from fluxvit.checkpoints.state_dicts import bare, savable
 from fluxvit.data.texts import Texts
+from fluxvit.flux.plan import Plan
 from fluxvit.models.config import FluxViTConfig, Width
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.models.finite import check_finite
@@ -65,10 +67,27 @@ class DualEncoderCheckpoint(FolderCheckpoint):
     video: Checkpoint
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def embedding_dim(self) -> int:
+        """Length D of the vectors of videos and sentences."""
+        return self.model.language.dim
+
     def prepared(self, precision: Precision = "auto") -> DualEncoderCheckpoint:
         """This checkpoint with its video side in the inference form, as by :meth:`Checkpoint.prepared`."""
         video = self.video.prepared(precision)
         return replace(self, model=DualEncoder(video.model, self.model.language), video=video)
+
+    def embed(self, video: Tensor, plan: Plan) -> Tensor:
+        """Unit vectors of normalised clips ``[B, 3, T, H, W]``, fp32 ``[B, D]``."""
+        return self.model.embed_video(video, plan.keep, plan.head, plan.selector).float()
+
+    def vectors(self, pooled: Tensor) -> Tensor:
+        """Unit vectors fp32 ``[B, D]`` of the video side's pooled vectors ``[B, P]``."""
+        return self.model.language.embed_video(self.video.model, pooled).float()
+
+    def mean_vector(self, vectors: Tensor) -> Tensor:
+        """The unit vector ``[D]`` of a video whose clips have ``vectors`` ``[N, D]``."""
+        return F.normalize(vectors.mean(0), dim=0)
 
     @torch.no_grad()
     def embed_texts(self, sentences: Sequence[str]) -> Tensor:

@@ -39,6 +39,17 @@ def load(
     return Checkpoint.load(folder, device)
 
 
+def load_encoder(
+    folder: str | Path, device: str | torch.device | None = "cpu"
+) -> Checkpoint | DualEncoderCheckpoint:
+    """Read what embeds videos: a checkpoint, a dual encoder, or the video side of a chat model; see `load`.
+
+    Both have ``video``, ``embed``, ``embedding_dim``, ``digest`` and ``prepared``.
+    """
+    loaded = load(folder, device)
+    return loaded.video if isinstance(loaded, ChatCheckpoint) else loaded
+
+
 def load_or_create(name: str, device: str | torch.device = "cpu") -> Checkpoint:
     """A checkpoint, of any kind its video side, or a network of a named size with random weights.
 

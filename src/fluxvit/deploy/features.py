@@ -21,9 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
-from fluxvit.checkpoints.loading import load
+from fluxvit.checkpoints.loading import load_encoder
 from fluxvit.data.formats.layout import videos_below
 from fluxvit.data.formats.walk import LeftOut
 from fluxvit.deploy.config import FeaturesConfig
@@ -85,11 +83,9 @@ class FeatureExtractor:
     ) -> None:
         self.device, self.batch = usable_device(device), batch
         self._layers, self._tokens = (tuple(layers) or (-1,) if tokens else tuple(layers)), tokens
-        loaded = load(checkpoint, self.device)
-        if not isinstance(loaded, (Checkpoint, DualEncoderCheckpoint)):
-            loaded = loaded.video
-        self.digest, prepared = loaded.digest(), loaded.prepared(precision)
-        self._video = prepared if isinstance(prepared, Checkpoint) else prepared.video
+        loaded = load_encoder(checkpoint, self.device)
+        self.digest, self._encoder = loaded.digest(), loaded.prepared(precision)
+        self._video = self._encoder.video
         budget = None if budget is None else Budget.of(budget)
         if budget is not None and budget.tokens_per_s is not None:
             # Windows begin every stride, whose length follows from the grid if it is not given.
@@ -99,7 +95,6 @@ class FeatureExtractor:
         depth = len(self._video.model.blocks)
         if wrong := [layer for layer in self._layers if not -depth <= layer < depth]:
             raise ValueError(f"layer {wrong[0]} does not exist; this model has layers 0 to {depth - 1}")
-        self._dual = prepared.model if isinstance(prepared, DualEncoderCheckpoint) else None
         self.window = window or self._window(self.plan)
         self.stride = stride or self.window / 2
         if self.stride > self.window:
@@ -121,9 +116,7 @@ class FeatureExtractor:
                 return tokens.mean(1), None
             kept = out.kept
             return tokens, torch.arange(plan.keep).expand(len(video), -1) if kept is None else kept
-        if self._dual is not None:
-            return self._dual.embed_video(video, plan.keep, plan.head, plan.selector), None
-        return model(video, plan.keep, plan.head, plan.selector).embedding, None
+        return self._encoder.embed(video, plan), None
 
     @property
     def settings(self) -> dict[str, Any]:

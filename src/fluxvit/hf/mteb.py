@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
-from fluxvit.checkpoints.loading import load
+from fluxvit.checkpoints.loading import load_encoder
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.hf.clips import read_clip
@@ -71,12 +70,10 @@ class MTEBEncoder(AbsEncoder):
         device: str | torch.device | None = None,
         precision: Precision = "auto",
     ) -> None:
-        loaded = load(checkpoint, usable_device(device))
-        if not isinstance(loaded, Checkpoint | DualEncoderCheckpoint):
-            loaded = loaded.video
-        prepared = loaded.prepared(precision)
+        loaded = load_encoder(checkpoint, usable_device(device))
+        self._encoder = prepared = loaded.prepared(precision)
         self.dual = prepared if isinstance(prepared, DualEncoderCheckpoint) else None
-        self.video = prepared if isinstance(prepared, Checkpoint) else prepared.video
+        self.video = prepared.video
         self.plan = plan = self.video.plan(budget)
         spent = str(Budget.of(plan.keep if budget is None else budget)).replace(" ", "-")
         parameters = list(loaded.model.parameters())
@@ -86,7 +83,7 @@ class MTEBEncoder(AbsEncoder):
                 "name": f"{name or f'fluxvit/{Path(checkpoint).name}'}-{spent}",
                 "revision": f"{loaded.digest()}-{plan.grid}-{plan.keep}-{plan.selector}",
                 "modalities": ["video", "text"] if self.dual else ["video"],
-                "embed_dim": self.dual.model.language.dim if self.dual else self.video.model.config.pool_dim,
+                "embed_dim": loaded.embedding_dim,
                 "max_tokens": self.dual.texts.context if self.dual else None,
                 "n_parameters": sum(weight.numel() for weight in parameters),
                 "memory_usage_mb": sum(w.numel() * w.element_size() for w in parameters) / 2**20,
@@ -132,14 +129,10 @@ class MTEBEncoder(AbsEncoder):
         return torch.cat(rows).numpy()
 
     def _embed(self, video: Tensor | None = None, text: list[str] | None = None) -> Tensor:
-        found, plan = [], self.plan
+        found = []
         if video is not None:
-            clips = self.video.normalize(video)
-            if self.dual:
-                vectors = self.dual.model.embed_video(clips, plan.keep, plan.head, plan.selector)
-            else:
-                vectors = self.video.model(clips, plan.keep, plan.head, plan.selector).embedding
-            found.append(check_finite(vectors.float().cpu(), "videos"))
+            vectors = self._encoder.embed(self.video.normalize(video), self.plan)
+            found.append(check_finite(vectors.cpu(), "videos"))
         if text is not None:
             if self.dual is None:
                 raise ValueError(f"{self.mteb_model_meta.name} embeds no texts; give it a dual encoder")

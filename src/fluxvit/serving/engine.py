@@ -5,6 +5,7 @@ Everything except :meth:`Engine.plan` runs in the one thread of the network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -14,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from fluxvit.checkpoints.chat import ChatCheckpoint
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
 from fluxvit.checkpoints.latency import LatencyTable
-from fluxvit.checkpoints.loading import load
+from fluxvit.checkpoints.loading import load_encoder
 from fluxvit.deploy.chat import Chat
 from fluxvit.deploy.search.database import Hit, VideoDatabase
 from fluxvit.deploy.search.index import Embedder, search, settings_of
@@ -81,14 +81,13 @@ class Engine:
     def __init__(self, config: ServeConfig) -> None:
         device = usable_device(config.device)
         self._chat: Chat | None = None
-        loaded: Checkpoint | DualEncoderCheckpoint | ChatCheckpoint
+        self._encoder: Checkpoint | DualEncoderCheckpoint
         if ChatCheckpoint.is_in(config.checkpoint):
             self._chat = Chat(config.checkpoint, device=device, precision=config.precision)
-            loaded = self._chat.checkpoint
+            self._encoder = self._chat.checkpoint.video
         else:
-            loaded = load(config.checkpoint, device).prepared(config.precision)
-        self.video = loaded if isinstance(loaded, Checkpoint) else loaded.video
-        self._dual = loaded if isinstance(loaded, DualEncoderCheckpoint) else None
+            self._encoder = load_encoder(config.checkpoint, device).prepared(config.precision)
+        self.video = self._encoder.video
         self._db, self._embedder = Path(config.db), None
         classes = self.video.model.config.num_classes > 0
         self.tasks = ("classify",) * classes + ("embed",)
@@ -165,12 +164,8 @@ class Engine:
         for work in batch:
             part = outputs[first : first + len(work.clips.frames)]
             first += len(part)
-            pooled = torch.cat([out.embedding for out in part])
-            if self._dual is not None:
-                pooled = self._dual.model.language.embed_video(self.video.model, pooled)
-            embedding = pooled.float().mean(0).cpu()
-            if self._dual is not None:
-                embedding = F.normalize(embedding, dim=0)
+            vectors = self._encoder.vectors(torch.cat([out.embedding for out in part]))
+            embedding = self._encoder.mean_vector(vectors).cpu()
             probabilities = None
             if "classify" in self.tasks:
                 logits = torch.cat([out.logits.cpu() for out in part])
@@ -222,8 +217,10 @@ def _ladder(checkpoint: Checkpoint) -> list[Plan]:
         budgets = [max(1, budgets[0] // 2), *budgets]
         steps |= {*budgets, *((a + b) // 2 for a, b in pairwise(budgets))}
     table, plans = LatencyTable(checkpoint.model), []
-    for tokens in sorted(steps):
+    least = math.inf
+    for tokens in sorted(steps, reverse=True):
         plan = checkpoint.plan(tokens)
-        measured = replace(plan.measured or Measured(), latency_ms=table.measure(plan).p50)
-        plans.append(replace(plan, measured=measured))
-    return plans
+        # Other work may slow a measurement down. A plan takes no longer than those that keep more tokens.
+        least = min(least, table.measure(plan).p50)
+        plans.append(replace(plan, measured=replace(plan.measured or Measured(), latency_ms=least)))
+    return plans[::-1]

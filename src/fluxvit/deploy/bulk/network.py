@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +21,7 @@ import torch
 from torch import Tensor
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
-from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint
-from fluxvit.checkpoints.loading import load
+from fluxvit.checkpoints.loading import load_encoder
 from fluxvit.deploy.bulk.config import BulkOptions, LabelConfig
 from fluxvit.deploy.bulk.decoding import Clip, Decoded, Sampler
 from fluxvit.flux.cost import grid_cost
@@ -71,14 +71,11 @@ class Network:
 
     def __init__(self, config: BulkOptions, plan: Plan | None = None) -> None:
         self._batch, self._top = config.batch, config.top if isinstance(config, LabelConfig) else None
-        loaded = load(config.checkpoint, usable_device(config.device))
+        loaded = load_encoder(config.checkpoint, usable_device(config.device))
         if self._top is not None and not (isinstance(loaded, Checkpoint) and loaded.model.config.num_classes):
             raise ValueError(f"{config.checkpoint} has no classifier; use fluxvit embed, or a classifier")
-        if not isinstance(loaded, (Checkpoint, DualEncoderCheckpoint)):
-            loaded = loaded.video
-        digest, prepared = loaded.digest(), loaded.prepared(config.precision)
-        self._dual = prepared.model if isinstance(prepared, DualEncoderCheckpoint) else None
-        self._video = prepared if isinstance(prepared, Checkpoint) else prepared.video
+        digest, self._encoder = loaded.digest(), loaded.prepared(config.precision)
+        self._video = self._encoder.video
         self.device, video = self._video.device, self._video
         rate = config.budget if config.budget and config.budget.tokens_per_s else None
         if rate:
@@ -105,14 +102,15 @@ class Network:
         """
         started = time.perf_counter()
         clips = decoded.clips
-        values: list[list[np.ndarray]] = [[] for _ in clips]
+        values: list[list[Tensor]] = [[] for _ in clips]
         for plan in dict.fromkeys(clip.plan for clip in clips):
             views = ((n, view) for n, clip in enumerate(clips) if clip.plan == plan for view in clip.frames)
             while batch := list(islice(views, self._batch)):
                 outputs = self._run([view for _, view in batch], plan)
                 for (number, _), row in zip(batch, outputs, strict=True):
-                    values[number].append(check_finite(row, printable(clips[number].path)).numpy())
-        rows = self._table(clips, [np.mean(rows, axis=0) for rows in values])
+                    values[number].append(check_finite(row, printable(clips[number].path)))
+        mean = self._encoder.mean_vector if self._top is None else partial(torch.mean, dim=0)
+        rows = self._table(clips, [mean(torch.stack(rows)).numpy() for rows in values])
         spent = time.perf_counter() - started
         return Result(decoded.number, rows, _damaged_table(decoded.damaged), decoded.busy_s, spent)
 
@@ -122,14 +120,12 @@ class Network:
         # Batches have one size, because other sizes may run other kernels, which round differently.
         padded = views + views[-1:] * (self._batch - len(views))
         video = self._video.normalize(torch.stack([to_tensor(frames) for frames in padded]))
-        settings = plan.keep, plan.head, plan.selector
-        if self._dual is not None:
-            values = self._dual.embed_video(video, *settings).float()
+        if self._top is None:
+            values = self._encoder.embed(video, plan).cpu()
         else:
-            out = self._video.model(video, *settings)
-            logits = out.logits.cpu()  # Not all devices have fp64.
-            values = out.embedding.float() if self._top is None else self._video.probabilities(logits)
-        return values[: len(views)].cpu()
+            out = self._video.model(video, plan.keep, plan.head, plan.selector)
+            values = self._video.probabilities(out.logits.cpu())  # Not all devices have fp64.
+        return values[: len(views)]
 
     def _table(self, clips: Sequence[Clip], values: Sequence[np.ndarray]) -> pa.Table:
         import pyarrow as pa
@@ -142,8 +138,9 @@ class Network:
         if self._top is not None:
             columns |= self._label_columns(values)
         else:
-            flat = np.concatenate([np.empty(0, np.float32), *map(self._unit, values)])
-            columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), self._width)
+            flat = np.concatenate([np.empty(0, np.float32), *values])
+            width = self._encoder.embedding_dim
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
         spent = [self._spent(clip) for clip in clips]
         columns["frames"] = pa.array([cost[0] for cost in spent], pa.int64())
         columns["tokens"] = pa.array([cost[1] for cost in spent], pa.int64())
@@ -163,20 +160,11 @@ class Network:
             "scores": pa.array(scores, pa.list_(pa.float32())),
         }
 
-    def _unit(self, vector: np.ndarray) -> np.ndarray:
-        """The mean of views, which for a dual encoder is a unit vector again."""
-        return vector if self._dual is None else vector / np.linalg.norm(vector)
-
     def _spent(self, clip: Clip) -> tuple[int, int, float]:
         """Frames, tokens and GFLOPs of all views."""
         plan, views = clip.plan, len(clip.frames)
         cost = grid_cost(self._video.model.config.size, plan.grid, plan.keep, plan.selector)
         return views * plan.grid.frames, views * plan.keep, views * cost.total / 1e9
-
-    @property
-    def _width(self) -> int:
-        """The length of a vector."""
-        return self._dual.language.dim if self._dual is not None else self._video.model.config.pool_dim
 
 
 def _damaged_table(damaged: Sequence[tuple[str, str]]) -> pa.Table:
