@@ -4,17 +4,22 @@
 
 Videos of MotionWorld are made, and some of them damaged. They are labelled by the local engine, and on a Ray
 cluster of two nodes on this machine, whose command is killed (SIGKILL) when half of the parts are written and
-then given again. The files of both are compared byte by byte, and the rows one by one.
+then given again. The files of both are compared byte by byte, and the rows one by one. Two replicas of
+``examples/ray_serve.py`` on the same cluster are then asked about some of the videos.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -78,6 +83,39 @@ def compare(one: Path, other: Path) -> None:
         print(f"{folder}: {equal} of {len(tables[0])} and {len(tables[1])} rows are equal")
 
 
+def compare_served(out: Path, address: str, requests: int, options: dict[str, str]) -> None:
+    """Ask two replicas of ``examples/ray_serve.py`` about videos, and print how they differ from the rows."""
+    import httpx
+    import ray
+    import ray_serve
+    from pyarrow import parquet
+    from ray import serve
+
+    ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(ray_serve.build({**options, "replicas": "2", "decoders": "1", "device": "cpu"}))
+    rows = parquet.read_table(out / "rows").to_pylist()[:requests]
+    start = time.perf_counter()
+    base, bodies = f"http://127.0.0.1:{port}", [{"path": row["path"], "top": 5} for row in rows]
+    with httpx.Client(base_url=base, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda body: client.post("/v1/classify", json=body), bodies))
+    seconds = time.perf_counter() - start
+    best = [
+        (answer.json()["labels"][0], row)
+        for answer, row in zip(answers, rows, strict=True)
+        if answer.status_code == 200
+    ]
+    alike = sum(served["label"] == row["label"] for served, row in best)
+    gap = max(abs(served["score"] - row["score"]) for served, row in best)
+    print(f"Ray Serve, two replicas: {len(best)} of {len(rows)} requests answered in {seconds:.1f} s;")
+    print(f"    {alike} labels are those of the local engine, scores differ by at most {gap:.1g}")
+    serve.shutdown()
+    ray.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,8 +127,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="or a size, with random weights")
     parser.add_argument("--budget", type=int, default=36)
     parser.add_argument("--kill", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--requests", type=int, default=100, help="requests to Ray Serve")
     parser.add_argument("--cache", type=Path, help="folder to keep the videos in")
     args = parser.parse_args()
+    # Ray's processes import the example of the server.
+    examples = str(Path(__file__).resolve().parents[1] / "examples")
+    sys.path.append(examples)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), examples)))
     facts = conditions(torch.device("cpu"))
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     with tempfile.TemporaryDirectory() as temporary:
@@ -123,6 +166,9 @@ def main() -> None:
             label(videos, folder / "ray", *options, kill_at=half)
         label(videos, folder / "ray", *options)
         compare(folder / "local", folder / "ray")
+        if args.requests:
+            serving = {"checkpoint": checkpoint, "budget": str(args.budget), "allow": str(videos.resolve())}
+            compare_served(folder / "local", cluster.address, args.requests, serving)
         cluster.shutdown()
 
 
