@@ -157,7 +157,7 @@ def cascades(
     tuned = choose_cascades(plans, logits, labels, costs, targets, args.max_stages)
     if unit == "ms":
         tuned, costs = _retuned(model, plans, rows, single, tuned, targets, args.runs)
-    hull = _hull([(single[plan], i, _right(rows["tune"], i)) for i, plan in enumerate(plans)])
+    hull = upper_hull([(single[plan], i, _right(rows["tune"], i)) for i, plan in enumerate(plans)])
     print(f"\nmean {unit:5} {'fixed':>8} {'cascade':>8}   difference (95 %)     at most   stages")
     found = []
     for target, cascade in zip(targets, tuned, strict=True):
@@ -225,8 +225,12 @@ def _right(rows: tuple[list[Tensor], Tensor], i: int) -> Tensor:
     return (rows[0][i].argmax(-1) == rows[1]).double()
 
 
-def _hull(points: Sequence[tuple[float, int, Tensor]]) -> list[tuple[float, int]]:
-    """Costs and numbers of the plans on the upper hull of accuracy against cost."""
+def upper_hull(points: Sequence[tuple[float, int, Tensor]]) -> list[tuple[float, int]]:
+    """Costs and numbers of the plans on the upper hull of accuracy against cost.
+
+    Args:
+        points: The cost of each plan, its number, and what it had right, ``[N]``.
+    """
     hull: list[tuple[float, int, float]] = []
     for cost, i, right in sorted(points, key=lambda point: point[0]):
         accuracy = right.mean().item()
@@ -242,14 +246,25 @@ def _slope(a: tuple[float, int, float], b: tuple[float, int, float]) -> float:
     return (b[2] - a[2]) / (b[0] - a[0]) if b[0] > a[0] else math.inf
 
 
-def _tested(
+def compared(
     cascade: Cascade,
     plans: Sequence[Plan],
     rows: tuple[list[Tensor], Tensor],
     costs: Sequence[float],
     hull: list[tuple[float, int]],
-    resamples: int,
-) -> dict[str, Any]:
+) -> tuple[Tensor, float, Tensor, Tensor]:
+    """Compare a cascade with fixed plans at equal mean cost.
+
+    Args:
+        plans: The plans from which the stages and the hull were chosen.
+        rows: Logits of every plan and labels, as in :data:`Rows`.
+        costs: Cost of a clip that stops at each stage.
+        hull: The fixed plans, from :func:`upper_hull`.
+
+    Returns:
+        The stage at which each clip stops, ``[N]``; the mean cost; and what the cascade and the fixed plans
+        had right, float64 ``[N]`` each.
+    """
     logits, labels = rows
     stop, answers = follow(cascade, [logits[plans.index(plan)] for plan in cascade.stages])
     right = (answers == labels).double()
@@ -260,6 +275,18 @@ def _tested(
         low, high = hull[below], hull[below + 1]
         part = (mean - low[0]) / (high[0] - low[0])
         fixed = (1 - part) * fixed + part * _right(rows, high[1])
+    return stop, mean, right, fixed
+
+
+def _tested(
+    cascade: Cascade,
+    plans: Sequence[Plan],
+    rows: tuple[list[Tensor], Tensor],
+    costs: Sequence[float],
+    hull: list[tuple[float, int]],
+    resamples: int,
+) -> dict[str, Any]:
+    stop, mean, right, fixed = compared(cascade, plans, rows, costs, hull)
     return {
         "stages": [f"{plan.grid}:{plan.keep}" for plan in cascade.stages],
         "threshold": cascade.threshold,
