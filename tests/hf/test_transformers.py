@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from torch import Tensor
 
 pytest.importorskip("transformers", minversion="5")
 
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModel, AutoModelForVideoClassification, Trainer, TrainingArguments, pipeline
 
 import fluxvit
@@ -294,7 +294,12 @@ def test_measured_accuracy_is_in_the_card_until_the_weights_change(tmp_path: Pat
     assert len(Checkpoint.load(tmp_path / "saved").cascades) == 1
     model.train()(clips(), budget=12)
     assert "75.0%" not in model_card(model.config, "name")
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "README.md").write_text("My own words.")
     model.save_pretrained(tmp_path / "trained")
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "trained" / "README.md").read_text() == "My own words."
+    assert "75.0%" not in (tmp_path / "saved" / "README.md").read_text()
     trained = Checkpoint.load(tmp_path / "trained")
     assert trained.cascades == []
     assert [plan.measured for plan in trained.plans] == [None]
@@ -306,6 +311,7 @@ def test_measured_accuracy_is_in_the_card_until_the_weights_change(tmp_path: Pat
 def test_push_to_hub_uploads_a_folder_that_both_load(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    remote: dict[str, Path] = {}
     uploads: list[dict[str, Any]] = []
 
     class Hub:
@@ -315,21 +321,43 @@ def test_push_to_hub_uploads_a_folder_that_both_load(
         def create_repo(self, repo_id: str, **_: Any) -> Any:
             return type("Repo", (), {"repo_id": f"someone/{repo_id}"})
 
-        def file_exists(self, repo_id: str, name: str) -> bool:
-            return bool(uploads)
+        def hf_hub_download(self, repo_id: str, name: str, revision: str | None) -> str:
+            if name not in remote:
+                raise EntryNotFoundError("no such file")
+            return str(remote[name])
 
         def upload_folder(self, *, folder_path: str, **options: Any) -> str:
-            uploads.append(options)
+            uploads.append({"card": (Path(folder_path) / "README.md").exists(), **options})
             assert Checkpoint.load(folder_path).digest() == Checkpoint.load(checkpoint).digest()
-            assert "# someone/name\n" in (Path(folder_path) / "README.md").read_text()
             return "address"
 
     monkeypatch.setattr("fluxvit.hf.modeling.HfApi", Hub)
     model = load(checkpoint)
     assert model.push_to_hub("name", token="secret", revision="v1") == "address"
-    model.push_to_hub("name", token="secret")
-    assert uploads[0]["revision"] == "v1"
-    assert [upload["ignore_patterns"] for upload in uploads] == [None, ["README.md"]]
+    for text in (model_card(model.config, "someone/name"), "My own words."):
+        remote["README.md"] = tmp_path / "README.md"
+        remote["README.md"].write_text(text)
+        model.push_to_hub("name", token="secret")
+    assert uploads[0] == {
+        "card": True,
+        "repo_id": "someone/name",
+        "commit_message": "Upload model",
+        "revision": "v1",
+    }
+    assert [upload["card"] for upload in uploads] == [True, True, False]
+
+
+def test_a_clip_may_have_several_classes(tmp_path: Path) -> None:
+    model = FluxViTForVideoClassification.from_checkpoint(Checkpoint(small_model(), multi_label=True))
+    assert model.config.problem_type == "multi_label_classification"
+    labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+    out = model(clips(), budget=12, labels=labels)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(out.logits, labels)
+    torch.testing.assert_close(out.loss, expected)
+    model.save_pretrained(tmp_path / "saved")
+    assert Checkpoint.load(tmp_path / "saved").multi_label
+    half = load(tmp_path / "saved", dtype=torch.bfloat16)
+    torch.testing.assert_close(half(clips(), budget=12).logits.float(), out.logits, atol=0.02, rtol=0)
 
 
 def test_labels_of_another_task_replace_the_former_ones(checkpoint: Path, tmp_path: Path) -> None:
@@ -365,21 +393,20 @@ def test_the_extra_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) ->
         import_module("fluxvit.hf")
 
 
-def test_a_folder_can_carry_its_own_code(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Then ``trust_remote_code`` stands for ``import fluxvit.hf`` where that import cannot be added."""
-    monkeypatch.setattr(FluxViTConfig, "_auto_class", None)
-    monkeypatch.setattr(FluxViTForVideoClassification, "_auto_class", None)
-    FluxViTConfig.register_for_auto_class()
-    FluxViTForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
+def test_remote_code_stands_for_the_import(checkpoint: Path, tmp_path: Path) -> None:
+    """Where ``import fluxvit.hf`` cannot be added."""
     load(checkpoint).save_pretrained(tmp_path / "saved")
-    auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig", "AutoModelForVideoClassification"}
     code = (
+        "import sys\n"
         "from transformers import AutoModelForVideoClassification as Auto\n"
         "model = Auto.from_pretrained('saved', trust_remote_code=True)\n"
-        "assert model.config.num_labels == 5\n"
+        "assert type(model) is sys.modules['fluxvit.hf'].FluxViTForVideoClassification\n"
+        "model.save_pretrained('again')\n"
     )
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment)
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("saved", "again")
+    ]
+    files[1]["README.md"] = files[1]["README.md"].replace(b"again", b"saved")
+    assert files[0] == files[1]

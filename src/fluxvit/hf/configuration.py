@@ -23,6 +23,14 @@ from fluxvit.utils.schema import load as load_json
 from fluxvit.video.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 PREPROCESSOR = "video_preprocessor_config.json"
+_AUTO_CLASSES = {
+    "AutoConfig": "FluxViTConfig",
+    "AutoModel": "FluxViTModel",
+    "AutoModelForVideoClassification": "FluxViTForVideoClassification",
+}
+# Folders carry this line, not copies of the code: those would fail with another version of fluxvit.
+_AUTO_MODULE = "fluxvit_auto"
+_AUTO_CODE = f"from fluxvit.hf import {', '.join(_AUTO_CLASSES.values())}  # pip install 'fluxvit[hf]'\n"
 _MULTI_LABEL = "multi_label_classification"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -92,7 +100,7 @@ class FluxViTConfig(PreTrainedConfig):
         if multi_label and kwargs.get("problem_type") is None:
             kwargs["problem_type"] = _MULTI_LABEL
         super().__init__(**kwargs)
-        self.to_checkpoint()  # Checks all values.
+        self._read_facts()  # Checks all values.
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> FluxViTConfig:
@@ -106,12 +114,14 @@ class FluxViTConfig(PreTrainedConfig):
         Args:
             network: The network; None: one without weights, on the meta device.
         """
-        where = self.name_or_path or "configuration"
-        architecture, facts = read_facts(self.to_dict(), self.plan_table, where)
+        architecture, facts = self._read_facts()
         if network is None:
             with torch.device("meta"):
                 network = FluxViT(architecture)
         return Checkpoint(network, **facts)
+
+    def _read_facts(self) -> tuple[Architecture, dict[str, Any]]:
+        return read_facts(self.to_dict(), self.plan_table, self.name_or_path or "configuration")
 
     @property
     def architecture(self) -> Architecture:
@@ -127,6 +137,10 @@ class FluxViTConfig(PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Number of transformer blocks."""
         return self.architecture.depth
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing: every folder that is saved names its classes."""
 
     def read_plans(self, source: str | os.PathLike[str], **options: Any) -> None:
         """Take over the plan table of a folder or of a model on the hub, if there is one.
@@ -168,15 +182,17 @@ class FluxViTConfig(PreTrainedConfig):
         """The content of ``config.json``."""
         content = super().to_diff_dict()
         content.pop("plan_table", None)
+        content["auto_map"] = {auto: f"{_AUTO_MODULE}.{name}" for auto, name in _AUTO_CLASSES.items()}
         return content
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write ``config.json``, ``plans.json`` if there are plans, and the name of the processor's class, by
-        which pipelines find it.
+        """Write ``config.json``, ``plans.json`` if there are plans, and the names of the classes, by which
+        pipelines find the processor, and ``trust_remote_code=True`` finds the models.
         """
         write_json(Path(save_directory) / PREPROCESSOR, {"video_processor_type": "FluxViTVideoProcessor"})
+        (Path(save_directory) / f"{_AUTO_MODULE}.py").write_text(_AUTO_CODE, encoding="utf-8")
         path = Path(save_directory) / PLANS
         if self.plan_table:
             write_json(path, self.plan_table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
@@ -12,6 +13,7 @@ from fluxvit.flux.plan import Plan
 from fluxvit.hf.configuration import FluxViTConfig
 
 CARD = "README.md"
+_MARK = "<!-- Written by fluxvit. Remove this line to keep your own changes. -->"
 
 
 def model_card(config: FluxViTConfig, name: str) -> str:
@@ -33,6 +35,8 @@ def model_card(config: FluxViTConfig, name: str) -> str:
     return f"""---
 {data.to_yaml()}
 ---
+
+{_MARK}
 
 # {name}
 
@@ -66,6 +70,11 @@ The folder is a checkpoint of fluxvit, too: `fluxvit predict clip.mp4 --checkpoi
 
 {_limits(checkpoint)}
 """
+
+
+def may_replace_card(path: Path) -> bool:
+    """Whether there is no model card yet, or only one that was made here and was not changed by its owner."""
+    return not path.exists() or _MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def _classes(checkpoint: Checkpoint) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
@@ -19,7 +21,7 @@ from fluxvit.checkpoints.checkpoint import Checkpoint, check_plain
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.hf.configuration import FluxViTConfig
-from fluxvit.hf.model_card import CARD, model_card
+from fluxvit.hf.model_card import CARD, may_replace_card, model_card
 from fluxvit.models.fluxvit import FluxViT
 
 M = TypeVar("M", bound="FluxViTPreTrainedModel")
@@ -118,7 +120,7 @@ class FluxViTPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write a folder that both transformers and fluxvit load, with a model card if it has none.
+        """Write a folder that transformers and fluxvit load, with a model card unless it has another one.
 
         Arguments are those of transformers; instead of ``push_to_hub=True`` call :meth:`push_to_hub`.
         """
@@ -126,11 +128,11 @@ class FluxViTPreTrainedModel(PreTrainedModel):
             raise ValueError("save_pretrained(push_to_hub=True): save, and then call push_to_hub")
         super().save_pretrained(save_directory, is_main_process, **kwargs)
         card = Path(save_directory) / CARD
-        if is_main_process and not card.exists():
+        if is_main_process and may_replace_card(card):
             card.write_text(model_card(self.config, card.absolute().parent.name), encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
-        """Upload what ``save_pretrained`` writes. If the repository has a model card, that one stays.
+        """Upload what ``save_pretrained`` writes. A model card that somebody wrote in the repository stays.
 
         Args:
             repo_id: Name of the repository, which is made if there is none.
@@ -145,9 +147,16 @@ class FluxViTPreTrainedModel(PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / CARD).write_text(model_card(self.config, repo_id), encoding="utf-8")
             self.save_pretrained(folder)
-            ignored = [CARD] if api.file_exists(repo_id, CARD) else None
-            options = {"commit_message": "Upload model", "ignore_patterns": ignored, **kwargs}
+            with suppress(EntryNotFoundError):
+                there = Path(api.hf_hub_download(repo_id, CARD, revision=kwargs.get("revision")))
+                if not may_replace_card(there):
+                    (Path(folder) / CARD).unlink()
+            options = {"commit_message": "Upload model", **kwargs}
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing: every folder that is saved names its classes."""
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """The projection of patches."""
