@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import io
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from fluxvit.cli.commands import COMMANDS, GROUPS
 from fluxvit.utils.system import Stopped
-from fluxvit.utils.terminal import printable, say
+from fluxvit.utils.terminal import printable, say, show_log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known or COMMANDS)}"
         return _fail(f"unknown command {name!r}; {hint}")
-    _show_log()
+    show_log()
     if isinstance(sys.stdout, io.TextIOWrapper):  # Letters that the terminal lacks are escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -63,21 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         cure = "; the same command goes on" if COMMANDS[name].resumes else ""
         return _fail(f"interrupted{cure}", 130)
-
-
-class _Lines(logging.Handler):
-    """Log records as one line each on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(f"fluxvit: {printable(record.getMessage())}", error=True)
-
-
-def _show_log() -> None:
-    """Show what the package logs, such as the device that is used."""
-    log = logging.getLogger("fluxvit")
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        log.addHandler(_Lines())
 
 
 def _usage(names: Sequence[str] = ()) -> str:

@@ -10,6 +10,7 @@ the direction of text, line breaks, and bytes that are not Unicode. They are pri
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,21 @@ def say(text: object = "", *, error: bool = False, end: str = "\n", flush: bool 
     """
     file = sys.stderr if error else sys.stdout
     print(printable(text, keep="\n\t"), end=end, file=file, flush=flush)
+
+
+class _Lines(logging.Handler):
+    """Log records as one line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"fluxvit: {printable(record.getMessage())}", error=True)
+
+
+def show_log() -> None:
+    """Show what the package logs, such as the device that is used."""
+    log = logging.getLogger("fluxvit")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(_Lines())
 
 
 def json_line(value: Any) -> str:
