@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fluxvit.flux.selection import (
     SELECTORS,
+    Given,
     GroupDynamic,
     Random,
     Tube,
@@ -150,6 +151,21 @@ def test_two_sided_against_plain_loops() -> None:
         assert torch.equal(select(x, 11, name), keep_best(scores, (3, 2), 11))
 
 
+def test_moving_pixels_against_plain_loops() -> None:
+    x = torch.randn(1, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    outside = SELECTORS["two_sided_pixels"].scores(x.flatten(3))
+    expected = torch.zeros(1, 5, 3)
+    for t, i in product(range(5), range(3)):
+        inside = sum((x[0, t, i, f] - x[0, t, i, f - 1]).abs().mean() for f in (1, 2, 3)) / 3
+        expected[0, t, i] = outside[0, t, i] * inside
+    torch.testing.assert_close(SELECTORS["moving_pixels"].scores(x), expected)
+
+
+def test_moving_pixels_of_single_frames_are_two_sided() -> None:
+    x = torch.randn(2, 6, 5, 1, 12)
+    assert torch.equal(select(x, 9, "moving_pixels"), select(x.flatten(3), 9, "two_sided_pixels"))
+
+
 def test_two_sided_drops_background_that_something_has_left() -> None:
     """Something passes over an even background, one position a frame."""
     x = torch.eye(6)[None, ..., None]
@@ -158,6 +174,21 @@ def test_two_sided_drops_background_that_something_has_left() -> None:
     assert len(GroupDynamic().scores(x)[0, 1:-1, 1:-1].nonzero()) > 4
     # The first and the last frame have one neighbour.
     assert TwoSided().scores(x)[0, [0, -1]].tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]]
+
+
+def test_moving_pixels_against_plain_loops() -> None:
+    x = torch.randn(1, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    outside = SELECTORS["two_sided_pixels"].scores(x.flatten(3))
+    expected = torch.zeros(1, 5, 3)
+    for t, i in product(range(5), range(3)):
+        inside = sum((x[0, t, i, f] - x[0, t, i, f - 1]).abs().mean() for f in (1, 2, 3)) / 3
+        expected[0, t, i] = outside[0, t, i] * inside
+    torch.testing.assert_close(SELECTORS["moving_pixels"].scores(x), expected)
+
+
+def test_moving_pixels_of_single_frames_are_two_sided() -> None:
+    x = torch.randn(2, 6, 5, 1, 12)
+    assert torch.equal(select(x, 9, "moving_pixels"), select(x.flatten(3), 9, "two_sided_pixels"))
 
 
 @pytest.mark.parametrize("reads", ["nothing", "tokens"])
@@ -260,3 +291,15 @@ def test_keep_best_of_given_scores() -> None:
 def test_gathered_tokens_are_those_of_the_indices() -> None:
     tokens = torch.arange(12.0).view(2, 3, 2)
     assert gather_tokens(tokens, torch.tensor([[2], [0]])).tolist() == [[[4.0, 5.0]], [[6.0, 7.0]]]
+
+
+def test_given_scores_choose_the_tokens() -> None:
+    """The best of each group are kept, whatever the tokens are; a map ``[B, T, h, w]`` is one of tokens."""
+    scores = torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    kept = select(torch.zeros(2, 4, 6, 3), 4, Given(scores))
+    for clip, indices in zip(scores.flatten(1), kept, strict=True):
+        best = sorted([*clip[:12].topk(2).indices.tolist(), *(12 + clip[12:].topk(2).indices).tolist()])
+        assert indices.tolist() == best
+    assert torch.equal(select(torch.zeros(2, 4, 6, 3), 4, Given(scores.view(2, 4, 2, 3))), kept)
+    with pytest.raises(ValueError, match=r"\[2, 4, 6\] .* \[1, 4, 6\]"):
+        select(torch.zeros(1, 4, 6, 3), 4, Given(scores))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fluxvit.flux.selection import Given
 from fluxvit.models.attention import Packing, attention
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.embed import PositionTable, sincos_table
@@ -168,6 +169,28 @@ def test_only_kept_tokens_are_embedded_unless_embeddings_are_read() -> None:
         assert sizes == [tokens * values]
         sizes.clear()
     handle.remove()
+
+
+def test_the_selector_sees_the_frames_of_tubelets() -> None:
+    """A tubelet that changes inside is kept, not one that only differs from those before and after."""
+    model = tiny(patch_size=4, tubelet_size=4)
+    video = torch.zeros(1, 3, 12, 8, 8)
+    video[:, :, 4:8, :4, :4] = 5
+    video[:, :, 5, 4:, 4:] = 1
+    assert model(video, 1, selector="two_sided_pixels").kept.tolist() == [[4]]
+    assert model(video, 1, selector="moving_pixels").kept.tolist() == [[7]]
+
+
+@torch.no_grad()
+def test_given_scores_of_a_batch_that_is_embedded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxvit.models.fluxvit._VALUES_AT_ONCE", 1)
+    video, scores = clip(3, 4, 4, 4), torch.rand(3, 4, 16)
+    outs = MODEL(video, [20, 7], selector=Given(scores))
+    for number in range(3):
+        alone = MODEL(video[number : number + 1], [20, 7], selector=Given(scores[number : number + 1]))
+        for out, single in zip(outs, alone, strict=True):
+            assert torch.equal(out.kept[number : number + 1], single.kept)
+            torch.testing.assert_close(out.logits[number : number + 1], single.logits, atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_flow_through_tokens_selected_by_their_pixels() -> None:

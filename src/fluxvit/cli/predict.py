@@ -43,6 +43,8 @@ def run(config: PredictConfig) -> int:
 def load_predictor(config: PredictConfig | StreamConfig, budget: Budget | None) -> Predictor:
     """The predictor of a checkpoint. Without one the packaged model answers, and a line says so."""
     options = {"grid": config.grid, "device": config.device, "precision": config.precision}
+    if isinstance(config, PredictConfig):
+        options["selector"] = config.selector
     predictor = Predictor(config.checkpoint or DEFAULT_CHECKPOINT, budget, **options)  # type: ignore[arg-type]
     if not config.checkpoint:
         say(

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import SelectorName
 from fluxvit.utils.options import POSITIONAL, DeviceOptions, ModelOptions
 from fluxvit.utils.schema import Batch, Count, NotNegative, Positive, check
 
@@ -61,11 +62,14 @@ class PredictConfig(PlanOptions):
     json: bool = False
     explain: str = ""
     cascade: bool = False
+    selector: SelectorName | None = None
 
     def __post_init__(self) -> None:
         check(self)
-        if self.cascade and self.grid:
-            raise ValueError("--cascade has plans of its own; leave out --grid")
+        if self.cascade and (self.grid or self.selector):
+            raise ValueError(
+                f"--cascade has plans of its own; leave out --{'grid' if self.grid else 'selector'}"
+            )
         if self.explain and len(self.clips) > 1:
             raise ValueError("--explain takes one clip at a time")
         if self.explain and Path(self.explain).suffix not in (".mp4", ".mov", ".mkv"):

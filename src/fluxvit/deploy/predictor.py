@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from fluxvit.flux.cascade import Spent
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
+from fluxvit.flux.selection import Codec, Selector, SelectorName, get_selector
 from fluxvit.models.finite import check_finite
 from fluxvit.models.fluxvit import FluxViTOutput
 from fluxvit.models.inference import Backend
@@ -27,10 +29,12 @@ from fluxvit.utils.ahead import map_ahead
 from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import convert, plain
 from fluxvit.utils.system import usable_device
-from fluxvit.video.base import VideoError
+from fluxvit.video.base import VideoError, VideoReader
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
-from fluxvit.video.transforms import read_clips
+from fluxvit.video.transforms import crop_box, read_clips
+
+_log = logging.getLogger(__name__)
 
 # Clips of one video that are decoded together, and that pass through the network together.
 _DECODED, _BATCH = 64, 8
@@ -46,11 +50,18 @@ class Sampled:
         path: The video; None if it was given in memory.
         times: For each grid, the seconds of its frames, float64 ``[T]``.
         frames: For each grid, frames of its size, uint8 ``[T, height, width, 3]``.
+        motion: For each grid, the motion of its tokens, float32 ``[T, h, w]``, if it was asked for and the
+            codec tells it.
     """
 
     path: Path | None
     times: Mapping[SamplingGrid, np.ndarray]
     frames: Mapping[SamplingGrid, np.ndarray]
+    motion: Mapping[SamplingGrid, np.ndarray] = field(default_factory=dict)
+
+    def selector(self, plan: Plan) -> Selector:
+        """The selector of a plan, with the motion of the clip if it chooses by that."""
+        return _with_motion(plan, [self.motion.get(plan.grid)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +126,7 @@ class Predictor:
             may cost more than the largest trained budget.
         grid: Sampling grid. None takes the checkpoint's plan for the budget, or a grid of its training.
         head: Index of the head to read. None is the one trained nearest to the number of kept tokens.
+        selector: Rule that selects the kept tokens, as a name. None is that of the plan.
         device: Device to run on if the checkpoint is read from disk. None is the accelerator if there is one.
         precision: Type in which the blocks compute: ``fp32``, ``bf16``, or ``auto`` for the faster of both
             on the device. Selection is computed in fp32, so that the same tokens are kept.
@@ -133,6 +145,7 @@ class Predictor:
         *,
         grid: SamplingGrid | None = None,
         head: int | None = None,
+        selector: SelectorName | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         backend: Backend = "auto",
@@ -152,7 +165,7 @@ class Predictor:
                 f"head {head} does not exist; this model has heads 0 to {len(config.budgets) - 1}"
             )
         self.labels = checkpoint.class_names
-        self._grid, self._head = grid, head
+        self._grid, self._head, self._selector = grid, head, selector
         budget = None if budget is None else Budget.of(budget)
         self._rate = budget if budget is not None and budget.tokens_per_s is not None else None
         self._plans: dict[int, Plan] = {}
@@ -175,6 +188,8 @@ class Predictor:
 
     def _plan_for(self, budget: Budget | int | None) -> Plan:
         plan, head = self.checkpoint.plan(budget, self._grid), self._head
+        if self._selector not in (None, plan.selector):
+            plan = replace(plan, selector=self._selector, measured=None)
         if head is None or head == plan.head:
             return plan
         # The measured accuracy belongs to the other head; the cost is the same.
@@ -195,7 +210,7 @@ class Predictor:
         """
         if self._rate is not None:
             return self._predict_views(video, self._rate, fps)
-        return self._predict(self.sample(video, [self.plan.grid], fps))
+        return self._predict(self._sample(video, fps))
 
     def map(
         self, videos: Iterable[VideoInput], *, fps: float | None = None, ahead: int = 2
@@ -217,14 +232,16 @@ class Predictor:
             return read_ahead(
                 videos, lambda video: video, partial(self._predict_views, rate=self._rate, fps=fps), ahead
             )
-        read = partial(self.sample, grids=[self.plan.grid], fps=fps)
-        return read_ahead(videos, read, self._predict, ahead)
+        return read_ahead(videos, partial(self._sample, fps=fps), self._predict, ahead)
+
+    def _sample(self, video: VideoInput, fps: float | None) -> Sampled:
+        return self.sample(video, [self.plan.grid], fps, motion=_by_motion(self.plan))
 
     @torch.inference_mode()
     def _predict(self, sampled: Sampled) -> Prediction:
         plan = self.plan
         frames = self.checkpoint.clip(sampled.frames[plan.grid], plan.grid)
-        out = self.model(frames, plan.keep, plan.head, plan.selector)
+        out = self.model(frames, plan.keep, plan.head, sampled.selector(plan))
         cost = grid_cost(self.model.config.size, plan.grid, plan.keep, plan.selector)
         spent = Spent(plan.keep, cost.total / 1e9)
         return self.prediction(sampled, plan, self.checkpoint.probabilities(out.logits.cpu()), out, spent)
@@ -265,16 +282,38 @@ class Predictor:
         sampled = Sampled(given_path(video), {grid: np.concatenate(times)}, {})
         return self.prediction(sampled, plan, probabilities[None], out, spent)
 
-    def sample(self, video: VideoInput, grids: Sequence[SamplingGrid], fps: float | None = None) -> Sampled:
+    def sample(
+        self,
+        video: VideoInput,
+        grids: Sequence[SamplingGrid],
+        fps: float | None = None,
+        *,
+        motion: bool = False,
+    ) -> Sampled:
         """Frames of a video on each of ``grids``, at the times that the checkpoint was trained for.
+
+        Args:
+            motion: Also read how much each token moves.
 
         The other arguments and the errors are those of a call.
         """
-        with open_video(video, fps=fps) as reader:
+        with open_video(video, fps=fps, motion=motion) as reader:
             sampling, end = self.checkpoint.sampling, reader.end
             times = {grid: sampling.times(0, end, grid.frames, reader.fps) for grid in grids}
             clips = read_clips(reader, [(times[grid], (grid.height, grid.width)) for grid in grids])
-        return Sampled(given_path(video), times, dict(zip(grids, clips, strict=True)))
+            maps = {grid: self._motion(reader, times[grid], grid) for grid in grids} if motion else {}
+        known = {grid: values for grid, values in maps.items() if values is not None}
+        return Sampled(given_path(video), times, dict(zip(grids, clips, strict=True)), known)
+
+    def _motion(self, reader: VideoReader, times: np.ndarray, grid: SamplingGrid) -> np.ndarray | None:
+        """How much the tokens of a clip that was read move, float32 ``[T, h, w]``; None if nothing tells."""
+        config, info = self.model.config, reader.info
+        box = crop_box((info.height, info.width), (grid.height, grid.width))
+        shape = grid.token_shape(config.patch_size, config.tubelet_size)
+        maps = reader.motion_maps(times, box, shape)
+        if maps is None:
+            _log_no_vectors(info.codec)
+        return maps
 
     def prediction(
         self, sampled: Sampled, plan: Plan, probabilities: Tensor, out: FluxViTOutput, spent: Spent
@@ -318,6 +357,26 @@ def read_ahead(
             return error
 
     return (attempt(answer, sampled) for sampled in map_ahead(partial(attempt, read), videos, ahead))
+
+
+def _by_motion(plan: Plan) -> bool:
+    return isinstance(get_selector(plan.selector), Codec)
+
+
+def _with_motion(plan: Plan, maps: Sequence[np.ndarray | None]) -> Selector:
+    """The selector of a plan for clips whose motion is known, or not."""
+    selector, known = get_selector(plan.selector), [values for values in maps if values is not None]
+    if isinstance(selector, Codec) and len(known) == len(maps):
+        return selector.given(torch.from_numpy(np.stack(known)))
+    return selector
+
+
+@cache
+def _log_no_vectors(codec: str) -> None:
+    """Log once for each codec."""
+    _log.warning(
+        "%s gives no motion vectors: the selector codec compares pixels (two_sided_pixels) instead", codec
+    )
 
 
 @cache

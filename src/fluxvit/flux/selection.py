@@ -47,7 +47,10 @@ class Selector(Protocol):
         ...
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """Map tokens ``[B, T, L, C]`` to fp32 scores ``[B, T, L]``."""
+        """Map tokens ``[B, T, L, C]`` to fp32 scores ``[B, T, L]``.
+
+        A model gives pixels as ``[B, T, L, F, V]``, V values in each of the F frames of a tubelet.
+        """
         ...
 
     def groups(self, frames: int) -> tuple[int, ...]:
@@ -120,7 +123,7 @@ class GroupDynamic:
     def scores(self, tokens: Tensor) -> Tensor:
         import torch
 
-        x = tokens.detach().float()
+        x = tokens.detach().float().flatten(3)
         frames = x.shape[1]
         if frames == 1:
             return torch.linalg.vector_norm(x - x.mean(2, keepdim=True), self.p, dim=-1)
@@ -149,13 +152,77 @@ class TwoSided(GroupDynamic):
     def scores(self, tokens: Tensor) -> Tensor:
         import torch
 
-        x = tokens.detach().float()
+        x = tokens.detach().float().flatten(3)
         if x.shape[1] == 1:
             return super().scores(tokens)
         change = (x[:, 1:] - x[:, :-1]).abs()
         smaller = torch.minimum(change[:, :-1], change[:, 1:])
         parts = (change[:, :1], smaller, change[:, -1:])
         return torch.cat([torch.linalg.vector_norm(part, self.p, dim=-1) for part in parts], dim=1)
+
+
+@dataclass(frozen=True)
+class MovingPixels(TwoSided):
+    """Keeps the tubelets that differ from those before and after, and that also change inside.
+
+    This selector is not in the paper. The score is the product of :class:`TwoSided` and of the mean absolute
+    difference between successive frames of the tubelet. What appears, stands still and vanishes has only the
+    former, and what flickers between equal tubelets only the latter. Tubelets of one frame have no inside,
+    and are scored by :class:`TwoSided` alone. The arguments are those of :class:`GroupDynamic`.
+    """
+
+    reads: Reads = "pixels"
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        scores = super().scores(tokens)
+        if tokens.ndim < 5 or tokens.shape[3] == 1:
+            return scores
+        x = tokens.detach().float()
+        return scores * (x[..., 1:, :] - x[..., :-1, :]).abs().mean((-2, -1))
+
+
+@dataclass(frozen=True)
+class Codec(TwoSided):
+    """Keeps the tokens that move most by the motion vectors of the video's codec.
+
+    This is the selector until a clip's motion is known; :meth:`given` makes the one for a clip. Without
+    motion (codecs that export no vectors, frames in memory, tensors) it is ``two_sided_pixels``.
+    """
+
+    reads: Reads = "pixels"
+
+    def given(self, motion: Tensor) -> Given:
+        """The selector of clips with known motion, ``[B, T, L]`` or ``[B, T, h, w]``."""
+        return Given(motion, self.num_groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Keeps the tokens with the highest of given scores, which are computed elsewhere.
+
+    Args:
+        values: Scores of all clips, ``[B, T, L]`` or ``[B, T, h, w]``.
+        num_groups: Requested number of groups of frames.
+
+    Raises (from ``scores``):
+        ValueError: The clips have another number of tokens.
+    """
+
+    values: Tensor
+    num_groups: int = 4
+    reads: ClassVar[Reads] = "nothing"
+
+    def groups(self, frames: int) -> tuple[int, ...]:
+        return split_frames(frames, self.num_groups)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        values = self.values.detach().flatten(2).float()
+        if values.shape != tokens.shape[:3]:
+            raise ValueError(
+                f"scores for {list(values.shape)} clips, frames and tokens do not fit a video that has "
+                f"{list(tokens.shape[:3])}"
+            )
+        return values.to(tokens.device)
 
 
 @dataclass(frozen=True)
@@ -235,6 +302,8 @@ SELECTORS: dict[str, Selector] = {
     "pixel_difference": GroupDynamic(p=1.0, reads="pixels"),
     "two_sided": TwoSided(),
     "two_sided_pixels": TwoSided(reads="pixels"),
+    "moving_pixels": MovingPixels(),
+    "codec": Codec(),
     "tube": Tube(),
     "uniform": Uniform(),
     "random": Random(),

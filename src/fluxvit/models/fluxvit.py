@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import max_pool
-from fluxvit.flux.selection import Selector, gather_tokens, get_selector, select_many
+from fluxvit.flux.selection import Given, Selector, gather_tokens, get_selector, select_many
 from fluxvit.models.attention import Packing
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
@@ -244,7 +244,9 @@ class FluxViT(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self._check_pool(video)
-            if video.device.type == "cpu" and not torch.is_grad_enabled():
+            # Scores are given for all clips at once.
+            whole = isinstance(selector, Given)
+            if video.device.type == "cpu" and not torch.is_grad_enabled() and not whole:
                 parts = video.split(max(1, _VALUES_AT_ONCE // max(1, video[:1].numel())))
                 if len(parts) > 1:
                     return self._select_in_parts(parts, budgets, selector)
@@ -308,6 +310,8 @@ class FluxViT(nn.Module):
         pool = tokens.shape[1] * tokens.shape[2]
         budgets = [None if budget is None else _token_budget(budget) for budget in budgets]
         keeps = [budget for budget in budgets if budget is not None and budget < pool]
+        if get_selector(selector).reads == "pixels":
+            tokens = tokens.unflatten(-1, (self.config.tubelet_size, -1))
         selections = iter(select_many(tokens, keeps, selector) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
 

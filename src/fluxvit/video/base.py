@@ -12,6 +12,7 @@ import numpy as np
 
 from fluxvit.utils.terminal import printable
 from fluxvit.video.limits import VideoLimits
+from fluxvit.video.motion import BlockMotion
 
 # Rounding may put a time just before a frame's start (3 * 0.04 < 0.12). Video clocks do not tick faster.
 CLOCK_SLACK = 1e-6
@@ -79,6 +80,8 @@ class VideoReader(ABC):
     """
 
     info: VideoInfo
+    motion: dict[int, BlockMotion | None] | None = None
+    """The motion towards each frame that was read; None if the reader was not asked for it or knows none."""
 
     @property
     @abstractmethod
@@ -157,6 +160,34 @@ class VideoReader(ABC):
                         done += 1
                 except DamageFound:
                     continue
+
+    def motion_maps(
+        self,
+        times: Sequence[float] | np.ndarray,
+        box: tuple[float, float, float, float],
+        shape: tuple[int, int, int],
+    ) -> np.ndarray | None:
+        """How much the cells of a part of the picture move, by the vectors of the codec.
+
+        The frames at ``times`` must have been read before, by a reader that was opened with ``motion``. The
+        motion towards a frame is that of all frames decoded since the frame that was read before it.
+
+        Args:
+            times: ``[T]`` seconds, as for `read`.
+            box: Top, left, bottom and right of the part, from 0 to 1 of the picture.
+            shape: Steps of time, which T divides into, and rows and columns of equal cells.
+
+        Returns:
+            float32 of ``shape``, in stored pixels a frame, without the motion of the camera; 0 where nothing
+            is known. None if no frame has vectors.
+        """
+        known = [(self.motion or {}).get(frame) for frame in self._shown(times).tolist()]
+        if not any(known):
+            return None
+        cells = [motion.cells(box, shape[1:]) if motion else np.full(shape[1:], np.nan) for motion in known]
+        steps = np.stack(cells).reshape(shape[0], -1, *shape[1:])
+        counted = ~np.isnan(steps[..., :1, :1])
+        return (np.nansum(steps, 1) / np.maximum(counted.sum(1), 1)).astype(np.float32)
 
     def _shown(self, times: Sequence[float] | np.ndarray) -> np.ndarray:
         """Number of the frame shown at each time."""

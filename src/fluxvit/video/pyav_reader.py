@@ -26,7 +26,8 @@ from fluxvit.video.base import DamageFound, VideoError, VideoInfo, VideoReader, 
 from fluxvit.video.clock import Clock
 from fluxvit.video.container import is_animated_webp
 from fluxvit.video.limits import VideoLimits, image_size
-from fluxvit.video.rgb import RGBConverter, display_width
+from fluxvit.video.motion import MotionMeter
+from fluxvit.video.rgb import RGBConverter, display_width, orientation
 from fluxvit.video.tar_members import TarMember
 from fluxvit.video.video_file import (
     IMAGE_CODECS,
@@ -127,6 +128,7 @@ class PyAVReader(VideoReader):
 
     Args:
         file: The content of the video, if it is open already; ``path`` is then its name in messages.
+        motion: Collect the codec's motion vectors in ``motion``; no frame is then left out in decoding.
 
     Raises:
         VideoError: The file is missing, empty, cut short before its index, not a video, sound only, larger
@@ -139,6 +141,7 @@ class PyAVReader(VideoReader):
         *,
         short_side: int | None = None,
         file: IO[bytes] | None = None,
+        motion: bool = False,
     ) -> None:
         self._path, self._limits = Path(path), VideoLimits.current()
         member = TarMember.parse(path) if file is None else None
@@ -148,6 +151,7 @@ class PyAVReader(VideoReader):
         self._seeks = True
         self._cut_off = False
         self._container: InputContainer | None = None
+        self._meter = MotionMeter() if motion else None
         try:
             with decoding(self._path):
                 self._open()
@@ -162,6 +166,8 @@ class PyAVReader(VideoReader):
                 if reason := self._limits.too_large(*shown):
                     raise VideoError.of(self._path, reason)
                 self._convert = RGBConverter(first, short_side, aspect)
+                if self._meter is not None:
+                    self.motion, self._meter.orientation = {}, orientation(first)
                 self.info = self._describe(first, aspect)
         except BaseException:
             self.close()
@@ -216,19 +222,25 @@ class PyAVReader(VideoReader):
     def _decode(self, indices: list[int]) -> Iterator[np.ndarray]:
         contents = self.contents
         if not self._seeks:
-            yield from map(self._convert, self._run(0, contents.ticks[indices].tolist()))
+            yield from map(self._read, indices, self._run(0, contents.ticks[indices].tolist()))
             return
         pending = indices
         while pending:
             start, run = contents.next_run(pending)
             done = 0
             for frame in self._run(start, contents.ticks[run].tolist()):
-                yield self._convert(frame)
+                yield self._read(run[done], frame)
                 done += 1
             if done < len(run):
                 # Damage, or time stamps that depend on where reading starts: only a full pass is reliable.
                 self._give_up_seeking()
             pending = pending[done:]
+
+    def _read(self, index: int, frame: av.VideoFrame) -> np.ndarray:
+        """The image of frame number ``index``; the motion towards it is stored."""
+        if self._meter is not None and self.motion is not None:
+            self.motion[index] = self._meter.take()
+        return self._convert(frame)
 
     def _give_up_seeking(self) -> None:
         self._seeks = False
@@ -276,10 +288,16 @@ class PyAVReader(VideoReader):
         """
         codec = self._stream.codec_context
         for packet in packets:
-            needed = skip_unless is None or packet.pts in skip_unless
+            needed = skip_unless is None or packet.pts in skip_unless or self._meter is not None
             codec.skip_frame = "DEFAULT" if needed else "NONREF"
-            yield from self._decoded(packet, skip_unless is not None)
-        yield from self._decoded(None, skip_unless is not None)
+            yield from self._measured(self._decoded(packet, skip_unless is not None))
+        yield from self._measured(self._decoded(None, skip_unless is not None))
+
+    def _measured(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in frames:
+            if self._meter is not None:
+                self._meter.add(frame)
+            yield frame
 
     def _decoded(self, packet: av.Packet | None, after_jump: bool) -> list[av.VideoFrame]:
         """The frames that the decoder gives for ``packet``; for None, those that it still holds."""
@@ -334,7 +352,10 @@ class PyAVReader(VideoReader):
         assert self._stream.time_base is not None
         self._time_base = float(self._stream.time_base)
         # Frames may grow in the middle of a stream.
-        self._stream.codec_context.options = {"max_pixels": str(min(self._limits.pixels, (1 << 31) - 1))}
+        options = {"max_pixels": str(min(self._limits.pixels, (1 << 31) - 1))}
+        if self._meter is not None:
+            options["flags2"] = "+export_mvs"
+        self._stream.codec_context.options = options
         self._stream.codec_context.thread_count = 1  # Several processes read at once.
 
     @property

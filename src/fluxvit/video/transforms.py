@@ -73,16 +73,24 @@ def resize_and_crop(video: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: See `resize`.
     """
-    height, width = _size(video)
     if min(size) >= 1:
-        video = center_crop(
-            video,
-            (
-                min(height, math.ceil(_MOST_STRETCHED * width * size[0] / size[1])),
-                min(width, math.ceil(_MOST_STRETCHED * height * size[1] / size[0])),
-            ),
-        )
+        video = center_crop(video, _not_too_stretched(_size(video), size))
     return center_crop(resize_to_fit(video, size), size)
+
+
+def crop_box(frame: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The part of a frame of (height, width) that `resize_and_crop` to ``size`` keeps.
+
+    Returns:
+        Top, left, bottom and right, from 0 to 1 of the frame.
+    """
+    middle = _not_too_stretched(frame, size)
+    box = []
+    for whole, side, fitted, length in zip(frame, middle, _fitted(middle, size), size, strict=True):
+        first = (whole - side) // 2 + (fitted - length) // 2 / fitted * side
+        box.append((first / whole, (first + length / fitted * side) / whole))
+    (top, bottom), (left, right) = box
+    return top, left, bottom, right
 
 
 def resize_to_fit(video: Tensor, size: tuple[int, int]) -> Tensor:
@@ -91,9 +99,7 @@ def resize_to_fit(video: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: See `resize`.
     """
-    height, width = _size(video)
-    scale = max(size[0] / height, size[1] / width)
-    return resize(video, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
+    return resize(video, _fitted(_size(video), size))
 
 
 def crop_views(video: Tensor, size: tuple[int, int], views: int = 3) -> Tensor:
@@ -235,6 +241,22 @@ def _size(video: Tensor) -> tuple[int, int]:
     if video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"a clip must be [3, T, H, W], got {list(video.shape)}; see to_tensor")
     return video.shape[-2], video.shape[-1]
+
+
+def _not_too_stretched(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size of the middle that is left of a frame if it is much longer along one side than ``size``."""
+    (height, width), (crop_height, crop_width) = frame, size
+    return (
+        min(height, math.ceil(_MOST_STRETCHED * width * crop_height / crop_width)),
+        min(width, math.ceil(_MOST_STRETCHED * height * crop_width / crop_height)),
+    )
+
+
+def _fitted(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size to which a frame is resized so that ``size`` just fits into it."""
+    height, width = frame
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
 
 
 def _crop(video: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
