@@ -165,20 +165,22 @@ class TwoSided(GroupDynamic):
 class MovingPixels(TwoSided):
     """Keeps the tubelets that differ from those before and after, and that also change inside.
 
-    This selector is not in the paper. The score is the product of :class:`TwoSided` and of the mean absolute
-    difference between successive frames of the tubelet. What appears, stands still and vanishes has only the
-    former, and what flickers between equal tubelets only the latter. Tubelets of one frame have no inside,
-    and are scored by :class:`TwoSided` alone. The arguments are those of :class:`GroupDynamic`.
+    This selector is not in the paper. The score is the product of that of :class:`TwoSided` and of the norm
+    of the differences between successive frames of the tubelet. What appears, stands still and vanishes has
+    only the former, and what flickers between equal tubelets only the latter. Tubelets of one frame have no
+    inside, and are scored by :class:`TwoSided` alone. The arguments are those of :class:`GroupDynamic`.
     """
 
     reads: Reads = "pixels"
 
     def scores(self, tokens: Tensor) -> Tensor:
+        import torch
+
         scores = super().scores(tokens)
         if tokens.ndim < 5 or tokens.shape[3] == 1:
             return scores
         x = tokens.detach().float()
-        return scores * (x[..., 1:, :] - x[..., :-1, :]).abs().mean((-2, -1))
+        return scores * torch.linalg.vector_norm(x[..., 1:, :] - x[..., :-1, :], self.p, dim=(-2, -1))
 
 
 @dataclass(frozen=True)
