@@ -349,7 +349,7 @@ def uploads(server: Server, clip: bytes, limit: int, count: int) -> dict[str, Co
 
     kinds: dict[str, Callable[[int], Awaitable[Reply]]] = {
         "too long, declared": lambda _: Connection(server.port).send(declared, *over),
-        "too long, in chunks": lambda _: Connection(server.port).send(chunked, *map(_chunk, over)),
+        "too long, in chunks": lambda _: Connection(server.port).send(chunked, *map(_chunk, [*over, b""])),
         "slow": lambda _: Connection(server.port).send(
             *(ordinary[at : at + 64] for at in range(0, len(ordinary) - 64, 64)), pause=0.25
         ),

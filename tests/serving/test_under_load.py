@@ -48,7 +48,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def server(folder: str) -> Iterator[Server]:
-    with serving(folder, "--max_bytes", str(LIMIT), "--upload", "1.5", "--decoders", "1") as server:
+    with serving(folder, "--max_bytes", str(LIMIT), "--upload", "3", "--decoders", "1") as server:
         yield server
 
 
