@@ -18,6 +18,8 @@ _BLOCK = 8
 # Pixels by which a block without a vector counts as moving. MotionWorld was classified better with 8 and 16
 # than with 0.
 _NEW = 8.0
+# The camera's motion is the median of about so many blocks.
+_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -91,25 +93,36 @@ class MotionMeter:
 
 def _motion(vectors: np.ndarray, height: int, width: int) -> np.ndarray:
     """Movement of each block relative to the camera, float32 ``[R, C]``."""
-    rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
+    # Whole macroblocks of 16x16 pixels, each of four blocks.
+    rows, columns = 2 * -(-height // (2 * _BLOCK)), 2 * -(-width // (2 * _BLOCK))
+    fastest = np.full(rows * columns, np.nan, np.float32)
+    past = vectors["source"] < 0
+    # A block of a B-frame may have a vector of each kind.
+    for part in (vectors,) if past.all() or not past.any() else (vectors[past], vectors[~past]):
+        np.fmax(fastest, _speeds(part, rows, columns), out=fastest)
+    speeds = np.where(np.isnan(fastest), np.float32(_NEW), fastest).reshape(rows, columns)
+    return speeds[: -(-height // _BLOCK), : -(-width // _BLOCK)]
+
+
+def _speeds(vectors: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Movement of each block relative to the camera, float32 ``[R * C]``; NaN where there is no vector."""
+    across, down = vectors["w"] // _BLOCK, vectors["h"] // _BLOCK
+    left = (vectors["dst_x"] - vectors["w"] // 2) // _BLOCK
+    top = (vectors["dst_y"] - vectors["h"] // 2) // _BLOCK
     scale = np.maximum(vectors["motion_scale"], 1).astype(np.float32)
-    steps = np.stack([vectors["motion_x"] / scale, vectors["motion_y"] / scale])
-    high, wide = vectors["h"].astype(int), vectors["w"].astype(int)
-    top, left = (vectors["dst_y"] - high // 2) // _BLOCK, (vectors["dst_x"] - wide // 2) // _BLOCK
-    fastest = np.full((rows, columns), np.nan, np.float32)
-    for past in (True, False):  # A block of a B-frame may have a vector of each kind.
-        field = np.full((2, rows, columns), np.nan, np.float32)
-        for down in range(0, int(high.max()), _BLOCK):
-            for across in range(0, int(wide.max()), _BLOCK):
-                y, x = top + down // _BLOCK, left + across // _BLOCK
-                part = ((vectors["source"] < 0) == past) & (high > down) & (wide > across)
-                part &= (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-                field[:, y[part], x[part]] = steps[:, part]
-        known = ~np.isnan(field[0])
-        if known.any():
-            camera = np.median(field[:, known], axis=1)
-            fastest = np.fmax(fastest, np.hypot(*(field - camera[:, None, None])))
-    return np.where(np.isnan(fastest), np.float32(_NEW), fastest)
+    steps = vectors["motion_x"] / scale + 1j * (vectors["motion_y"] / scale)
+    inside = (left >= 0) & (top >= 0) & (left + across <= columns) & (top + down <= rows)
+    first = top.astype(np.intp) * columns + left  # Vectors have 16 bits, which large frames exceed.
+    field = np.full(rows * columns, np.nan, np.complex64)
+    field[first[inside]] = steps[inside]
+    for offset, larger in ((1, across > 1), (columns, down > 1), (columns + 1, (across > 1) & (down > 1))):
+        chosen = inside & larger
+        field[first[chosen] + offset] = steps[chosen]
+    known = field[~np.isnan(field)]
+    if len(known):
+        some = known[:: 1 + len(known) // _SAMPLES]
+        field -= np.complex64(np.median(some.real) + 1j * np.median(some.imag))
+    return np.abs(field)
 
 
 def _borders(length: int) -> np.ndarray:
