@@ -59,9 +59,12 @@ class Sampled:
     frames: Mapping[SamplingGrid, np.ndarray]
     motion: Mapping[SamplingGrid, np.ndarray] = field(default_factory=dict)
 
-    def selector(self, plan: Plan) -> Selector:
+    def selector(self, plan: Plan) -> str | Selector:
         """The selector of a plan, with the motion of the clip if it chooses by that."""
-        return _with_motion(plan, [self.motion.get(plan.grid)])
+        selector = get_selector(plan.selector)
+        if isinstance(selector, Codec) and plan.grid in self.motion:
+            return selector.given(torch.from_numpy(self.motion[plan.grid])[None])
+        return plan.selector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,14 +364,6 @@ def read_ahead(
 
 def _by_motion(plan: Plan) -> bool:
     return isinstance(get_selector(plan.selector), Codec)
-
-
-def _with_motion(plan: Plan, maps: Sequence[np.ndarray | None]) -> Selector:
-    """The selector of a plan for clips whose motion is known, or not."""
-    selector, known = get_selector(plan.selector), [values for values in maps if values is not None]
-    if isinstance(selector, Codec) and len(known) == len(maps):
-        return selector.given(torch.from_numpy(np.stack(known)))
-    return selector
 
 
 @cache
