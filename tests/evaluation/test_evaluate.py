@@ -91,9 +91,14 @@ def test_clips_are_sampled_as_in_training(config: EvaluateConfig) -> None:
 
 def test_another_grid(config: EvaluateConfig) -> None:
     changed = replace(config, grid=SamplingGrid(8, 16, 16), plain_size=8)
-    plain, main = evaluated(replace(changed, budgets=(Budget(tokens=99),)))
-    assert plain.plan == Plan(SamplingGrid(198, 8, 8), 99)
-    assert (main.kind, main.plan) == ("group_dynamic", Plan(SamplingGrid(8, 16, 16), 16))
+    plain, main = evaluated(replace(changed, budgets=(Budget(tokens=15),)))
+    assert plain.plan == Plan(SamplingGrid(30, 8, 8), 15)
+    assert (main.kind, main.plan) == ("group_dynamic", Plan(SamplingGrid(8, 16, 16), 15))
+    with pytest.raises(ValueError, match="budget 99 tokens: the grid 8x16 has 16 tokens"):
+        evaluated(replace(changed, budgets=(Budget(tokens=99),)))
+    # Budgets of training that nobody asked for get what the grid has.
+    mains = [row for row in evaluated(changed) if row.kind != "plain"]
+    assert [row.plan.keep for row in mains] == [min(row.budget, 16) for row in mains]
 
 
 def test_gflops_pay_for_whole_frames_too(config: EvaluateConfig) -> None:

@@ -21,7 +21,6 @@ from fluxvit.data.manifest import Manifest, read_manifest
 from fluxvit.data.texts import caption_number
 from fluxvit.evaluation.config import RetrievalConfig
 from fluxvit.evaluation.language.retrieval import run_retrieval
-from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.models.dual_encoder import DualEncoder
 from fluxvit.training import trainer
@@ -268,7 +267,6 @@ def test_validation_keeps_the_best(world: Path, tmp_path: Path) -> None:
         RetrievalConfig(
             str(tmp_path / "run" / "best"),
             str(world / "val.jsonl"),
-            tuple(Budget(tokens=budget) for budget in best.video.config.budgets),
             grid=SamplingGrid(4, 16, 16),
             out=str(tmp_path / "out"),
         ),

@@ -8,6 +8,7 @@ of the search for it. :mod:`fluxvit.checkpoints.official` reads the official che
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -150,15 +151,23 @@ class Checkpoint(FolderCheckpoint):
             ValueError: The budget or the grid cannot be used, or the checkpoint has no training grids.
         """
         if budget is None:
-            grids = [grid] if grid else [plan.grid for plan in self.plans] or self.grids
-            most = self.model.config.budgets[0]
-            budget = min(most, max(map(self.pool, grids), default=most))
+            budget = self.default_budgets(grid)[0]
         budget = Budget.of(budget)
         if grid:
             known = [Plan(grid, budget.tokens or self.pool(grid))]
         else:
             known = self.plans or self.default_plans(budget.tokens)
         return plan_for(self.model, budget, known)
+
+    def default_budgets(self, grid: SamplingGrid | None = None) -> list[int]:
+        """The token budgets of the model; where no grid has so many tokens, all of its tokens.
+
+        Args:
+            grid: The only grid; None: those of the plan table or of training.
+        """
+        grids = [grid] if grid else [plan.grid for plan in self.plans] or self.grids
+        most = max(map(self.pool, grids), default=math.inf)
+        return [int(min(budget, most)) for budget in self.model.config.budgets]
 
     def default_plans(self, tokens: int | None = None) -> list[Plan]:
         """Plans for use without a plan table: each budget gets the training grid whose pool is nearest to 2.5

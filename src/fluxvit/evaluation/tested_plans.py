@@ -63,7 +63,10 @@ def plans_to_test(
         ValueError: A budget, the grid or a baseline cannot be used.
     """
     model = checkpoint.model
-    budgets = budgets or [Budget(tokens=tokens) for tokens in model.config.budgets]
+    trained = model.config.budgets
+    # Grids may have fewer tokens than the budgets of training that nobody asked for.
+    spent = {} if budgets else dict(zip(trained, checkpoint.default_budgets(grid), strict=True))
+    budgets = budgets or [Budget(tokens=tokens) for tokens in trained]
     if baselines and grid is None and not checkpoint.plans:
         raise ValueError(
             f"{name} has no plan table, and plain sampling leaves selectors no choice; "
@@ -77,7 +80,8 @@ def plans_to_test(
             pool = checkpoint.pool(grid)
             known = [Plan(grid, min(budget.tokens or pool, pool))]
         plain = _plain(model, budget, size)
-        main = plan_for(model, budget, known) if known else plain
+        wanted = Budget(tokens=spent[budget.tokens]) if budget.tokens in spent else budget
+        main = plan_for(model, wanted, known) if known else plain
         tokens = budget.tokens or main.keep
         tested[EvaluatedPlan("plain", tokens, plain)] = None
         if known:

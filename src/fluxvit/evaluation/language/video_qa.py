@@ -87,7 +87,9 @@ def run_video_qa(config: VideoQAConfig, progress: bool = True) -> VideoQA:
         raise ValueError(f"{config.checkpoint} is a dual encoder, which brings its text tower: no language")
     device = usable_device(config.device)
     reader = (_DualReader if is_dual else _ChatReader)(config, device)
-    budgets = config.budgets or tuple(Budget(tokens=tokens) for tokens in reader.video.model.config.budgets)
+    budgets = config.budgets or tuple(
+        Budget(tokens=tokens) for tokens in dict.fromkeys(reader.video.default_budgets(config.grid))
+    )
     plans = [reader.video.plan(budget, config.grid) for budget in budgets]
     records: list[dict[str, Any]] = [
         {
