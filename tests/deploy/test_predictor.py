@@ -22,7 +22,6 @@ from fluxvit.deploy.explain import dim_dropped, explain, kept_mask, shown_frames
 from fluxvit.deploy.predictor import Prediction
 from fluxvit.flux.cost import grid_cost
 from fluxvit.flux.plan import Measured
-from fluxvit.flux.selection import Uniform
 from fluxvit.models.fluxvit import create_model
 from fluxvit.models.inference import form
 from fluxvit.video.base import VideoError
@@ -138,7 +137,7 @@ def test_selector_and_head_of_a_plan_are_used(tmp_path: Path, clip: Path) -> Non
     calls: list[tuple[object, ...]] = []
     predictor.model.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[1:]))
     result = predictor(clip)
-    assert calls == [(12, 2, Uniform())]
+    assert calls == [(12, 2, "uniform")]
     assert result.plan == plan
     assert result.plan.measured.accuracy == 0.75
     assert result.plan.measured.gmacs > 0
