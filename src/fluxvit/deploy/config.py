@@ -54,6 +54,8 @@ class PredictConfig(PlanOptions):
             dimmed.
         cascade: Run a cheap plan (a grid with few tokens) first, and a more expensive one only if its answer
             is unsure. The budget is then the mean cost of a clip. fluxvit optimize --cascades tunes cascades.
+        selector: Rule that selects the tokens to keep, such as moving_pixels or codec; docs/selection.md
+            describes each. By default it is that of the plan.
     """
 
     clips: tuple[str, ...] = field(metadata=POSITIONAL)
