@@ -157,7 +157,7 @@ def test_moving_pixels_against_plain_loops() -> None:
     expected = torch.zeros(1, 5, 3)
     for t, i in product(range(5), range(3)):
         inside = sum(((x[0, t, i, f] - x[0, t, i, f - 1]) ** 2).sum() for f in (1, 2, 3))
-        expected[0, t, i] = outside[0, t, i] * inside**0.5
+        expected[0, t, i] = outside[0, t, i] * inside**0.25
     torch.testing.assert_close(SELECTORS["moving_pixels"].scores(x), expected)
 
 

@@ -165,10 +165,12 @@ class TwoSided(GroupDynamic):
 class MovingPixels(TwoSided):
     """Keeps the tubelets that differ from those before and after, and that also change inside.
 
-    This selector is not in the paper. The score is the product of that of :class:`TwoSided` and of the norm
-    of the differences between successive frames of the tubelet. What appears, stands still and vanishes has
-    only the former, and what flickers between equal tubelets only the latter. Tubelets of one frame have no
-    inside, and are scored by :class:`TwoSided` alone. The arguments are those of :class:`GroupDynamic`.
+    This selector is not in the paper. The score is that of :class:`TwoSided`, times the root of the norm of
+    the differences between successive frames of the tubelet. What appears, stands still and vanishes has only
+    the former, and what flickers between equal tubelets only the latter. (Without the root the choice was
+    better still on one kind of videos at a sixteenth of the tokens, and worse on another.) Tubelets of one
+    frame have no inside, and are scored by :class:`TwoSided` alone. The arguments are those of
+    :class:`GroupDynamic`.
     """
 
     reads: Reads = "pixels"
@@ -180,7 +182,8 @@ class MovingPixels(TwoSided):
         if tokens.ndim < 5 or tokens.shape[3] == 1:
             return scores
         x = tokens.detach().float()
-        return scores * torch.linalg.vector_norm(x[..., 1:, :] - x[..., :-1, :], self.p, dim=(-2, -1))
+        inside = torch.linalg.vector_norm(x[..., 1:, :] - x[..., :-1, :], self.p, dim=(-2, -1))
+        return scores * inside.sqrt()
 
 
 @dataclass(frozen=True)
