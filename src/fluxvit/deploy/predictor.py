@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,8 +32,6 @@ from fluxvit.video.base import VideoError, VideoReader
 from fluxvit.video.inputs import VideoInput, given_path
 from fluxvit.video.reader import open_video
 from fluxvit.video.transforms import crop_box, read_clips
-
-_log = logging.getLogger(__name__)
 
 # Clips of one video that are decoded together, and that pass through the network together.
 _DECODED, _BATCH = 64, 8
@@ -313,10 +310,7 @@ class Predictor:
         config, info = self.model.config, reader.info
         box = crop_box((info.height, info.width), (grid.height, grid.width))
         shape = grid.token_shape(config.patch_size, config.tubelet_size)
-        maps = reader.motion_maps(times, box, shape)
-        if maps is None:
-            _log_no_vectors(info.codec)
-        return maps
+        return reader.motion_maps(times, box, shape)
 
     def prediction(
         self, sampled: Sampled, plan: Plan, probabilities: Tensor, out: FluxViTOutput, spent: Spent
@@ -364,14 +358,6 @@ def read_ahead(
 
 def _by_motion(plan: Plan) -> bool:
     return isinstance(get_selector(plan.selector), Codec)
-
-
-@cache
-def _log_no_vectors(codec: str) -> None:
-    """Log once for each codec."""
-    _log.warning(
-        "%s gives no motion vectors: the selector codec compares pixels (two_sided_pixels) instead", codec
-    )
 
 
 @cache

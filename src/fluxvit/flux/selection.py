@@ -22,14 +22,17 @@ The functions import PyTorch themselves: the module must load quickly, because o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 Reads = Literal["embeddings", "pixels", "nothing"]
 """What a selector reads. With ``nothing`` it uses only the number and the positions of the tokens."""
@@ -191,14 +194,30 @@ class Codec(TwoSided):
     """Keeps the tokens that move most by the motion vectors of the video's codec.
 
     This is the selector until a clip's motion is known; :meth:`given` makes the one for a clip. Without
-    motion (codecs that export no vectors, frames in memory, tensors) it is ``two_sided_pixels``.
+    motion (codecs that export no vectors, frames in memory, tensors) it is ``two_sided_pixels``, which is
+    logged once.
     """
 
     reads: Reads = "pixels"
 
+    def scores(self, tokens: Tensor) -> Tensor:
+        import torch
+
+        if not torch.compiler.is_compiling():
+            _log_no_motion()
+        return super().scores(tokens)
+
     def given(self, motion: Tensor) -> Given:
         """The selector of clips with known motion, ``[B, T, L]`` or ``[B, T, h, w]``."""
         return Given(motion, self.num_groups)
+
+
+@cache
+def _log_no_motion() -> None:
+    _log.warning(
+        "selector codec: here are no motion vectors, which only predictions from files have, and only of "
+        "codecs such as H.264 and MPEG-4; pixels are compared instead (two_sided_pixels)"
+    )
 
 
 @dataclass(frozen=True, eq=False)
