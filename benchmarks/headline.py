@@ -147,6 +147,9 @@ def main() -> None:
     print(json.dumps(conditions), flush=True)
     rows = [row for each in subjects.values() for one in each for row in one.rows(budgets)]
     plans = stop_plans(rows)
+    for each in plans.values():
+        for one, own in zip(subjects["multi"], each, strict=True):
+            one.logits("val", own)  # What takes long comes before the times, which need a quiet machine.
     times = Times(args.out / "times.json", first, rows, plans, args.runs)
     for row in rows:
         row.read_ms, row.ms = times.of(row.plan)
