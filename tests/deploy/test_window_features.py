@@ -108,6 +108,18 @@ def test_a_run_goes_on_after_damaged_videos_and_where_it_stopped(
     assert json.loads((out / "features.json").read_text())["window_s"] == 2
 
 
+def test_rows_do_not_depend_on_the_videos_before(video: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for seconds in (2, 3, 4, 5):  # Batches of other sizes, which come first.
+        frames = (rng.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(10 * seconds))
+        write_video(tmp_path / f"{seconds}.mp4", frames, 10)
+    extract = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, stride=1, device="cpu")
+    for seconds in (5, 4, 3, 2):
+        extract(tmp_path / f"{seconds}.mp4")
+    other = FeatureExtractor(DEFAULT_CHECKPOINT, 18, window=2, stride=1, device="cpu")
+    np.testing.assert_array_equal(extract(video).rows, other(video).rows)
+
+
 def test_features_of_tokens_and_of_layers(video: Path, tmp_path: Path) -> None:
     options = ("--stride=1", "--batch=2", f"--checkpoint={DEFAULT_CHECKPOINT}")
     assert run(video, tmp_path / "tokens", "--tokens=true", "--layers=0,-1", *options) == 0

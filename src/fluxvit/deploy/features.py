@@ -32,6 +32,7 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import check_finite
 from fluxvit.models.inference import form
+from fluxvit.models.openvino_blocks import OpenVINOBlocks
 from fluxvit.utils.files import lock_folder, write_json
 from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import read
@@ -95,6 +96,8 @@ class FeatureExtractor:
         depth = len(self._video.model.blocks)
         if wrong := [layer for layer in self._layers if not -depth <= layer < depth]:
             raise ValueError(f"layer {wrong[0]} does not exist; this model has layers 0 to {depth - 1}")
+        if isinstance(blocks := self._video.model.blocks, OpenVINOBlocks):
+            blocks.clear(0)  # A run that continues must give what an uninterrupted one gives.
         self.window = window or self._window(self.plan)
         self.stride = stride or self.window / 2
         if self.stride > self.window:

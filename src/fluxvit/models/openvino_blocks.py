@@ -51,7 +51,7 @@ class OpenVINOBlocks(nn.Module):
             # Shapes whose kernels stay in memory; 5000 by default.
             "CPU_RUNTIME_CACHE_CAPACITY": 64,
         }
-        self.own_graphs = _OWN_GRAPHS
+        self._own_graphs = _OWN_GRAPHS
         self._process, self._lock = os.getpid(), Lock()
         # For each shape and layers; no shape means any.
         self._requests: dict[tuple[tuple[int, int] | None, tuple[int, ...]], Any] = {}
@@ -78,9 +78,14 @@ class OpenVINOBlocks(nn.Module):
         last, *layers = (torch.cat(output, dim=1) for output in zip(*outputs, strict=True))
         return last, layers
 
-    def clear(self) -> None:
-        """Drop the compiled graphs, so that the next shapes get graphs of their own."""
+    def clear(self, own_graphs: int = _OWN_GRAPHS) -> None:
+        """Drop the compiled graphs, so that the next shapes get graphs of their own.
+
+        Args:
+            own_graphs: How many do. With 0, the results of a shape do not depend on the shapes before.
+        """
         with self._lock:
+            self._own_graphs = own_graphs
             self._requests.clear()
 
     def _run(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
@@ -96,7 +101,7 @@ class OpenVINOBlocks(nn.Module):
 
     def _request(self, shape: tuple[int, int], layers: tuple[int, ...]) -> Any:
         """A request that computes ``layers`` and the last block for tokens of ``shape`` (clips, tokens)."""
-        own = (shape, layers) in self._requests or len(self._requests) < self.own_graphs
+        own = (shape, layers) in self._requests or len(self._requests) < self._own_graphs
         key = (shape if own else None), layers
         if key not in self._requests:
             model = build_model(self._blocks, layers)

@@ -85,8 +85,7 @@ class Network:
             plans = (plan or video.plan(config.budget, config.grid),)
         if isinstance(blocks := video.model.blocks, OpenVINOBlocks):
             # Graphs follow from the batch alone, not from plans that were measured before or other batches.
-            blocks.clear()
-            blocks.own_graphs = 0 if rate else 1
+            blocks.clear(0 if rate else 1)
         self.sampler = Sampler(video.sampling, plans, rate)
         self.settings: dict[str, Any] = {"checkpoint": digest, "form": form(video.model)}
         if rate:

@@ -23,6 +23,7 @@ from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.models.finite import NotFiniteError, check_finite
+from fluxvit.models.openvino_blocks import OpenVINOBlocks
 from fluxvit.utils.files import lock_file
 from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import Count, Natural, check, convert, plain
@@ -91,6 +92,8 @@ class Embedder:
         self.settings, self.device = settings, usable_device(device)
         loaded = DualEncoderCheckpoint.load(settings.checkpoint, self.device)
         self.digest, self.checkpoint = loaded.digest(), loaded.prepared(precision)
+        if isinstance(blocks := self.checkpoint.video.model.blocks, OpenVINOBlocks):
+            blocks.clear(0)  # A vector does not depend on the videos before.
 
     @torch.inference_mode()
     def embed_file(self, path: str | Path) -> tuple[list[tuple[float, float]], np.ndarray]:
