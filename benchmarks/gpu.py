@@ -1,7 +1,7 @@
 """How fast a FluxViT is on a GPU, in one run of ten minutes: forward passes, mixed requests, training steps.
 
     python benchmarks/gpu.py --out gpu.txt
-    python benchmarks/gpu.py --device cpu --tiny --out /tmp/gpu.txt
+    python benchmarks/gpu.py --device cpu --tiny --out gpu.txt
 
 The second line is a dry run of the same code without a GPU, which shows no speed. Every section stands alone:
 one that fails prints its error, and the next one starts. `share` is the part of this device's own bf16 GEMM
