@@ -29,7 +29,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 
 from fluxvit.deploy.bench import conditions
@@ -138,13 +139,17 @@ class Server:
     @property
     def memory(self) -> dict[int, float]:
         """Megabytes of the server and of the processes under it, by their numbers."""
-        return {pid: _status(pid, "VmRSS") / 1024 for pid in _family(self.process.pid)}
+        server, found = psutil.Process(self.process.pid), {}
+        for process in (server, *server.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # It ended since the list was made.
+                found[process.pid] = process.memory_info().rss / 2**20
+        return found
 
     @property
     def leftovers(self) -> tuple[int, int]:
         """Open files of the server, and the files in its folder for temporary ones."""
         files = [path for path in self.scratch.rglob("*") if path.is_file()]
-        return len(os.listdir(f"/proc/{self.process.pid}/fd")), len(files)
+        return psutil.Process(self.process.pid).num_fds(), len(files)
 
 
 def free_port() -> int:
@@ -175,23 +180,6 @@ def serving(checkpoint: str, *options: str) -> Iterator[Server]:
         finally:
             process.kill()
             process.wait()
-
-
-def _family(pid: int) -> Iterator[int]:
-    """A process and those under it."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield from _family(int(child))
-
-
-def _status(pid: int, name: str) -> int:
-    """A number of /proc/PID/status; 0 if the process is gone."""
-    try:
-        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(row.split()[1]) for row in rows if row.startswith(f"{name}:")), 0)
 
 
 def videos(folder: str | None, count: int = 16) -> list[bytes]:

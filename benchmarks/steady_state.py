@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from fluxvit.checkpoints.checkpoint import Checkpoint
@@ -25,9 +25,8 @@ from fluxvit.utils.system import environment
 
 
 def resident_mb() -> float:
-    """Memory of this process (Linux)."""
-    (row,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
-    return int(row.split()[1]) / 1024
+    """Memory of this process."""
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def random_clips(model: FluxViT, rng: random.Random, count: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from fluxvit.data.check import inspect_video
@@ -150,12 +151,8 @@ def _fault_in(path: Path, rng: random.Random, results: Counter[str]) -> str | No
 
 
 def _rss_mb() -> float:
-    """Memory of this process; 0 where the system does not say it in /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """Memory of this process."""
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def _is_python(reason: str) -> bool:
