@@ -16,9 +16,7 @@ from fluxvit.video.writer import write_video
 from serving_load import LOST, Server, drain, expected_scores, load, send_damaged, serving, uploads
 
 pytest.importorskip("fastapi")
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="The benchmark is for Unix."
-)
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="The benchmark is for Unix.")
 
 BUDGETS = ("24", "12tokens", "0.001gflops")
 LIMIT = 200_000
