@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hostile import cases, good_files, run_case
+from good_files import good_files
+from hostile import cases, run_case
 
 SAMPLE = cases(seed=3, count=20)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hostile import cases, good_files, run_case
+from good_files import good_files
+from hostile import cases, run_case
 
 CASES = int(os.environ.get("FLUXVIT_HOSTILE_CASES", "600"))
 SEED = int(os.environ.get("FLUXVIT_HOSTILE_SEED", "14"))
