@@ -95,9 +95,10 @@ def report(args: argparse.Namespace, result: dict[str, Any]) -> Iterable[str]:
     yield f"{result['done']} clips; " + "; ".join(f"{k}: {v}" for k, v in result["conditions"].items())
     for budget in args.budgets:
         rows = [["selector", "accuracy", f"against {REFERENCE}", "file to logits, ms"]]
-        reference = marks(args, result, REFERENCE, budget)
+        numbers = range(len(args.checkpoints))
+        reference = marks(result, REFERENCE, budget, numbers)
         for method in args.methods:
-            found = marks(args, result, method, budget)
+            found = marks(result, method, budget, numbers)
             clips = 100 * (found - reference).mean(0)
             half = 1.959964 * clips.std().item() / len(clips) ** 0.5
             accuracy = " ".join(f"{100 * row.mean().item():.1f}" for row in found)
@@ -113,9 +114,9 @@ def report(args: argparse.Namespace, result: dict[str, Any]) -> Iterable[str]:
         yield from table(rows)
 
 
-def marks(args: argparse.Namespace, result: dict[str, Any], method: str, budget: int) -> Tensor:
-    """``[checkpoints, clips]``: 1 where the prediction is right."""
-    rows = [result["marks"][f"{method} {budget} {number}"] for number in range(len(args.checkpoints))]
+def marks(result: dict[str, Any], method: str, budget: int, numbers: Iterable[int]) -> Tensor:
+    """``[checkpoints, clips]``, of the checkpoints with these numbers: 1 where the prediction is right."""
+    rows = [result["marks"][f"{method} {budget} {number}"] for number in numbers]
     return torch.tensor([[int(digit) for digit in row] for row in rows], dtype=torch.float64)
 
 

@@ -1,0 +1,123 @@
+"""Should a model be trained with the selector that it will be used with? Trained with against tested with.
+
+    python benchmarks/trained_selectors.py CHECKPOINT [CHECKPOINT ...] --data DATA --test TEST.jsonl \
+      --grid 32x64 --out runs/trained_selectors
+
+Checkpoints are seeds of one Flux-Multi recipe. Each is trained further on DATA/train.jsonl, once with each of
+``--selectors``, by the recipe of `headline.py` at a low learning rate that falls to zero, on the same clips
+in the same order. Then all are tested with each selector on the clips of ``--test``. Differences are paired
+by clip and averaged over the seeds, with their 95 % interval over the clips.
+
+Everything is kept in ``--out``; an interrupted command goes on where it stopped when it is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fluxvit.checkpoints.checkpoint import Checkpoint
+from fluxvit.data.manifest import read_manifest
+from fluxvit.flux.grid import SamplingGrid
+from fluxvit.flux.selection import SELECTORS
+from fluxvit.training.runs.train import train_recipe
+from fluxvit.utils.distributed import join_world
+from fluxvit.utils.system import environment
+from fluxvit.utils.terminal import table
+from headline import recipe
+from selectors_from_file import mark_clips, marks
+
+BEFORE = "(before)"
+
+
+def train(args: argparse.Namespace, selector: str, seed: int) -> str:
+    """Train a checkpoint further with a selector, and return the folder of the result."""
+    args.init = args.checkpoints[seed]
+    budgets = Checkpoint.load(args.init).model.config.budgets
+    usual, out = recipe(args, "multi", seed, budgets), str(args.out / f"{selector}-{seed}")
+    data, task = replace(usual.data, val=""), replace(usual.task, selector=selector)
+    train_recipe(replace(usual, out=out, data=data, task=task), join_world())
+    return f"{out}/last"
+
+
+def report(result: dict[str, Any], tested: list[int], selectors: list[str], seeds: int) -> Iterable[str]:
+    """The lines of a table for each budget; see :func:`mark_clips` for ``result``."""
+    trained = [BEFORE, *selectors]
+    for budget in tested:
+        right = {
+            (own, used): marks(result, used, budget, range(row * seeds, (row + 1) * seeds))
+            for row, own in enumerate(trained)
+            for used in selectors
+        }
+        yield f"\n{budget} tokens"
+        rows = [["trained with", *(f"tested with {used}" for used in selectors)]]
+        rows += [[own, *(_accuracy(right[own, used]) for used in selectors)] for own in trained]
+        yield from table(rows)
+        first = selectors[0]
+        for other in selectors[1:]:
+            for used in selectors:
+                difference = _difference(right[other, used], right[first, used])
+                yield f"trained with {other} rather than {first}, tested with {used}: {difference}"
+            both = _difference(right[other, other], right[first, first])
+            yield f"trained and tested with {other} rather than {first}: {both}"
+
+
+def _accuracy(right: Tensor) -> str:
+    each = " ".join(f"{100 * row.mean().item():.1f}" for row in right)
+    return f"{100 * right.mean().item():.1f} % ({each})"
+
+
+def _difference(a: Tensor, b: Tensor) -> str:
+    clips = 100 * (a - b).mean(0)
+    half = 1.959964 * clips.std().item() / len(clips) ** 0.5
+    each = " ".join(f"{100 * row.mean().item():+.1f}" for row in a - b)
+    return f"{clips.mean().item():+.1f} ± {half:.1f} points (seeds {each})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="where training starts, one of each seed")
+    add("--data", type=Path, required=True, help="folder with the training videos and train.jsonl")
+    add("--test", required=True, help="manifest")
+    add("--grid", type=SamplingGrid.parse, required=True, help="that is tested, such as 32x64")
+    add("--budgets", default="128,64,32", type=lambda text: [int(k) for k in text.split(",")], help="tested")
+    add("--selectors", default="group_dynamic,moving_pixels", type=lambda text: text.split(","))
+    add("--epochs", type=float, default=4)
+    add("--batch_size", type=int, default=32)
+    add("--lr", type=float, default=3e-4)
+    add("--clips", type=int, help="test the first ones only")
+    add("--workers", type=int, default=1, help="processes that decode")
+    add("--device", default="cpu", help="of the test")
+    add("--out", type=Path, default=Path("runs/trained_selectors"))
+    args = parser.parse_args()
+    if unknown := set(args.selectors) - set(SELECTORS):
+        parser.error(f"--selectors: there is no {', '.join(sorted(unknown))}; see docs/selection.md")
+    starts, file = args.checkpoints, args.out / "marks.json"
+    trained = [train(args, selector, seed) for selector in args.selectors for seed in range(len(starts))]
+    args.checkpoints, args.methods, args.json = [*starts, *trained], args.selectors, file
+    setting = {
+        "test": read_manifest(args.test).digest,
+        "checkpoints": args.checkpoints,
+        "grid": str(args.grid),
+        "budgets": args.budgets,
+        "selectors": args.selectors,
+    }
+    result = json.loads(file.read_text()) if file.exists() else {"setting": setting, "done": 0, "marks": {}}
+    if result["setting"] != setting:
+        parser.error(f"--out {args.out}: it holds results of other settings; choose another folder")
+    mark_clips(args, result)
+    print(f"{result['done']} clips; {json.dumps(environment(args.device))}")
+    print(*report(result, args.budgets, args.selectors, len(starts)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
