@@ -42,7 +42,9 @@ def train(args: argparse.Namespace, selector: str, seed: int) -> str:
     budgets = Checkpoint.load(args.init).model.config.budgets
     usual, out = recipe(args, "multi", seed, budgets), str(args.out / f"{selector}-{seed}")
     data, task = replace(usual.data, val=""), replace(usual.task, selector=selector)
-    train_recipe(replace(usual, out=out, data=data, task=task), join_world())
+    # `auto` measures the precisions when a run starts, and might choose differently for each.
+    optim = replace(usual.optim, precision="bf16")
+    train_recipe(replace(usual, out=out, data=data, task=task, optim=optim), join_world())
     return f"{out}/last"
 
 
@@ -114,6 +116,7 @@ def main() -> None:
     result = json.loads(file.read_text()) if file.exists() else {"setting": setting, "done": 0, "marks": {}}
     if result["setting"] != setting:
         parser.error(f"--out {args.out}: it holds results of other settings; choose another folder")
+    args.data = args.test
     mark_clips(args, result)
     print(f"{result['done']} clips; {json.dumps(environment(args.device))}")
     print(*report(result, args.budgets, args.selectors, len(starts)), sep="\n")
