@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from fluxvit.data.texts import Texts, caption_number
+from fluxvit.cli.command import parse
+from fluxvit.data.texts import Texts, caption_number, reversed_captions
+from fluxvit.synthetic.motionworld.language import CLAUSES
+from fluxvit.training.recipes import ContrastiveRecipe
 
 SENTENCES = ["A red ball bounces twice.", "The ball moves left, then right!", "a cat"]
 
@@ -60,3 +65,14 @@ def test_numbers_tell_captions_apart() -> None:
     assert caption_number("A  ball\nrolls") == caption_number("a ball rolls")
     assert caption_number("a ball rolls") != caption_number("a ball rolled")
     assert 0 <= caption_number("x") < 2**63
+
+
+def test_every_act_of_motionworld_is_reversed_by_the_recipe() -> None:
+    recipe = Path(__file__).parents[2] / "configs" / "contrastive" / "motionworld_nano.yaml"
+    opposites = parse("train-contrastive", ContrastiveRecipe, [str(recipe)]).task.opposites
+    for act in ("slide", "lift", "depth"):
+        for clause, other in zip(CLAUSES[act, 0], CLAUSES[act, 1], strict=True):
+            one, two = (text.format(it="the fish") for text in (clause, other))
+            assert reversed_captions(one, opposites) == [two]
+            assert reversed_captions(two, opposites) == [one]
+    assert reversed_captions("the fish spins", opposites) == []

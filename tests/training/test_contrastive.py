@@ -138,6 +138,29 @@ def test_captions_are_drawn_among_the_videos_own(tmp_path: Path) -> None:
         Captions(read_manifest(tmp_path / "m.jsonl", None), texts)
 
 
+def test_reversed_captions_are_hard_negatives(tmp_path: Path) -> None:
+    rows = [
+        {"path": "a.mp4", "captions": ["the ball moves Up, then left"]},
+        {"path": "b.mp4", "captions": ["a cube"]},
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder, texts = small_encoder()
+    opposites = ({"up": "down"}, {"right": "left"})
+    captions = Captions(read_manifest(tmp_path / "m.jsonl", None), texts, opposites)
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        batch = captions(torch.tensor([0, 1, 0]))
+        assert batch["reversed_caption"][1] == batch["caption"][1]  # Nothing of it can be reversed.
+        assert batch["reversed_caption"][0] == batch["reversed_caption"][2]
+        seen.add(batch["reversed_caption"][0].item())
+    wanted = ("the ball moves down, then left", "the ball moves up, then right")
+    assert seen == {caption_number(text) for text in wanted}
+    video, task = torch.randn(3, 3, 8, 32, 32), task_of(encoder)
+    plain = {name: values for name, values in batch.items() if not name.startswith("reversed")}
+    assert task({"video": video, **batch})["loss"] > task({"video": video, **plain})["loss"]
+
+
 def train_contrastive(recipe: Path, data: Path, out: Path, *options: str) -> int:
     """Two steps of a recipe with a small text tower."""
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out)]

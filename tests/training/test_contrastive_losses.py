@@ -40,3 +40,17 @@ def test_equal_captions_are_no_negatives_of_each_other() -> None:
     video[1] = text[1]
     distinct = contrastive_loss(video, text, scale, torch.arange(7), ALONE)
     assert contrastive_loss(video, text, scale, SAME, ALONE) < distinct - 0.05
+
+
+def test_a_further_negative_counts_for_its_own_video_unless_it_says_the_same() -> None:
+    video, text, scale = pairs()
+    other = F.normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), dim=-1)
+    numbers = torch.arange(7)
+    numbers[1:] += 100  # The negative of the first video has the words of its own caption.
+    plain = scale * (video @ text.t())
+    with_others = torch.cat([plain, scale * (video * other).sum(1, keepdim=True)], dim=1)
+    with_others[0, -1] = -torch.inf
+    own = torch.arange(7)
+    expected = (F.cross_entropy(with_others, own) + F.cross_entropy(plain.t(), own)) / 2
+    loss = contrastive_loss(video, text, scale, own, ALONE, (other, numbers))
+    torch.testing.assert_close(loss, expected)

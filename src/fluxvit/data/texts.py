@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,6 +128,27 @@ def caption_number(caption: str) -> int:
 def plain_caption(caption: str) -> str:
     """A caption in lower case, with single spaces."""
     return " ".join(caption.casefold().split())
+
+
+def reversed_captions(caption: str, opposites: Sequence[Mapping[str, str]]) -> list[str]:
+    """A caption with some of its words replaced by their opposites, in lower case.
+
+    Args:
+        opposites: Groups of opposite words, in either order, such as ``{"left": "right"}`` and
+            ``{"up": "down", "rises": "sinks"}``. All words of a group are replaced at once.
+
+    Returns:
+        One caption for each group that occurs in it.
+    """
+    plain = plain_caption(caption)
+    return [text for group in opposites if (text := _swapped(plain, group)) != plain]
+
+
+def _swapped(text: str, group: Mapping[str, str]) -> str:
+    words = {one.casefold(): other for pair in group.items() for one, other in (pair, pair[::-1])}
+    # Longer ones first: "comes closer" before "closer".
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.sub(rf"\b(?:{pattern})\b", lambda match: words[match[0]], text)
 
 
 def _tokenizers() -> Any:

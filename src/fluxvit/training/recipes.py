@@ -20,9 +20,10 @@ from fluxvit.training.config import (
     Weight,
     check_section,
 )
-from fluxvit.utils.schema import Natural, Share, Size
+from fluxvit.utils.schema import Name, Natural, Share, Size
 
 _Layers = Annotated[int, Meta(ge=1, le=1024)]
+_Opposites = Annotated[dict[Name, Name], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,8 @@ class ContrastiveSettings:
         video: Part of the video tower that is trained: ``all``, ``head`` (the pooling layer and what follows
             it), or ``none``.
         selector: Rule that selects the tokens to keep; docs/selection.md describes each.
+        opposites: Groups of opposite words, such as ``[{left: right}, {up: down, rises: sinks}]``. In each
+            step, one group is reversed in the caption of each clip, which makes a hard negative of it.
     """
 
     dim: Size = 512
@@ -251,6 +254,7 @@ class ContrastiveSettings:
     align_weight: Weight = 1.0
     video: Literal["all", "head", "none"] = "all"
     selector: SelectorName = "group_dynamic"
+    opposites: tuple[_Opposites, ...] = ()
 
     def __post_init__(self) -> None:
         check_section(self, "task")

@@ -78,7 +78,7 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
     task = ContrastiveTask(
         checkpoint,
         language,
-        Captions(shown, texts),
+        Captions(shown, texts, recipe.task.opposites),
         world,
         recipe.task,
         recipe.text.lr_scale,

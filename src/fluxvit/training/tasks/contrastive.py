@@ -15,7 +15,7 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.checkpoints.dual_encoder import DualEncoderCheckpoint, copy_language
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
-from fluxvit.data.texts import Texts, caption_number
+from fluxvit.data.texts import Texts, caption_number, reversed_captions
 from fluxvit.models.dual_encoder import DualEncoder, LanguageSide
 from fluxvit.training.recipes import ContrastiveSettings
 from fluxvit.training.tasks.base import Batch, Task, pooled_at_budgets, substate
@@ -28,20 +28,24 @@ class Captions:
     Args:
         manifest: The videos.
         texts: The tokenizer.
+        opposites: Groups of opposite words (`reversed_captions`), which make hard negatives.
 
     Raises:
         ValueError: A video has no caption.
     """
 
-    def __init__(self, manifest: Manifest, texts: Texts) -> None:
+    def __init__(self, manifest: Manifest, texts: Texts, opposites: Sequence[Mapping[str, str]] = ()) -> None:
         for entry in manifest.entries:
             if not entry.captions:
                 raise ValueError(f"{entry.path} has no caption; leave it out of the manifest")
-        self.manifest, self.texts = manifest, texts
+        self.manifest, self.texts, self.opposites = manifest, texts, opposites
 
     def __call__(self, items: Tensor) -> Batch:
         """Captions of the videos of these numbers ``[B]``: ``caption`` int64 ``[B]``, the same number for the
         same words; ``ids`` int64 ``[B, N]`` and ``lengths`` int64 ``[B]``, as a text tower takes them.
+
+        With opposites also ``reversed_caption``, ``reversed_ids`` and ``reversed_lengths``, those of each
+        caption with one group of words reversed, which is drawn; the caption itself if there is none.
 
         Clips of the same video get the same caption. It draws from PyTorch's generator.
         """
@@ -51,7 +55,16 @@ class Captions:
         for item, draw in zip(items.tolist(), draws, strict=True):
             captions = self.manifest.entries[item].captions
             chosen.setdefault(item, captions[int(draw * len(captions))])
-        return self.encode([chosen[item] for item in items.tolist()])
+        captions = [chosen[item] for item in items.tolist()]
+        batch = self.encode(captions)
+        if self.opposites:
+            reverse: dict[str, str] = {}
+            for caption, draw in zip(captions, torch.rand(len(captions)).tolist(), strict=True):
+                found = reversed_captions(caption, self.opposites) or [caption]
+                reverse.setdefault(caption, found[int(draw * len(found))])
+            others = self.encode([reverse[caption] for caption in captions])
+            batch = {**batch, **{f"reversed_{name}": values for name, values in others.items()}}
+        return batch
 
     def encode(self, captions: Sequence[str]) -> Batch:
         """The same for one caption of each clip."""
@@ -67,7 +80,9 @@ class ContrastiveTask(Task):
     Each budget of the model sees the same clips and captions, and pools by its own head; one projection
     serves all. The loss is the sum of the budgets' contrastive losses, plus the alignment of the pooled
     vector of each smaller budget with that of the largest (`pooled_at_budgets`). All tokens of an image, a
-    clip of a single token frame, are kept: it has no change to select by.
+    clip of a single token frame, are kept: it has no change to select by. A clip's caption with some words
+    reversed, if the captions come with one, is a further negative of that clip (as in NegCLIP, arXiv
+    2210.01936).
 
     Args:
         checkpoint: The video side.
@@ -100,6 +115,10 @@ class ContrastiveTask(Task):
         if not any(parameter.requires_grad for parameter in self.model.blocks.parameters()):
             self.model.eval()  # A frozen trunk drops no path.
         texts = self.language.embed_text(batch["ids"], batch["lengths"])
+        negatives = None
+        if "reversed_ids" in batch:
+            others = self.language.embed_text(batch["reversed_ids"], batch["reversed_lengths"])
+            negatives = others, batch["reversed_caption"]
         budgets: list[int | None] = list(self.model.config.budgets)
         if video.shape[2] == self.model.config.tubelet_size:
             budgets = [None] * len(budgets)
@@ -110,7 +129,7 @@ class ContrastiveTask(Task):
         loss = self.settings.align_weight * align
         result: dict[str, Tensor] = {}
         for budget, videos in zip(self.model.config.budgets, vectors, strict=True):
-            loss = loss + contrastive_loss(videos, texts, self.language.scale, same, self._world)
+            loss = loss + contrastive_loss(videos, texts, self.language.scale, same, self._world, negatives)
             result[f"recall@{budget}"] = _recall(videos.detach(), texts.detach(), same)
         return {"loss": loss, **result, "temperature": 1 / self.language.scale.detach()}
 
@@ -132,7 +151,14 @@ def _recall(videos: Tensor, texts: Tensor, same: Tensor) -> Tensor:
     return (same[(texts @ videos.t()).argmax(1)] == same).float().mean()
 
 
-def contrastive_loss(video: Tensor, text: Tensor, scale: Tensor, same: Tensor, world: World) -> Tensor:
+def contrastive_loss(
+    video: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    same: Tensor,
+    world: World,
+    negatives: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """InfoNCE over the joint batch of all processes, as in CLIP (arXiv 2103.00020): the mean over both
     directions of the cross-entropy of a row's partner among all candidates.
 
@@ -146,6 +172,8 @@ def contrastive_loss(video: Tensor, text: Tensor, scale: Tensor, same: Tensor, w
         same: int64 ``[B]``: pairs of the same number say the same (a caption that occurs twice, two clips of
             a video) and are not negatives of each other.
         world: Processes that make up the batch; each gets the loss of its own rows.
+        negatives: A further text of each video ``[B, D]`` that does not belong to it, and its number ``[B]``;
+            one with the number of the video's own text does not count.
     """
     video, text = video.float(), text.float()
     all_same = _gather(same, world)
@@ -153,8 +181,12 @@ def contrastive_loss(video: Tensor, text: Tensor, scale: Tensor, same: Tensor, w
     twins = (same[:, None] == all_same) & ~F.one_hot(own, len(all_same)).bool()
     total = video.new_zeros(())
     for rows, candidates in ((video, _gather(text, world)), (text, _gather(video, world))):
-        logits = scale * (rows @ candidates.t())
-        total = total + F.cross_entropy(logits.masked_fill(twins, -torch.inf), own, reduction="sum")
+        logits = (scale * (rows @ candidates.t())).masked_fill(twins, -torch.inf)
+        if rows is video and negatives is not None:
+            further = scale * (video * negatives[0].float()).sum(1)
+            further = further.masked_fill(negatives[1] == same, -torch.inf)
+            logits = torch.cat([logits, further[:, None]], dim=1)
+        total = total + F.cross_entropy(logits, own, reduction="sum")
     return total / (2 * len(video))
 
 
