@@ -119,7 +119,7 @@ class StreamingPredictor:
             )
         if token_rate is not None and not 0 < token_rate <= _MOST_TOKENS:
             raise ValueError(
-                f"token rate {token_rate:g}: it must be above 0 and up to {_MOST_TOKENS:g} tokens a second"
+                f"{token_rate:g} tokens a second: the rate must be above 0 and up to {_MOST_TOKENS:g}"
             )
         self.model, self._predictor = predictor.model, predictor
         plan, config = predictor.plan, self.model.config
@@ -130,7 +130,7 @@ class StreamingPredictor:
             keep = min(int(token_rate * self.hop_s + 1e-9), config.pool(plan.grid))
             if keep < 1:
                 raise ValueError(
-                    f"token rate {token_rate:g}: that is less than one token a hop of {self.hop_s:g} s; "
+                    f"{token_rate:g} tokens a second: that is less than one token a hop of {self.hop_s:g} s; "
                     f"give at least {1 / self.hop_s:.3g}, or a longer hop"
                 )
             plan = plan if keep == plan.keep else replace(plan, keep=keep, measured=None)
