@@ -30,8 +30,9 @@ from fluxvit.flux.selection import get_selector
 GROWTH = 3
 """Factor by which each prefix is longer than the one before, and by which fewer samplings see it."""
 SHARE = 0.135
-"""Largest cost of the prefixes, as a share of the cost of an exhaustive search."""
-FEWEST_CLIPS, FINALISTS = 8, 3
+"""Largest cost of the prefixes, as a share of the cost of an exhaustive search, if the first prefix is longer
+than :data:`FEWEST_CLIPS`."""
+FEWEST_CLIPS, FINALISTS = 24, 3
 """Fewest clips of the first prefix, and number of samplings of a budget that see all clips if they do not
 differ significantly."""
 # The interval is 99 %, two-sided, because many samplings are compared several times.
