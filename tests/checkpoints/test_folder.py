@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,22 @@ def test_folders_that_name_no_sampling_were_trained_sparse(checkpoint: Path) -> 
     del facts["sampling"]
     (checkpoint / "config.json").write_text(json.dumps(facts))
     assert Checkpoint.load(checkpoint).sampling == ClipSampling("sparse")
+
+
+def test_plans_select_by_the_rule_of_training_unless_the_table_names_another(tmp_path: Path) -> None:
+    grid = SamplingGrid(8, 16, 32)
+    trained = Checkpoint(small_model(5), grids=[grid], selector="moving_pixels")
+    info = Checkpoint.load(trained.save(tmp_path / "it"))
+    assert {plan.selector for plan in (info.plan(12), info.plan(12, grid))} == {"moving_pixels"}
+    table = replace(trained, plans=[Plan(grid, 12, selector="uniform")])
+    assert Checkpoint.load(table.save(tmp_path / "table")).plan(12).selector == "uniform"
+
+
+def test_folders_that_name_no_selector_were_trained_with_that_of_the_paper(checkpoint: Path) -> None:
+    facts = json.loads((checkpoint / "config.json").read_text())
+    del facts["selector"]
+    (checkpoint / "config.json").write_text(json.dumps(facts))
+    assert Checkpoint.load(checkpoint).selector == "group_dynamic"
 
 
 def test_plan_tables_of_the_first_version_are_read(checkpoint: Path) -> None:

@@ -57,7 +57,7 @@ def test_folders_of_fluxvit_and_transformers_are_the_same(checkpoint: Path, tmp_
     again, back = load(tmp_path / "saved"), fluxvit.load(tmp_path / "saved")
     assert isinstance(back, Checkpoint)
     assert back.digest() == ours.digest() == again.to_checkpoint().digest()
-    for field in ("labels", "plans", "grids", "sampling", "mean", "std", "multi_label"):
+    for field in ("labels", "plans", "grids", "sampling", "selector", "mean", "std", "multi_label"):
         assert getattr(back, field) == getattr(ours, field), field
     expected = ours.model(clips().transpose(1, 2), 12)
     for one in (model, again, FluxViTForVideoClassification.from_checkpoint(ours)):

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from fluxvit.cli.command import parse
 from fluxvit.data.dataset import ClipRequest
 from fluxvit.data.loader import TrainingBatches
 from fluxvit.data.manifest import read_manifest, write_manifest
+from fluxvit.evaluation.classification import predict_plans
 from fluxvit.flux.grid import SamplingGrid, legal_grids
+from fluxvit.flux.plan import Plan
 from fluxvit.models.config import PRESETS
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.synthetic.builder import make_dataset
@@ -76,11 +79,23 @@ def test_every_recipe_parses_builds_and_runs(recipe: Path, world: Path, tmp_path
     assert run["recipe"]["optim"]["batch_size"] == 8
 
 
-def test_the_sampling_of_a_recipe_goes_with_the_checkpoint(world: Path, tmp_path: Path) -> None:
+def test_the_sampling_and_the_selector_of_a_recipe_go_with_the_checkpoint(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated = []
+
+    def watched(checkpoint: Checkpoint, dataset: Any, plans: list[Plan], **options: Any) -> Any:
+        validated.extend(plans)
+        return predict_plans(checkpoint, dataset, plans, **options)
+
+    monkeypatch.setattr("fluxvit.training.validation.predict_plans", watched)
     dense = ["--data.sampling", "dense", "--data.stride", "2", "--data.stride_fps", "10"]
-    assert train(CONFIGS[0], world, tmp_path / "run", *dense) == 0
+    assert train(CONFIGS[0], world, tmp_path / "run", *dense, "--task.selector", "moving_pixels") == 0
     for name in ("best", "last"):
-        assert Checkpoint.load(tmp_path / "run" / name).sampling == ClipSampling("dense", 2, 10)
+        checkpoint = Checkpoint.load(tmp_path / "run" / name)
+        assert checkpoint.sampling == ClipSampling("dense", 2, 10)
+        assert checkpoint.plan(8).selector == "moving_pixels"
+    assert {plan.selector for plan in validated} == {"moving_pixels"}
 
 
 WITH_OVERLAYS = [

@@ -34,6 +34,7 @@ from fluxvit.checkpoints.state_dicts import bare, savable
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Cascade, Measured, Plan
+from fluxvit.flux.selection import SelectorName
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT
 from fluxvit.models.graphs import CapturedFluxViT
@@ -72,6 +73,7 @@ class Checkpoint(FolderCheckpoint):
         multi_label: Whether a clip may show several classes at once. The sigmoid of each logit is then the
             probability of its class.
         sampling: How the frames of a clip were spread over a video in training.
+        selector: Rule that selected the tokens in training. Plans that are not in the table use it, too.
     """
 
     KIND: ClassVar[str] = "checkpoint"
@@ -89,6 +91,7 @@ class Checkpoint(FolderCheckpoint):
     cascades: list[Cascade] = field(default_factory=list)
     multi_label: bool = False
     sampling: ClipSampling = SPARSE
+    selector: SelectorName = "group_dynamic"
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +157,7 @@ class Checkpoint(FolderCheckpoint):
             budget = self.default_budgets(grid)[0]
         budget = Budget.of(budget)
         if grid:
-            known = [Plan(grid, budget.tokens or self.pool(grid))]
+            known = [Plan(grid, budget.tokens or self.pool(grid), selector=self.selector)]
         else:
             known = self.plans or self.default_plans(budget.tokens)
         return plan_for(self.model, budget, known)
@@ -187,9 +190,8 @@ class Checkpoint(FolderCheckpoint):
         def plan(budget: int) -> Plan:
             largest = max(self.grids, key=self.pool)
             fitting = [grid for grid in self.grids if self.pool(grid) >= budget] or [largest]
-            return Plan(
-                min(fitting, key=lambda g: (abs(self.pool(g) - _USUAL_POOL * budget), -g.frames)), budget
-            )
+            grid = min(fitting, key=lambda g: (abs(self.pool(g) - _USUAL_POOL * budget), -g.frames))
+            return Plan(grid, budget, selector=self.selector)
 
         return [plan(budget) for budget in ([tokens] if tokens else self.model.config.budgets)]
 
@@ -256,6 +258,7 @@ class Checkpoint(FolderCheckpoint):
             "normalization": {"mean": list(self.mean), "std": list(self.std)},
             "grids": [str(grid) for grid in self.grids],
             "sampling": _without_none(asdict(self.sampling)),
+            "selector": self.selector,
             "provenance": self.provenance,
         }
 
@@ -375,6 +378,7 @@ class _ConfigFile(msgspec.Struct):
     provenance: dict[str, Any]
     multi_label: bool = False
     sampling: ClipSampling = SPARSE
+    selector: SelectorName = "group_dynamic"
 
 
 def _read_facts(file: _ConfigFile, where: str) -> tuple[FluxViTConfig, dict[str, Any]]:
@@ -403,6 +407,7 @@ def _read_facts(file: _ConfigFile, where: str) -> tuple[FluxViTConfig, dict[str,
         "provenance": file.provenance,
         "multi_label": file.multi_label,
         "sampling": file.sampling,
+        "selector": file.selector,
     }
 
 

@@ -78,7 +78,7 @@ def plans_to_test(
         known = checkpoint.plans
         if grid is not None:
             pool = checkpoint.pool(grid)
-            known = [Plan(grid, min(budget.tokens or pool, pool))]
+            known = [Plan(grid, min(budget.tokens or pool, pool), selector=checkpoint.selector)]
         plain = _plain(model, budget, size)
         wanted = Budget(tokens=spent[budget.tokens]) if budget.tokens in spent else budget
         main = plan_for(model, wanted, known) if known else plain

@@ -48,6 +48,7 @@ class FluxViTConfig(PreTrainedConfig):
         normalization: ``mean`` and ``std`` of the RGB values; None: those of ImageNet.
         grids: Sampling grids of training, such as ``16x224``.
         sampling: How the frames of a clip are spread over a video; None: evenly.
+        selector: Name of the rule that selects tokens, if a call names none.
         multi_label: Whether a clip may show several classes at once; ``problem_type`` replaces it.
         provenance: Origin of the weights; free-form. The model card shows its ``license``.
         plan_table: The content of ``plans.json``: known plans and cascades.
@@ -71,6 +72,7 @@ class FluxViTConfig(PreTrainedConfig):
         normalization: Mapping[str, Any] | None = None,
         grids: list[str] | None = None,
         sampling: Mapping[str, Any] | None = None,
+        selector: str = "group_dynamic",
         multi_label: bool = False,
         provenance: Mapping[str, Any] | None = None,
         plan_table: Any = None,
@@ -86,6 +88,7 @@ class FluxViTConfig(PreTrainedConfig):
         self.normalization = normalization or {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
         self.grids = list(grids or [])
         self.sampling = sampling
+        self.selector = selector
         self.provenance = dict(provenance or {})
         self.plan_table = plan_table
         self.budget = budget

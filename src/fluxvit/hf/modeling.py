@@ -268,7 +268,7 @@ class FluxViTModel(FluxViTPreTrainedModel):
             budget: Tokens to keep of each clip. None: the budget of the configuration; if that is None, too,
                 all tokens are kept.
             head: Index of the head that pools; None: the one trained nearest to the kept tokens.
-            selector: Name of the selector of tokens; None: ``group_dynamic``.
+            selector: Name of the selector of tokens; None: that of the configuration.
             output_hidden_states: Whether to return the tokens of all layers; None: as the configuration says.
 
         Raises:
@@ -278,7 +278,7 @@ class FluxViTModel(FluxViTPreTrainedModel):
         clips, budgets = self._inputs(pixel_values_videos, budget)
         if isinstance(clips, list):
             raise ValueError("FluxViTModel encodes clips of one grid and one budget at a time")
-        ((tokens, kept),), _ = self.model.select_tokens(clips, budgets[:1], selector or "group_dynamic")
+        ((tokens, kept),), _ = self.model.select_tokens(clips, budgets[:1], selector or self.config.selector)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         last, layers = self.model.encode_layers(tokens, range(len(self.model.blocks)) if wanted else ())
         return FluxViTModelOutput(
@@ -323,7 +323,7 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
             budget: Tokens to keep, one number or one for each clip. None: the budget of the configuration; if
                 that is None, too, all tokens are kept.
             head: Index of the head to read; None: the one trained nearest to the kept tokens.
-            selector: Name of the selector of tokens; None: ``group_dynamic``.
+            selector: Name of the selector of tokens; None: that of the configuration.
             labels: Classes, int64 ``[B]``; for multi-label models floats ``[B, classes]``.
 
         Raises:
@@ -336,7 +336,7 @@ class FluxViTForVideoClassification(FluxViTPreTrainedModel):
                 self._check_budget(self.model.config.budgets[0], SamplingGrid(*clip.shape[-3:]))
         else:
             choices = [budgets]
-        outputs = self._classify(clips, choices, head, selector or "group_dynamic")
+        outputs = self._classify(clips, choices, head, selector or self.config.selector)
         if labels is None:
             return outputs[0]
         losses = [

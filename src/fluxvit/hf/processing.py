@@ -106,7 +106,7 @@ class FluxViTVideoProcessor:
         Returns:
             ``pixel_values_videos`` ``[B, T, 3, H, W]``, or a list of clips ``[T, 3, H, W]`` where
             ``keep_aspect`` gives them several sizes; ``budget``, the tokens to keep; and ``head`` and
-            ``selector``, where the plan of the checkpoint names them.
+            ``selector``, where the plan has others than the model would take.
 
         Raises:
             VideoError: A video cannot be read.
@@ -125,7 +125,7 @@ class FluxViTVideoProcessor:
         features["budget"] = plan.keep
         if plan.head is not None:
             features["head"] = plan.head
-        if plan.selector != "group_dynamic":
+        if plan.selector != self.config.selector:
             features["selector"] = plan.selector
         return features
 

@@ -64,7 +64,7 @@ def find_candidates(
     selectors: tuple[str, ...] = config.selectors or tuple(
         dict.fromkeys(plan.selector for plan in checkpoint.plans)
     )
-    selectors = selectors or ("group_dynamic",)
+    selectors = selectors or (checkpoint.selector,)
     candidates = {}
     for budget in budgets:
         candidates[budget] = [

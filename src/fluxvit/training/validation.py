@@ -153,7 +153,7 @@ class Validation:
                 results = predict_plans(
                     replace(self._checkpoint, model=model),
                     self._dataset,
-                    [Plan(self._grid, budget) for budget in budgets],
+                    [Plan(self._grid, budget, selector=self._checkpoint.selector) for budget in budgets],
                     workers=self._workers,
                     progress="Validating" if self._progress and world.is_main else None,
                     indices=share,

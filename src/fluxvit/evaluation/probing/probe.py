@@ -175,7 +175,7 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
         model=model,
         labels=list(names) if len(names) == splits["train"].classes else [],
         grids=[backbone.plan.grid],
-        plans=[Plan(backbone.plan.grid, backbone.plan.keep)],
+        plans=[Plan(backbone.plan.grid, backbone.plan.keep, selector=backbone.plan.selector)],
         multi_label=False,
         provenance={
             "made_by": f"fluxvit {__version__} probe",
@@ -209,9 +209,9 @@ def _run_probe(config: ProbeConfig, progress: bool) -> ProbeResult:
 
 def _plan(checkpoint: Checkpoint, config: ProbeConfig) -> Plan:
     plan = checkpoint.plan(config.budget, config.grid)
-    # The merged model selects tokens by the default selector, and so must its features.
+    # The merged model selects tokens by the checkpoint's selector, and so must its features.
     head = checkpoint.model.config.nearest_head(plan.keep) if plan.head is None else plan.head
-    return Plan(plan.grid, plan.keep, head)
+    return Plan(plan.grid, plan.keep, head, checkpoint.selector)
 
 
 def _conditions(

@@ -86,7 +86,7 @@ class Schedule:
         warmup = round(recipe.warmup_epochs * self._steps_per_epoch)
         self._optim = replace(recipe.optim, steps=self.steps, warmup=warmup)
 
-    def describe(self, start: Checkpoint, train: Manifest, command: str) -> Checkpoint:
+    def describe(self, start: Checkpoint, train: Manifest, command: str, selector: str) -> Checkpoint:
         """The model ``start``, with the metadata of the checkpoints of this run."""
         provenance = {
             "made_by": f"fluxvit {__version__} {command}",
@@ -102,6 +102,7 @@ class Schedule:
             cascades=[],
             multi_label=False,
             sampling=sampling_of(self._recipe.data),
+            selector=selector,
         )
 
     def batches(self, dataset: ClipDataset, steps: int) -> Callable[[int], Iterable[Clip]]:

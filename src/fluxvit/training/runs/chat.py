@@ -74,6 +74,6 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
     schedule = Schedule(recipe, len(train), model.config.size, world)
     # The plans of the video side stay valid as long as it does not change.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
-    checkpoint = replace(schedule.describe(start, train, "train-chat"), plans=plans)
+    checkpoint = replace(schedule.describe(start, train, "train-chat", recipe.task.selector), plans=plans)
     chat = ChatTask(checkpoint, connector, Questions(train, language, task), adapters, scale)
     return schedule.run(chat, clip_dataset(recipe, train), progress)

@@ -66,7 +66,7 @@ def contrastive_recipe(recipe: ContrastiveRecipe, world: World, progress: bool =
     model.to(world.device)
     language.to(world.device)
     schedule = Schedule(recipe, len(train), model.config.size, world, streams=2 if recipe.images else 1)
-    checkpoint = schedule.describe(start, train, "train-contrastive")
+    checkpoint = schedule.describe(start, train, "train-contrastive", recipe.task.selector)
     dataset = clip_dataset(recipe, train)
     shown = train
     facts, batches, validation = {}, None, None

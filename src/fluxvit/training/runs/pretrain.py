@@ -51,7 +51,7 @@ def pretrain_recipe(recipe: PretrainRecipe, world: World, progress: bool = True)
     model.aligners.requires_grad_(False)
     model.to(world.device)
     schedule = Schedule(recipe, len(train), model.config.size, world)
-    checkpoint = schedule.describe(start, train, "pretrain")
+    checkpoint = schedule.describe(start, train, "pretrain", recipe.task.selector)
     teacher = open_teacher(recipe.teacher).to(world.device)
     # Loading a teacher may draw random numbers; decoders must start the same without.
     torch.manual_seed(recipe.optim.seed + 1)

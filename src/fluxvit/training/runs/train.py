@@ -56,7 +56,9 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     model.to(world.device)
     schedule = Schedule(recipe, len(train), model.config.size, world)
     checkpoint = replace(
-        schedule.describe(start, train, "train"), labels=list(train.labels), multi_label=multi_label
+        schedule.describe(start, train, "train", recipe.task.selector),
+        labels=list(train.labels),
+        multi_label=multi_label,
     )
     task = ClassifyTask(checkpoint, recipe.task, recipe.mixing)
     width = classes if multi_label else None
