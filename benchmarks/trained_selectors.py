@@ -104,8 +104,10 @@ def main() -> None:
     if unknown := set(args.selectors) - set(SELECTORS):
         parser.error(f"--selectors: there is no {', '.join(sorted(unknown))}; see docs/selection.md")
     starts, file = args.checkpoints, args.out / "marks.json"
-    trained = [train(args, selector, seed) for selector in args.selectors for seed in range(len(starts))]
-    args.checkpoints, args.methods, args.json = [*starts, *trained], args.selectors, file
+    # One seed after the other, so that a run that is cut short has all selectors of the first.
+    trained = [[train(args, selector, seed) for selector in args.selectors] for seed in range(len(starts))]
+    args.checkpoints = [*starts, *(path for row in zip(*trained, strict=True) for path in row)]
+    args.methods, args.json = args.selectors, file
     setting = {
         "test": read_manifest(args.test).digest,
         "checkpoints": args.checkpoints,
