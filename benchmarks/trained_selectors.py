@@ -39,7 +39,7 @@ BEFORE = "(before)"
 def train(args: argparse.Namespace, selector: str, seed: int) -> str:
     """Train a checkpoint further with a selector, and return the folder of the result."""
     args.init = args.checkpoints[seed]
-    budgets = Checkpoint.load(args.init).model.config.budgets
+    budgets = args.trained or Checkpoint.load(args.init).model.config.budgets
     usual, out = recipe(args, "multi", seed, budgets), str(args.out / f"{selector}-{seed}")
     data, task = replace(usual.data, val=""), replace(usual.task, selector=selector)
     # `auto` measures the precisions when a run starts, and might choose differently for each.
@@ -82,6 +82,10 @@ def _difference(a: Tensor, b: Tensor) -> str:
     return f"{clips.mean().item():+.1f} ± {half:.1f} points (seeds {each})"
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +95,8 @@ def main() -> None:
     add("--data", type=Path, required=True, help="folder with the training videos and train.jsonl")
     add("--test", required=True, help="manifest")
     add("--grid", type=SamplingGrid.parse, required=True, help="that is tested, such as 32x64")
-    add("--budgets", default="128,64,32", type=lambda text: [int(k) for k in text.split(",")], help="tested")
+    add("--budgets", default="128,64,32", type=_numbers, help="tokens that are tested")
+    add("--trained", type=_numbers, help="tokens of training, such as 256,128,64; default: the checkpoints'")
     add("--selectors", default="group_dynamic,moving_pixels", type=lambda text: text.split(","))
     add("--epochs", type=float, default=4)
     add("--batch_size", type=int, default=32)
