@@ -319,6 +319,20 @@ def test_processes_share_out_the_batches_of_one(processes: int) -> None:
         requests(0, 3)
 
 
+def test_initial_weights_are_those_of_the_recipe_unless_a_checkpoint_is_given(tmp_path: Path) -> None:
+    def start(**settings: str) -> FluxViT:
+        recipe = Recipe(DataSettings(), model=ModelSettings("fluxvit_nano", **settings))
+        return start_checkpoint(recipe, 4).model
+
+    small, motion = start(), start(weights="motion")
+    assert small.blocks[0].ls1.gamma.unique().tolist() == pytest.approx([0.1])
+    assert motion.blocks[0].ls1.gamma.unique().tolist() == [1.0]
+    assert not torch.equal(small.patch_embed.proj.weight, motion.patch_embed.proj.weight)
+    Checkpoint(small).save(tmp_path / "small")
+    kept = start(init=str(tmp_path / "small"), weights="motion")
+    assert torch.equal(kept.patch_embed.proj.weight, small.patch_embed.proj.weight)
+
+
 def test_a_run_does_not_go_on_with_other_class_names(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -260,12 +260,16 @@ class ModelSettings:
         adapters: Low-rank adapters (LoRA). With a ``rank`` above 0 the blocks keep the weights of ``init``,
             and adapters of them are trained instead, together with the heads. Checkpoints contain the merged
             weights.
+        weights: Initial weights where there is no ``init``: ``small`` (normal, standard deviation 0.02), or
+            ``motion``, with which training learns earlier where classes differ by motion (see
+            docs/training.md).
     """
 
     name: str = "fluxvit_small"
     init: str = ""
     settings: NetworkSettings = field(default_factory=NetworkSettings)
     adapters: AdapterSettings = field(default_factory=AdapterSettings)
+    weights: Literal["small", "motion"] = "small"
 
     def __post_init__(self) -> None:
         if self.adapters.rank and not self.init:

@@ -26,6 +26,7 @@ from fluxvit.flux.grid import SamplingGrid, legal_grids
 from fluxvit.models.adapters import add_adapters
 from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.fluxvit import FluxViT, create_model
+from fluxvit.models.motion_init import init_for_motion
 from fluxvit.training.config import AdapterSettings, EvalSettings, RunRecipe, VideoSettings
 from fluxvit.training.recipes import DataSettings
 from fluxvit.training.tasks.base import Task
@@ -285,6 +286,8 @@ def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ())
     torch.manual_seed(recipe.optim.seed)
     if not recipe.model.init:
         made = create_model(recipe.model.name, **recipe.model.settings.given, num_classes=classes)
+        if recipe.model.weights == "motion":
+            init_for_motion(made)
         return Checkpoint(made)
     checkpoint = Checkpoint.load(recipe.model.init)
     model = checkpoint.model
