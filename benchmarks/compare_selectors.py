@@ -48,7 +48,7 @@ from fluxvit.utils.system import environment
 
 MERGING, PLAIN, REFERENCE = "merging", "plain", "group_dynamic"
 # Frames alone have no motion vectors: selectors_from_file.py compares codec.
-METHODS = (*(name for name in SELECTORS if name != "codec"), MERGING, PLAIN)
+METHODS = (*(name for name in SELECTORS if name not in ("codec", "learned")), MERGING, PLAIN)
 BATCHES = (1, 8)
 
 

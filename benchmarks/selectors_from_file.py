@@ -3,8 +3,9 @@
     python benchmarks/selectors_from_file.py CHECKPOINT [CHECKPOINT ...] --data DATA/test.jsonl --grid 32x64 \
       --budgets 128,64,32 --json runs/from_file.json
 
-Unlike `compare_selectors.py` it reads the files, so that `codec` has its motion vectors. Checkpoints
-are seeds of one recipe. Differences from group_dynamic are paired by clip and averaged over the checkpoints,
+Unlike `compare_selectors.py` it reads the files, so that `codec` has its motion vectors. Checkpoints with
+a learned selector may have `learned` among the --methods. Checkpoints are seeds of one recipe. Differences
+from group_dynamic are paired by clip and averaged over the checkpoints,
 with the 95 % interval over clips. Milliseconds are medians of whole predictions of the first checkpoint, one
 clip at a time; the selectors take turns. With --json the same command goes on where it was interrupted; when
 all clips are answered, it only measures the time again.

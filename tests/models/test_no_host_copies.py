@@ -19,7 +19,7 @@ from host_copies import no_host_copies
 
 def on_meta(**settings: Any) -> tuple[FluxViT, Tensor]:
     with torch.device("meta"):
-        return create_model("fluxvit_nano", **settings), torch.empty(2, 3, 8, 64, 64)
+        return create_model("fluxvit_nano", selector_dim=4, **settings), torch.empty(2, 3, 8, 64, 64)
 
 
 @pytest.mark.parametrize(

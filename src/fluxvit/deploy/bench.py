@@ -285,9 +285,10 @@ def time_stages(form: Form, plan: Plan, video: Path, runs: int) -> dict[str, flo
             mark()
             # Selection alone, on what the selector reads.
             reads = get_selector(plan.selector).reads
-            read = (
-                model.patch_embed(clip)[0] if reads == "embeddings" else model.patch_embed.patchify(clip)[0]
-            )
+            if reads == "thumbnails":
+                read = model.thumbnails(clip)
+            else:
+                read = (model.patch_embed if reads == "embeddings" else model.patch_embed.patchify)(clip)[0]
             mark()
             model.select_indices(read, [plan.keep], plan.selector)
             mark()

@@ -235,22 +235,24 @@ class StreamingPredictor:
 
 
 class _SlidingPool:
-    """The embeddings of a window that slides over a video, and its patches if the selector reads pixels."""
+    """The embeddings of a window that slides over a video, and what its selector reads besides."""
 
     def __init__(self, model: FluxViT, plan: Plan) -> None:
         self._model, self._plan = model, plan
         self._shape = plan.grid.token_shape(model.config.patch_size, model.config.tubelet_size)
-        self._reads_pixels = get_selector(plan.selector).reads == "pixels"
+        self._reads = get_selector(plan.selector).reads
         self._embeddings: Tensor | None = None
-        self._patches: Tensor | None = None
+        self._read: Tensor | None = None
 
     @torch.inference_mode()
     def advance(self, video: Tensor) -> FluxViTOutput:
         """Add tubelets ``[1, 3, t * tubelet_size, H, W]``, and answer for the window that ends with them."""
         model, plan = self._model, self._plan
         self._embeddings = tokens = self._slide(self._embeddings, model.patch_embed(video)[0])
-        if self._reads_pixels:
-            self._patches = tokens = self._slide(self._patches, model.patch_embed.patchify(video)[0])
+        if self._reads == "pixels":
+            self._read = tokens = self._slide(self._read, model.patch_embed.patchify(video)[0])
+        elif self._reads == "thumbnails":
+            self._read = tokens = self._slide(self._read, model.thumbnails(video))
         (kept,) = model.select_indices(tokens, [plan.keep], plan.selector)
         (inputs,) = model.add_positions(self._embeddings, self._shape, [kept])
         return model.head_output(model.encode(inputs), kept, plan.head)

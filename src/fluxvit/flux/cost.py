@@ -2,7 +2,7 @@
 
 The paper's "GFLOPs" are GMACs of the kept tokens alone. This module also counts what the paper leaves out:
 the selection, and the embedding of dropped tokens. Both depend on what the selector reads; dropped tokens are
-embedded only for a selector that reads embeddings.
+embedded only for a selector that reads embeddings. The learned selector has a small network of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from fluxvit.flux.selection import Reads, Selector, get_selector
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """The numbers that determine the cost of a FluxViT. ``pool_dim`` is the width of the pooled vector."""
+    """The numbers that determine the cost of a FluxViT. ``pool_dim`` is the width of the pooled vector,
+    and ``selector_dim`` that of the learned selector.
+    """
 
     embed_dim: int
     depth: int
@@ -26,6 +28,7 @@ class NetworkSize:
     in_chans: int
     pool_dim: int
     num_classes: int
+    selector_dim: int = 0
 
     def pool(self, grid: SamplingGrid) -> int:
         """The number of tokens of a grid."""
@@ -76,7 +79,10 @@ def clip_cost(size: NetworkSize, keep: int, pool: int | None = None, reads: Read
         raise ValueError(f"cannot keep {keep} of {pool} tokens")
     width, length = size.embed_dim, keep + 1
     values = size.in_chans * size.tubelet_size * size.patch_size**2
-    scored = {"embeddings": width, "pixels": values, "nothing": 0}[reads]
+    # A thumbnail is a sum of all pixels; the rest is the learned selector's layers (`TokenScorer`).
+    parts, own = 4 if size.patch_size % 2 == 0 else 1, size.selector_dim
+    learned = (4 + size.in_chans * size.tubelet_size * parts) * own + 56 * own * own + own
+    scored = {"embeddings": width, "pixels": values, "thumbnails": values + learned, "nothing": 0}[reads]
     linear = round((4 + 2 * size.mlp_ratio) * width * width)
     return Cost(
         embed_kept=keep * values * width,

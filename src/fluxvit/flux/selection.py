@@ -3,7 +3,8 @@
 A selector turns tokens ``[B, T, L, C]`` (T frames of L tokens) into scores ``[B, T, L]``, and splits the
 frames into groups. :func:`select` then keeps the best tokens of each group. A token is represented by its
 patch embedding (after the patch norm, before positions) or by its raw pixels; with pixels only the kept
-tokens need to be embedded. No selector has parameters, and no gradients pass through the choice.
+tokens need to be embedded. No gradients pass through the choice, and only ``learned`` has parameters, which
+are part of the model.
 
 These rules apply where the paper is not specific or the authors' code differs:
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Reads = Literal["embeddings", "pixels", "nothing"]
-"""What a selector reads. With ``nothing`` it uses only the number and the positions of the tokens."""
+Reads = Literal["embeddings", "pixels", "thumbnails", "nothing"]
+"""What a selector reads. With ``thumbnails`` the model scores the tokens by its own network; with ``nothing``
+the selector uses only the number and the positions of the tokens."""
 
 
 class Selector(Protocol):
@@ -220,6 +222,27 @@ def _log_no_motion() -> None:
     )
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Keeps the tokens with the highest scores of the model's own network
+    (:class:`~fluxvit.models.token_scorer.TokenScorer`), compared over the whole clip.
+
+    The model turns its scores into the selector of a clip by :meth:`given`.
+    """
+
+    reads: ClassVar[Reads] = "thumbnails"
+
+    def groups(self, frames: int) -> tuple[int, ...]:
+        return (frames,)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        raise ValueError("selector learned: its network is part of a model; call the model instead")
+
+    def given(self, scores: Tensor) -> Given:
+        """The selector of clips with known scores ``[B, T, h, w]``."""
+        return Given(scores, num_groups=1)
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """Keeps the tokens with the highest of given scores, which are computed elsewhere.
@@ -328,6 +351,7 @@ SELECTORS: dict[str, Selector] = {
     "two_sided_pixels": TwoSided(reads="pixels"),
     "moving_pixels": MovingPixels(),
     "codec": Codec(),
+    "learned": Learned(),
     "tube": Tube(),
     "uniform": Uniform(),
     "random": Random(),

@@ -25,6 +25,7 @@ Classes = Annotated[int, Meta(ge=0, le=10_000_000)]
 Rate = Annotated[float, Meta(ge=0, lt=1)]
 Patch = Annotated[int, Meta(ge=1, le=1024)]
 MlpRatio = Annotated[float, Meta(gt=0, le=64)]
+SelectorWidth = Annotated[int, Meta(ge=0, le=1024)]
 ClassWidth = Annotated[int, Meta(ge=0, le=1 << 16)]
 LayerScale = Annotated[float, Meta(ge=0, le=1000)]
 _Side = Annotated[int, Meta(ge=1, le=4096)]
@@ -56,6 +57,8 @@ class FluxViTConfig:
         num_classes: Classes; 0 for no classifier.
         class_dim: Width of a space in which each class is a vector, such as that of its name in a dual
             encoder, and logits are scaled cosines; 0 for a linear classifier.
+        selector_dim: Width of the learned selector, the network that scores tokens for the selector
+            ``learned``; 0 for none.
         activation: ``gelu_tanh`` (as the published weights were trained) or ``gelu`` (erf).
         dual_patch_norm: RMS norm before and after patch embedding (DPN).
         global_position: Learned scale and shift of the position table (with ``local_position``: GLPE).
@@ -83,6 +86,7 @@ class FluxViTConfig:
     pool_heads: Heads = 16
     num_classes: Classes = 400
     class_dim: ClassWidth = 0
+    selector_dim: SelectorWidth = 0
     activation: str = "gelu_tanh"
     dual_patch_norm: bool = True
     global_position: bool = True
@@ -136,7 +140,10 @@ class FluxViTConfig:
         elif self.num_classes:
             head += (pool + 1) * self.num_classes
         aligners = (len(self.budgets) - 1) * (pool * pool + 3 * pool)
-        return patches + positions + self.depth * block + len(self.budgets) * head + 2 * pool + aligners
+        own, parts = self.selector_dim, 4 if self.patch_size % 2 == 0 else 1
+        scorer = (9 + self.in_chans * self.tubelet_size * parts) * own + 56 * own * own + 1 if own else 0
+        layers = patches + positions + self.depth * block + len(self.budgets) * head
+        return layers + 2 * pool + aligners + scorer
 
     @property
     def size(self) -> NetworkSize:
@@ -154,7 +161,11 @@ class FluxViTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        # Networks without a learned selector stay what they were, and so does what identifies them.
+        if not self.selector_dim:
+            del values["selector_dim"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "", key: str = "") -> FluxViTConfig:

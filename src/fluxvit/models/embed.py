@@ -149,7 +149,7 @@ class PositionTable(nn.Module):
         frames, height, width, dim = table.shape
         # Each axis is one small matrix product, and so is its backward pass: the one of `interpolate` takes
         # longer on a GPU than the blocks do. Autocast would round the products.
-        with _full_precision(table.device.type):
+        with full_precision(table.device.type):
             table = _resample_axis(table.reshape(1, frames, -1), t, "linear")
             table = _resample_axis(table.reshape(t, height, -1), h, "bicubic")
             table = _resample_axis(table.reshape(t * h, width, dim), w, "bicubic")
@@ -160,7 +160,8 @@ class PositionTable(nn.Module):
         return torch.addcmul(self.shift.float(), rows, self.scale.float())
 
 
-def _full_precision(device: str) -> AbstractContextManager:
+def full_precision(device: str) -> AbstractContextManager:
+    """A context without autocast, on a type of device."""
     # Not `torch.amp.is_autocast_available`, which torch.export of PyTorch 2.6 cannot trace.
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fluxvit.flux.budget import Budget
 from fluxvit.flux.grid import max_pool
-from fluxvit.flux.selection import Given, Selector, gather_tokens, get_selector, select_many
+from fluxvit.flux.selection import Given, Learned, Selector, gather_tokens, get_selector, select_many
 from fluxvit.models.attention import Packing
 from fluxvit.models.config import FluxViTConfig, preset
 from fluxvit.models.embed import PatchEmbed, PositionTable
@@ -33,6 +33,7 @@ from fluxvit.models.layers import (
     init_linear,
     make_classifier,
 )
+from fluxvit.models.token_scorer import TokenScorer
 from fluxvit.utils.system import memory_bytes
 
 # Pixel values of the clips that a CPU embeds at a time: 16 MB in fp32.
@@ -93,6 +94,7 @@ class FluxViT(nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head_norm = nn.LayerNorm(config.pool_dim)
         self.aligners = nn.ModuleList(Aligner(config.pool_dim) for _ in config.budgets[1:])
+        self.token_scorer = _token_scorer(config)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -257,7 +259,8 @@ class FluxViT(nn.Module):
             inputs = self.add_positions(embeddings, shape, choices)
             return list(zip(inputs, choices, strict=True)), shape
         patches, shape = self.patch_embed.patchify(video)
-        choices = self.select_indices(patches, budgets, chooser)
+        read = self.thumbnails(video) if chooser.reads == "thumbnails" else patches
+        choices = self.select_indices(read, budgets, chooser)
         # Smaller budgets keep subsets, so that the largest choice contains all of them.
         pool = patches.shape[1] * patches.shape[2]
         largest = max(choices, key=lambda kept: pool if kept is None else kept.shape[1], default=None)
@@ -302,18 +305,36 @@ class FluxViT(nn.Module):
         """Select the indices ``[B, K]`` to keep for each budget; None if all tokens are kept.
 
         Args:
-            tokens: Input of the selector, ``[B, T, L, C]``.
+            tokens: Input of the selector, ``[B, T, L, C]``, or :meth:`thumbnails`.
 
         Raises:
             ValueError: A budget is not a positive integer.
         """
+        chooser = get_selector(selector)
+        if isinstance(chooser, Learned):
+            assert self.token_scorer is not None
+            scores = self.token_scorer(tokens).flatten(2)
+            tokens, chooser = scores[..., None], chooser.given(scores)
         pool = tokens.shape[1] * tokens.shape[2]
         budgets = [None if budget is None else _token_budget(budget) for budget in budgets]
         keeps = [budget for budget in budgets if budget is not None and budget < pool]
-        if get_selector(selector).reads == "pixels":
+        if chooser.reads == "pixels":
             tokens = tokens.unflatten(-1, (self.config.tubelet_size, -1))
-        selections = iter(select_many(tokens, keeps, selector) if keeps else [])
+        selections = iter(select_many(tokens, keeps, chooser) if keeps else [])
         return [None if budget is None or budget >= pool else next(selections) for budget in budgets]
+
+    def thumbnails(self, video: Tensor) -> Tensor:
+        """What the learned selector reads of normalised clips; see :meth:`TokenScorer.thumbnails`.
+
+        Raises:
+            ValueError: The model has no learned selector.
+        """
+        if self.token_scorer is None:
+            raise ValueError(
+                "selector learned: this model has none; train it with fluxvit train RECIPE "
+                "configs/overlays/selector.yaml --model.init CHECKPOINT"
+            )
+        return self.token_scorer.thumbnails(video)
 
     def add_positions(
         self, embeddings: Tensor, shape: tuple[int, int, int], choices: Sequence[Tensor | None]
@@ -446,6 +467,15 @@ class FluxViT(nn.Module):
                 init_linear(layer)
         self.aligners = aligners.to(self.head_norm.weight.device, self.head_norm.weight.dtype)
 
+    def reset_selector(self, width: int) -> None:
+        """A learned selector of ``width`` channels, freshly initialised, unless it has that width already.
+        0 removes it.
+        """
+        if width != self.config.selector_dim:
+            self.config = FluxViTConfig.from_dict({**self.config.to_dict(), "selector_dim": width})
+            scorer = _token_scorer(self.config)
+            self.token_scorer = None if scorer is None else scorer.to(self.cls_token.device)
+
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more axes that must not decay; those of one axis never should."""
         return {"cls_token", "pos_embed.cls", "pos_embed.grid"}
@@ -461,6 +491,12 @@ class FluxViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass, which saves memory and costs time."""
         self.blocks.grad_checkpointing = enable
+
+
+def _token_scorer(config: FluxViTConfig) -> TokenScorer | None:
+    if not config.selector_dim:
+        return None
+    return TokenScorer(config.patch_size, config.tubelet_size, config.in_chans, config.selector_dim)
 
 
 def _with_class_token(cls: Tensor, tokens: Tensor, index: Tensor | None) -> Tensor:

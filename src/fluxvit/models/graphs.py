@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fluxvit.flux.selection import GroupDynamic, Selector, get_selector
+from fluxvit.flux.selection import GroupDynamic, Learned, Selector, get_selector
 from fluxvit.models.attention import Packing, native_packing
 from fluxvit.models.fluxvit import FluxViT, FluxViTOutput
 from fluxvit.models.inference import InferenceBlock
@@ -328,7 +328,7 @@ class CapturedFluxViT(FluxViT):
         return (
             all(video.device == device and not video.requires_grad for video in videos)
             and all(type(value) is int or value is None for value in (*budgets, head))
-            and isinstance(get_selector(selector), GroupDynamic)
+            and isinstance(get_selector(selector), GroupDynamic | Learned)
             and not self.training
             and not (has_autocast and torch.is_autocast_enabled(device.type))
             and not torch.compiler.is_compiling()

@@ -17,6 +17,7 @@ from fluxvit.models.config import (
     MlpRatio,
     Patch,
     Rate,
+    SelectorWidth,
     TableShape,
     Width,
 )
@@ -177,6 +178,8 @@ class NetworkSettings:
         pool_heads: Number of attention heads in the pooling layer.
         class_dim: Width of the space in which each class is a vector and logits are scaled cosines; 0 means a
             linear classifier.
+        selector_dim: Width of the learned selector, the network behind ``task.selector: learned``, such as
+            16; 0 means none.
         activation: Activation of the MLPs: ``gelu_tanh`` (the tanh approximation) or ``gelu`` (exact, with
             erf).
         dual_patch_norm: Apply an RMS norm before and after the patch embedding.
@@ -200,6 +203,7 @@ class NetworkSettings:
     pool_dim: Width | None = None
     pool_heads: Heads | None = None
     class_dim: ClassWidth | None = None
+    selector_dim: SelectorWidth | None = None
     activation: Literal["gelu_tanh", "gelu"] | None = None
     dual_patch_norm: bool | None = None
     global_position: bool | None = None

@@ -49,6 +49,8 @@ class TaskSettings:
             with that of the largest; 0 switches it off.
         label_smoothing: Label smoothing of the cross-entropy, from 0 (none) to 1.
         selector: Rule that selects the tokens to keep; docs/selection.md describes each.
+        train: Part that is trained: ``all`` of the network but the learned selector, or only the ``selector``
+            of the trained network ``model.init``; see ``SelectorTask``.
         loss: ``cross_entropy`` for videos with one class each, or ``bce``, binary cross-entropy of each
             class, for videos that may have several classes or none.
     """
@@ -56,10 +58,15 @@ class TaskSettings:
     align_weight: Weight = 1.0
     label_smoothing: Decay = 0.0
     selector: SelectorName = "group_dynamic"
+    train: Literal["all", "selector"] = "all"
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
 
     def __post_init__(self) -> None:
         check_section(self, "task")
+        if self.train == "selector" and self.selector != "learned":
+            raise ValueError(
+                f"task.train selector: {self.selector} has nothing to train; set task.selector learned"
+            )
         if self.loss == "bce" and self.label_smoothing:
             raise ValueError("task.loss bce: label_smoothing is for videos of one class each")
 
@@ -110,6 +117,10 @@ class Recipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task.train == "selector" and not self.model.init:
+            raise ValueError("task.train selector: give the trained network, model.init")
+        if self.task.train == "selector" and self.model.adapters.rank:
+            raise ValueError("task.train selector leaves the blocks as they are; leave out model.adapters")
         if self.task.loss == "bce" and self.mixing.active and self.mixing.label_smoothing:
             raise ValueError(
                 "mixing.label_smoothing spreads the one class of a video; with task.loss bce set it to 0"

@@ -75,6 +75,7 @@ class Validation:
         config = task.model.config
         grid.token_shape(config.patch_size, config.tubelet_size)  # Now, not after an epoch.
         self._checkpoint, self._dataset, self._progress = task.checkpoint, dataset, progress
+        self._budgets = task.validation_budgets(grid)
         self._grid, self._every, self._workers, self._broken = grid, every, workers, broken
         self._done: set[int] = set()
         self._best = -1.0
@@ -139,7 +140,7 @@ class Validation:
 
     def _predict(self, trainer: Trainer, model: Any) -> dict[int, Predictions]:
         """Predictions for the whole data set at each budget, in all processes."""
-        world, budgets, total = trainer.world, model.config.budgets, len(self._dataset)
+        world, budgets, total = trainer.world, self._budgets, len(self._dataset)
         share = range(world.rank, total, world.size)
         results: list[Predictions] = []
         trouble: Exception | None = None

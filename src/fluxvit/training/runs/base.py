@@ -293,6 +293,7 @@ def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ())
     model = checkpoint.model
     settings = recipe.model.settings.given
     model.reset_budgets(settings.pop("budgets", model.config.budgets))
+    model.reset_selector(settings.pop("selector_dim", model.config.selector_dim))
     if settings:
         changed = FluxViT(FluxViTConfig.from_dict({**model.config.to_dict(), **settings}))
         report = compare_keys(model.state_dict(), changed)

@@ -24,7 +24,9 @@ from fluxvit.training.runs.base import (
     with_manifests,
     without_broken,
 )
+from fluxvit.training.tasks.base import Task
 from fluxvit.training.tasks.classify import ClassifyTask
+from fluxvit.training.tasks.selector import SelectorTask
 from fluxvit.training.validation import BEST, Validation
 from fluxvit.utils.distributed import World
 
@@ -60,7 +62,11 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
         labels=list(train.labels),
         multi_label=multi_label,
     )
-    task = ClassifyTask(checkpoint, recipe.task, recipe.mixing)
+    task: Task
+    if recipe.task.train == "selector":
+        task = SelectorTask(checkpoint)
+    else:
+        task = ClassifyTask(checkpoint, recipe.task, recipe.mixing)
     width = classes if multi_label else None
     # The digest of the data has only indices; other names would be other classes.
     facts: dict[str, Any] = {"classes": list(train.labels)}

@@ -33,12 +33,23 @@ class Task(nn.Module, ABC):
     Args:
         checkpoint: The video model and its metadata. Clips are normalised by its mean and standard deviation.
         selector: Selects the tokens of each budget.
+
+    Raises:
+        ValueError: The selector is ``learned``, and the model has none.
     """
 
     def __init__(self, checkpoint: Checkpoint, selector: str = "group_dynamic") -> None:
         super().__init__()
         self.model, self.checkpoint = checkpoint.model, checkpoint
         self.selector = get_selector(selector)
+        scorer = self.model.token_scorer
+        if scorer is not None:
+            scorer.requires_grad_(False)  # No gradient passes through the choice of tokens.
+        elif self.selector.reads == "thumbnails":
+            raise ValueError(
+                "task.selector learned: the network has none; set model.settings.selector_dim, such as 16, "
+                "or start from a checkpoint that has one, model.init"
+            )
 
     def collate(self, clips: Clip) -> Batch:
         """The batch of a step, on the CPU, with ``video`` as uint8 ``[B, 3, T, H, W]``."""
@@ -59,6 +70,10 @@ class Task(nn.Module, ABC):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks that a step runs, which may be compiled."""
         return list(self.model.blocks)
+
+    def validation_budgets(self, grid: SamplingGrid) -> Sequence[int]:
+        """The token budgets at which the network is validated on a grid."""
+        return self.model.config.budgets
 
     def count_tokens(self, video: Tensor) -> int:
         """Tokens that clips ``[B, 3, T, H, W]`` send through the blocks of the model, over all budgets."""

@@ -162,7 +162,11 @@ class DistillTask(Task):
 
     def _seen(self, model: FluxViT, video: Tensor, embeddings: Tensor) -> Tensor | None:
         """Indices ``[B, K]`` of the tokens that the teacher sees; None: all."""
-        tokens = model.patch_embed.patchify(video)[0] if self.selector.reads == "pixels" else embeddings
+        tokens = embeddings
+        if self.selector.reads == "pixels":
+            tokens = model.patch_embed.patchify(video)[0]
+        elif self.selector.reads == "thumbnails":
+            tokens = model.thumbnails(video)
         budget = self.settings.teacher_tokens or None
         (seen,) = model.select_indices(tokens, [budget], self.selector)
         return seen
