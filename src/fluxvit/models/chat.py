@@ -119,6 +119,12 @@ class Connector(nn.Module):
             x = queries + self.attend(self.norm_queries(queries), x, x, need_weights=False)[0]
         return self.norm_out(self.fc2(F.gelu(self.fc1(self.norm_hidden(x)))))
 
+    @torch.no_grad()
+    def start_as_words(self, words: Tensor) -> None:
+        """Give the initial vectors the mean and the spread of word embeddings ``[V, D]``."""
+        self.norm_out.bias.copy_(words.mean(0))
+        self.norm_out.weight.fill_(float(words.std(0).mean()))
+
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more axes that must not decay."""
         return {"queries"}
@@ -128,6 +134,25 @@ def fourier(positions: Tensor) -> Tensor:
     """Sines and cosines with 1/2, 1, 2, ... periods of positions ``[..., 3]`` from 0 to 1: ``[..., 36]``."""
     angles = positions[..., None] * torch.pi * 2.0 ** torch.arange(_FREQUENCIES, device=positions.device)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def word_scores(seen: Tensor, table: Tensor, words: Tensor) -> Tensor:
+    """How well vectors of videos say texts, by late interaction as in ColBERT, fp32 ``[B, Q, C]``.
+
+    The score of a text is the mean over its words of the largest cosine with a vector of the video; it is
+    -inf for a text without words.
+
+    Args:
+        seen: ``[B, N, D]``, the vectors.
+        table: ``[V, D]``, word embeddings.
+        words: int64 ``[B, Q, C, W]``, the words of C texts for each of Q questions, as rows of the table, and
+            -1 for padding.
+    """
+    cosines = F.normalize(seen.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
+    real = words >= 0
+    said = cosines.amax(1).gather(1, words.clamp(min=0).flatten(1)).view_as(words).masked_fill(~real, 0)
+    count = real.sum(-1)
+    return (said.sum(-1) / count.clamp(min=1)).masked_fill(count == 0, -torch.inf)
 
 
 def token_positions(kept: Tensor | None, shape: tuple[int, int, int], batch: int) -> Tensor:

@@ -322,6 +322,9 @@ class ChatSettings:
     budgets of the model.
 
     Args:
+        loss: ``answers``: the language model gives the right answers. ``words``: the vectors of the connector
+            say the words of the right choices rather than those of the others; the language model does not
+            run, so that a step is many times faster. It is meant as a first stage.
         connector: ``query`` gives the language model a fixed number of vectors for each video, ``mlp`` gives
             it one for each token.
         queries: Number of vectors of the ``query`` connector.
@@ -343,6 +346,7 @@ class ChatSettings:
         selector: Rule that selects the tokens to keep; docs/selection.md describes each.
     """
 
+    loss: Literal["answers", "words"] = "answers"
     connector: Literal["query", "mlp"] = "query"
     queries: Size = 32
     width: Size = 512
@@ -357,6 +361,8 @@ class ChatSettings:
 
     def __post_init__(self) -> None:
         check_section(self, "task")
+        if self.loss == "words" and self.adapters.rank:
+            raise ValueError("task.loss words does not run the language model: set task.adapters.rank to 0")
 
 
 @dataclass(frozen=True)

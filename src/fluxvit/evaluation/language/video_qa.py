@@ -182,7 +182,7 @@ class _ChatReader:
         chat = loaded.prepared(config.precision)
         self._chat, self._language, self.video = chat.model, chat.language, chat.video
         self.name, self._instruction = chat.language.source, chat.instruction
-        self._device = device
+        self._device, self._bf16 = device, config.precision == "bf16"
         self.unreadable: dict[int, str] = {}
 
     def answers(self, manifest: Manifest, asked: _Asked, plans: Sequence[Plan], progress: bool) -> _Answers:
@@ -213,12 +213,13 @@ class _ChatReader:
             before, prompt = self._language.first_turn(question.with_choices, self._instruction)
             rows += [[(prompt, self._language.answer_ids(choice))] for choice in question.choices]
         ids, turns, _ = (tensor.to(self._device) for tensor in pack_turns(rows))
-        scores = self._chat.log_probabilities(
-            before.to(self._device),
-            None if seen is None else seen.expand(len(rows), -1, -1),
-            ids,
-            turns > 0,
-        )
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            scores = self._chat.log_probabilities(
+                before.to(self._device),
+                None if seen is None else seen.expand(len(rows), -1, -1),
+                ids,
+                turns > 0,
+            )
         totals = check_finite(scores.sum(1), "answers").cpu().split([len(q.choices) for q in questions])
         return [q.choices[int(total.argmax())] for q, total in zip(questions, totals, strict=True)]
 

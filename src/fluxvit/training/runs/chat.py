@@ -20,7 +20,7 @@ from fluxvit.training.runs.base import (
     start_checkpoint,
     with_manifests,
 )
-from fluxvit.training.tasks.chat import ChatTask, Questions
+from fluxvit.training.tasks.chat import ChatTask, Choices, Questions, WordsTask
 from fluxvit.utils.distributed import World
 
 
@@ -62,6 +62,8 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
     connector = Connector(config)
     if task.init:
         copy_connector(task.init, connector, model)
+    elif task.loss == "words":
+        connector.start_as_words(language.network.get_input_embeddings().weight.detach().float().cpu())
     connector.to(world.device)
     video, words = recipe.model.adapters, task.adapters
     if video.rank:
@@ -75,5 +77,9 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
     # The plans of the video side stay valid as long as it does not change.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
     checkpoint = replace(schedule.describe(start, train, "train-chat", recipe.task.selector), plans=plans)
-    chat = ChatTask(checkpoint, connector, Questions(train, language, task), adapters, scale)
+    questions = Questions(train, language, task)
+    if task.loss == "words":
+        chat: ChatTask = WordsTask(checkpoint, connector, questions, Choices(train, language))
+    else:
+        chat = ChatTask(checkpoint, connector, questions, adapters, scale)
     return schedule.run(chat, clip_dataset(recipe, train), progress)

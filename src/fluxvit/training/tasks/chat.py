@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,12 +17,16 @@ from fluxvit.checkpoints.language_model import LanguageModel
 from fluxvit.data.dataset import Clip
 from fluxvit.data.manifest import Manifest
 from fluxvit.data.questions import DESCRIBE, PackedTurns, pack_turns, questions_of
-from fluxvit.models.chat import Connector, VideoChat
+from fluxvit.models.chat import Connector, VideoChat, word_scores
 from fluxvit.training.recipes import ChatSettings
 from fluxvit.training.tasks.base import Batch, Task, substate
 
 # Parts of a batch, each with conversations of about the same length.
 _PARTS = 4
+# Factor of the cosines of words in the softmax over choices.
+_SHARPNESS = 15.0
+# Choices of a question, beyond its own.
+_MOST_CHOICES = 64
 
 
 class Questions:
@@ -110,13 +115,8 @@ class ChatTask(Task):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The loss, and the mean probability of a full answer, of clips and `PackedTurns` about them."""
-        self.model.eval()
-        video = batch["video"]
-        budgets = self.model.config.budgets
-        budget = budgets[int(torch.randint(len(budgets), ()))]
-        chat = VideoChat(self.model, self.connector, self.questions.language.network)
-        before = self._before.to(video.device)
-        seen = chat.look([video], budget, self.selector)
+        seen, chat = self.look(batch["video"])
+        before = self._before.to(seen.device)
         ends = _ends(batch["turns"])
         likely, lengths = [], []
         # Conversations of about the same length go together, so that little is padding.
@@ -135,6 +135,14 @@ class ChatTask(Task):
             "answer": torch.cat(likely).detach().exp().mean(),
         }
 
+    def look(self, video: Tensor) -> tuple[Tensor, VideoChat]:
+        """The vectors ``[B, N, D]`` of normalised clips at one of the budgets, and the chat model."""
+        self.model.eval()
+        budgets = self.model.config.budgets
+        budget = budgets[int(torch.randint(len(budgets), ()))]
+        chat = VideoChat(self.model, self.connector, self.questions.language.network)
+        return chat.look([video], budget, self.selector), chat
+
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         video = replace(self.checkpoint, model=self._video_model(state))
         with torch.device("meta"):
@@ -147,6 +155,113 @@ class ChatTask(Task):
         language, instruction = self.questions.language, self.questions.settings.instruction
         chat = VideoChat(video.model, connector, language.network)
         ChatCheckpoint(chat, language, video, instruction, video.provenance, adapters).save(folder)
+
+
+class Choices:
+    """Gives each clip of a batch the words of the choices of its video's questions.
+
+    The choices of a question are those of all questions of the same text, so that a video of a fish learns
+    that it is none of the other objects. Questions that are answered by yes or no are left out: without the
+    question these words say nothing.
+
+    Args:
+        manifest: The videos.
+        language: The language model whose words they are.
+
+    Attributes:
+        ids: int64 ``[V]``, the token ids of all words.
+
+    Raises:
+        ValueError: No question has choices.
+    """
+
+    def __init__(self, manifest: Manifest, language: LanguageModel) -> None:
+        asked = [
+            [
+                one
+                for one in questions_of(entry)
+                if one.answer in one.choices and not {"yes", "no"} & {text.lower() for text in one.choices}
+            ]
+            for entry in manifest.entries
+        ]
+        if not any(asked):
+            raise ValueError("task.loss words needs questions with choices, other than yes and no")
+        together: dict[str, dict[str, None]] = {}
+        for one in chain(*asked):
+            together.setdefault(one.question, {}).update(dict.fromkeys(one.choices))
+        numbers: dict[int, int] = {}
+        # With a space before it, as inside a sentence.
+        texts = {
+            text: [numbers.setdefault(token, len(numbers)) for token in language.ids(f" {text}").tolist()]
+            for text in dict.fromkeys(chain(*together.values()))
+        }
+        self.ids = torch.tensor(list(numbers))
+        self._asked = []
+        for questions in asked:
+            rows = []
+            for one in questions:
+                others = [text for text in together[one.question] if text not in one.choices]
+                choices = [*one.choices, *others][: max(_MOST_CHOICES, len(one.choices))]
+                rows.append(([texts[text] for text in choices], one.choices.index(one.answer)))
+            self._asked.append(rows)
+
+    def __call__(self, items: Tensor) -> dict[str, Tensor]:
+        """The choices of these videos ``[B]``: ``words``, int64 ``[B, Q, C, W]``, as indices into `ids`,
+        padded with -1; and ``answer``, int64 ``[B, Q]``, the right choice, or -1 where there are fewer
+        questions.
+        """
+        rows = [self._asked[item] for item in items.tolist()]
+        choices = [texts for row in rows for texts, _ in row]
+        shape = (
+            max(map(len, rows)),
+            max(map(len, choices), default=1),
+            max((len(text) for texts in choices for text in texts), default=1),
+        )
+        words, answer = torch.full((len(rows), *shape), -1), torch.full((len(rows), shape[0]), -1)
+        for number, row in enumerate(rows):
+            for place, (texts, right) in enumerate(row):
+                answer[number, place] = right
+                for choice, text in enumerate(texts):
+                    words[number, place, choice, : len(text)] = torch.tensor(text)
+        return {"words": words, "answer": answer}
+
+
+class WordsTask(ChatTask):
+    """Trains a connector to say the words of right answers (:func:`~fluxvit.models.chat.word_scores`).
+
+    The language model does not run, only its word embeddings are read, so that a step takes a small part of
+    the time of a `ChatTask`'s. The loss is the cross-entropy over the choices of each question.
+
+    Args:
+        checkpoint: The video side, frozen except for adapters.
+        connector: The connector, which is trained.
+        questions: As for `ChatTask`; they are not asked.
+        choices: Gives clips the words of their choices.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, connector: Connector, questions: Questions, choices: Choices
+    ) -> None:
+        super().__init__(checkpoint, connector, questions)
+        self._choices = choices
+        words = questions.language.network.get_input_embeddings().weight.detach().float()
+        # Beside their mean, words differ little.
+        self._mean = words.mean(0)
+        self._table = words[choices.ids.to(words.device)] - self._mean
+
+    def collate(self, clips: Clip) -> Batch:
+        return {"video": clips.video, **self._choices(clips.item)}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss, and the share of the questions whose right choice scores highest."""
+        seen, _ = self.look(batch["video"])
+        scores = word_scores(seen - self._mean, self._table, batch["words"])
+        asked = batch["answer"] >= 0
+        scores, answer = _SHARPNESS * scores[asked], batch["answer"][asked]
+        # A batch without a question teaches nothing.
+        loss = F.cross_entropy(scores, answer) if len(answer) else seen.sum() * 0
+        right = (scores.detach().argmax(1) == answer).float().sum() / max(1, len(answer))
+        return {"loss": loss, "right": right}
 
 
 def _ends(turns: Tensor) -> Tensor:
