@@ -270,7 +270,10 @@ class FluxViT(nn.Module):
         embeddings = embeddings + (rows if largest is None else rows[largest])
         samples = []
         for kept in choices:
-            index = kept if kept is None or largest is None else torch.searchsorted(largest, kept)
+            index = kept
+            if largest is not None and kept is not None:
+                # OpenVINO has no searchsorted, and exports have one budget.
+                index = None if kept is largest else torch.searchsorted(largest, kept)
             samples.append((_with_class_token(cls, embeddings, index), kept))
         return samples, shape
 
