@@ -61,10 +61,8 @@ def find_candidates(
             times, rest = divmod(budget, SamplingGrid(tubelet, height, width).tokens(patch, tubelet))
             if times and not rest and times * tubelet <= max(frames):
                 grids.add(SamplingGrid(times * tubelet, height, width))
-    selectors: tuple[str, ...] = config.selectors or tuple(
-        dict.fromkeys(plan.selector for plan in checkpoint.plans)
-    )
-    selectors = selectors or (checkpoint.selector,)
+    present = (plan.selector for plan in checkpoint.plans)
+    selectors = config.selectors or tuple(dict.fromkeys((checkpoint.selector, *present, "moving_pixels")))
     candidates = {}
     for budget in budgets:
         candidates[budget] = [

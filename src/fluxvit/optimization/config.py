@@ -29,7 +29,7 @@ class OptimizeConfig(DecodeOptions):
         sizes: Sides of the square frames to try in pixels, such as 168,224. By default they are those of
             training and one step beyond.
         selectors: Token selectors to try, such as group_dynamic,two_sided (docs/selection.md). By default
-            they are those of the checkpoint's plans, or the one that it was trained with.
+            they are the one of training, those of the checkpoint's plans, and moving_pixels.
         videos: Number of videos to draw from the manifest at random. By default all are used.
         seed: Seed of the order of the videos.
         test: Manifest of the test videos. The search is refused if ``data`` contains any of them.
