@@ -100,7 +100,7 @@ def main() -> None:
     add("--multi", nargs="+", metavar="CHECKPOINT", help="trained on many, in the same order of seeds")
     add("--grid", type=SamplingGrid.parse, default="32x64", help="of the fixed models")
     add("--budgets", default="512,256,128,64,32", help="tokens; the first is the full budget")
-    add("--selectors", default="group_dynamic", help="from which the search may choose")
+    add("--selectors", default="group_dynamic,moving_pixels", help="from which the search may choose")
     add(
         "--frames",
         default="",

@@ -17,7 +17,7 @@ from fluxvit.video.reader import probe
 if TYPE_CHECKING:
     from fluxvit.optimization.config import OptimizeConfig
 
-# Largest pool of a candidate, as a multiple of the largest pool of training.
+# Largest pool and most frames of a candidate, as a multiple of the largest ones of training.
 _BEYOND = 1.5
 # Videos with at least this ratio of sides also get grids that are not square.
 _OBLONG = 1.15
@@ -47,7 +47,7 @@ def find_candidates(
     trained = checkpoint.grids or [plan.grid for plan in checkpoint.plans]
     if not trained and not (config.frames and config.sizes):
         raise ValueError(f"{config.checkpoint} names no training grids; give --frames and --sizes")
-    frames = config.frames or _and_neighbours({grid.frames for grid in trained}, tubelet)
+    frames = config.frames or _usual_frames({grid.frames for grid in trained}, tubelet)
     if config.sizes:
         shapes = {(size, size) for size in config.sizes}
     else:
@@ -86,6 +86,12 @@ def _and_neighbours(values: Iterable[int], unit: int) -> list[int]:
     ordered = sorted(set(values))
     step = min((high - low for low, high in pairwise(ordered)), default=unit)
     return [value for value in (ordered[0] - step, *ordered, ordered[-1] + step) if value > 0]
+
+
+def _usual_frames(trained: set[int], tubelet: int) -> list[int]:
+    """Numbers of frames to try. Much denser ones pay where few tokens are kept."""
+    densest = tubelet * int(_BEYOND * max(trained) / tubelet)
+    return sorted({*_and_neighbours(trained, tubelet), densest})
 
 
 def _usual_shapes(trained: set[tuple[int, int]], patch: int, aspect: float) -> set[tuple[int, int]]:

@@ -24,8 +24,8 @@ class OptimizeConfig(DecodeOptions):
             videos.
         budgets: Numbers of tokens to keep, such as 512,1024; a plan is made for each. By default they are
             those of training.
-        frames: Numbers of frames to try, such as 8,12,16. By default they are those of training and one step
-            beyond.
+        frames: Numbers of frames to try, such as 8,12,16. By default they are those of training, one step
+            beyond, and half as many again.
         sizes: Sides of the square frames to try in pixels, such as 168,224. By default they are those of
             training and one step beyond.
         selectors: Token selectors to try, such as group_dynamic,two_sided (docs/selection.md). By default
