@@ -18,8 +18,6 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from fluxvit.flux.budget import Budget
-from fluxvit.flux.grid import max_pool
 from fluxvit.flux.selection import Given, Learned, Selector, gather_tokens, get_selector, select_many
 from fluxvit.models.attention import Packing
 from fluxvit.models.config import FluxViTConfig, preset
@@ -33,8 +31,8 @@ from fluxvit.models.layers import (
     init_linear,
     make_classifier,
 )
-from fluxvit.models.token_scorer import TokenScorer
-from fluxvit.utils.system import memory_bytes
+from fluxvit.models.limits import check_memory, check_pool, token_budget
+from fluxvit.models.token_scorer import make_token_scorer
 
 # Pixel values of the clips that a CPU embeds at a time: 16 MB in fp32.
 _VALUES_AT_ONCE = 1 << 22
@@ -79,7 +77,7 @@ class FluxViT(nn.Module):
 
     def __init__(self, config: FluxViTConfig) -> None:
         super().__init__()
-        _check_memory(config)
+        check_memory(config)
         self.config = config
         dim = config.embed_dim
         self.patch_embed = PatchEmbed(
@@ -94,7 +92,7 @@ class FluxViT(nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head_norm = nn.LayerNorm(config.pool_dim)
         self.aligners = nn.ModuleList(Aligner(config.pool_dim) for _ in config.budgets[1:])
-        self.token_scorer = _token_scorer(config)
+        self.token_scorer = make_token_scorer(config)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -245,7 +243,7 @@ class FluxViT(nn.Module):
             ValueError: A budget is not a positive integer, or the video does not divide into tubelets.
         """
         if not torch.compiler.is_compiling():
-            self._check_pool(video)
+            check_pool(self.config, video)
             # Scores are given for all clips at once.
             whole = isinstance(selector, Given)
             if video.device.type == "cpu" and not torch.is_grad_enabled() and not whole:
@@ -288,17 +286,6 @@ class FluxViT(nn.Module):
             samples.append((torch.cat(tokens), None if kept[0] is None else torch.cat(kept)))
         return samples, shapes[0]
 
-    def _check_pool(self, video: Tensor) -> None:
-        """Raise a ValueError if the pool of these clips is larger than a process may allocate."""
-        config = self.config
-        frames, height, width = video.shape[-3:] if video.ndim == 5 else (0, 0, 0)
-        pool = (frames // config.tubelet_size) * (height // config.patch_size) * (width // config.patch_size)
-        if pool > (most := max_pool()):
-            raise ValueError(
-                f"clips of {frames} frames of {height}x{width}: their pool has {pool} tokens, more than "
-                f"the limit of {most}; use fewer frames or a smaller size, or set FLUXVIT_MAX_POOL={pool}"
-            )
-
     def select_indices(
         self,
         tokens: Tensor,
@@ -319,7 +306,7 @@ class FluxViT(nn.Module):
             scores = self.token_scorer(tokens).flatten(2)
             tokens, chooser = scores[..., None], chooser.given(scores)
         pool = tokens.shape[1] * tokens.shape[2]
-        budgets = [None if budget is None else _token_budget(budget) for budget in budgets]
+        budgets = [None if budget is None else token_budget(budget) for budget in budgets]
         keeps = [budget for budget in budgets if budget is not None and budget < pool]
         if chooser.reads == "pixels":
             tokens = tokens.unflatten(-1, (self.config.tubelet_size, -1))
@@ -476,7 +463,7 @@ class FluxViT(nn.Module):
         """
         if width != self.config.selector_dim:
             self.config = FluxViTConfig.from_dict({**self.config.to_dict(), "selector_dim": width})
-            scorer = _token_scorer(self.config)
+            scorer = make_token_scorer(self.config)
             self.token_scorer = None if scorer is None else scorer.to(self.cls_token.device)
 
     def no_weight_decay(self) -> set[str]:
@@ -496,42 +483,9 @@ class FluxViT(nn.Module):
         self.blocks.grad_checkpointing = enable
 
 
-def _token_scorer(config: FluxViTConfig) -> TokenScorer | None:
-    if not config.selector_dim:
-        return None
-    return TokenScorer(config.patch_size, config.tubelet_size, config.in_chans, config.selector_dim)
-
-
 def _with_class_token(cls: Tensor, tokens: Tensor, index: Tensor | None) -> Tensor:
     """The class token ``[B, 1, C]``, then the tokens of ``[B, N, C]`` at ``index`` ``[B, K]``."""
     return torch.cat([cls, tokens if index is None else gather_tokens(tokens, index)], dim=1)
-
-
-def _check_memory(config: FluxViTConfig) -> None:
-    """Raise a ValueError for a network that the memory of the CPU cannot hold: the system would kill the
-    process.
-    """
-    memory = memory_bytes()
-    needed = config.parameters * torch.get_default_dtype().itemsize
-    if memory is not None and needed > memory and torch.empty(0).device.type == "cpu":
-        raise ValueError(
-            f"a network of {config.parameters:.3g} parameters needs {needed / 1e9:.0f} GB of memory, and "
-            f"this machine has {memory / 1e9:.0f} GB; see embed_dim, depth, table_shape and num_classes"
-        )
-
-
-def _token_budget(budget: Any) -> int:
-    """A budget as a number of tokens.
-
-    Raises:
-        ValueError: It is not a positive integer, or has another unit.
-    """
-    if type(budget) is int and 1 <= budget < 1 << 40:
-        return budget
-    tokens = Budget.of(budget).tokens
-    if tokens is None:
-        raise ValueError(f"budget {budget}: a model takes tokens; fluxvit.Predictor takes every unit")
-    return tokens
 
 
 def create_model(name: str, **overrides: Any) -> FluxViT:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fluxvit.models.config import FluxViTConfig
 from fluxvit.models.embed import full_precision
 
 
@@ -77,6 +78,13 @@ class TokenScorer(nn.Module):
         sizes = [part.square().mean(2).sqrt() for part in (smaller, inside, before, after)]
         movement = torch.stack(sizes, 2).clamp_min(_STILL).log()
         return movement - movement.mean((1, 3, 4), keepdim=True)
+
+
+def make_token_scorer(config: FluxViTConfig) -> TokenScorer | None:
+    """The learned selector of a model, if it has one."""
+    if not config.selector_dim:
+        return None
+    return TokenScorer(config.patch_size, config.tubelet_size, config.in_chans, config.selector_dim)
 
 
 # Changes that no one sees; the values of the pixels have a standard deviation of about one.
