@@ -92,14 +92,19 @@ def _recipe(args: argparse.Namespace) -> ContrastiveRecipe:
     recipe = parse("train-contrastive", ContrastiveRecipe, [str(RECIPE)])
     data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
     model, text = recipe.model, recipe.text
-    if args.start == "nothing":
+    grids, optim, evaluation = recipe.grids, recipe.optim, recipe.evaluation
+    if args.start == "nothing":  # As in configs/motionworld_nano.yaml.
         settings = NetworkSettings(budgets=(72, 36, 18), tubelet_size=4)
-        model = replace(model, name="fluxvit_nano", init="", settings=settings)
+        model = replace(model, name="fluxvit_nano", init="", settings=settings, weights="motion")
+        data = replace(data, cache=str(args.out / "cache64"), cache_frames=64, cache_side=40)
+        grids = replace(grids, frames=(40, 65, 8), sizes=(24, 33, 8), max_tokens=256)
+        optim, evaluation = replace(optim, lr=3e-4), replace(evaluation, grid="64x24")
     if args.text == "words":
         text = TextSettings("words", context=64)
     epochs = args.epochs or recipe.epochs
     # The last checkpoint is tested, because the validation videos choose plans.
-    return replace(recipe, data=data, model=model, text=text, epochs=epochs, val="")
+    recipe = replace(recipe, data=data, model=model, text=text, epochs=epochs, val="")
+    return replace(recipe, grids=grids, optim=optim, evaluation=evaluation)
 
 
 def _run(args: argparse.Namespace, recipe: ContrastiveRecipe, seed: int) -> dict[str, Any]:
