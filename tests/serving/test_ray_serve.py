@@ -25,7 +25,8 @@ def test_a_replica_answers_as_the_predictor(
     import ray_serve
     from ray import serve
 
-    from serving_load import Connection, form, free_port
+    from running_server import free_port
+    from serving_load import Connection, form
 
     monkeypatch.chdir(Path(ray_serve.__file__).parent)  # Ray's processes import it from there.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

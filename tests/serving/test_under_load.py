@@ -13,7 +13,8 @@ from conftest import small_model
 from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.video.writer import write_video
-from serving_load import LOST, Server, drain, expected_scores, load, send_damaged, serving, uploads
+from running_server import Server, serving
+from serving_load import LOST, drain, expected_scores, load, send_damaged, uploads
 
 pytest.importorskip("fastapi")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="The benchmark is for Unix.")
