@@ -49,7 +49,9 @@ from fluxvit.utils.distributed import ALONE
 from fluxvit.utils.files import write_json
 from fluxvit.utils.system import processor_name
 
-RECIPE = Path(__file__).parents[1] / "configs" / "contrastive" / "motionworld_nano.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = CONFIGS / "contrastive" / "motionworld_nano.yaml"
+OPPOSITES = CONFIGS / "overlays" / "motionworld_opposites.yaml"
 ACTS = ("slide", "lift", "depth")
 
 
@@ -89,7 +91,8 @@ def main() -> None:
 
 
 def _recipe(args: argparse.Namespace) -> ContrastiveRecipe:
-    recipe = parse("train-contrastive", ContrastiveRecipe, [str(RECIPE)])
+    files = [str(RECIPE), str(OPPOSITES)] if args.start == "nothing" else [str(RECIPE)]
+    recipe = parse("train-contrastive", ContrastiveRecipe, files)
     data = replace(recipe.data, train=str(args.data / "train.jsonl"), cache=str(args.out / "cache"))
     model, text = recipe.model, recipe.text
     grids, optim, evaluation = recipe.grids, recipe.optim, recipe.evaluation

@@ -68,8 +68,8 @@ def test_numbers_tell_captions_apart() -> None:
 
 
 def test_every_act_of_motionworld_is_reversed_by_the_recipe() -> None:
-    recipe = Path(__file__).parents[2] / "configs" / "contrastive" / "motionworld_nano.yaml"
-    opposites = parse("train-contrastive", ContrastiveRecipe, [str(recipe)]).task.opposites
+    overlay = Path(__file__).parents[2] / "configs" / "overlays" / "motionworld_opposites.yaml"
+    opposites = parse("train-contrastive", ContrastiveRecipe, [str(overlay)]).task.opposites
     for act in ("slide", "lift", "depth"):
         for clause, other in zip(CLAUSES[act, 0], CLAUSES[act, 1], strict=True):
             one, two = (text.format(it="the fish") for text in (clause, other))
