@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxvit.models import fluxvit as module
+from fluxvit.models import limits as module
 from fluxvit.models.config import PRESETS, FluxViTConfig, preset
 from fluxvit.models.fluxvit import FluxViT, create_model
 
