@@ -156,6 +156,8 @@ def test_reversed_captions_are_hard_negatives(tmp_path: Path) -> None:
         seen.add(batch["reversed_caption"][0].item())
     wanted = ("the ball moves down, then left", "the ball moves up, then right")
     assert seen == {caption_number(text) for text in wanted}
+    with pytest.raises(ValueError, match=r"opposites\[0\] is {}, expected an object that is not empty"):
+        ContrastiveSettings(opposites=({},))
     video, task = torch.randn(3, 3, 8, 32, 32), task_of(encoder)
     plain = {name: values for name, values in batch.items() if not name.startswith("reversed")}
     assert task({"video": video, **batch})["loss"] > task({"video": video, **plain})["loss"]

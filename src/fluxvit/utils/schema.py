@@ -324,4 +324,6 @@ def _expected(node: Any, value: Any = None) -> str:
         return "true or false"
     if isinstance(node, inspect.NoneType):
         return "null"
+    if isinstance(node, inspect.DictType) and node.min_length:
+        return "an object that is not empty"
     return "an object"
