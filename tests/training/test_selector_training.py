@@ -26,7 +26,9 @@ def nano(**settings: int) -> Checkpoint:
     return Checkpoint(model.eval(), grids=[SamplingGrid(4, 16, 16)])
 
 
-def test_the_overlay_trains_the_selector_and_nothing_else(tmp_path: Path) -> None:
+def test_the_overlay_trains_the_selector_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     data = make_dataset(
         tmp_path / "mw", MotionWorldConfig(16, 0, "demo", val=2, test=1), workers=1, progress=False
     )
@@ -57,6 +59,11 @@ def test_the_overlay_trains_the_selector_and_nothing_else(tmp_path: Path) -> Non
             "8x32",
         ),
     ]
+    other = create_model("fluxvit_nano", depth=1, embed_dim=32, pool_dim=16, num_classes=5)
+    Checkpoint(other).save(tmp_path / "other")
+    assert main([*command, "--model.init", str(tmp_path / "other")]) == 2
+    assert "its classes are not those of the data" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert main(command) == 0
     trained = Checkpoint.load(tmp_path / "run" / "last")
     assert trained.selector == "learned"

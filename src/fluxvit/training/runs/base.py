@@ -273,15 +273,18 @@ def _identity(recipe: RunRecipe) -> dict[str, Any]:
     return settings
 
 
-def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ()) -> Checkpoint:
+def start_checkpoint(
+    recipe: RunRecipe, classes: int, names: Sequence[str] = (), same_classes: bool = False
+) -> Checkpoint:
     """The model to train, new or from a checkpoint; its classifiers are new if the classes differ.
 
     Args:
         classes: Number of classes of the data; 0 for no classifier.
         names: Names of the classes; empty if they are unknown.
+        same_classes: Refuse a checkpoint whose classifiers would be new.
 
     Raises:
-        ValueError: The checkpoint cannot be read, or the settings do not fit it.
+        ValueError: The checkpoint cannot be read, the settings do not fit it, or it has other classes.
     """
     torch.manual_seed(recipe.optim.seed)
     if not recipe.model.init:
@@ -304,7 +307,10 @@ def start_checkpoint(recipe: RunRecipe, classes: int, names: Sequence[str] = ())
         changed.load_state_dict(model.state_dict())
         model = changed
     checkpoint = replace(checkpoint, model=model)
-    _fit_classifier(checkpoint, classes, names, recipe.model.init)
+    if not _fit_classifier(checkpoint, classes, names, recipe.model.init) and same_classes:
+        raise ValueError(
+            f"{recipe.model.init}: its classes are not those of the data; give data that have them"
+        )
     return checkpoint
 
 
@@ -321,15 +327,16 @@ def train_heads(model: FluxViT) -> None:
         part.requires_grad_(True)
 
 
-def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], checkpoint: str) -> None:
-    """Keep the classifiers of a checkpoint if its classes are those of the data, in any order."""
+def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], checkpoint: str) -> bool:
+    """Keep the classifiers of a checkpoint if its classes are those of the data, in any order; whether so."""
     model = start.model
     if model.num_classes != classes:
         if model.num_classes and classes:
             text = "%s: the classifier starts anew, since it has %d classes and the data have %d"
             _log.info(text, checkpoint, model.num_classes, classes)
         model.reset_classifier(classes)
-    elif not start.labels or not names:
+        return False
+    if not start.labels or not names:
         if classes and (start.labels or names):
             _log.warning(
                 "%s: its %d classes are taken to be those of the data, since only one of the two names them",
@@ -341,7 +348,7 @@ def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], check
         if len(numbers) == classes:
             model.reorder_classes([numbers[number] for number in range(classes)])
             _log.warning("%s: its classes are numbered as in the data, by name", checkpoint)
-            return
+            return True
         model.reset_classifier(classes)
         _log.warning(
             "%s: the classifier starts anew, since only %d of its %d classes are named as in the data",
@@ -349,6 +356,8 @@ def _fit_classifier(start: Checkpoint, classes: int, names: Sequence[str], check
             len(numbers),
             classes,
         )
+        return False
+    return True
 
 
 def clip_dataset(recipe: RunRecipe, manifest: Manifest, **settings: Any) -> ClipDataset:

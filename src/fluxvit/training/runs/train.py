@@ -52,7 +52,7 @@ def train_recipe(recipe: Recipe, world: World, progress: bool = True) -> Path:
     val = read_manifest(recipe.data.val, recipe.data.target) if recipe.data.val else None
     multi_label = recipe.task.loss == "bce"
     classes, val = _shared_classes(recipe.data, train, val, multi_label)
-    start = start_checkpoint(recipe, classes, train.labels)
+    start = start_checkpoint(recipe, classes, train.labels, same_classes=recipe.task.train == "selector")
     model = start.model
     adapt_model(model, recipe.model.adapters)
     model.to(world.device)
