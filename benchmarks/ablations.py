@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,12 +36,11 @@ from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.plan import Plan
 from fluxvit.training.config import ModelSettings, NetworkSettings, TrainConfig
 from fluxvit.training.logs import LOG
-from fluxvit.training.recipes import DataSettings, Recipe, TaskSettings
+from fluxvit.training.recipes import TaskSettings
 from fluxvit.training.runs.train import train_recipe
 from fluxvit.utils.distributed import join_world
 from fluxvit.utils.files import read_json_lines, write_json
-from fluxvit.video.augment_settings import AugmentSettings
-from plateau import DENSE, leaves_after
+from plateau import DENSE, leaves_after, short_recipe
 
 
 @dataclass(frozen=True)
@@ -97,26 +96,15 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     way = WAYS[name]
     budgets = tuple(map(int, args.budgets.split(",")))
     train, test = read_manifest(args.train), read_manifest(args.test)
-    epochs = args.clips / len(train)
     settings = NetworkSettings(
         budgets=budgets[:1] if way.one_budget else budgets,
         dual_patch_norm=way.dpn,
         global_position=way.glpe,
         local_position=way.glpe,
     )
-    recipe = Recipe(
-        DataSettings(args.train, workers=0, cache=str(args.out / "cache"), cache_frames=64, cache_side=40),
-        out=str(out),
-        model=ModelSettings("fluxvit_nano", settings=settings, weights="motion"),
-        grids=DENSE,
-        task=TaskSettings(align_weight=0.0 if way.one_budget else way.align_weight),
-        optim=TrainConfig(
-            batch_size=args.batch_size, lr=args.lr, seed=seed, precision=args.precision, log_every=1
-        ),
-        epochs=epochs,
-        warmup_epochs=min(1.0, epochs / 10),
-        augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
-    )
+    model = ModelSettings("fluxvit_nano", settings=settings, weights="motion")
+    recipe = short_recipe(args, out, len(train), model, DENSE, TrainConfig(lr=args.lr, seed=seed))
+    recipe = replace(recipe, task=TaskSettings(align_weight=0.0 if way.one_budget else way.align_weight))
     checkpoint = Checkpoint.load(train_recipe(recipe, join_world(), progress=False))
     plans = [Plan(args.grid, budget, selector=selector) for selector in GROUPS for budget in budgets]
     scores = [result.score for result in predict_plans(checkpoint, ClipDataset(test), plans)]

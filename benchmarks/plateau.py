@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,20 +82,8 @@ def _run(args: argparse.Namespace, way: str, seed: int) -> dict[str, Any]:
     weights, grids, rate = WAYS[way]
     budgets = tuple(map(int, args.budgets.split(",")))
     train, val = read_manifest(args.train), read_manifest(args.val)
-    epochs = args.clips / len(train)
-    recipe = Recipe(
-        # One cache of 64 frames for all ways, of which those with fewer frames take a part.
-        DataSettings(args.train, workers=0, cache=str(args.out / "cache"), cache_frames=64, cache_side=40),
-        out=str(out),
-        model=ModelSettings("fluxvit_nano", settings=NetworkSettings(budgets=budgets), weights=weights),
-        grids=grids,
-        optim=TrainConfig(
-            batch_size=args.batch_size, lr=rate, seed=seed, precision=args.precision, log_every=1
-        ),
-        epochs=epochs,
-        warmup_epochs=min(1.0, epochs / 10),
-        augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
-    )
+    model = ModelSettings("fluxvit_nano", settings=NetworkSettings(budgets=budgets), weights=weights)
+    recipe = short_recipe(args, out, len(train), model, grids, TrainConfig(lr=rate, seed=seed))
     checkpoint = Checkpoint.load(train_recipe(recipe, join_world(), progress=False))
     grid = SamplingGrid(64, 24, 24) if grids is DENSE else SamplingGrid(32, 32, 32)
     plans = [Plan(grid, budget) for budget in budgets]
@@ -112,6 +101,29 @@ def _run(args: argparse.Namespace, way: str, seed: int) -> dict[str, Any]:
     }
     write_json(done, result)
     return result
+
+
+def short_recipe(
+    args: argparse.Namespace,
+    out: Path,
+    videos: int,
+    model: ModelSettings,
+    grids: GridSettings,
+    optim: TrainConfig,
+) -> Recipe:
+    """A training of ``args.clips`` clips, of which each step is logged."""
+    epochs = args.clips / videos
+    return Recipe(
+        # One cache of 64 frames for all ways, of which those with fewer frames take a part.
+        DataSettings(args.train, workers=0, cache=str(args.out / "cache"), cache_frames=64, cache_side=40),
+        out=str(out),
+        model=model,
+        grids=grids,
+        optim=replace(optim, batch_size=args.batch_size, precision=args.precision, log_every=1),
+        epochs=epochs,
+        warmup_epochs=min(1.0, epochs / 10),
+        augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
+    )
 
 
 def leaves_after(accuracies: list[float], threshold: float) -> int | None:
