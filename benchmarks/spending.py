@@ -269,13 +269,18 @@ def compared(
     stop, answers = follow(cascade, [logits[plans.index(plan)] for plan in cascade.stages])
     right = (answers == labels).double()
     mean = torch.tensor(costs, dtype=torch.float64)[stop].mean().item()
+    return stop, mean, right, at_cost(hull, rows, mean)
+
+
+def at_cost(hull: list[tuple[float, int]], rows: tuple[list[Tensor], Tensor], mean: float) -> Tensor:
+    """What fixed plans have right at a mean cost, float64 ``[N]``; see :func:`compared`."""
     below = max((n for n, (cost, _) in enumerate(hull) if cost <= mean), default=0)
     fixed = _right(rows, hull[below][1])
     if below + 1 < len(hull):
         low, high = hull[below], hull[below + 1]
         part = (mean - low[0]) / (high[0] - low[0])
         fixed = (1 - part) * fixed + part * _right(rows, high[1])
-    return stop, mean, right, fixed
+    return fixed
 
 
 def _tested(
