@@ -8,6 +8,10 @@ Checkpoints are seeds of one Flux-Multi recipe. Each is trained further on DATA/
 in the same order. Then all are tested with each selector on the clips of ``--test``. Differences are paired
 by clip and averaged over the seeds, with their 95 % interval over the clips.
 
+Checkpoints that have a learned selector may have ``learned`` among the ``--selectors``. It stays as it is
+while the model is trained; with ``--follow`` it is then trained on the new model, by the recipe of
+``configs/overlays/selector.yaml``, and tested once more.
+
 Everything is kept in ``--out``; an interrupted command goes on where it stopped when it is repeated.
 """
 
@@ -26,6 +30,8 @@ from fluxvit.checkpoints.checkpoint import Checkpoint
 from fluxvit.data.manifest import read_manifest
 from fluxvit.flux.grid import SamplingGrid
 from fluxvit.flux.selection import SELECTORS
+from fluxvit.training.config import ModelSettings, TrainConfig
+from fluxvit.training.recipes import TaskSettings
 from fluxvit.training.runs.train import train_recipe
 from fluxvit.utils.distributed import join_world
 from fluxvit.utils.system import environment
@@ -33,7 +39,7 @@ from fluxvit.utils.terminal import table
 from headline import recipe
 from selectors_from_file import mark_clips, marks
 
-BEFORE = "(before)"
+BEFORE, FOLLOWED = "(before)", "learned, then its selector"
 
 
 def train(args: argparse.Namespace, selector: str, seed: int) -> str:
@@ -48,9 +54,33 @@ def train(args: argparse.Namespace, selector: str, seed: int) -> str:
     return f"{out}/last"
 
 
-def report(result: dict[str, Any], tested: list[int], selectors: list[str], seeds: int) -> Iterable[str]:
-    """The lines of a table for each budget; see :func:`mark_clips` for ``result``."""
-    trained = [BEFORE, *selectors]
+def follow(args: argparse.Namespace, init: str, seed: int) -> str:
+    """Train the learned selector of a checkpoint on its model, and return the folder of the result."""
+    usual = recipe(args, "fixed", seed, [Checkpoint.load(init).model.config.pool(args.grid)])
+    out = str(args.out / f"followed-{seed}")
+    train_recipe(
+        replace(
+            usual,
+            out=out,
+            data=replace(usual.data, val=""),
+            model=ModelSettings(init=init),
+            task=TaskSettings(train="selector", selector="learned"),
+            optim=TrainConfig(batch_size=4, lr=6e-3, precision="fp32", seed=seed),
+            epochs=args.follow,
+            warmup_epochs=args.follow / 16,
+        ),
+        join_world(),
+    )
+    return f"{out}/last"
+
+
+def report(
+    result: dict[str, Any], tested: list[int], selectors: list[str], seeds: int, followed: bool = False
+) -> Iterable[str]:
+    """The lines of a table for each budget; see :func:`mark_clips` for ``result``. With ``followed`` the last
+    of its checkpoints are those of :func:`follow`.
+    """
+    trained = [BEFORE, *selectors, *([FOLLOWED] if followed else [])]
     for budget in tested:
         right = {
             (own, used): marks(result, used, budget, range(row * seeds, (row + 1) * seeds))
@@ -68,6 +98,9 @@ def report(result: dict[str, Any], tested: list[int], selectors: list[str], seed
                 yield f"trained with {other} rather than {first}, tested with {used}: {difference}"
             both = _difference(right[other, other], right[first, first])
             yield f"trained and tested with {other} rather than {first}: {both}"
+        if followed:
+            again = _difference(right[FOLLOWED, "learned"], right["learned", "learned"])
+            yield f"{FOLLOWED}, rather than learned, tested with learned: {again}"
 
 
 def _accuracy(right: Tensor) -> str:
@@ -98,6 +131,7 @@ def main() -> None:
     add("--budgets", default="128,64,32", type=_numbers, help="tokens that are tested")
     add("--trained", type=_numbers, help="tokens of training, such as 256,128,64; default: the checkpoints'")
     add("--selectors", default="group_dynamic,moving_pixels", type=lambda text: text.split(","))
+    add("--follow", type=float, default=0, metavar="EPOCHS", help="of the learned selector on the new model")
     add("--epochs", type=float, default=4)
     add("--batch_size", type=int, default=32)
     add("--lr", type=float, default=3e-4)
@@ -108,9 +142,15 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.selectors) - set(SELECTORS):
         parser.error(f"--selectors: there is no {', '.join(sorted(unknown))}; see docs/selection.md")
+    if args.follow and "learned" not in args.selectors:
+        parser.error("--follow: it is for the selector learned, which --selectors does not name")
     starts, file = args.checkpoints, args.out / "marks.json"
     # One seed after the other, so that a run that is cut short has all selectors of the first.
-    trained = [[train(args, selector, seed) for selector in args.selectors] for seed in range(len(starts))]
+    trained = []
+    for seed in range(len(starts)):
+        trained.append([train(args, selector, seed) for selector in args.selectors])
+        if args.follow:
+            trained[-1].append(follow(args, trained[-1][args.selectors.index("learned")], seed))
     args.checkpoints = [*starts, *(path for row in zip(*trained, strict=True) for path in row)]
     args.methods, args.json = args.selectors, file
     setting = {
@@ -126,7 +166,7 @@ def main() -> None:
     args.data = args.test
     mark_clips(args, result)
     print(f"{result['done']} clips; {json.dumps(environment(args.device))}")
-    print(*report(result, args.budgets, args.selectors, len(starts)), sep="\n")
+    print(*report(result, args.budgets, args.selectors, len(starts), bool(args.follow)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,3 +16,11 @@ def test_the_report_compares_training_at_the_same_test_selector_and_both_togethe
     assert "trained with b rather than a, tested with b: +75.0" in lines
     assert "trained and tested with b rather than a: +62.5" in lines
     assert "(seeds +75.0 +50.0)" in lines
+
+
+def test_the_report_has_the_selector_that_followed_its_model() -> None:
+    # Two clips and one seed: the start, trained with "a", with "learned", and then its selector.
+    marks = {f"{used} 8 {number}": "00" for used in ("a", "learned") for number in range(4)}
+    marks |= {"learned 8 2": "10", "learned 8 3": "11"}
+    lines = "\n".join(report({"marks": marks}, [8], ["a", "learned"], 1, followed=True))
+    assert "learned, then its selector, rather than learned, tested with learned: +50.0" in lines
