@@ -89,26 +89,28 @@ def report(
         }
         yield f"\n{budget} tokens"
         rows = [["trained with", *(f"tested with {used}" for used in selectors)]]
-        rows += [[own, *(_accuracy(right[own, used]) for used in selectors)] for own in trained]
+        rows += [[own, *(accuracy(right[own, used]) for used in selectors)] for own in trained]
         yield from table(rows)
         first = selectors[0]
         for other in selectors[1:]:
             for used in selectors:
-                difference = _difference(right[other, used], right[first, used])
-                yield f"trained with {other} rather than {first}, tested with {used}: {difference}"
-            both = _difference(right[other, other], right[first, first])
+                same = difference(right[other, used], right[first, used])
+                yield f"trained with {other} rather than {first}, tested with {used}: {same}"
+            both = difference(right[other, other], right[first, first])
             yield f"trained and tested with {other} rather than {first}: {both}"
         if followed:
             again = _difference(right[FOLLOWED, "learned"], right["learned", "learned"])
             yield f"{FOLLOWED}, rather than learned, tested with learned: {again}"
 
 
-def _accuracy(right: Tensor) -> str:
+def accuracy(right: Tensor) -> str:
+    """Percent of ``[seeds, clips]``, and of each seed."""
     each = " ".join(f"{100 * row.mean().item():.1f}" for row in right)
     return f"{100 * right.mean().item():.1f} % ({each})"
 
 
-def _difference(a: Tensor, b: Tensor) -> str:
+def difference(a: Tensor, b: Tensor) -> str:
+    """How many points ``a`` ``[seeds, clips]`` is above ``b``, with the 95 % interval over the clips."""
     clips = 100 * (a - b).mean(0)
     half = 1.959964 * clips.std().item() / len(clips) ** 0.5
     each = " ".join(f"{100 * row.mean().item():+.1f}" for row in a - b)
