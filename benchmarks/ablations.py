@@ -119,10 +119,7 @@ def main() -> None:
     for place, seed in enumerate(seeds):
         for way in args.ways.split(","):
             results.append(run(args, way, seed, args.init and args.init[place]))
-            print(
-                json.dumps({name: value for name, value in results[-1].items() if name != "marks"}),
-                flush=True,
-            )
+            print(json.dumps({**results[-1], "marks": {}}), flush=True)
     print(*report(results), sep="\n")
     print(f"fluxvit {__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
 
@@ -140,8 +137,10 @@ def run(args: argparse.Namespace, name: str, seed: int, init: str | None) -> dic
     train, test = read_manifest(args.train), ClipDataset(read_manifest(args.test))
     trained = budgets[:1] if way.one_budget else budgets
     if init:
-        start = with_parts(plain_start(args, train, init, seed, budgets), way, train, args.grid)
-        start.save(out / "start")
+        if not (out / "start").exists():
+            plain = plain_start(args, train, init, seed, budgets)
+            with_parts(plain, way, train, args.grid).save(out / "start")
+        start = Checkpoint.load(out / "start")
         first = [Plan(args.grid, budgets[0])]
         before = predict_plans(start.prepared(), test, first, indices=range(min(len(test), 300)))[0].score
         recipe = tuning(args, train, str(out / "start"), "multi", seed, trained, args.clips)
@@ -168,14 +167,12 @@ def run(args: argparse.Namespace, name: str, seed: int, init: str | None) -> dic
     rows = [row for row in read_json_lines(out / LOG) if f"accuracy@{budgets[0]}" in row]
     left = leaves_after([row[f"accuracy@{budgets[0]}"] for row in rows], 2 / checkpoint.model.num_classes)
     result = {
-        **{
-            "way": name,
-            "seed": seed,
-            "before": before and f"{100 * before.accuracy:.1f}",
-            "tested": tested,
-            "marks": marks,
-        },
+        "way": name,
+        "seed": seed,
+        "before": before and f"{100 * before.accuracy:.1f}",
         "clips": None if init or left is None else left * args.batch_size,
+        "tested": tested,
+        "marks": marks,
     }
     write_json(done, result)
     return result
