@@ -99,7 +99,7 @@ def report(
             both = difference(right[other, other], right[first, first])
             yield f"trained and tested with {other} rather than {first}: {both}"
         if followed:
-            again = _difference(right[FOLLOWED, "learned"], right["learned", "learned"])
+            again = difference(right[FOLLOWED, "learned"], right["learned", "learned"])
             yield f"{FOLLOWED}, rather than learned, tested with learned: {again}"
 
 
