@@ -4,8 +4,7 @@ The connector turns the tokens of a video into vectors that take the place of wo
 their positions in the video, since their number varies with grid and budget.
 
 Shapes: B videos, K kept tokens, C channels of the FluxViT, P of its pooled vector, N vectors of a video for
-    the
-language model, D its width, L tokens of text.
+the language model, D its width, L tokens of text.
 """
 
 from __future__ import annotations
