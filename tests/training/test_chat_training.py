@@ -213,8 +213,8 @@ def language(tmp_path: Path) -> str:
 
 def train_chat(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out), "--model.init", str(checkpoint)]
-    small = ["--task.width", "32", "--task.queries", "3", "--task.init", "", "--language", language]
-    return main(["train-chat", str(recipe), *TINY, *folders, *small, *options])
+    small = ["--task.width", "32", "--task.queries", "3", "--task.init", "", "--task.adapters.rank", "0"]
+    return main(["train-chat", str(recipe), *TINY, *folders, *small, "--language", language, *options])
 
 
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
@@ -301,6 +301,27 @@ def test_adapters_are_trained_and_kept(world: Path, checkpoint: Path, language: 
         torch.testing.assert_close(plain.network(inputs_embeds=words).logits, adapted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="has no linear layers called q_proj or v_proj"):
         add_adapters(torch.nn.Linear(2, 2), 2, 2, ["q_proj", "v_proj"])
+
+
+def test_adapters_are_trained_further(
+    world: Path, checkpoint: Path, language: str, tmp_path: Path, capsys
+) -> None:
+    pytest.importorskip("peft")
+    first, further = tmp_path / "first", tmp_path / "further"
+    rank = ("--task.adapters.rank", "2", "--task.adapters.alpha", "6", "--optim.lr", "0.05")
+    assert train_chat(CONFIGS[0], world, checkpoint, language, first, *rank) == 0
+    options = ("--task.init", str(first / "last"), *rank, "--optim.lr", "1e-12")
+    assert train_chat(CONFIGS[0], world, checkpoint, language, further, *options) == 0
+    before, after = (
+        safetensors.torch.load_file(folder / "last" / "connector.safetensors") for folder in (first, further)
+    )
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+    # A connector that was trained beside adapters says little without them.
+    for wrong in (("--task.adapters.rank", "0"), ("--task.adapters.layers", "[q_proj]")):
+        argv = (*options, *wrong)
+        assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "no", *argv) == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "has adapters of rank 2 for q_proj, v_proj; set task.adapters.rank" in error
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from fluxvit.utils.options import Precision
 from fluxvit.utils.schema import Name, convert, located
 from fluxvit.utils.schema import load as load_json
 
-_CONNECTOR, _ADAPTERS = "connector.", "adapters."
+_CONNECTOR, _ADAPTERS, _UP = "connector.", "adapters.", ".up.weight"
 
 
 @dataclass
@@ -165,6 +165,33 @@ def copy_connector(folder: str | Path, connector: Connector, video: FluxViT) -> 
             f"{folder / VIDEO}"
         )
     connector.load_state_dict(state)
+
+
+def copy_adapters(folder: str | Path, adapters: nn.ModuleDict, scale: float) -> None:
+    """Copy the adapters of the language model in a chat model's folder, if it has any.
+
+    Args:
+        adapters: The adapters that get the weights, from :func:`~fluxvit.models.adapters.add_adapters`.
+        scale: Factor of their output.
+
+    Raises:
+        ValueError: It is not the folder of a chat model, or its adapters are of other layers or ranks.
+    """
+    state = {
+        name.removeprefix(_ADAPTERS): value / scale if name.endswith(_UP) else value
+        for name, value in _read_state(Path(folder)).items()
+        if name.startswith(_ADAPTERS)
+    }
+    if not state:
+        return
+    if not compare_keys(state, adapters).matches:
+        ranks = sorted({value.shape[1] for name, value in state.items() if name.endswith(_UP)})
+        layers = sorted({name.removesuffix(_UP).split("/")[-1] for name in state if name.endswith(_UP)})
+        raise ValueError(
+            f"{folder}: its language model has adapters of rank {', '.join(map(str, ranks))} for "
+            f"{', '.join(layers)}; set task.adapters.rank and task.adapters.layers to these"
+        )
+    adapters.load_state_dict(state)
 
 
 class _ChatFile(msgspec.Struct):

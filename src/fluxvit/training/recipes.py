@@ -339,8 +339,8 @@ class ChatSettings:
             video and the prompt are encoded once for all of them.
         independent: Share of the clips whose questions do not attend to each other, so that each answer must
             come from the video and not from an earlier answer.
-        init: Folder of a chat model whose connector is trained further. Empty (the default) means a new
-            connector.
+        init: Folder of a chat model whose connector, and adapters if it has any, are trained further. Empty
+            (the default) means new ones.
         adapters: Low-rank adapters (LoRA) of the language model, which are also trained if their ``rank`` is
             above 0.
         selector: Rule that selects the tokens to keep; docs/selection.md describes each.

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from fluxvit.checkpoints.chat import copy_connector
+from fluxvit.checkpoints.chat import copy_adapters, copy_connector
 from fluxvit.checkpoints.language_model import load_language_model
 from fluxvit.data.questions import questions_of
 from fluxvit.models.adapters import add_adapters
@@ -73,6 +74,8 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
         alpha = words.alpha or words.rank
         scale = alpha / words.rank
         adapters = add_adapters(language.network, words.rank, alpha, words.layers)
+    if task.init and task.loss == "answers":
+        copy_adapters(task.init, adapters or nn.ModuleDict(), scale)
     schedule = Schedule(recipe, len(train), model.config.size, world)
     # The plans of the video side stay valid as long as it does not change.
     plans = [] if recipe.model.settings.budgets or video.rank else start.plans
