@@ -213,8 +213,9 @@ def language(tmp_path: Path) -> str:
 
 def train_chat(recipe: Path, data: Path, checkpoint: Path, language: str, out: Path, *options: str) -> int:
     folders = ["--data.train", str(data / "train.jsonl"), "--out", str(out), "--model.init", str(checkpoint)]
-    small = ["--task.width", "32", "--task.queries", "3", "--task.init", "", "--task.adapters.rank", "0"]
-    return main(["train-chat", str(recipe), *TINY, *folders, *small, "--language", language, *options])
+    small = ["--task.width", "32", "--task.queries", "3", "--task.init", ""]
+    small += ["--task.freeze_connector", "false", "--task.adapters.rank", "0", "--language", language]
+    return main(["train-chat", str(recipe), *TINY, *folders, *small, *options])
 
 
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda path: path.stem)
@@ -316,6 +317,12 @@ def test_adapters_are_trained_further(
         safetensors.torch.load_file(folder / "last" / "connector.safetensors") for folder in (first, further)
     )
     torch.testing.assert_close(before, after, rtol=0, atol=1e-6)
+    frozen = ("--task.freeze_connector", "true")
+    options = ("--task.init", str(first / "last"), *rank)
+    assert train_chat(CONFIGS[0], world, checkpoint, language, tmp_path / "frozen", *options, *frozen) == 0
+    after = safetensors.torch.load_file(tmp_path / "frozen" / "last" / "connector.safetensors")
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {name for name in before if name.startswith("connector.")}
     # A connector that was trained beside adapters says little without them.
     for wrong in (("--task.adapters.rank", "0"), ("--task.adapters.layers", "[q_proj]")):
         argv = (*options, *wrong)
@@ -333,6 +340,7 @@ def test_adapters_are_trained_further(
         (["--task.turns", "0"], "task.turns is 0, expected an integer from 1"),
         (["--task.independent", "-1"], "expected a number from 0 to 1"),
         (["--task.init", "no/such/chat"], "no/such/chat: no chat model"),
+        (["--task.freeze_connector", "true"], "task.freeze_connector needs task.init, and task.adapters"),
         (["--language", "no/such/folder/here"], "no language model from"),
     ],
 )

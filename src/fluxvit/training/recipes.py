@@ -341,6 +341,7 @@ class ChatSettings:
             come from the video and not from an earlier answer.
         init: Folder of a chat model whose connector, and adapters if it has any, are trained further. Empty
             (the default) means new ones.
+        freeze_connector: Whether the connector of ``init`` stays as it is: only adapters are trained.
         adapters: Low-rank adapters (LoRA) of the language model, which are also trained if their ``rank`` is
             above 0.
         selector: Rule that selects the tokens to keep; docs/selection.md describes each.
@@ -356,6 +357,7 @@ class ChatSettings:
     turns: Annotated[int, Meta(ge=1, le=4096)] = 1
     independent: Share = 0.0
     init: str = ""
+    freeze_connector: bool = False
     adapters: LanguageAdapterSettings = field(default_factory=LanguageAdapterSettings)
     selector: SelectorName = "group_dynamic"
 
@@ -363,6 +365,8 @@ class ChatSettings:
         check_section(self, "task")
         if self.loss == "words" and self.adapters.rank:
             raise ValueError("task.loss words does not run the language model: set task.adapters.rank to 0")
+        if self.freeze_connector and not (self.init and self.adapters.rank):
+            raise ValueError("task.freeze_connector needs task.init, and task.adapters.rank above 0")
 
 
 @dataclass(frozen=True)

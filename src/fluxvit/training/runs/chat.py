@@ -65,7 +65,7 @@ def chat_recipe(recipe: ChatRecipe, world: World, progress: bool = True) -> Path
         copy_connector(task.init, connector, model)
     elif task.loss == "words":
         connector.start_as_words(language.network.get_input_embeddings().weight.detach().float().cpu())
-    connector.to(world.device)
+    connector.requires_grad_(not task.freeze_connector).to(world.device)
     video, words = recipe.model.adapters, task.adapters
     if video.rank:
         add_adapters(model, video.rank, video.alpha or video.rank, video.layers)
