@@ -1,23 +1,26 @@
-"""When does training from nothing leave chance? Several seeds of a nano model, before and after.
+"""When does training from nothing leave chance? Several seeds of a small model, before and after.
 
     python benchmarks/plateau.py --train DATA/train.jsonl --val DATA/val.jsonl --out runs/plateau
 
 Ways:
 
     before         small initial weights, grids of 16 to 32 frames of 32 or 40 pixels, peak learning rate 1e-3
-    after          initial weights for motion, 40 to 64 frames of 24 or 32 pixels, 3e-4
-    after_but_...  the same with the former weights, grids or learning rate
+    decay          initial weights for motion, 40 to 64 frames of 24 or 32 pixels, 1e-3 for the heads and less
+                   for each lower layer, by --layer_decay
+    warm           as `decay`, but all layers have 1e-3, with a warm-up over the first half of the run
+    after          as `decay`, but all layers have 3e-4
+    after_but_...  as `after`, with the small weights, the former grids or 1e-3
 
-All have pools of 192 to 400 tokens and keep equally many. A run has left chance when the running mean of its
-training accuracy (2 % of each step's) is twice that of guessing; the table has the number of clips by then.
-Every run resumes, so the command can be interrupted and repeated.
+All ways have patches of 8x8 pixels and two frames, pools of 192 to 400 tokens, and keep equally many. A run
+has left chance when the running mean of its training accuracy (2 % of each step's) is twice that of guessing;
+the table has the number of clips by then. Every run resumes, so the command can be interrupted and repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,14 +43,26 @@ from fluxvit.video.augment_settings import AugmentSettings
 
 USUAL = GridSettings((16, 33, 8), (32, 41, 8), min_tokens=192, max_tokens=400)
 DENSE = GridSettings((40, 65, 8), (24, 33, 8), min_tokens=192, max_tokens=400)
-WAYS: dict[str, tuple[Literal["small", "motion"], GridSettings, float]] = {
-    "before": ("small", USUAL, 1e-3),
-    "after": ("motion", DENSE, 3e-4),
-    "after_but_weights": ("small", DENSE, 3e-4),
-    "after_but_grids": ("motion", USUAL, 3e-4),
-    "after_but_rate": ("motion", DENSE, 1e-3),
+
+
+@dataclass(frozen=True)
+class Way:
+    weights: Literal["small", "motion"] = "motion"
+    grids: GridSettings = DENSE
+    lr: float = 1e-3
+    warmup: float = 0.1
+    decay: bool = False
+
+
+WAYS = {
+    "before": Way("small", USUAL),
+    "decay": Way(decay=True),
+    "warm": Way(warmup=0.5),
+    "after": Way(lr=3e-4),
+    "after_but_weights": Way(weights="small", lr=3e-4),
+    "after_but_grids": Way(grids=USUAL, lr=3e-4),
+    "after_but_rate": Way(),
 }
-"""The initial weights, the training grids and the peak learning rate of each way."""
 
 
 def main() -> None:
@@ -58,11 +73,13 @@ def main() -> None:
     add("--train", required=True, help="manifest")
     add("--val", required=True, help="manifest")
     add("--out", type=Path, default=Path("runs/plateau"))
-    add("--ways", default="before,after")
+    add("--model", default="fluxvit_nano", help="size of the network: fluxvit_nano or fluxvit_tiny")
+    add("--ways", default="before,decay")
     add("--seeds", default="0,1,2,3,4")
     add("--clips", type=int, default=10_000, help="training clips of a run")
     add("--budgets", default="32", help="tokens that are kept, largest first")
     add("--batch_size", type=int, default=32)
+    add("--layer_decay", type=float, default=0.5, help="of the way `decay`; 0.75 for fluxvit_tiny")
     add("--precision", default="auto", help="fp32, bf16 or auto")
     args = parser.parse_args()
     results = []
@@ -74,25 +91,27 @@ def main() -> None:
     print(f"fluxvit {__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
 
 
-def _run(args: argparse.Namespace, way: str, seed: int) -> dict[str, Any]:
-    out = args.out / f"{way}-{seed}"
+def _run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    out = args.out / f"{name}-{seed}"
     done = out / "result.json"
     if done.exists():
         return json.loads(done.read_text())
-    weights, grids, rate = WAYS[way]
+    way = WAYS[name]
     budgets = tuple(map(int, args.budgets.split(",")))
     train, val = read_manifest(args.train), read_manifest(args.val)
-    model = ModelSettings("fluxvit_nano", settings=NetworkSettings(budgets=budgets), weights=weights)
-    recipe = short_recipe(args, out, len(train), model, grids, TrainConfig(lr=rate, seed=seed))
+    settings = NetworkSettings(budgets, patch_size=8, tubelet_size=2)
+    model = ModelSettings(args.model, settings=settings, weights=way.weights)
+    optim = TrainConfig(lr=way.lr, layer_decay=args.layer_decay if way.decay else 1.0, seed=seed)
+    recipe = short_recipe(args, out, len(train), model, way.grids, optim, way.warmup)
     checkpoint = Checkpoint.load(train_recipe(recipe, join_world(), progress=False))
-    grid = SamplingGrid(64, 24, 24) if grids is DENSE else SamplingGrid(32, 32, 32)
+    grid = SamplingGrid(64, 24, 24) if way.grids is DENSE else SamplingGrid(32, 32, 32)
     plans = [Plan(grid, budget) for budget in budgets]
     scores = [result.score for result in predict_plans(checkpoint, ClipDataset(val), plans)]
     rows = [row for row in read_json_lines(out / LOG) if f"accuracy@{budgets[0]}" in row]
     accuracies = [row[f"accuracy@{budgets[0]}"] for row in rows]
     left = leaves_after(accuracies, 2 / checkpoint.model.num_classes)
     result = {
-        "way": way,
+        "way": name,
         "seed": seed,
         "clips": None if left is None else left * args.batch_size,
         "train": round(100 * sum(accuracies[-50:]) / len(accuracies[-50:]), 1),
@@ -110,8 +129,9 @@ def short_recipe(
     model: ModelSettings,
     grids: GridSettings,
     optim: TrainConfig,
+    warmup: float = 0.1,
 ) -> Recipe:
-    """A training of ``args.clips`` clips, of which each step is logged."""
+    """A training of ``args.clips`` clips, of which each step is logged; ``warmup`` is a share of them."""
     epochs = args.clips / videos
     return Recipe(
         # One cache of 64 frames for all ways, of which those with fewer frames take a part.
@@ -121,7 +141,7 @@ def short_recipe(
         grids=grids,
         optim=replace(optim, batch_size=args.batch_size, precision=args.precision, log_every=1),
         epochs=epochs,
-        warmup_epochs=min(1.0, epochs / 10),
+        warmup_epochs=warmup * epochs,
         augment=AugmentSettings(crop_scale=(0.7, 1.0), crop_ratio=(0.85, 1.18)),
     )
 
