@@ -92,7 +92,7 @@ def main() -> None:
         for entry in entries:
             chat.watch(entry.path)
             texts.append("".join(chat.ask(DESCRIBE, limit=80)))
-        print(f"{chat.plan}: {len(texts)} descriptions")
+        print(f"{chat.plan.keep} tokens of {chat.plan.grid}: {len(texts)} descriptions")
         for text in texts[:5]:
             print(f"    {text}")
         report("of their own videos", texts, entries)
