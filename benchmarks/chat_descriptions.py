@@ -31,8 +31,8 @@ Told = dict[tuple[str, str], int]
 
 
 def _pattern(clause: str) -> re.Pattern[str]:
-    said = clause.removeprefix("{it} ")
-    return re.compile(r"\b" + re.sub(r"\\\{\w+\\\}", ".+?", re.escape(said)) + r"\b")
+    said = clause.removeprefix("{it} ").removeprefix("{visitor} ")
+    return re.compile(r"\b" + re.sub(r"\\\{\w+\\\}", r"[\\w ]+?", re.escape(said)) + r"\b")
 
 
 PATTERNS = [
