@@ -96,7 +96,8 @@ CASES = {
     """,
     "train-chat": f"""
         train-chat {CONFIGS}/chat/motionworld_smollm2.yaml {TINY} --task.width 32 --task.queries 3
-        --task.init '' --language {{language}} --model.init {{model}}
+        --task.init '' --task.freeze_connector false --task.adapters.rank 0
+        --language {{language}} --model.init {{model}}
     """,
     "probe": """
         probe {model} --train {data}/train.jsonl --val {data}/val.jsonl --epochs 40 --out {out}/probe
